@@ -1,0 +1,139 @@
+"""What every learner is made of: the optimiser step, gradient descent on sampled batches, and `train`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_align.types import Learner, Metrics, Params, Sampler, State
+
+LossFn = Callable[[Params, Any, Any, chex.PRNGKey, Any], tuple[chex.Array, Metrics]]
+"""`(params, frozen, batch, key, hparams) -> (loss, metrics)`: the scalar objective of one batch."""
+
+
+def make_optimizer(
+    *, max_grad_norm: float | None = 0.5, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-5
+) -> optax.GradientTransformation:
+    """Return Adam behind global-norm clipping, with the learning rate left to `descend`.
+
+    The rate stays outside so that it can be a traced hyperparameter and be vmapped.
+
+    Args:
+      max_grad_norm: gradients with a larger *global* norm are scaled down to it; None leaves them alone.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment (1e-5 in the PPO literature, 1e-8 in Kingma & Ba 2015).
+
+    Returns:
+      A transformation whose updates point downhill only after `descend` multiplies them by `-learning_rate`.
+    """
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    return adam if max_grad_norm is None else optax.chain(optax.clip_by_global_norm(max_grad_norm), adam)
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    grads: Params,
+    opt_state: Any,
+    params: Params,
+    learning_rate: chex.Numeric,
+) -> tuple[Params, Any]:
+    """Take one step downhill: `params - learning_rate * optimizer(grads)`.
+
+    Returns:
+      The new parameters and the new optimiser state.
+    """
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), opt_state
+
+
+def linear_decay(step: chex.Array, total_steps: int | None, warmup_steps: int = 0) -> chex.Array:
+    """Return the learning rate's factor: a linear rise over `warmup_steps`, then a fall to 0 at `total_steps`.
+
+    Args:
+      step: [] int32, the steps already taken.
+      total_steps: where the factor reaches 0; None keeps it at 1 after the warm-up.
+      warmup_steps: length of the rise; the first step's factor is `1 / (warmup_steps + 1)`.
+
+    Returns:
+      [] float32 in [0, 1].
+    """
+    step = jnp.asarray(step, jnp.float32)
+    factor = jnp.minimum(1.0, (step + 1.0) / (warmup_steps + 1.0))
+    if total_steps is None:
+        return factor
+    remaining = (total_steps - step) / max(total_steps - warmup_steps, 1)
+    return jnp.clip(jnp.minimum(factor, remaining), 0.0, 1.0)
+
+
+def make_gradient_learner(
+    init_params: Callable[[chex.PRNGKey], Params],
+    loss: LossFn,
+    sample: Sampler | None = None,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    total_steps: int | None = None,
+    warmup_steps: int = 0,
+    init_frozen: Callable[[Params], Any] = lambda params: None,
+) -> Learner:
+    """Build the learner that descends `loss` on one batch a step.
+
+    Language-model pre-training, supervised fine-tuning and reward models are this learner with another loss.
+
+    Args:
+      init_params: `key -> params`; return trained parameters here to fine-tune them.
+      loss: `(params, frozen, batch, key, hparams) -> (scalar, metrics)`; `hparams.learning_rate` is used here.
+      sample: `key -> batch`, used when `step` is called without a batch.
+      optimizer: an update rule without its learning rate; default `make_optimizer()`.
+      total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.
+      warmup_steps: the learning rate first rises linearly over this many steps.
+      init_frozen: `params -> frozen`, what the loss reads but never trains.
+
+    Returns:
+      A `Learner`; its metrics are the loss's own plus `loss`, `grad_norm` and `learning_rate`.
+    """
+    optimizer = optimizer or make_optimizer()
+
+    def init(key: chex.PRNGKey, hparams: Any) -> State:
+        key_params, key = jax.random.split(key)
+        params = init_params(key_params)
+        hparams = jax.tree.map(jnp.float32, hparams)
+        return State(
+            params, optimizer.init(params), jnp.zeros((), jnp.int32), hparams, init_frozen(params), None, key
+        )
+
+    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
+        key, key_data, key_loss = jax.random.split(state.key, 3)
+        if batch is None:
+            if sample is None:
+                raise ValueError("this learner has no sampler: pass step(state, batch)")
+            batch = sample(key_data)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state.frozen, batch, key_loss, state.hparams
+        )
+        learning_rate = state.hparams.learning_rate * linear_decay(state.step, total_steps, warmup_steps)
+        params, opt_state = descend(optimizer, grads, state.opt_state, state.params, learning_rate)
+        metrics = metrics | {
+            "loss": value,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": learning_rate,
+        }
+        return state._replace(params=params, opt_state=opt_state, step=state.step + 1, key=key), metrics
+
+    return Learner(init, step)
+
+
+def train(learner: Learner, num_steps: int) -> Callable[[chex.PRNGKey, Any], tuple[State, Metrics]]:
+    """Return `(key, hparams) -> (State, metrics)`, a whole run as one pure function.
+
+    `jax.jit(jax.vmap(train(learner, n), (0, None)))` trains one member per key in one program; the metrics
+    gain a leading axis [num_steps].
+    """
+
+    def run(key: chex.PRNGKey, hparams: Any) -> tuple[State, Metrics]:
+        return jax.lax.scan(lambda s, _: learner.step(s), learner.init(key, hparams), None, num_steps)
+
+    return run

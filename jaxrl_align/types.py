@@ -1,0 +1,94 @@
+"""The few types that every room of the library shares.
+
+Two ideas carry the library. A *learner* is two pure functions over an explicit state, as an optax
+optimiser is. A *domain* (gymnax environments, text, tabular MDPs) is an actor: how experience is made and
+how it is judged again under new parameters. A language model is a policy and generation is a rollout, so
+both domains fill the same `Trajectory`, and everything between actor and learner is shared.
+
+Shapes are written for one actor: `T` is time, and a batch adds a leading axis, `[B, T, ...]`. A quantity at
+two times takes the field's suffixes: `v_tm1` at the step's start, `v_t` at its end.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+
+Params = chex.ArrayTree
+Metrics = dict[str, chex.Array]
+Sampler = Callable[[chex.PRNGKey], Any]
+"""`key -> batch`: a pure draw from data that lies on the device, so the key is the data cursor."""
+
+
+class Trajectory(NamedTuple):
+    """What one actor did in `T` steps, and what the learner needs to judge it.
+
+    Padding (a sequence that ended early) is `reward = discount = lambda_ = value = next_value = mask = 0`,
+    so every recursion over time runs unmasked.
+    """
+
+    obs: Any
+    """[T, ...] observation before the action; for a language model the prompt's tokens, [P]."""
+    action: chex.Array
+    """[T, ...] what was done; for a language model the response's tokens."""
+    log_prob: chex.Array
+    """[T] log-probability in nats, under the policy that acted."""
+    reward: chex.Array
+    """[T] float."""
+    discount: chex.Array
+    """[T] gamma * (1 - terminated): what follows a termination is worth nothing."""
+    lambda_: chex.Array
+    """[T] lambda * (1 - terminated) * (1 - truncated): no trace crosses an episode's end."""
+    value: chex.Array
+    """[T] estimate at the step's start."""
+    next_value: chex.Array
+    """[T] estimate at the step's end, read before any reset."""
+    mask: chex.Array
+    """[T] 1 for a real step, 0 for padding."""
+
+
+class Evaluation(NamedTuple):
+    """A trajectory's actions judged under given parameters: each field [T], logits [T, A] or None."""
+
+    log_prob: chex.Array
+    entropy: chex.Array
+    value: chex.Array
+    logits: Any = None
+
+
+class Actor(NamedTuple):
+    """A domain: how experience is made, and how it is judged again."""
+
+    init_params: Callable[[chex.PRNGKey], Params]
+    """`key -> params`: the trainable parameters."""
+    init_frozen: Callable[[Params], Any]
+    """`params -> frozen`: what is read but never trained (reference policy, reward model, LoRA base)."""
+    init_env: Callable[[chex.PRNGKey, Any], Any]
+    """`(key, hparams) -> env_state`: whatever the domain carries from rollout to rollout."""
+    rollout: Callable[..., tuple[Any, Trajectory, Metrics]]
+    """`(params, frozen, env_state, key, hparams, batch) -> (env_state, Trajectory[B, T], metrics)`."""
+    evaluate: Callable[[Params, Any, Trajectory], Evaluation]
+    """`(params, frozen, Trajectory[T]) -> Evaluation[T]` for one trajectory; the caller vmaps."""
+
+
+class Learner(NamedTuple):
+    """An algorithm: two pure functions that may be jitted, vmapped, scanned and sharded."""
+
+    init: Callable[[chex.PRNGKey, Any], "State"]
+    """`(key, hparams) -> State`."""
+    step: Callable[..., tuple["State", Metrics]]
+    """`(state, batch=None) -> (State, metrics)`; without a batch the learner draws its own."""
+
+
+class State(NamedTuple):
+    """Everything a learner carries; saving this one pytree is enough to resume bit for bit."""
+
+    params: Params
+    opt_state: Any
+    step: chex.Array
+    """[] int32, the number of steps taken."""
+    hparams: Any
+    """Traced scalars (learning rate, clip, ...): one vmap runs seeds x hyperparameters in one program."""
+    frozen: Any
+    env_state: Any
+    key: chex.PRNGKey
