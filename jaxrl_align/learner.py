@@ -77,33 +77,29 @@ def make_gradient_learner(
     optimizer: optax.GradientTransformation | None = None,
     total_steps: int | None = None,
     warmup_steps: int = 0,
-    init_frozen: Callable[[Params], Any] = lambda params: None,
 ) -> Learner:
     """Build the learner that descends `loss` on one batch a step.
 
     Language-model pre-training, supervised fine-tuning and reward models are this learner with another loss.
 
     Args:
-      init_params: `key -> params`; return trained parameters here to fine-tune them.
+      init_params: `key -> params`, used when `init` is called without parameters to start from.
       loss: `(params, frozen, batch, key, hparams) -> (scalar, metrics)`; `hparams.learning_rate` is used here.
       sample: `key -> batch`, used when `step` is called without a batch.
       optimizer: an update rule without its learning rate; default `make_optimizer()`.
       total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.
       warmup_steps: the learning rate first rises linearly over this many steps.
-      init_frozen: `params -> frozen`, what the loss reads but never trains.
 
     Returns:
       A `Learner`; its metrics are the loss's own plus `loss`, `grad_norm` and `learning_rate`.
     """
     optimizer = optimizer or make_optimizer()
 
-    def init(key: chex.PRNGKey, hparams: Any) -> State:
+    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
         key_params, key = jax.random.split(key)
-        params = init_params(key_params)
+        params = init_params(key_params) if params is None else params
         hparams = jax.tree.map(jnp.float32, hparams)
-        return State(
-            params, optimizer.init(params), jnp.zeros((), jnp.int32), hparams, init_frozen(params), None, key
-        )
+        return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), hparams, frozen, None, key)
 
     def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
         key, key_data, key_loss = jax.random.split(state.key, 3)

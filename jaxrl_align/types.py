@@ -61,8 +61,6 @@ class Actor(NamedTuple):
 
     init_params: Callable[[chex.PRNGKey], Params]
     """`key -> params`: the trainable parameters."""
-    init_frozen: Callable[[Params], Any]
-    """`params -> frozen`: what is read but never trained (reference policy, reward model, LoRA base)."""
     init_env: Callable[[chex.PRNGKey, Any], Any]
     """`(key, hparams) -> env_state`: whatever the domain carries from rollout to rollout."""
     rollout: Callable[..., tuple[Any, Trajectory, Metrics]]
@@ -74,8 +72,8 @@ class Actor(NamedTuple):
 class Learner(NamedTuple):
     """An algorithm: two pure functions that may be jitted, vmapped, scanned and sharded."""
 
-    init: Callable[[chex.PRNGKey, Any], "State"]
-    """`(key, hparams) -> State`."""
+    init: Callable[..., "State"]
+    """`(key, hparams, params=None, frozen=None) -> State`; given `params` are where training starts."""
     step: Callable[..., tuple["State", Metrics]]
     """`(state, batch=None) -> (State, metrics)`; without a batch the learner draws its own."""
 
@@ -90,5 +88,6 @@ class State(NamedTuple):
     hparams: Any
     """Traced scalars (learning rate, clip, ...): one vmap runs seeds x hyperparameters in one program."""
     frozen: Any
+    """What is read but never trained: the reference policy, the reward model, the base under an adapter."""
     env_state: Any
     key: chex.PRNGKey
