@@ -51,7 +51,7 @@ def descend(
 
 
 def linear_decay(step: chex.Array, total_steps: int | None, warmup_steps: int = 0) -> chex.Array:
-    """Return the learning rate's factor: a linear rise over `warmup_steps`, then a fall to 0 at `total_steps`.
+    """Return the learning rate's factor: a linear rise over `warmup_steps`, then a fall to 0.
 
     Args:
       step: [] int32, the steps already taken.
@@ -84,7 +84,7 @@ def make_gradient_learner(
 
     Args:
       init_params: `key -> params`, used when `init` is called without parameters to start from.
-      loss: `(params, frozen, batch, key, hparams) -> (scalar, metrics)`; `hparams.learning_rate` is used here.
+      loss: `(params, frozen, batch, key, hparams) -> (scalar, metrics)`; hparams has a `learning_rate`.
       sample: `key -> batch`, used when `step` is called without a batch.
       optimizer: an update rule without its learning rate; default `make_optimizer()`.
       total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.

@@ -1,0 +1,1 @@
+"""Domains: how experience is made (`rollout`) and judged again under new parameters (`evaluate`)."""

@@ -1,0 +1,1 @@
+"""Alignment learners: supervised fine-tuning, reward models, RLHF."""

@@ -1,0 +1,1 @@
+"""Host-side data: tokenizers, corpora, demonstrations and comparisons, as numpy arrays."""

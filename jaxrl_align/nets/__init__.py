@@ -1,0 +1,1 @@
+"""Flax networks behind `(init, apply)` pairs; the only room that imports flax."""

@@ -1,0 +1,1 @@
+"""Supervised and self-supervised learners: language models and layer-wise pre-training."""

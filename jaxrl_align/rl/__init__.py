@@ -1,0 +1,1 @@
+"""Reinforcement learners; they know neither environments nor language models."""
