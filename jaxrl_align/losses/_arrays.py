@@ -1,0 +1,46 @@
+"""What every loss does to its inputs first: promote to at least float32, and keep exponentials finite."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+MAX_LOG_RATIO = 20.0
+"""exp(20) = 4.9e8: above it a probability ratio is held, so that neither loss nor gradient overflows."""
+
+
+def as_floats(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
+    """Return the arrays as floats of at least 32 bits: integers and bfloat16 are promoted exactly."""
+    arrays = tuple(jnp.asarray(x) for x in arrays)
+    for x in arrays:
+        if jnp.iscomplexobj(x):
+            raise ValueError(f"expected real numbers, got {x.dtype}; pass the real part")
+    return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in arrays)
+
+
+def same_shape(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
+    """Return `as_floats(*arrays)` after checking that nothing would broadcast."""
+    arrays = as_floats(*arrays)
+    chex.assert_equal_shape(arrays)
+    return arrays
+
+
+def series(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
+    """Return `as_floats(*arrays)` after checking that each is [T] with one common T >= 1."""
+    arrays = same_shape(*arrays)
+    chex.assert_rank(arrays, 1)
+    if arrays[0].shape[0] == 0:
+        raise ValueError("expected at least one time step, got an array of shape (0,)")
+    return arrays
+
+
+def bounded_exp(log_ratio: jax.Array) -> jax.Array:
+    """Return exp(log_ratio), held at exp(20), where its gradient is 0."""
+    return jnp.exp(jnp.minimum(log_ratio, MAX_LOG_RATIO))
+
+
+def pick(x: jax.Array, index: chex.Numeric) -> jax.Array:
+    """Return `x[..., index]` for an integer index of shape `x.shape[:-1]`."""
+    index = jnp.asarray(index)
+    chex.assert_type(index, int)
+    chex.assert_shape(index, x.shape[:-1])
+    return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
