@@ -1,0 +1,187 @@
+"""Checkpoints: one pytree in one file, written whole or not at all.
+
+A checkpoint is a NumPy `.npz` (a zip without pickles) named by its step. orbax was measured first and left
+out: on 151 leaves of 20 MB it took 0.17 s a save against 0.04 s here, refused arrays of size zero, cast a
+leaf of another dtype silently, returned wrong numbers without an error after one flipped byte (a zip checks
+its sums), and buried a truncated file under 4,600 lines of traceback.
+"""
+
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.runtime.folder import atomic_path, differences, to_json
+
+VERSION = 1
+KEEP = 2
+_METADATA = "__metadata__"
+_NAME = re.compile(r"checkpoint_(\d+)\.npz")
+
+
+def save(folder: str | os.PathLike, step: int, state: Any, config: Any) -> Path:
+    """Write `state` as the checkpoint of `step` and keep the last two.
+
+    Every leaf keeps its bits: float32, bfloat16, integers, booleans and typed PRNG keys. Checkpoints of later
+    steps are removed with the older ones: they belong to a run that was abandoned at this step.
+
+    Args:
+      folder: an existing folder.
+      step: the number of steps taken, which names the file.
+      state: any pytree of arrays.
+      config: the configuration that `restore` compares, a dataclass or a mapping.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      OSError: it could not be written; the checkpoints before it are untouched.
+    """
+    folder = Path(folder)
+    path = folder / f"checkpoint_{step:09d}.npz"
+    leaves = {_leaf_name(keys): _to_numpy(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    metadata = {
+        "version": VERSION,
+        "step": step,
+        "config": to_json(config),
+        "leaves": {name: kind for name, (_, kind) in leaves.items()},
+    }
+    arrays = {name: array for name, (array, _) in leaves.items()}
+    arrays[_METADATA] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    try:
+        with atomic_path(path) as temporary:
+            np.savez(temporary, **arrays)
+    except OSError as error:
+        kept = latest_step(folder)
+        last = (
+            "no checkpoint was written before" if kept is None else f"the checkpoint of step {kept} is intact"
+        )
+        raise OSError(f"could not write {path}: {error}; {last}") from error
+    steps = _steps(folder)
+    for old in [s for s in steps if s > step] + [s for s in steps if s <= step][:-KEEP]:
+        _path(folder, old).unlink(missing_ok=True)
+    return path
+
+
+def latest_step(folder: str | os.PathLike) -> int | None:
+    """Return the step of the newest checkpoint in `folder`, or None."""
+    steps = _steps(folder)
+    return steps[-1] if steps else None
+
+
+def restore(folder: str | os.PathLike, template: Any, config: Any = None) -> tuple[Any, int]:
+    """Read the newest checkpoint in `folder` that is whole; warn about each damaged one passed over.
+
+    Args:
+      folder: where `save` wrote.
+      template: a pytree of arrays, or of `jax.ShapeDtypeStruct` from `jax.eval_shape`, that says what is
+        expected.
+      config: the configuration of this run; None reads a checkpoint of any.
+
+    Returns:
+      `(state, step)`; the state has the template's structure, and its shardings where they span devices.
+
+    Raises:
+      ValueError: no whole checkpoint, one of another version or configuration, or leaves that do not fit.
+    """
+    steps = _steps(folder)
+    if not steps:
+        raise ValueError(f"no checkpoint in {folder}")
+    for step in reversed(steps):
+        path = _path(folder, step)
+        try:
+            metadata, arrays = _read(path)
+        except Exception as error:  # whatever a damaged file makes zip, NumPy and JSON raise
+            warnings.warn(f"{path} is damaged ({error}); trying the one before", stacklevel=2)
+            continue
+        _check_metadata(path, metadata, config)
+        return _to_tree(path, template, metadata["leaves"], arrays), step
+    raise ValueError(
+        f"{_path(folder, steps[-1])} is damaged and no other is whole; pass --out with a new folder"
+    )
+
+
+def _path(folder: str | os.PathLike, step: int) -> Path:
+    return Path(folder) / f"checkpoint_{step:09d}.npz"
+
+
+def _steps(folder: str | os.PathLike) -> list[int]:
+    if not Path(folder).is_dir():
+        return []
+    return sorted(int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name)))
+
+
+def _leaf_name(keys: tuple) -> str:
+    return jax.tree_util.keystr(keys) or "state"
+
+
+def _is_key(dtype: Any) -> bool:
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _describe(leaf: Any) -> dict[str, Any]:
+    return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+
+
+def _to_numpy(leaf: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+    kind = _describe(leaf)
+    if _is_key(leaf.dtype):
+        return np.asarray(jax.random.key_data(leaf)), kind | {"impl": str(jax.random.key_impl(leaf))}
+    array = np.asarray(leaf)
+    # NumPy writes bfloat16 and other foreign types as raw void: the name in the metadata brings them back.
+    return array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array, kind
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return json.loads(arrays.pop(_METADATA).tobytes()), arrays
+
+
+def _check_metadata(path: Path, metadata: dict[str, Any], config: Any) -> None:
+    if metadata["version"] != VERSION:
+        raise ValueError(
+            f"checkpoint {path} has format version {metadata['version']}, expected {VERSION}; "
+            "read it with the program that wrote it, or pass --out with a new folder"
+        )
+    was, now = ("", "") if config is None else differences(metadata["config"], config)
+    if was or now:
+        raise ValueError(
+            f"checkpoint in {path.parent} was made with {was}, but this run has {now}; "
+            "pass --out with a new folder, or the same configuration"
+        )
+
+
+def _to_tree(path: Path, template: Any, kinds: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
+    expected, structure = jax.tree_util.tree_flatten_with_path(template)
+    expected = {_leaf_name(k): leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for k, leaf in expected}
+    if unknown := kinds.keys() - expected.keys():
+        raise ValueError(f"checkpoint {path} holds {min(unknown)}, which this run does not have")
+    leaves = []
+    for name, leaf in expected.items():
+        if name not in kinds:
+            raise ValueError(f"checkpoint {path} lacks {name}, which this run has")
+        found, wanted = ({k: kind[k] for k in ("dtype", "shape")} for kind in (kinds[name], _describe(leaf)))
+        if found != wanted:
+            raise ValueError(
+                f"checkpoint {path} holds {name} as {found['dtype']}{found['shape']}, "
+                f"but this run expects {wanted['dtype']}{wanted['shape']}"
+            )
+        leaves.append(_to_device(arrays[name], kinds[name], leaf))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _to_device(array: np.ndarray, kind: dict[str, Any], leaf: Any) -> jax.Array:
+    if "impl" in kind:
+        value = jax.random.wrap_key_data(jnp.array(array), impl=kind["impl"])
+    else:
+        value = jnp.array(array.view(jnp.dtype(kind["dtype"])), copy=True)
+    sharding = getattr(leaf, "sharding", None)
+    return jax.device_put(value, sharding) if sharding and len(sharding.device_set) > 1 else value

@@ -1,0 +1,218 @@
+"""The host loop: drives a pure step in compiled chunks, with progress, metrics and checkpoints."""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxrl_align.runtime import checkpoint
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, cut_metrics, read_metrics
+
+Step = Callable[[Any], tuple[Any, dict[str, Any]]]
+"""`state -> (state, metrics)`: a learner's step, or several under `jax.vmap`."""
+
+
+def run(
+    step: Step,
+    state: Any,
+    num_steps: int,
+    *,
+    chunk: int = 10,
+    folder: RunFolder | None = None,
+    label: str = "",
+    show: Sequence[str] = ("loss",),
+    progress: bool = True,
+    checkpoint_every: int | None = None,
+) -> tuple[Any, History]:
+    """Take `num_steps` steps from `state`, entering Python once a chunk.
+
+    The chunks end at multiples of `chunk` and at `num_steps`, wherever a run was interrupted: a continued run
+    goes through the same compiled programs as an uninterrupted one and ends in the same bits. One program is
+    compiled for a whole chunk and one for the shorter last one.
+
+    With a folder, each step's metrics go to `metrics.jsonl` and the state to checkpoints: at the first
+    chunk's end at or after every multiple of `checkpoint_every`, at the end, and on Ctrl-C (the chunk is
+    finished first; a second Ctrl-C stops at once). A folder opened with `resume=True` continues from its
+    newest checkpoint.
+
+    Args:
+      step: a pure function `state -> (state, metrics)`; metrics is a flat dict of arrays, [M] with M members.
+      state: any pytree of arrays. It is copied, because the loop gives its buffers to the compiled program.
+      num_steps: the length of the whole run, including what was done before an interruption.
+      chunk: steps per entry into Python.
+      folder: where the run is kept; None keeps nothing.
+      label: the progress line's first word.
+      show: metrics in the progress line: means over the last chunk and the members, nan left out.
+      progress: show progress on stderr; without a terminal, about ten lines.
+      checkpoint_every: steps between checkpoints; None saves only at the end.
+
+    Returns:
+      `(state, history)`; the history maps each metric to [num_steps, ...], read back where the run was
+      resumed.
+
+    Raises:
+      FloatingPointError: a metric whose name ends in "loss" is nan or infinite; no checkpoint is written
+        after it.
+      KeyboardInterrupt: Ctrl-C, after the checkpoint.
+      ValueError: an argument out of range, or a checkpoint that does not fit this run.
+    """
+    _check_arguments(num_steps, chunk, folder, checkpoint_every)
+    done, state, history = _start(step, state, num_steps, folder)
+    report = _reporter(label, done, num_steps) if progress else lambda *_: None
+
+    def advance(carry: Any, size: int) -> tuple[Any, dict[str, Any]]:
+        return jax.lax.scan(lambda c, _: step(c), carry, None, size)
+
+    advance = jax.jit(advance, static_argnums=1, donate_argnums=0)
+    with _deferred_interrupt() as interrupted:
+        while done < num_steps:
+            end = min(done - done % chunk + chunk, num_steps)
+            state, metrics = advance(state, end - done)
+            metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            stop = interrupted()
+            if folder is not None:
+                due = checkpoint_every is not None and end // checkpoint_every > done // checkpoint_every
+                _record(folder, done, end, metrics, state, save=stop or due or end == num_steps)
+            _check_finite(metrics, done, folder)
+            history.append(metrics)
+            done = end
+            report(done, {name: metrics[name] for name in show if name in metrics})
+            if stop:
+                raise KeyboardInterrupt
+    return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
+
+
+def _check_arguments(
+    num_steps: int, chunk: int, folder: RunFolder | None, checkpoint_every: int | None
+) -> None:
+    for name, value in {"num_steps": num_steps, "chunk": chunk, "checkpoint_every": checkpoint_every}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if checkpoint_every is not None and folder is None:
+        raise ValueError("checkpoint_every needs a folder to write to; pass folder=open_run(path, config)")
+
+
+def _start(
+    step: Step, state: Any, num_steps: int, folder: RunFolder | None
+) -> tuple[int, Any, list[History]]:
+    """Return the steps already done, a state that the loop may consume, and the history so far."""
+    if folder is None:
+        return 0, _copy(state), []
+    metrics_path = folder.path / METRICS_FILE
+    if not folder.resume and (metrics_path.exists() or checkpoint.latest_step(folder.path) is not None):
+        raise ValueError(f"{folder.path} already holds a run; give each run its own folder.sub(name)")
+    if not folder.resume or checkpoint.latest_step(folder.path) is None:
+        cut_metrics(metrics_path, 0)
+        return 0, _copy(state), []
+    state, done = checkpoint.restore(folder.path, state, folder.config)
+    if done > num_steps:
+        raise ValueError(
+            f"the checkpoint in {folder.path} is at step {done}, beyond num_steps={num_steps}; "
+            "pass --out with a new folder, or more steps"
+        )
+    kinds = jax.eval_shape(step, state)[1]
+    history = read_metrics(metrics_path, done)
+    if history.keys() != kinds.keys():
+        raise ValueError(
+            f"{metrics_path} holds {sorted(history)}, but this run's metrics are {sorted(kinds)}"
+        )
+    cut_metrics(metrics_path, done)
+    return done, state, [{name: values.astype(kinds[name].dtype) for name, values in history.items()}]
+
+
+def _copy(state: Any) -> Any:
+    # An explicit dtype also drops weak types, which would cost a second compilation at the second chunk.
+    return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), state)
+
+
+def _record(folder: RunFolder, done: int, end: int, metrics: History, state: Any, *, save: bool) -> None:
+    append_metrics(folder.path / METRICS_FILE, done, metrics, sync=save)
+    if save and _first_bad_step(metrics) is None:
+        checkpoint.save(folder.path, end, state, folder.config)
+
+
+def _first_bad_step(metrics: History) -> tuple[str, int] | None:
+    for name, values in metrics.items():
+        if name.endswith("loss"):
+            bad = ~np.isfinite(values.astype(np.float64)).reshape(len(values), -1).all(axis=1)
+            if bad.any():
+                return name, int(bad.argmax())
+    return None
+
+
+def _check_finite(metrics: History, done: int, folder: RunFolder | None) -> None:
+    bad = _first_bad_step(metrics)
+    if bad is None:
+        return
+    name, index = bad
+    values = metrics[name][index]
+    members = (
+        np.flatnonzero(~np.isfinite(values.astype(np.float64).reshape(len(values), -1)).all(axis=1))
+        if values.ndim
+        else []
+    )
+    where = f" in members {members.tolist()} of {len(values)}" if values.ndim else ""
+    step = None if folder is None else checkpoint.latest_step(folder.path)
+    kept = "" if step is None else f"; the checkpoint of step {step} in {folder.path} is intact"
+    raise FloatingPointError(
+        f"{name} is not finite at step {done + index}{where}; lower the learning rate{kept}"
+    )
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C only raise a flag, so that it cannot fall between a state and its checkpoint."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+
+    def on_interrupt(*_: Any) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, previous)
+        print("\nstopping at the end of this chunk; Ctrl-C again stops at once", file=sys.stderr)
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _reporter(label: str, initial: int, total: int) -> Callable[[int, History], None]:
+    """Return `(done, metrics) -> None`: a bar on a terminal, elsewhere one line for each tenth of the run."""
+    if sys.stderr.isatty():
+        bar = tqdm(total=total, initial=initial, desc=label, file=sys.stderr)
+
+        def update(done: int, metrics: History) -> None:
+            bar.set_postfix(_means(metrics), refresh=False)
+            bar.update(done - bar.n)
+            if done == total:
+                bar.close()
+
+        return update
+    started, printed = time.monotonic(), [initial * 10 // total]
+
+    def log(done: int, metrics: History) -> None:
+        if done * 10 // total > printed[0]:
+            printed[0] = done * 10 // total
+            values = "".join(f" {name}={value}" for name, value in _means(metrics).items())
+            print(
+                f"{label} {done}/{total}{values} {time.monotonic() - started:.0f} s".lstrip(), file=sys.stderr
+            )
+
+    return log
+
+
+def _means(metrics: History) -> dict[str, str]:
+    finite = {name: values[np.isfinite(values)] for name, values in metrics.items()}
+    return {name: f"{values.mean():.4g}" if values.size else "nan" for name, values in finite.items()}
