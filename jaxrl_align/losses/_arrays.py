@@ -7,6 +7,9 @@ import jax.numpy as jnp
 MAX_LOG_RATIO = 20.0
 """exp(20) = 4.9e8: above it a probability ratio is held, so that neither loss nor gradient overflows."""
 
+UNROLL = 16
+"""Steps a compiled loop takes at a time: the bodies are a few multiplications, so the loop dominates."""
+
 
 def as_floats(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
     """Return the arrays as floats of at least 32 bits: integers and bfloat16 are promoted exactly."""
@@ -44,3 +47,14 @@ def pick(x: jax.Array, index: chex.Numeric) -> jax.Array:
     chex.assert_type(index, int)
     chex.assert_shape(index, x.shape[:-1])
     return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
+
+
+def linear_recurrence(x: jax.Array, decay: jax.Array, last: chex.Numeric = 0.0) -> jax.Array:
+    """Return the [T] solution of y_t = x_t + decay_t y_{t+1} with y_{T+1} = last."""
+
+    def backward(y: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        y = step[0] + step[1] * y
+        return y, y
+
+    last = jnp.asarray(last, x.dtype)
+    return jax.lax.scan(backward, last, (x, decay), reverse=True, unroll=min(UNROLL, x.shape[0]))[1]

@@ -85,3 +85,47 @@ def kl_estimate(
     if kind == "k3":
         return bounded_exp(log_ratio) - 1.0 - log_ratio
     raise ValueError(f'kind must be "k1", "k2" or "k3"; got {kind!r}')
+
+
+def gaussian_entropy(log_std: chex.Array) -> chex.Array:
+    """Compute the entropy of a diagonal Gaussian.
+
+        H = sum_d log std_d + 0.5 log(2 pi e)
+
+    Args:
+      log_std: [..., D] logarithms of the standard deviations.
+
+    Returns:
+      [...] nats.
+
+    Source: Shannon 1948.
+    """
+    (log_std,) = as_floats(log_std)
+    return jnp.sum(log_std + 0.5 * jnp.log(2.0 * jnp.pi * jnp.e), axis=-1)
+
+
+def gaussian_kl(
+    mean_p: chex.Array, log_std_p: chex.Array, mean_q: chex.Array, log_std_q: chex.Array
+) -> chex.Array:
+    """Compute the exact KL divergence between two diagonal Gaussians.
+
+        KL(p || q) = sum_d log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2
+
+    Args:
+      mean_p: [..., D] mean of p.
+      log_std_p: [..., D] logarithm of its standard deviation.
+      mean_q: [..., D] mean of q.
+      log_std_q: [..., D] logarithm of its standard deviation.
+
+    Returns:
+      [...] nats, >= 0.
+
+    Raises:
+      AssertionError: if the shapes differ.
+
+    Source: Kullback & Leibler 1951.
+    """
+    mean_p, log_std_p, mean_q, log_std_q = same_shape(mean_p, log_std_p, mean_q, log_std_q)
+    log_ratio = log_std_p - log_std_q
+    distance = jnp.square((mean_p - mean_q) * jnp.exp(-log_std_q))
+    return jnp.sum(0.5 * (jnp.expm1(2.0 * log_ratio) + distance) - log_ratio, axis=-1)

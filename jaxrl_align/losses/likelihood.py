@@ -1,5 +1,6 @@
 """Likelihoods of tokens, and reconstructions of inputs."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import chex
@@ -29,6 +30,48 @@ def token_log_prob(logits: chex.Array, tokens: chex.Array) -> chex.Array:
     (logits,) = as_floats(logits)
     chex.assert_rank(logits, 2)
     return pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def token_log_prob_chunked(
+    hidden: chex.Array,
+    tokens: chex.Array,
+    unembed: Callable[[chex.Array], chex.Array],
+    *,
+    chunk_size: int,
+) -> chex.Array:
+    """Compute `token_log_prob` of `unembed(hidden)` without ever forming the logits of all positions.
+
+        log softmax(unembed(hidden[t]))[token_t],   C positions at a time, recomputed for the gradient
+
+    Args:
+      hidden: [T, D] last hidden states.
+      tokens: [T] integers in [0, V).
+      unembed: `[C, D] -> [C, V]`; gradients reach the arrays that it closes over.
+      chunk_size: C, static; must divide T.
+
+    Returns:
+      [T] nats, float32 or wider.
+
+    Raises:
+      AssertionError: if a rank or type differs.
+      ValueError: if `chunk_size` does not divide T.
+
+    Source: this library; the memory it saves is measured in `tests/losses/test_likelihood.py`.
+    """
+    chex.assert_rank([hidden, tokens], [2, 1])
+    length = hidden.shape[0]
+    if chunk_size < 1 or length % chunk_size:
+        raise ValueError(
+            f"chunk_size must divide the length; got chunk_size={chunk_size}, length={length}; "
+            "pad the sequence or choose a divisor"
+        )
+
+    @jax.checkpoint
+    def one_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return token_log_prob(unembed(chunk[0]), chunk[1])
+
+    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), (hidden, tokens))
+    return jax.lax.map(one_chunk, chunks).reshape(length)
 
 
 def next_token_loss(
@@ -96,3 +139,40 @@ def reconstruction_error(
         # The root's slope at 0 is infinite: it is taken of 1 there and thrown away.
         return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
     raise ValueError(f'kind must be "norm", "squared" or "bernoulli"; got {kind!r}')
+
+
+def masking_noise(key: chex.PRNGKey, x: chex.Array, *, rate: chex.Numeric) -> chex.Array:
+    """Set a random share of the inputs to 0: the corruption of a denoising autoencoder.
+
+        x * m,   m ~ Bernoulli(1 - rate)
+
+    Args:
+      key: [] random key.
+      x: [...] inputs.
+      rate: [] share that is lost, in [0, 1].
+
+    Returns:
+      [...] corrupted inputs, of x's type.
+
+    Source: Vincent et al. 2008.
+    """
+    return jnp.where(jax.random.bernoulli(key, rate, x.shape), jnp.zeros_like(x), x)
+
+
+def gaussian_noise(key: chex.PRNGKey, x: chex.Array, *, std: chex.Numeric) -> chex.Array:
+    """Add Gaussian noise: the other corruption of a denoising autoencoder.
+
+        x + std e,   e ~ N(0, 1)
+
+    Args:
+      key: [] random key.
+      x: [...] inputs.
+      std: [] standard deviation, >= 0.
+
+    Returns:
+      [...] corrupted inputs, float32 or wider.
+
+    Source: Vincent et al. 2010.
+    """
+    (x,) = as_floats(x)
+    return x + std * jax.random.normal(key, x.shape, x.dtype)

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.losses._arrays import bounded_exp, same_shape
+from jaxrl_align.losses._arrays import as_floats, bounded_exp, pick, same_shape
 
 
 def importance_ratio(log_prob: chex.Array, behaviour_log_prob: chex.Array) -> chex.Array:
@@ -133,3 +133,128 @@ def clipped_surrogate(
     advantage = jax.lax.stop_gradient(advantage)
     ratio = importance_ratio(log_prob, behaviour_log_prob)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip_high) * advantage)
+
+
+def kl_penalty_surrogate(
+    log_prob: chex.Array,
+    behaviour_log_prob: chex.Array,
+    advantage: chex.Array,
+    kl: chex.Array,
+    *,
+    kl_coef: chex.Numeric,
+) -> chex.Array:
+    """Compute PPO's other surrogate, which pays for distance instead of clipping it.
+
+        -r A + beta KL(pi_old || pi)
+
+    Args:
+      log_prob: [...] nats, under the current policy.
+      behaviour_log_prob: [...] nats, under the policy that acted; gradient stopped.
+      advantage: [...] gradient stopped.
+      kl: [...] nats, `categorical_kl(old, new)` or another divergence; its gradient flows.
+      kl_coef: [] beta >= 0; see `adapt_kl_coefficient`.
+
+    Returns:
+      [...] losses.
+
+    Raises:
+      AssertionError: if the shapes differ.
+
+    Source: Schulman et al. 2017, eq. 8; lectures 001, 003 (B20).
+    """
+    loss = surrogate(log_prob, behaviour_log_prob, advantage)
+    loss, kl = same_shape(loss, kl)
+    return loss + kl_coef * kl
+
+
+def adapt_kl_coefficient(kl_coef: chex.Numeric, kl: chex.Numeric, *, target: chex.Numeric) -> chex.Array:
+    """Halve or double the weight of the KL penalty when the last update moved too little or too far.
+
+        beta / 2 if KL < target / 1.5,   2 beta if KL > 1.5 target,   else beta
+
+    Args:
+      kl_coef: [] beta > 0.
+      kl: [] mean KL of the last update, nats.
+      target: [] nats, > 0.
+
+    Returns:
+      [] the next beta.
+
+    Source: Schulman et al. 2017, section 4; lectures 001, 003 (B20).
+    """
+    kl_coef, kl, target = as_floats(kl_coef, kl, target)
+    return kl_coef * jnp.where(kl < target / 1.5, 0.5, jnp.where(kl > 1.5 * target, 2.0, 1.0))
+
+
+def proportional_kl_coefficient(
+    kl_coef: chex.Numeric,
+    kl: chex.Numeric,
+    *,
+    target: chex.Numeric,
+    num_episodes: chex.Numeric,
+    horizon: chex.Numeric,
+) -> chex.Array:
+    """Move the weight of the KL penalty in proportion to the relative error, in logarithmic time.
+
+        beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)
+
+    Args:
+      kl_coef: [] beta > 0.
+      kl: [] KL summed over each sequence and averaged over the batch, nats.
+      target: [] nats, > 0.
+      num_episodes: [] n, episodes in the batch.
+      horizon: [] episodes over which beta may change by a factor of about exp(0.2).
+
+    Returns:
+      [] the next beta.
+
+    Source: Ziegler et al. 2019, section 2.2.
+    """
+    kl_coef, kl, target = as_floats(kl_coef, kl, target)
+    return kl_coef * (1.0 + jnp.clip(kl / target - 1.0, -0.2, 0.2) * num_episodes / horizon)
+
+
+def q_advantage(q: chex.Array, logits: chex.Array, action: chex.Array) -> chex.Array:
+    """Compute how much better an action is than the policy expects of the state.
+
+        A(s, a) = Q(s, a) - V(s),   V(s) = sum_a pi(a|s) Q(s, a)
+
+    Args:
+      q: [..., A] action values.
+      logits: [..., A] of the policy.
+      action: [...] integers, the actions taken.
+
+    Returns:
+      [...] advantages, whose mean under the policy is 0.
+
+    Raises:
+      AssertionError: if a shape or type differs.
+
+    Source: lectures 001, 003 (B12).
+    """
+    q, logits = same_shape(q, logits)
+    return pick(q, action) - jnp.sum(jax.nn.softmax(logits) * q, axis=-1)
+
+
+def average_baseline(ret: chex.Array) -> chex.Array:
+    """Average the returns of the *other* streams, so that the baseline cannot depend on the action it judges.
+
+        b_i = sum_{j != i} G_j / (N - 1)
+
+    A mean that includes stream i would shrink the expected gradient by (N - 1) / N.
+
+    Args:
+      ret: [N, ...] returns of N streams, N >= 2; each further axis (time) has its own average.
+
+    Returns:
+      [N, ...] baselines.
+
+    Raises:
+      ValueError: if N < 2.
+
+    Source: lecture 002 (B9, average baseline); Kool et al. 2019.
+    """
+    (ret,) = as_floats(ret)
+    if ret.ndim < 1 or ret.shape[0] < 2:
+        raise ValueError(f"an average baseline needs returns of 2 streams or more; got shape {ret.shape}")
+    return (jnp.sum(ret, axis=0, keepdims=True) - ret) / (ret.shape[0] - 1)

@@ -1,9 +1,11 @@
-"""Learning from preferences: reward models."""
+"""Losses of reward models: pairs, rankings, ratings and labels, for one prompt."""
 
 import chex
 import jax
+import jax.numpy as jnp
 
-from jaxrl_align.losses._arrays import as_floats, same_shape
+from jaxrl_align.losses._arrays import as_floats, same_shape, series
+from jaxrl_align.losses.masking import masked_mean
 
 
 def bradley_terry(
@@ -36,26 +38,109 @@ def bradley_terry(
     return -(1.0 - label_smoothing) * jax.nn.log_sigmoid(d) - label_smoothing * jax.nn.log_sigmoid(-d)
 
 
-def dpo(
-    policy_chosen_logp: chex.Array,
-    policy_rejected_logp: chex.Array,
-    ref_chosen_logp: chex.Array,
-    ref_rejected_logp: chex.Array,
-    *,
-    beta: chex.Numeric,
-    label_smoothing: chex.Numeric = 0.0,
-) -> chex.Array:
-    """Compute direct preference optimisation's loss; `label_smoothing` > 0 is conservative DPO (cDPO).
+def plackett_luce(scores: chex.Array, mask: chex.Array | None = None) -> chex.Array:
+    """Compute the negative log-likelihood of a whole ranking; with two answers it is Bradley-Terry's.
 
-        bradley_terry(h_w, h_l),   h = beta log(pi(y|x) / pi_ref(y|x))
+        -sum_i log(exp(s_i) / sum_{j >= i} exp(s_j))
 
     Args:
-      policy_chosen_logp: [...] nats, whole answer (the sum over its tokens) under the policy.
-      policy_rejected_logp: [...] the same of the other answer.
-      ref_chosen_logp: [...] nats under the reference; gradient stopped.
-      ref_rejected_logp: [...] the same of the other answer.
-      beta: [] weight of the implicit KL penalty, > 0.
-      label_smoothing: [] in [0, 0.5), the chance that the label is flipped.
+      scores: [K] rewards of the answers to one prompt, best answer first.
+      mask: [K] 1 for an answer, 0 for padding; None means all are answers.
+
+    Returns:
+      [] nats, 0 with fewer than two answers.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+
+    Source: Plackett 1975; Luce 1959.
+    """
+    scores, mask = series(scores, jnp.ones_like(scores, jnp.float32) if mask is None else mask)
+    # A finite floor: -inf minus -inf inside the cumulative sum would make the gradient NaN.
+    scores = jnp.where(mask > 0, scores, jnp.finfo(scores.dtype).min / 4)
+    return jnp.sum(jnp.where(mask > 0, jax.lax.cumlogsumexp(scores, reverse=True) - scores, 0.0))
+
+
+def all_pairs(
+    scores: chex.Array, ranks: chex.Array | None = None, mask: chex.Array | None = None
+) -> chex.Array:
+    """Average Bradley-Terry's loss over the pairs of a ranking, so that a prompt weighs the same for any K.
+
+        -1 / C(K, 2) sum_{i better than j} log sigma(s_i - s_j)
+
+    Args:
+      scores: [K] rewards of the answers to one prompt.
+      ranks: [K] their places, lower is better; tied pairs are left out. None means best first.
+      mask: [K] 1 for an answer, 0 for padding; None means all are answers.
+
+    Returns:
+      [] nats, 0 with no pair to compare.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+
+    Source: Ouyang et al. 2022, eq. 1; lecture 002 (F6, H8).
+    """
+    scores, ranks, mask = series(
+        scores,
+        jnp.arange(len(scores)) if ranks is None else ranks,
+        jnp.ones(len(scores)) if mask is None else mask,
+    )
+    better = (ranks[:, None] < ranks[None, :]) * mask[:, None] * mask[None, :]
+    scores = jnp.where(mask > 0, scores, 0.0)
+    return masked_mean(-jax.nn.log_sigmoid(scores[:, None] - scores[None, :]), better)
+
+
+def reward_centring(score_chosen: chex.Array, score_rejected: chex.Array) -> chex.Array:
+    """Compute the penalty that pins a reward model's free constant near 0.
+
+        (r_chosen + r_rejected)^2
+
+    Args:
+      score_chosen: [...] reward of the preferred answer.
+      score_rejected: [...] reward of the other.
+
+    Returns:
+      [...] penalties, to be weighted (0.01 is usual) and added to `bradley_terry`.
+
+    Raises:
+      AssertionError: if the shapes differ.
+
+    Source: Eisenstein et al. 2023, section 3.
+    """
+    score_chosen, score_rejected = same_shape(score_chosen, score_rejected)
+    return jnp.square(score_chosen + score_rejected)
+
+
+def score_regression(score: chex.Array, rating: chex.Array) -> chex.Array:
+    """Compute the squared error of a reward against a scalar rating.
+
+        0.5 (r - rating)^2
+
+    Args:
+      score: [...] reward.
+      rating: [...] human rating on the scale that the reward should have; gradient stopped.
+
+    Returns:
+      [...] losses.
+
+    Raises:
+      AssertionError: if the shapes differ.
+
+    Source: lecture 002 (F8, scalar feedback).
+    """
+    score, rating = same_shape(score, rating)
+    return 0.5 * jnp.square(score - jax.lax.stop_gradient(rating))
+
+
+def binary_label(score: chex.Array, label: chex.Array) -> chex.Array:
+    """Compute the negative log-likelihood of a thumb up or down.
+
+        -y log sigma(r) - (1 - y) log sigma(-r)
+
+    Args:
+      score: [...] reward, the logit of "good".
+      label: [...] 1 or True for good, 0 for bad, or a share of the votes in between.
 
     Returns:
       [...] nats.
@@ -63,11 +148,7 @@ def dpo(
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: Rafailov et al. 2023, eq. 7; cDPO: Mitchell 2023.
+    Source: lecture 002 (F8, label feedback).
     """
-    logps = same_shape(policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    chosen, rejected, ref_chosen, ref_rejected = logps
-    ref_chosen, ref_rejected = jax.lax.stop_gradient((ref_chosen, ref_rejected))
-    return bradley_terry(
-        beta * (chosen - ref_chosen), beta * (rejected - ref_rejected), label_smoothing=label_smoothing
-    )
+    score, label = same_shape(score, label)
+    return jax.nn.softplus(score) - label * score

@@ -10,21 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.losses._arrays import series
-
-_UNROLL = 16
-"""Steps a compiled loop takes at a time: the bodies are a few multiplications, so the loop dominates."""
-
-
-def _accumulate(x: jax.Array, decay: jax.Array, last: chex.Numeric = 0.0) -> jax.Array:
-    """Return y_t = x_t + decay_t y_{t+1} with y_{T+1} = last."""
-
-    def backward(y: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        y = step[0] + step[1] * y
-        return y, y
-
-    last = jnp.asarray(last, x.dtype)
-    return jax.lax.scan(backward, last, (x, decay), reverse=True, unroll=min(_UNROLL, x.shape[0]))[1]
+from jaxrl_align.losses._arrays import linear_recurrence, series
 
 
 def discounted_returns(r_t: chex.Array, discount_t: chex.Array, bootstrap: chex.Numeric = 0.0) -> chex.Array:
@@ -45,7 +31,7 @@ def discounted_returns(r_t: chex.Array, discount_t: chex.Array, bootstrap: chex.
 
     Source: Sutton & Barto 2018, eq. 3.9; lecture 002 (A2).
     """
-    return _accumulate(*series(r_t, discount_t), bootstrap)
+    return linear_recurrence(*series(r_t, discount_t), bootstrap)
 
 
 def reward_to_go(r_t: chex.Array) -> chex.Array:
@@ -66,6 +52,86 @@ def reward_to_go(r_t: chex.Array) -> chex.Array:
     """
     (r_t,) = series(r_t)
     return jnp.cumsum(r_t[::-1])[::-1]
+
+
+def trajectory_return(r_t: chex.Array, discount_t: chex.Array) -> chex.Array:
+    """Compute the discounted return of the whole trajectory.
+
+        sum_t gamma^t r_{t+1}
+
+    Args:
+      r_t: [T] rewards.
+      discount_t: [T] gamma * (1 - terminated), in [0, 1].
+
+    Returns:
+      [] return, float32 or wider.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+
+    Source: lecture 000 (B1, B4).
+    """
+    return discounted_returns(r_t, discount_t)[0]
+
+
+def n_step_returns(
+    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_t: chex.Array, *, n: int
+) -> chex.Array:
+    """Compute the returns that bootstrap after `n` steps, or at the end of the stream if that is sooner.
+
+        G^n_{t-1} = r_t + discount_t ((1 - lambda_t) v_t + lambda_t G^{n-1}_t),   G^0_t = v_t
+
+    Args:
+      r_t: [T] rewards.
+      discount_t: [T] gamma * (1 - terminated), in [0, 1].
+      lambda_t: [T] 1 for the plain n-step return; 0 where an episode was cut, which bootstraps there.
+      v_t: [T] values at the end of each step, read before any reset.
+      n: number of steps, >= 1, static.
+
+    Returns:
+      [T] returns, float32 or wider.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+      ValueError: if n < 1.
+
+    Source: Sutton & Barto 2018, eq. 7.1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1; got n={n}; n=1 gives the TD target")
+    r_t, discount_t, lambda_t, v_t = series(r_t, discount_t, lambda_t, v_t)
+    bootstrapped = r_t + discount_t * (1.0 - lambda_t) * v_t
+    decay = discount_t * lambda_t
+
+    def one_more_step(_: int, returns: jax.Array) -> jax.Array:
+        return bootstrapped + decay * jnp.append(returns[1:], v_t[-1])
+
+    return jax.lax.fori_loop(1, min(n, r_t.shape[0]), one_more_step, r_t + discount_t * v_t)
+
+
+def lambda_returns(
+    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_t: chex.Array
+) -> chex.Array:
+    """Compute the exponential mean of all n-step returns.
+
+        G_{t-1} = r_t + discount_t ((1 - lambda_t) v_t + lambda_t G_t),   G_T = v_T
+
+    Args:
+      r_t: [T] rewards.
+      discount_t: [T] gamma * (1 - terminated), in [0, 1].
+      lambda_t: [T] lambda * (1 - terminated) * (1 - truncated), in [0, 1].
+      v_t: [T] values at the end of each step, read before any reset.
+
+    Returns:
+      [T] returns, float32 or wider.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+
+    Source: Sutton & Barto 2018, eq. 12.2.
+    """
+    r_t, discount_t, lambda_t, v_t = series(r_t, discount_t, lambda_t, v_t)
+    return linear_recurrence(r_t + discount_t * (1.0 - lambda_t) * v_t, discount_t * lambda_t, v_t[-1])
 
 
 def gae(
@@ -94,4 +160,97 @@ def gae(
     Source: Schulman et al. 2016, eq. 16; lecture 002 (B15).
     """
     r_t, discount_t, lambda_t, v_tm1, v_t = series(r_t, discount_t, lambda_t, v_tm1, v_t)
-    return _accumulate(r_t + discount_t * v_t - v_tm1, discount_t * lambda_t)
+    return linear_recurrence(r_t + discount_t * v_t - v_tm1, discount_t * lambda_t)
+
+
+def gae_associative(
+    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_tm1: chex.Array, v_t: chex.Array
+) -> chex.Array:
+    """Estimate the same advantages as `gae` in log2(T) parallel passes: for long T on parallel hardware.
+
+        (delta, c) o (delta', c') = (delta + c delta', c c'),   c_t = discount_t lambda_t
+
+    Args:
+      r_t: [T] rewards.
+      discount_t: [T] gamma * (1 - terminated), in [0, 1].
+      lambda_t: [T] lambda * (1 - terminated) * (1 - truncated), in [0, 1].
+      v_tm1: [T] values at the start of each step.
+      v_t: [T] values at the end of each step, read before any reset.
+
+    Returns:
+      [T] advantages, float32 or wider, equal to `gae`'s up to rounding.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+
+    Source: Blelloch 1990 (scan of a linear recurrence); Schulman et al. 2016, eq. 16.
+    """
+    r_t, discount_t, lambda_t, v_tm1, v_t = series(r_t, discount_t, lambda_t, v_tm1, v_t)
+
+    def compose(
+        later: tuple[jax.Array, jax.Array], earlier: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
+
+    steps = (r_t + discount_t * v_t - v_tm1, discount_t * lambda_t)
+    return jax.lax.associative_scan(compose, steps, reverse=True)[0]
+
+
+def n_step_error(
+    r_t: chex.Array,
+    discount_t: chex.Array,
+    lambda_t: chex.Array,
+    v_tm1: chex.Array,
+    v_t: chex.Array,
+    *,
+    n: int,
+) -> chex.Array:
+    """Compute the error of n-step TD.
+
+        n_step_returns - v_tm1
+
+    Args:
+      r_t: [T] rewards.
+      discount_t: [T] gamma * (1 - terminated), in [0, 1].
+      lambda_t: [T] 1, or 0 where an episode was cut.
+      v_tm1: [T] values at the start of each step.
+      v_t: [T] values at the end of each step, read before any reset.
+      n: number of steps, >= 1, static.
+
+    Returns:
+      [T] errors; the target's gradient is stopped.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+      ValueError: if n < 1.
+
+    Source: Sutton & Barto 2018, eq. 7.2.
+    """
+    r_t, discount_t, lambda_t, v_tm1, v_t = series(r_t, discount_t, lambda_t, v_tm1, v_t)
+    return jax.lax.stop_gradient(n_step_returns(r_t, discount_t, lambda_t, v_t, n=n)) - v_tm1
+
+
+def lambda_error(
+    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_tm1: chex.Array, v_t: chex.Array
+) -> chex.Array:
+    """Compute the error of TD(lambda).
+
+        lambda_returns - v_tm1
+
+    Args:
+      r_t: [T] rewards.
+      discount_t: [T] gamma * (1 - terminated), in [0, 1].
+      lambda_t: [T] lambda * (1 - terminated) * (1 - truncated), in [0, 1].
+      v_tm1: [T] values at the start of each step.
+      v_t: [T] values at the end of each step, read before any reset.
+
+    Returns:
+      [T] errors; the target's gradient is stopped.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+
+    Source: Sutton & Barto 2018, eq. 12.2.
+    """
+    r_t, discount_t, lambda_t, v_tm1, v_t = series(r_t, discount_t, lambda_t, v_tm1, v_t)
+    return jax.lax.stop_gradient(lambda_returns(r_t, discount_t, lambda_t, v_t)) - v_tm1

@@ -35,6 +35,32 @@ def td_target(r_t: chex.Numeric, discount_t: chex.Numeric, q_t: chex.Array) -> c
     return jax.lax.stop_gradient(r_t + discount_t * jnp.max(q_t))
 
 
+def td_error(
+    v_tm1: chex.Numeric, r_t: chex.Numeric, discount_t: chex.Numeric, v_t: chex.Numeric
+) -> chex.Array:
+    """Compute the error of TD(0).
+
+        r_t + discount_t v_t - v_tm1
+
+    Args:
+      v_tm1: [] value at the step's start.
+      r_t: [] reward.
+      discount_t: [] gamma * (1 - terminated), in [0, 1].
+      v_t: [] value at the step's end, read before any reset.
+
+    Returns:
+      [] error; the target's gradient is stopped.
+
+    Raises:
+      AssertionError: if a rank differs.
+
+    Source: Sutton 1988.
+    """
+    v_tm1, r_t, discount_t, v_t = as_floats(v_tm1, r_t, discount_t, v_t)
+    chex.assert_rank([v_tm1, r_t, discount_t, v_t], 0)
+    return jax.lax.stop_gradient(r_t + discount_t * v_t) - v_tm1
+
+
 def q_learning_error(
     q_tm1: chex.Array, a_tm1: chex.Array, r_t: chex.Numeric, discount_t: chex.Numeric, q_t: chex.Array
 ) -> chex.Array:
@@ -60,6 +86,122 @@ def q_learning_error(
     (q_tm1,) = as_floats(q_tm1)
     _check_transition(q_tm1)
     return td_target(r_t, discount_t, q_t) - pick(q_tm1, a_tm1)
+
+
+def double_q_error(
+    q_tm1: chex.Array,
+    a_tm1: chex.Array,
+    r_t: chex.Numeric,
+    discount_t: chex.Numeric,
+    q_t_value: chex.Array,
+    q_t_selector: chex.Array,
+) -> chex.Array:
+    """Compute the error of double Q-learning: one estimate selects the next action, another judges it.
+
+        r_t + discount_t q_t_value[argmax_a q_t_selector[a]] - q_tm1[a_tm1]
+
+    Args:
+      q_tm1: [A] action values at the step's start.
+      a_tm1: [] integer, the action taken.
+      r_t: [] reward.
+      discount_t: [] gamma * (1 - terminated), in [0, 1].
+      q_t_value: [A] action values at the step's end that judge, usually of the target network.
+      q_t_selector: [A] action values at the step's end that select, usually of the online network.
+
+    Returns:
+      [] error; the target's gradient is stopped.
+
+    Raises:
+      AssertionError: if a rank, shape or type differs.
+
+    Source: van Hasselt et al. 2016.
+    """
+    q_t_value, q_t_selector = same_shape(q_t_value, q_t_selector)
+    _check_transition(q_t_selector)
+    return sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t_value, jnp.argmax(q_t_selector))
+
+
+def sarsa_error(
+    q_tm1: chex.Array,
+    a_tm1: chex.Array,
+    r_t: chex.Numeric,
+    discount_t: chex.Numeric,
+    q_t: chex.Array,
+    a_t: chex.Array,
+) -> chex.Array:
+    """Compute the error of SARSA, whose fixed point is the value of the policy that acts.
+
+        r_t + discount_t q_t[a_t] - q_tm1[a_tm1]
+
+    Args:
+      q_tm1: [A] action values at the step's start.
+      a_tm1: [] integer, the action taken.
+      r_t: [] reward.
+      discount_t: [] gamma * (1 - terminated), in [0, 1].
+      q_t: [A] action values at the step's end.
+      a_t: [] integer, the next action taken.
+
+    Returns:
+      [] error; the target's gradient is stopped.
+
+    Raises:
+      AssertionError: if a rank, shape or type differs.
+
+    Source: Rummery & Niranjan 1994; lectures 001, 003 (B11, H5).
+    """
+    q_tm1, q_t = same_shape(q_tm1, q_t)
+    _check_transition(q_tm1)
+    return td_error(pick(q_tm1, a_tm1), r_t, discount_t, pick(q_t, a_t))
+
+
+def expected_sarsa_error(
+    q_tm1: chex.Array,
+    a_tm1: chex.Array,
+    r_t: chex.Numeric,
+    discount_t: chex.Numeric,
+    q_t: chex.Array,
+    probs_t: chex.Array,
+) -> chex.Array:
+    """Compute the error of expected SARSA, which averages the next action out.
+
+        r_t + discount_t sum_a probs_t[a] q_t[a] - q_tm1[a_tm1]
+
+    Args:
+      q_tm1: [A] action values at the step's start.
+      a_tm1: [] integer, the action taken.
+      r_t: [] reward.
+      discount_t: [] gamma * (1 - terminated), in [0, 1].
+      q_t: [A] action values at the step's end.
+      probs_t: [A] the policy's probabilities at the step's end; gradient stopped.
+
+    Returns:
+      [] error; the target's gradient is stopped.
+
+    Raises:
+      AssertionError: if a rank, shape or type differs.
+
+    Source: van Seijen et al. 2009.
+    """
+    q_tm1, q_t, probs_t = same_shape(q_tm1, q_t, probs_t)
+    _check_transition(q_tm1)
+    return td_error(pick(q_tm1, a_tm1), r_t, discount_t, jnp.sum(probs_t * q_t))
+
+
+def squared(x: chex.Array) -> chex.Array:
+    """Compute half the square, whose gradient is the error itself.
+
+        0.5 x^2
+
+    Args:
+      x: [...] errors.
+
+    Returns:
+      [...] losses, float32 or wider.
+
+    Source: lectures 000, 001, 003 (A8).
+    """
+    (x,) = as_floats(x)
+    return 0.5 * jnp.square(x)
 
 
 def huber(x: chex.Array, *, delta: chex.Numeric = 1.0) -> chex.Array:

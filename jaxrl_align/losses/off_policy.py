@@ -1,0 +1,61 @@
+"""V-trace: returns of one stream of experience that another policy made."""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from jaxrl_align.losses._arrays import linear_recurrence, series
+
+
+class VTrace(NamedTuple):
+    """What V-trace gives the critic (`target`) and the actor (`advantage`), each [T]."""
+
+    target: chex.Array
+    advantage: chex.Array
+
+
+def vtrace(
+    r_t: chex.Array,
+    discount_t: chex.Array,
+    lambda_t: chex.Array,
+    v_tm1: chex.Array,
+    v_t: chex.Array,
+    ratio_tm1: chex.Array,
+    *,
+    clip_rho: chex.Numeric = 1.0,
+    clip_c: chex.Numeric = 1.0,
+    clip_pg_rho: chex.Numeric = 1.0,
+) -> VTrace:
+    """Correct lambda returns for experience made by another policy, with truncated importance ratios.
+
+        target - v_tm1 = e_{t-1} = rho_t delta_t + discount_t lambda_t c_t e_t,   rho = min(clip_rho, ratio)
+        advantage = min(clip_pg_rho, ratio) (r_t + discount_t G_t - v_tm1)
+        G_t = lambda_t target_t + (1 - lambda_t) v_t
+
+    Args:
+      r_t: [T] rewards.
+      discount_t: [T] gamma * (1 - terminated), in [0, 1].
+      lambda_t: [T] lambda * (1 - terminated) * (1 - truncated), in [0, 1].
+      v_tm1: [T] values at the start of each step.
+      v_t: [T] values at the end of each step, read before any reset.
+      ratio_tm1: [T] pi / pi_behaviour of the action taken, >= 0.
+      clip_rho: [] bound of the ratio on the TD error; decides the fixed point.
+      clip_c: [] bound of the ratio on the trace; decides the speed.
+      clip_pg_rho: [] bound of the ratio on the advantage.
+
+    Returns:
+      `VTrace(target, advantage)`, each [T]. Nothing is stopped.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+
+    Source: Espeholt et al. 2018, eq. 1.
+    """
+    r_t, discount_t, lambda_t, v_tm1, v_t, ratio = series(r_t, discount_t, lambda_t, v_tm1, v_t, ratio_tm1)
+    delta_t = jnp.minimum(clip_rho, ratio) * (r_t + discount_t * v_t - v_tm1)
+    error = linear_recurrence(delta_t, discount_t * lambda_t * jnp.minimum(clip_c, ratio))
+    target = v_tm1 + error
+    target_t = jnp.append(target[1:], v_t[-1])
+    q_t = r_t + discount_t * (lambda_t * target_t + (1.0 - lambda_t) * v_t)
+    return VTrace(target, jnp.minimum(clip_pg_rho, ratio) * (q_t - v_tm1))
