@@ -1,0 +1,379 @@
+"""A language model as an actor: generation is a rollout, and a reward model scores it.
+
+Everything here is a pure function of arrays, so generation, scoring and the update that follows compile into
+one program. A query is `prompt` [P], left-padded, followed by a response [T], right-padded; the reward model,
+the value head and both policies read the two together. Padding is never a token that can be sampled, and it
+is not the stop token.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align.losses import entropy, token_log_prob
+from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head, positions_of
+from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Sampler, Trajectory
+
+Score = Callable[[Any, chex.Array, chex.Array], chex.Array]
+"""`(reward_model, tokens[L], mask[L]) -> []`: how good a query and its response are, any pure function."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The shape of a query and its response."""
+
+    prompt_length: int
+    """P, tokens; prompts are left-padded to it."""
+    response_length: int
+    """T, the most tokens that are written."""
+    stop_token: int = 1
+    """Ends a response; another token than `pad_token`."""
+    pad_token: int = 0
+    missing_stop: Literal["replace", "subtract", "keep"] = "replace"
+    """What becomes of the score where no stop token was written: "replace" it by `-stop_penalty`, "subtract"
+    the penalty, or "keep" it."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty queries and a stop token that cannot be told from padding."""
+        for name in ("prompt_length", "response_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.stop_token == self.pad_token:
+            raise ValueError(f"the stop token must not be the padding token; got {self.stop_token} for both")
+        if self.missing_stop not in ("replace", "subtract", "keep"):
+            raise ValueError(f"missing_stop must be replace, subtract or keep; got {self.missing_stop!r}")
+
+
+class Frozen(NamedTuple):
+    """What RLHF reads but never trains."""
+
+    reference: Params
+    """The reference policy's language model; with LoRA also the base that the adapter sits on."""
+    reward_model: Any
+    """Whatever the score function reads."""
+
+
+class TextObservation(NamedTuple):
+    """What a response answers: the prompt [P], and the temperature [] it is sampled at."""
+
+    prompt: chex.Array
+    temperature: chex.Array
+
+
+class KLController(NamedTuple):
+    """The weight of the KL penalty, carried from rollout to rollout."""
+
+    coef: chex.Array
+
+
+class Response(NamedTuple):
+    """What the policy wrote after one prompt, each leaf [T]."""
+
+    tokens: chex.Array
+    """[T] int32, the stop token included, then padding."""
+    log_prob: chex.Array
+    """[T] nats under the distribution that was sampled."""
+    value: chex.Array
+    """[T] the value head's estimate before each token; 0 without a head."""
+    mask: chex.Array
+    """[T] float, 1 up to and including the stop token."""
+
+
+def sampling_logits(logits: chex.Array, temperature: chex.Numeric, pad_token: int) -> chex.Array:
+    """Return the logits that are sampled: divided by the temperature, with padding excluded.
+
+    The acting policy, the reference and the update all read this function, so their log-probabilities speak
+    of the same distribution at every temperature.
+
+    Args:
+      logits: [..., V].
+      temperature: > 0.
+      pad_token: index that is never sampled.
+    """
+    logits = logits / temperature
+    barred = jnp.arange(logits.shape[-1]) == pad_token
+    return jnp.where(jnp.expand_dims(barred, range(logits.ndim - 1)), -1e9, logits)
+
+
+def policy_model(params: Params, frozen: Frozen | None) -> tuple[Params, Params | None]:
+    """Return the (base, adapter) of a policy: `{"lm": ...}`, or `{"lora": ...}` on the frozen reference."""
+    if "lm" in params:
+        return params["lm"], None
+    return frozen.reference, params["lora"]
+
+
+def generate(
+    lm: LanguageModel,
+    params: Params,
+    prompt: chex.Array,
+    key: chex.PRNGKey,
+    config: TextConfig,
+    *,
+    temperature: chex.Numeric = 1.0,
+    adapter: Params | None = None,
+    value_head: Params | None = None,
+) -> Response:
+    """Sample a response to ONE prompt with a key-value cache; the caller vmaps over prompts and keys.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      prompt: [P] int32, left-padded.
+      key: the draw.
+      config: lengths and special tokens.
+      temperature: > 0; the reported log-probabilities are those of the tempered distribution.
+      adapter: LoRA weights to apply on `params`.
+      value_head: reads a value before every token.
+
+    Returns:
+      A `Response` with leaves [T].
+    """
+    chex.assert_shape(prompt, (config.prompt_length,))
+    size, length, pad_token = config.prompt_length, config.response_length, config.pad_token
+    mask = jnp.concatenate([(prompt != pad_token).astype(jnp.float32), jnp.ones(length)])
+    positions = positions_of(mask)
+    hidden, cache = lm.encode(
+        params, prompt, mask, lm.init_cache(size + length), 0, positions[:size], adapter
+    )
+
+    def write(carry, x):
+        hidden, cache, alive = carry
+        key, index = x
+        logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
+        drawn = jax.random.categorical(key, logits)
+        log_prob = jax.nn.log_softmax(logits)[drawn]
+        value = jnp.zeros(()) if value_head is None else apply_scalar_head(value_head, hidden)
+        token = jnp.where(alive, drawn, pad_token)
+        real = alive.astype(jnp.float32)
+        out = Response(token, log_prob * real, value * real, real)
+        hidden, cache = lm.encode(
+            params, token[None], mask, cache, index, jax.lax.dynamic_slice(positions, (index,), (1,)), adapter
+        )
+        return (hidden[0], cache, alive & (token != config.stop_token)), out
+
+    steps = (jax.random.split(key, length), size + jnp.arange(length))
+    return jax.lax.scan(write, (hidden[-1], cache, jnp.array(True)), steps)[1]
+
+
+def join(
+    prompt: chex.Array, response: chex.Array, mask: chex.Array, config: TextConfig
+) -> tuple[chex.Array, chex.Array]:
+    """Return the query and its response as one sequence: tokens [P + T] and their mask [P + T].
+
+    Args:
+      prompt: [P] left-padded.
+      response: [T] right-padded.
+      mask: [T] 1 for a real response token.
+      config: names the padding token.
+    """
+    real = (prompt != config.pad_token).astype(mask.dtype)
+    return jnp.concatenate([prompt, response]), jnp.concatenate([real, mask])
+
+
+def judge(
+    lm: LanguageModel,
+    params: Params,
+    prompt: chex.Array,
+    response: chex.Array,
+    mask: chex.Array,
+    config: TextConfig,
+    *,
+    temperature: chex.Numeric = 1.0,
+    adapter: Params | None = None,
+    value_head: Params | None = None,
+) -> Evaluation:
+    """Judge ONE response in a single full pass: log-probabilities, entropies, values and logits.
+
+    What stands at position P - 1 + t predicts response token t, so values too are read one position before
+    the token they judge.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      prompt: [P] left-padded.
+      response: [T] right-padded.
+      mask: [T] 1 for a real response token.
+      config: lengths and special tokens.
+      temperature: the sampling temperature.
+      adapter: LoRA weights to apply on `params`.
+      value_head: scalar head; None reads zeros.
+
+    Returns:
+      An `Evaluation` with leaves [T], logits [T, V].
+    """
+    tokens, real = join(prompt, response, mask, config)
+    hidden, _ = lm.encode(params, tokens, real, adapter=adapter)
+    hidden = hidden[prompt.shape[0] - 1 : -1]
+    logits = sampling_logits(lm.logits(params, hidden), temperature, config.pad_token)
+    value = jnp.zeros_like(mask) if value_head is None else apply_scalar_head(value_head, hidden)
+    return Evaluation(token_log_prob(logits, response), entropy(logits), value, logits)
+
+
+def last_real(mask: chex.Array) -> chex.Array:
+    """Return [T] with 1 at the last real position of a right-padded mask [T], all 0 if nothing is real."""
+    return mask * (1.0 - jnp.append(mask[1:], 0.0))
+
+
+def token_rewards(
+    score: chex.Array,
+    log_prob: chex.Array,
+    reference_log_prob: chex.Array,
+    mask: chex.Array,
+    kl_coef: chex.Numeric,
+) -> chex.Array:
+    """Return each token's reward: `-kl_coef (log pi - log pi_ref)`, plus the score at the last real token.
+
+    Args:
+      score: [] any real type; the rewards are float.
+      log_prob: [T] under the acting policy.
+      reference_log_prob: [T] under the reference.
+      mask: [T].
+      kl_coef: beta, weight of the KL penalty (Ziegler et al. 2019, arXiv:1909.08593, equation 2).
+
+    Returns:
+      [T] float32, 0 on padding.
+    """
+    penalty = -kl_coef * (log_prob - reference_log_prob) * mask
+    return penalty + jnp.asarray(score, jnp.float32) * last_real(mask)
+
+
+def adapt_kl(
+    coef: chex.Numeric, kl: chex.Numeric, *, target: chex.Numeric, horizon: chex.Numeric, episodes: int
+) -> chex.Array:
+    """Return the KL weight moved towards keeping the KL at its target.
+
+    `coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon)` (Ziegler et al. 2019, section 2.2).
+
+    Args:
+      coef: [] the weight so far.
+      kl: [] nats, the mean over the batch of the KL summed over each sequence.
+      target: [] nats.
+      horizon: [] episodes; infinity keeps the weight fixed.
+      episodes: sequences in the batch.
+    """
+    error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
+    return coef * (1.0 + error * episodes / horizon)
+
+
+def answer(
+    lm: LanguageModel,
+    score: Score,
+    config: TextConfig,
+    params: Params,
+    frozen: Frozen,
+    prompt: chex.Array,
+    key: chex.PRNGKey,
+    kl_coef: chex.Numeric,
+    hparams: Any,
+) -> tuple[Trajectory, Metrics]:
+    """Write and pay ONE response: generate, judge it under the reference, score it, and fill a trajectory.
+
+    Returns:
+      The trajectory, leaves [T], and the sequence's `kl` [] (nats, summed), `score` [] and `stopped` [].
+    """
+    temperature = jnp.asarray(hparams.temperature, jnp.float32)
+    base, adapter = policy_model(params, frozen)
+    tokens, log_prob, value, mask = generate(
+        lm, base, prompt, key, config, temperature=temperature, adapter=adapter, value_head=params["value"]
+    )
+    reference = judge(lm, frozen.reference, prompt, tokens, mask, config, temperature=temperature)
+    raw = jnp.asarray(score(frozen.reward_model, *join(prompt, tokens, mask, config)), jnp.float32)
+    unstopped = {"replace": -hparams.stop_penalty, "subtract": raw - hparams.stop_penalty, "keep": raw}
+    stopped = jnp.any((tokens == config.stop_token) & (mask > 0))
+    paid = jnp.where(stopped, raw, unstopped[config.missing_stop])
+    goes_on = mask * (1.0 - last_real(mask))
+    trajectory = Trajectory(
+        obs=TextObservation(prompt, temperature),
+        action=tokens,
+        log_prob=log_prob,
+        reward=token_rewards(paid, log_prob, reference.log_prob, mask, kl_coef),
+        discount=hparams.gamma * goes_on,
+        lambda_=hparams.gae_lambda * goes_on,
+        value=value,
+        next_value=jnp.append(value[1:], 0.0),
+        mask=mask,
+    )
+    kl = jnp.sum((log_prob - reference.log_prob) * mask)
+    return trajectory, {"kl": kl, "score": paid, "stopped": stopped.astype(jnp.float32)}
+
+
+def make_actor(
+    lm: LanguageModel, score: Score, config: TextConfig, sample_prompts: Sampler | None = None
+) -> Actor:
+    """Build the actor that answers prompts and is paid by a score and a KL penalty.
+
+    Its policy parameters are `{"lm" | "lora": ..., "value": head}` and its frozen tree is a `Frozen`.
+
+    Args:
+      lm: the language model.
+      score: reads the query and the response up to its stop token.
+      config: lengths and special tokens.
+      sample_prompts: `key -> [B, P]` prompts, for rollouts without a batch.
+
+    Returns:
+      An `Actor`; hparams need `temperature, gamma, gae_lambda, kl_coef, kl_target, kl_horizon, stop_penalty`.
+      Its metrics are means over the batch: `objective/kl` is the KL summed over each sequence.
+
+    Raises:
+      ValueError: if prompt and response do not fit the model's context.
+    """
+    if config.prompt_length + config.response_length > lm.config.context:
+        raise ValueError(
+            f"prompt and response must fit the context; got prompt_length={config.prompt_length} + "
+            f"response_length={config.response_length} > context={lm.config.context}; shorten one of them"
+        )
+
+    def init_params(key: chex.PRNGKey) -> Params:
+        return {"lm": lm.init(key), "value": init_scalar_head(None, lm.config.width)}
+
+    def init_env(key: chex.PRNGKey, hparams: Any) -> KLController:
+        return KLController(jnp.asarray(hparams.kl_coef, jnp.float32))
+
+    def rollout(
+        params: Params, frozen: Frozen, env_state: KLController, key: chex.PRNGKey, hparams: Any, batch: Any
+    ) -> tuple[KLController, Trajectory, Metrics]:
+        key_prompts, key_answers = jax.random.split(key)
+        prompts = sample_prompts(key_prompts) if batch is None else batch
+        count, length = prompts.shape
+        if length != config.prompt_length:
+            raise ValueError(
+                f"prompts must be [B, {config.prompt_length}]; got {prompts.shape}; pad or cut them"
+            )
+        trajectory, parts = jax.vmap(
+            lambda prompt, k: answer(lm, score, config, params, frozen, prompt, k, env_state.coef, hparams)
+        )(prompts, jax.random.split(key_answers, count))
+        kl = jnp.mean(parts["kl"])
+        metrics = {
+            "objective/kl": kl,
+            "objective/kl_coef": env_state.coef,
+            "objective/entropy": -jnp.mean(jnp.sum(trajectory.log_prob, 1)),
+            "objective/non_score_reward": -env_state.coef * kl,
+            "objective/rlhf_reward": jnp.mean(jnp.sum(trajectory.reward, 1)),
+            "objective/scores": jnp.mean(parts["score"]),
+            "val/num_eos_tokens": jnp.sum(parts["stopped"]),
+            "response_length": jnp.mean(jnp.sum(trajectory.mask, 1)),
+        }
+        coef = adapt_kl(
+            env_state.coef, kl, target=hparams.kl_target, horizon=hparams.kl_horizon, episodes=count
+        )
+        return KLController(coef), trajectory, metrics
+
+    def evaluate(params: Params, frozen: Frozen, trajectory: Trajectory) -> Evaluation:
+        base, adapter = policy_model(params, frozen)
+        return judge(
+            lm,
+            base,
+            trajectory.obs.prompt,
+            trajectory.action,
+            trajectory.mask,
+            config,
+            temperature=trajectory.obs.temperature,
+            adapter=adapter,
+            value_head=params["value"],
+        )
+
+    return Actor(init_params, init_env, rollout, evaluate)

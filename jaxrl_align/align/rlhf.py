@@ -1,0 +1,82 @@
+"""RLHF as one pure step: generate, score, estimate advantages, run the PPO epochs.
+
+There is no RLHF algorithm in this file: it is the text actor under the shared update of `rl.actor_critic`,
+the same that plays CartPole. The objective is `E[r(x, y) - beta log(pi(y|x) / pi_ref(y|x))]` (Ziegler et al.
+2019, arXiv:1909.08593; Stiennon et al. 2020, arXiv:2009.01325).
+"""
+
+from typing import Any, NamedTuple
+
+import optax
+
+from jaxrl_align.actors.text import Score, TextConfig, make_actor
+from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
+from jaxrl_align.rl.actor_critic import make_actor_critic
+from jaxrl_align.types import Learner, Params, Sampler
+
+
+class RLHFHParams(NamedTuple):
+    """The traced scalars of RLHF; the first block is PPO's, read by the shared update."""
+
+    learning_rate: Any = 3e-4
+    gamma: Any = 1.0
+    gae_lambda: Any = 0.95
+    clip: Any = 0.2
+    value_clip: Any = 0.2
+    value_coef: Any = 0.1
+    entropy_coef: Any = 0.0
+    temperature: Any = 1.0
+    """Of sampling, of the reference and of the update alike."""
+    kl_coef: Any = 0.15
+    """beta, where the controller starts."""
+    kl_target: Any = 6.0
+    """Nats, of the KL summed over a sequence."""
+    kl_horizon: Any = 10_000.0
+    """Episodes; infinity keeps beta fixed."""
+    stop_penalty: Any = 1.0
+    """What a response without a stop token is charged."""
+
+
+def init_policy(lm: LanguageModel, params: Params | None = None, adapter: Params | None = None) -> Params:
+    """Return policy parameters with a value head at zero, to train a whole model or an adapter alone.
+
+    Args:
+      lm: the language model.
+      params: its parameters, to be trained; exclusive with `adapter`.
+      adapter: LoRA weights, to be trained on the frozen reference.
+    """
+    if (params is None) == (adapter is None):
+        raise ValueError("init_policy trains a model or an adapter: pass exactly one of params and adapter")
+    policy = {"lm": params} if adapter is None else {"lora": adapter}
+    return policy | {"value": init_scalar_head(None, lm.config.width)}
+
+
+def make_rlhf_learner(
+    lm: LanguageModel,
+    score: Score,
+    config: TextConfig,
+    sample_prompts: Sampler | None = None,
+    *,
+    epochs: int = 4,
+    minibatches: int = 4,
+    total_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Learner:
+    """Build the learner whose `step` is all of RLHF, without callbacks.
+
+    Start it with `init(key, hparams, params=init_policy(...), frozen=Frozen(reference, reward_model))`.
+
+    Args:
+      lm: the language model.
+      score: `(frozen.reward_model, tokens[L], mask[L]) -> []`.
+      config: lengths and special tokens.
+      sample_prompts: `key -> [B, P]`.
+      epochs: passes over each batch of responses.
+      minibatches: gradient steps per pass; must divide the number of prompts.
+      total_steps: the learning rate falls linearly to 0 over this many steps.
+      optimizer: an update rule without its learning rate.
+    """
+    actor = make_actor(lm, score, config, sample_prompts)
+    return make_actor_critic(
+        actor, epochs=epochs, minibatches=minibatches, total_steps=total_steps, optimizer=optimizer
+    )
