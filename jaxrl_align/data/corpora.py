@@ -1,0 +1,49 @@
+"""Text to train on: what every Python installation carries, or a file of the user's own."""
+
+import re
+from pathlib import Path
+from pydoc_data.topics import topics
+
+__all__ = ["paragraphs", "python_topics", "read_text", "sentences"]
+
+
+def python_topics() -> str:
+    """Return CPython's own language reference, about 465 kB of English that lies on every machine."""
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+      ValueError: if there is no such file, it is not UTF-8, or it holds nothing but white space.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"the corpus must be a text file; found none at {path}; give the path of one")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the corpus must be UTF-8; {path} is not ({error.reason}); convert it") from error
+    if not text.strip():
+        raise ValueError(f"the corpus is empty: {path} holds no text; give a file with text")
+    return text
+
+
+def paragraphs(text: str) -> list[str]:
+    """Cut text at blank lines into paragraphs on one line each, without rules of punctuation or repeats."""
+    found = []
+    for block in re.split(r"\n\s*\n", text):
+        lines = (line.strip() for line in block.splitlines())
+        joined = " ".join(line for line in lines if re.search(r"\w", line))
+        if joined := re.sub(r"\s+", " ", joined):
+            found.append(joined)
+    return list(dict.fromkeys(found))
+
+
+def sentences(blocks: list[str]) -> list[str]:
+    """Return the sentences of paragraphs: from a capital letter to a full stop, without repeats."""
+    parts = (part for block in blocks for part in re.split(r"(?<=[.!?])\s+(?=[A-Z\"*])", block))
+    return list(
+        dict.fromkeys(part for part in parts if re.fullmatch(r"[A-Z].*\.", part) and "::" not in part)
+    )
