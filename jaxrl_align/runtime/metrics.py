@@ -55,18 +55,14 @@ def read_metrics(path: str | os.PathLike, num_steps: int | None = None) -> Histo
     Raises:
       ValueError: the file has fewer rows than `num_steps`, or a row is damaged.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    lines = [line for line in lines if line.endswith("\n")][:num_steps]
+    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1][:num_steps]
     if num_steps is not None and len(lines) < num_steps:
         raise ValueError(
             f"{path} holds {len(lines)} steps, expected {num_steps}; pass --out with a new folder"
         )
     rows = []
     for step, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = {}
+        row = _parse_row(line)
         if row.pop("step", None) != step or row.keys() != (rows[0] if rows else row).keys():
             raise ValueError(f"{path} is damaged at line {step + 1}; pass --out with a new folder")
         rows.append(row)
@@ -82,6 +78,14 @@ def cut_metrics(path: str | os.PathLike, num_steps: int) -> None:
         for _ in range(num_steps):
             file.readline()
         file.truncate(file.tell())
+
+
+def _parse_row(line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _to_array(column: list) -> np.ndarray:

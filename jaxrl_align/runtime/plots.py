@@ -24,7 +24,6 @@ _STYLE = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.8,
-    "legend.frameon": False,
 }
 
 
