@@ -78,7 +78,7 @@ def quantile_regression_loss(
 ) -> chex.Array:
     """Compute the quantile Huber loss, minimal when each output is its quantile of the target.
 
-        sum_i mean_j |tau_i - 1(u_ij < 0)| huber_delta(u_ij) / delta,   u_ij = target_j - quantiles_i
+        sum_i mean_j |tau_i - 1(u_ij < 0)| huber_delta(u_ij),   u_ij = target_j - quantiles_i
 
     Args:
       quantiles: [N] predicted quantiles.
@@ -98,6 +98,5 @@ def quantile_regression_loss(
     target, delta = as_floats(target, delta)
     chex.assert_rank([quantiles, target, delta], [1, 1, 0])
     u = jax.lax.stop_gradient(target)[None, :] - quantiles[:, None]
-    smooth = huber(u, delta=delta) / jnp.where(delta > 0, delta, 1.0)
     weight = jnp.abs(tau[:, None] - (u < 0).astype(u.dtype))
-    return jnp.sum(jnp.mean(weight * jnp.where(delta > 0, smooth, jnp.abs(u)), axis=1))
+    return jnp.sum(jnp.mean(weight * jnp.where(delta > 0, huber(u, delta=delta), jnp.abs(u)), axis=1))

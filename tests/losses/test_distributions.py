@@ -1,0 +1,73 @@
+"""Distributions: densities that integrate to 1, samples that follow them, entropies and divergences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align import losses as L
+
+from .checks import check
+
+LOGITS = jnp.array([0.3, -1.0, 2.0, -jnp.inf])
+MEAN, LOG_STD = jnp.array([0.5, -1.0]), jnp.array([0.2, -0.5])
+
+
+def test_categorical():
+    probs = np.exp([0.3, -1.0, 2.0]) / np.exp([0.3, -1.0, 2.0]).sum()
+    check(lambda x, a: L.Categorical(x).log_prob(a), np.log(probs[2]), LOGITS, 2)
+    check(lambda x: L.Categorical(x).entropy(), -np.sum(probs * np.log(probs)), LOGITS)
+    check(lambda x: L.Categorical(x).mode(), 2, LOGITS)
+    check(
+        lambda x: L.Categorical(x).kl(L.Categorical(jnp.zeros(4))), np.sum(probs * np.log(probs * 4)), LOGITS
+    )
+    draws = jax.vmap(L.Categorical(LOGITS).sample)(jax.random.split(jax.random.key(0), 20_000))
+    observed = np.bincount(draws, minlength=4) / 20_000
+    assert np.all(np.abs(observed[:3] - probs) < 4 * np.sqrt(probs * (1 - probs) / 20_000))
+    assert observed[3] == 0
+
+
+def test_diagonal_gaussian():
+    gaussian = L.DiagonalGaussian(MEAN, LOG_STD)
+    expected = -0.5 * 2 * np.log(2 * np.pi) - 0.2 + 0.5
+    check(lambda m, s, x: L.DiagonalGaussian(m, s).log_prob(x), expected, MEAN, LOG_STD, MEAN)
+    check(lambda m, s: L.DiagonalGaussian(m, s).mode(), MEAN, MEAN, LOG_STD)
+    draws = jax.vmap(gaussian.sample)(jax.random.split(jax.random.key(0), 20_000))
+    log_prob = jax.vmap(gaussian.log_prob)(draws)
+    assert abs(float(-log_prob.mean() - gaussian.entropy())) < 4 * float(log_prob.std()) / np.sqrt(20_000)
+    check(lambda m, s: L.DiagonalGaussian(m, s).entropy(), gaussian.entropy(), MEAN, LOG_STD)
+    check(lambda m, s: L.DiagonalGaussian(m, s).kl(L.DiagonalGaussian(m, s)), 0.0, MEAN, LOG_STD)
+
+
+def test_tanh_gaussian_density_integrates_to_one():
+    grid = jnp.linspace(-1, 1, 20_001)[1:-1]
+    density = jnp.exp(jax.vmap(lambda a: L.TanhGaussian(MEAN[:1], LOG_STD[:1]).log_prob(a[None]))(grid))
+    np.testing.assert_allclose(jnp.sum(density) * 1e-4, 1.0, atol=2e-3)
+
+
+def test_tanh_gaussian():
+    tanh, other = L.TanhGaussian(MEAN, LOG_STD), L.TanhGaussian(MEAN + 1, LOG_STD + 0.3)
+    draws = jax.vmap(tanh.sample)(jax.random.split(jax.random.key(0), 20_000))
+    assert np.all(np.abs(draws) <= 1)
+    log_prob = jax.vmap(tanh.log_prob)(draws)
+    standard_error = float(log_prob.std()) / np.sqrt(20_000)
+    assert abs(float(-log_prob.mean() - tanh.entropy())) < 4 * standard_error
+    log_ratio = log_prob - jax.vmap(other.log_prob)(draws)
+    assert abs(float(log_ratio.mean() - tanh.kl(other))) < 4 * float(log_ratio.std()) / np.sqrt(20_000)
+    check(lambda m, s: L.TanhGaussian(m, s).mode(), np.tanh(MEAN), MEAN, LOG_STD)
+    check(lambda m, s: L.TanhGaussian(m, s).entropy(), tanh.entropy(), MEAN, LOG_STD)
+    x = jnp.array([0.3, -0.2])
+    before = lambda m, s, x: L.TanhGaussian(m, s).log_prob_before_tanh(x)
+    check(before, tanh.log_prob(jnp.tanh(x)), MEAN, LOG_STD, x)
+
+
+@pytest.mark.parametrize("bound", [-1.0, 1.0])
+def test_tanh_gaussian_is_finite_at_the_bounds(bound):
+    log_prob = lambda mean: L.TanhGaussian(mean, LOG_STD).log_prob(jnp.full(2, bound))
+    assert np.isfinite(log_prob(MEAN)) and np.all(np.isfinite(jax.grad(log_prob)(MEAN)))
+
+
+def test_they_are_pytrees_with_batch_axes():
+    batch = jax.vmap(lambda m: L.TanhGaussian(m, LOG_STD))(jnp.stack([MEAN, -MEAN, MEAN]))
+    assert batch.entropy().shape == batch.kl(batch).shape == (3,)
+    assert batch.sample(jax.random.key(0)).shape == (3, 2)
