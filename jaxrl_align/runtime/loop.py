@@ -32,6 +32,7 @@ def run(
     show: Sequence[str] = ("loss",),
     progress: bool = True,
     checkpoint_every: int | None = None,
+    on_chunk: Callable[[int, Any], None] | None = None,
 ) -> tuple[Any, History]:
     """Take `num_steps` steps from `state`, entering Python once a chunk.
 
@@ -54,6 +55,9 @@ def run(
       show: metrics in the progress line: means over the last chunk and the members, nan left out.
       progress: show progress on stderr; without a terminal, about ten lines.
       checkpoint_every: steps between checkpoints; None saves only at the end.
+      on_chunk: `(steps done, state)`, called after each chunk, for example to evaluate. What it writes should
+        be the same when a step is taken again after an interruption; the state must not be kept, since the
+        next chunk consumes it.
 
     Returns:
       `(state, history)`; the history maps each metric to [num_steps, ...], read back where the run was
@@ -86,6 +90,8 @@ def run(
             history.append(metrics)
             done = end
             report(done, {name: metrics[name] for name in show if name in metrics})
+            if on_chunk is not None:
+                on_chunk(done, state)
             if stop:
                 raise KeyboardInterrupt
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
