@@ -78,6 +78,25 @@ def normalise(lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: c
     return RewardModel(model.params, gain, -jnp.mean(raw) * gain)
 
 
+def pair(
+    tokens_a: chex.Array, mask_a: chex.Array, tokens_b: chex.Array, mask_b: chex.Array, first: chex.Array
+) -> Comparisons:
+    """Return comparisons of sequences [..., L], in which `first` [...] says that the annotator preferred a."""
+    first = jnp.asarray(first)[..., None]
+    return Comparisons(
+        jnp.where(first, tokens_a, tokens_b),
+        jnp.where(first, mask_a, mask_b),
+        jnp.where(first, tokens_b, tokens_a),
+        jnp.where(first, mask_b, mask_a),
+    )
+
+
+def margins(lm: LanguageModel, model: RewardModel, data: Comparisons) -> chex.Array:
+    """Return `score(chosen) - score(rejected)` [N]; the share above 0 is the model's accuracy."""
+    read = jax.vmap(lambda t, m: score(lm, model, t, m))
+    return read(data.chosen, data.chosen_mask) - read(data.rejected, data.rejected_mask)
+
+
 def make_reward_learner(
     lm: LanguageModel,
     sample: Sampler | None = None,

@@ -55,9 +55,9 @@ def run(
       show: metrics in the progress line: means over the last chunk and the members, nan left out.
       progress: show progress on stderr; without a terminal, about ten lines.
       checkpoint_every: steps between checkpoints; None saves only at the end.
-      on_chunk: `(steps done, state)`, called after each chunk, for example to evaluate. What it writes should
-        be the same when a step is taken again after an interruption; the state must not be kept, since the
-        next chunk consumes it.
+      on_chunk: `(steps done, state)`, called after each chunk and before its checkpoint, for example to
+        evaluate; after an interruption it may see a step again. It must not keep the state, which the next
+        chunk consumes.
 
     Returns:
       `(state, history)`; the history maps each metric to [num_steps, ...], read back where the run was
@@ -82,6 +82,8 @@ def run(
             end = min(done - done % chunk + chunk, num_steps)
             state, metrics = advance(state, end - done)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            if on_chunk is not None:
+                on_chunk(end, state)
             stop = interrupted()
             if folder is not None:
                 due = checkpoint_every is not None and end // checkpoint_every > done // checkpoint_every
@@ -90,8 +92,6 @@ def run(
             history.append(metrics)
             done = end
             report(done, {name: metrics[name] for name in show if name in metrics})
-            if on_chunk is not None:
-                on_chunk(done, state)
             if stop:
                 raise KeyboardInterrupt
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
