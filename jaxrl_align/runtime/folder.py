@@ -103,6 +103,10 @@ class RunFolder:
         write_json(self.path / name, value)
         return self.path / name
 
+    def read_json(self, name: str) -> Any:
+        """Read back what `write_json` wrote under `name` in this folder."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
 
 def open_run(path: str | os.PathLike, config: Any, *, resume: bool = False) -> RunFolder:
     """Create the folder of a run and write its `config.json`, or open the one to continue.

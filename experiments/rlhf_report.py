@@ -1,0 +1,112 @@
+"""Figures and tables of `rlhf.py`."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl_align.runtime import plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.metrics import mean_interval
+
+STAGES = ("pre-trained", "SFT", "RLHF")
+
+
+class Samples(NamedTuple):
+    """Answers of every member's policy: M members, N prompts."""
+
+    tokens: np.ndarray
+    """[M, N, P + T] prompt and response."""
+    mask: np.ndarray
+    """[M, N, P + T]."""
+    length: np.ndarray
+    """[M, N] tokens of the response."""
+    kl: np.ndarray
+    """[M, N] nats, log pi - log pi_reference summed over the response."""
+    gold: np.ndarray
+    """[M, N] the hidden reward."""
+    texts: list[list[str]]
+
+
+def draw_losses(folder: RunFolder, losses: dict[str, np.ndarray]) -> None:
+    """Write loss.png: next-token loss of the stages [steps, M], one after the other."""
+    fig, ax = plots.figure("step", "loss [nats a token]", title="Next-token training")
+    start = 0
+    for name, loss in losses.items():
+        plots.curve_with_interval(ax, start + np.arange(len(loss)), loss, name)
+        start += len(loss)
+    ax.legend()
+    plots.save_figure(fig, folder.path / "loss.png")
+
+
+def draw_reward_model(folder: RunFolder, held_out: dict[int, Any], lines: dict[str, float]) -> None:
+    """Write reward_model.png: held-out accuracy by step, from margins [M, N], beside reference lines."""
+    fig, ax = plots.figure("step", "held-out accuracy", title="Reward model against noisy annotators")
+    accuracy = np.array([(np.array(margin) > 0).mean(-1) for margin in held_out.values()])
+    plots.curve_with_interval(ax, list(held_out), accuracy, "reward model")
+    for (name, value), style in zip(lines.items(), ("--", ":"), strict=True):
+        ax.axhline(value, color="black", linestyle=style, linewidth=1.2, label=name)
+    ax.legend()
+    plots.save_figure(fig, folder.path / "reward_model.png")
+
+
+def draw_path(folder: RunFolder, path: dict[int, Any], spread: np.ndarray) -> None:
+    """Write gold_against_kl.png: both rewards along RLHF, in deviations of the SFT policy's answers.
+
+    Args:
+      folder: where to.
+      path: by step, `gold`, `kl` and `score`, each [M].
+      spread: [M] deviation of the gold reward over SFT answers; the score has deviation 1.
+    """
+    fig, ax = plots.figure(
+        "square root of KL(policy, SFT) [sqrt nats]",
+        "reward [deviations of SFT answers]",
+        title="RLHF: the reward that is trained on, and the hidden one",
+    )
+    root = np.sqrt(np.maximum([np.mean(row["kl"]) for row in path.values()], 0.0))
+    gold = np.array([row["gold"] for row in path.values()])
+    score = np.array([row["score"] for row in path.values()])
+    plots.curve_with_interval(ax, root, score - score[0], "reward model")
+    plots.curve_with_interval(ax, root, (gold - gold[0]) / spread, "gold reward (hidden)")
+    ax.legend()
+    plots.save_figure(fig, folder.path / "gold_against_kl.png")
+
+
+def show_samples(written: dict[str, Samples], prompts: list[str]) -> None:
+    """Print how each stage's first member answers the first prompts."""
+    print("\nHeld-out prompts, answered by the first member:")
+    for i, prompt in enumerate(prompts):
+        print(f"\n  {prompt} ...")
+        for name, samples in written.items():
+            print(f"    {name:12}{' '.join(samples.texts[0][i].split())}")
+
+
+def report(
+    folder: RunFolder, written: dict[str, Samples], accuracy: np.ndarray, lines: dict[str, float]
+) -> None:
+    """Print the reward model's accuracy and each stage's gold reward, KL and length; write results.json.
+
+    Args:
+      folder: where to.
+      written: the samples of each stage.
+      accuracy: [M] of the reward model on held-out comparisons.
+      lines: reference accuracies on the same comparisons.
+    """
+    seeds = len(accuracy)
+    results: dict[str, Any] = {"seeds": seeds, "reward model accuracy": mean_interval(accuracy)} | lines
+    print(f"\nHeld-out comparisons, accuracy over {seeds} seeds (mean +- half-width of the 95% t interval):")
+    print("  {:44}{:.3f} +- {:.3f}".format("reward model", *results["reward model accuracy"]))
+    for name, value in lines.items():
+        print(f"  {name:44}{value:.3f}")
+    print(f"\n  {'':12}{'gold reward':>18}{'KL to SFT [nats]':>20}{'length [tokens]':>20}")
+    for name, samples in written.items():
+        columns = {"gold": samples.gold, "kl": samples.kl, "length": samples.length}
+        results[name] = {column: mean_interval(values.mean(1)) for column, values in columns.items()}
+        cells = (f"{mean:.2f} +- {half:.2f}" for mean, half in results[name].values())
+        print(f"  {name:12}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, (18, 20, 20), strict=True)))
+    print()
+    for worse, better in zip(STAGES, STAGES[1:], strict=False):
+        (low, low_half), (high, high_half) = results[worse]["gold"], results[better]["gold"]
+        holds = bool(high - high_half > low + low_half)
+        results[f"{better} > {worse}"] = holds
+        print(f"{better} > {worse}: " + ("holds, the intervals lie apart" if holds else "does NOT hold here"))
+    folder.write_json("results.json", results)
