@@ -167,4 +167,5 @@ def gspo(
     """
     log_prob, behaviour_log_prob, mask = series(log_prob, behaviour_log_prob, mask)
     means = masked_mean(log_prob, mask), masked_mean(behaviour_log_prob, mask)
-    return clipped_surrogate(*means, advantage, clip=clip, clip_high=clip_high)
+    loss = clipped_surrogate(*means, advantage, clip=clip, clip_high=clip_high)
+    return jnp.where(jnp.any(mask > 0), loss, 0.0)

@@ -29,9 +29,9 @@ def vtrace(
 ) -> VTrace:
     """Correct lambda returns for experience made by another policy, with truncated importance ratios.
 
-        target - v_tm1 = e_{t-1} = rho_t delta_t + discount_t lambda_t c_t e_t,   rho = min(clip_rho, ratio)
-        advantage = min(clip_pg_rho, ratio) (r_t + discount_t G_t - v_tm1)
-        G_t = lambda_t target_t + (1 - lambda_t) v_t
+        target - v_tm1 = e_{t-1} = min(clip_rho, ratio) delta_t + min(clip_c, ratio) discount_t lambda_t e_t
+        advantage = min(clip_pg_rho, ratio) (delta_t + discount_t lambda_t e_t)
+        delta_t = r_t + discount_t v_t - v_tm1
 
     Args:
       r_t: [T] rewards.
@@ -53,9 +53,8 @@ def vtrace(
     Source: Espeholt et al. 2018, eq. 1.
     """
     r_t, discount_t, lambda_t, v_tm1, v_t, ratio = series(r_t, discount_t, lambda_t, v_tm1, v_t, ratio_tm1)
-    delta_t = jnp.minimum(clip_rho, ratio) * (r_t + discount_t * v_t - v_tm1)
-    error = linear_recurrence(delta_t, discount_t * lambda_t * jnp.minimum(clip_c, ratio))
-    target = v_tm1 + error
-    target_t = jnp.append(target[1:], v_t[-1])
-    q_t = r_t + discount_t * (lambda_t * target_t + (1.0 - lambda_t) * v_t)
-    return VTrace(target, jnp.minimum(clip_pg_rho, ratio) * (q_t - v_tm1))
+    delta_t = r_t + discount_t * v_t - v_tm1
+    decay = discount_t * lambda_t
+    error = linear_recurrence(jnp.minimum(clip_rho, ratio) * delta_t, decay * jnp.minimum(clip_c, ratio))
+    advantage = delta_t + decay * jnp.append(error[1:], 0.0)
+    return VTrace(v_tm1 + error, jnp.minimum(clip_pg_rho, ratio) * advantage)

@@ -92,13 +92,14 @@ def test_lambda_returns_are_gae_plus_value():
 
 def test_vtrace_matches_the_definition():
     rho, c, pg = np.minimum(1.1, RATIO), np.minimum(0.9, RATIO), np.minimum(1.3, RATIO)
-    delta = rho * (R + DISCOUNT * V_T - V_TM1)
+    values = np.append(V_TM1, 0.3)
+    delta = rho * (R + DISCOUNT * values[1:] - V_TM1)
     decay = DISCOUNT * LAMBDA * c
     target = V_TM1 + [sum(np.prod(decay[t:u]) * delta[u] for u in range(t, T)) for t in range(T)]
-    after = LAMBDA * np.append(target[1:], V_T[-1]) + (1 - LAMBDA) * V_T
+    after = LAMBDA * np.append(target[1:], 0.3) + (1 - LAMBDA) * values[1:]
     expected = L.VTrace(target, pg * (R + DISCOUNT * after - V_TM1))
     clips = {"clip_rho": 1.1, "clip_c": 0.9, "clip_pg_rho": 1.3}
-    check(L.vtrace, expected, *STREAM, V_TM1, V_T, RATIO, **clips)
+    check(L.vtrace, expected, *STREAM, V_TM1, values[1:], RATIO, **clips)
 
 
 def test_vtrace_on_policy_is_gae():

@@ -1,0 +1,80 @@
+"""A Markov decision process small enough to enumerate: the exact gradient of its return is known.
+
+Its numbers are NumPy's, in double precision; each function computes in JAX's current precision.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STATES, ACTIONS, HORIZON = 3, 2, 3
+_RNG = np.random.default_rng(3)
+START = _RNG.dirichlet(np.ones(STATES))
+TRANSITION = _RNG.dirichlet(np.ones(STATES), size=(STATES, ACTIONS))
+REWARD = _RNG.normal(size=(STATES, ACTIONS))
+LOGITS = _RNG.normal(size=(STATES, ACTIONS)) * 0.5
+
+
+class Paths(NamedTuple):
+    """States, actions and rewards, each [N, T]."""
+
+    state: jax.Array
+    action: jax.Array
+    reward: jax.Array
+
+
+def expected_return(logits: jax.Array) -> jax.Array:
+    """Return J(theta), differentiable through the process: the state distribution is pushed forward."""
+    policy = jax.nn.softmax(logits)
+    occupancy, total = jnp.asarray(START), 0.0
+    for _ in range(HORIZON):
+        joint = occupancy[:, None] * policy
+        total += jnp.sum(joint * REWARD)
+        occupancy = jnp.einsum("sa,sat->t", joint, TRANSITION)
+    return total
+
+
+def state_values(logits: jax.Array) -> jax.Array:
+    """Return V_t(s), [T, S], by backward induction."""
+    policy, value, values = jax.nn.softmax(logits), jnp.zeros(STATES), []
+    for _ in range(HORIZON):
+        value = jnp.sum(policy * (REWARD + TRANSITION @ value), axis=1)
+        values.append(value)
+    return jnp.stack(values[::-1])
+
+
+def all_paths(logits: jax.Array) -> tuple[Paths, jax.Array]:
+    """Return every path and its probability [N]; the probabilities sum to 1."""
+    pairs = list(itertools.product(range(STATES), range(ACTIONS)))
+    steps = jnp.asarray(list(itertools.product(pairs, repeat=HORIZON)))
+    state, action = steps[..., 0], steps[..., 1]
+    start, transition, reward = map(jnp.asarray, (START, TRANSITION, REWARD))
+    moves = jnp.prod(transition[state[:, :-1], action[:, :-1], state[:, 1:]], axis=1)
+    choices = jnp.prod(jax.nn.softmax(logits)[state, action], axis=1)
+    return Paths(state, action, reward[state, action]), start[state[:, 0]] * moves * choices
+
+
+def sample_paths(key: jax.Array, logits: jax.Array, num: int) -> Paths:
+    """Draw paths."""
+    start, transition, reward = map(jnp.asarray, (START, TRANSITION, REWARD))
+
+    def step(state, key):
+        key_action, key_state = jax.random.split(key)
+        action = jax.random.categorical(key_action, logits[state])
+        after = jax.random.categorical(key_state, jnp.log(transition[state, action]))
+        return after, (state, action, reward[state, action])
+
+    def path(key):
+        key_start, key_steps = jax.random.split(key)
+        first = jax.random.categorical(key_start, jnp.log(start))
+        return jax.lax.scan(step, first, jax.random.split(key_steps, HORIZON))[1]
+
+    return Paths(*jax.vmap(path)(jax.random.split(key, num)))
+
+
+def log_probs(logits: jax.Array, paths: Paths) -> jax.Array:
+    """Return the log-probability of each action, [N, T]."""
+    return jax.nn.log_softmax(logits)[paths.state, paths.action]

@@ -1,0 +1,204 @@
+"""The lectures' printed errors that concern a loss: each printed form is shown wrong and ours right.
+
+H1: the sign of the squared TD error's gradient. H2: max for argmax, and a lost minus. H4: a state-dependent
+baseline summed over the path. H5: a critic's target without discount, terminal mask or on-policy action.
+H6: a baseline that knows the answer. H8: an expectation divided once more by N. H9: a penalty added to a
+gradient. H13: the clip as a bound.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align import losses as L
+
+from . import small_mdp as mdp
+
+GAMMA = 0.9
+
+
+def test_h1_the_gradient_needs_its_minus():
+    """Printed: 2 (y - Q) grad Q with a descent step. It climbs the error; ours, by autodiff, descends."""
+    features, target, rate = jnp.array([1.0, -0.5]), 2.0, 0.1
+
+    def loss(theta):
+        q = jnp.stack([theta @ features, 0.0])
+        return 2.0 * L.squared(L.q_learning_error(q, 0, target, 0.0, jnp.zeros(2)))
+
+    ours = printed = jnp.array([0.1, 0.1])
+    np.testing.assert_allclose(jax.grad(loss)(ours), -2 * (target - ours @ features) * features, rtol=1e-6)
+    for _ in range(50):
+        ours = ours - rate * jax.grad(loss)(ours)
+        printed = printed - rate * 2 * (target - printed @ features) * features
+    assert loss(ours) < 1e-3
+    assert loss(printed) > 1e3
+
+
+def test_h2_the_action_is_the_argmax_and_the_error_a_difference():
+    """Printed: a = max_a Q, a number that is no action; and (Q_new (r + gamma max Q)) without its minus."""
+    q_select, q_value = jnp.array([0.1, 0.7, 0.3]), jnp.array([5.0, -1.0, 2.0])
+    error = L.double_q_error(jnp.zeros(3), 0, 1.0, GAMMA, q_value, q_select)
+    np.testing.assert_allclose(error, 1.0 + GAMMA * q_value[jnp.argmax(q_select)])
+    as_index = int(jnp.max(q_select))
+    assert as_index != jnp.argmax(q_select)
+    target = L.td_target(1.0, GAMMA, q_value)
+    at_target = jnp.full(3, target)
+    assert L.squared(L.q_learning_error(at_target, 0, 1.0, GAMMA, q_value)) == 0
+    for printed in (lambda q: jnp.square(q * target), lambda q: jnp.square(q + target)):
+        assert abs(jax.grad(printed)(target)) > 1.0
+
+
+def expected_gradient(ret_of_paths):
+    """Enumerate every path in double precision: the exact expectation of the REINFORCE estimate."""
+    paths, probability = mdp.all_paths(mdp.LOGITS)
+    ret = jnp.asarray(ret_of_paths(paths))
+
+    def objective(logits):
+        per_step = -L.reinforce_loss(mdp.log_probs(logits, paths), ret)
+        return jnp.sum(jax.lax.stop_gradient(probability) * per_step.sum(axis=1))
+
+    return np.asarray(jax.grad(objective)(mdp.LOGITS))
+
+
+def test_h4_a_state_baseline_belongs_inside_the_sum_over_steps():
+    """Printed: sum_t grad log pi_t times sum_t (R_t - b(s_t)). Later b(s_t') depend on a_t: biased."""
+    with jax.enable_x64(True):
+        exact = np.asarray(jax.grad(mdp.expected_return)(mdp.LOGITS))
+        baseline = jnp.asarray([0.8, -0.5, 0.3])
+        of_state, constant = lambda p: baseline[p.state], lambda p: jnp.full(p.state.shape, 0.8)
+        printed = lambda b: (
+            lambda p: jnp.broadcast_to((p.reward - b(p)).sum(1, keepdims=True), p.reward.shape)
+        )
+        ours = lambda b: lambda p: jax.vmap(L.reward_to_go)(p.reward) - b(p)
+        bias = lambda ret: np.abs(expected_gradient(ret) - exact).max()
+        assert np.abs(exact).max() > 0.1
+        assert bias(printed(of_state)) > 1e-2
+        for ret in (printed(constant), ours(of_state), ours(constant)):
+            assert bias(ret) < 1e-10
+
+
+def fitted_values(target, sweeps=400):
+    """Fit Q on a two-state chain by its target: action 0 ends the episode with 1, action 1 moves on with 0.
+
+    State 0 leads to state 1, and state 1's action 1 back to state 0; both behave uniformly.
+    """
+    q = np.zeros((2, 2))
+    for _ in range(sweeps):
+        q = np.array([[target(1.0, 0.0, q[1 - s]), target(0.0, 1.0, q[1 - s])] for s in range(2)])
+    return q
+
+
+def test_h5_the_critic_discounts_stops_at_the_end_and_follows_the_policy():
+    """Printed: r + max Q_old for Q^pi. Without discount or mask it diverges; with both it is Q*, not Q^pi."""
+    uniform = jnp.array([0.5, 0.5])
+    error_at_zero = lambda alive, r, q: L.expected_sarsa_error(
+        jnp.zeros(2), 0, r, GAMMA * alive, jnp.asarray(q), uniform
+    )
+    on_policy = fitted_values(lambda r, alive, q: float(error_at_zero(alive, r, q)), sweeps=60)
+    optimal = fitted_values(
+        lambda r, alive, q: float(L.td_target(r, GAMMA * alive, jnp.asarray(q))), sweeps=60
+    )
+    printed = fitted_values(lambda r, alive, q: r + q.max())
+    value = 0.5 / (1 - 0.5 * GAMMA)  # V^pi = (1 + gamma V^pi) / 2
+    np.testing.assert_allclose(on_policy, [[1.0, GAMMA * value]] * 2, rtol=1e-4)
+    np.testing.assert_allclose(optimal, [[1.0, GAMMA]] * 2, rtol=1e-4)
+    assert printed.min() > 100
+    assert np.abs(on_policy - optimal).max() > 0.05
+
+
+def test_h6_a_baseline_that_knows_the_answer_removes_the_gradient():
+    """Printed: A = obj - q(x, y). If q is right A is 0 for every answer; V(x) leaves the gradient whole."""
+    logits, reward = jnp.array([0.5, -0.2, 0.1]), jnp.array([1.0, 0.0, 2.0])
+    weight = jax.nn.softmax(logits)
+
+    def gradient(baseline):
+        loss = lambda x: jnp.sum(weight * L.reinforce_loss(jax.nn.log_softmax(x), reward - baseline))
+        return jax.grad(loss)(logits)
+
+    exact = jax.grad(lambda x: -jax.nn.softmax(x) @ reward)(logits)
+    np.testing.assert_array_equal(gradient(reward), 0.0)
+    np.testing.assert_allclose(gradient(weight @ reward), exact, atol=1e-6)
+    assert np.abs(exact).max() > 0.1
+
+
+def test_h6_a_value_of_each_prefix_keeps_the_gradient():
+    """Two tokens, enumerated: V(x, y_<t) differs by prefix, and still leaves the expected gradient alone."""
+    logits = jnp.array([[0.3, -0.4], [0.9, 0.0], [-0.5, 0.2]])  # first token; second after 0; second after 1
+    reward = jnp.array([[1.0, 0.0], [-1.0, 3.0]])
+    p = jax.nn.softmax(logits)
+    value_of_prefix = jnp.sum(p[1:] * reward, axis=1)
+    joint = p[0][:, None] * p[1:]
+
+    def loss(x, baselines):
+        log_p = jax.nn.log_softmax(x)
+        first = L.reinforce_loss(jnp.broadcast_to(log_p[0][:, None], (2, 2)), reward - baselines[0])
+        second = L.reinforce_loss(log_p[1:], reward - baselines[1])
+        return jnp.sum(joint * (first + second))
+
+    value_of_prompt = jnp.full((2, 2), p[0] @ value_of_prefix)
+    baselines = value_of_prompt, jnp.broadcast_to(value_of_prefix[:, None], (2, 2))
+    objective = lambda x: -jnp.sum(jax.nn.softmax(x)[0][:, None] * jax.nn.softmax(x)[1:] * reward)
+    np.testing.assert_allclose(jax.grad(loss)(logits, baselines), jax.grad(objective)(logits), atol=1e-6)
+
+
+def test_h8_a_prompt_weighs_the_same_whatever_the_number_of_pairs_or_prompts():
+    """Printed: -1/N E[...]: the mean divided again, so that twice the data halves the gradient."""
+    scores = jnp.array([[1.0, 0.2, -0.3], [0.4, 0.5, 0.1]])
+    twice = jnp.concatenate([scores, scores])
+    ours = lambda s: jnp.mean(jax.vmap(L.all_pairs)(s))
+    printed = lambda s: ours(s) / s.shape[0]
+    np.testing.assert_allclose(ours(twice), ours(scores), rtol=1e-6)
+    np.testing.assert_allclose(printed(twice), printed(scores) / 2, rtol=1e-6)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    by_hand = np.mean([[L.bradley_terry(s[i], s[j]) for i, j in pairs] for s in scores])
+    np.testing.assert_allclose(ours(scores), by_hand, rtol=1e-6)
+    tied = [jnp.zeros(k) for k in (2, 4, 9)]
+    np.testing.assert_allclose([L.all_pairs(s) for s in tied], np.log(2), rtol=1e-6)
+
+
+def test_h9_exploration_is_a_term_of_the_objective():
+    """Printed: E[(G - b) grad log pi - beta pi(a)]: a number added to every logit changes no policy."""
+    start, reward, beta = jnp.array([1.0, 0.0, -1.0]), jnp.array([1.0, 0.5, 0.2]), 0.5
+    plain = ours = printed = start
+    for _ in range(300):
+        gradient = lambda x: jax.grad(lambda y: jax.nn.softmax(y) @ reward)(x)
+        weight = jax.nn.softmax(ours)
+        loss = lambda x, w=weight: jnp.sum(
+            w
+            * L.exploration_stabilised_loss(
+                jax.nn.log_softmax(x), reward, jnp.zeros(3), exploration_coef=beta
+            )
+        )
+        ours = ours - 0.5 * jax.grad(loss)(ours)
+        penalty = beta * jnp.sum(jnp.square(jax.nn.softmax(printed)))
+        plain, printed = plain + 0.5 * gradient(plain), printed + 0.5 * (gradient(printed) - penalty)
+    np.testing.assert_allclose(jax.nn.softmax(printed), jax.nn.softmax(plain), atol=1e-3)
+    np.testing.assert_allclose(jax.nn.softmax(ours), jax.nn.softmax(reward / beta), atol=1e-2)
+    assert L.entropy(ours) > L.entropy(printed) + 0.5
+
+
+def test_h9_the_ratio_is_offered_by_token_and_by_sequence():
+    """At sequence level 64 tokens of ratio 1.05 multiply to 22.7; by token none is clipped."""
+    log_prob, old = jnp.full(64, np.log(1.05)), jnp.zeros(64)
+    np.testing.assert_allclose(L.importance_ratio(log_prob.sum(), old.sum()), 1.05**64, rtol=1e-4)
+    np.testing.assert_allclose(L.grpo(log_prob, old, 1.0, jnp.ones(64), clip=0.2), -1.05, rtol=1e-5)
+    np.testing.assert_allclose(L.gspo(log_prob, old, 1.0, jnp.ones(64), clip=0.2), -1.05, rtol=1e-5)
+    sequence = L.clipped_surrogate(log_prob.sum(), old.sum(), 1.0, clip=0.2)
+    np.testing.assert_allclose(sequence, -1.2, rtol=1e-6)
+
+
+def test_h13_the_clip_bounds_neither_ratio_nor_kl():
+    """Claimed: it limits the change. Two states share a weight, and the unclipped one drags the other."""
+    features = jnp.array([5.0, 0.3])
+    logits = lambda theta: jnp.stack([theta * features, jnp.zeros(2)], axis=1)
+    log_prob = lambda theta: jax.nn.log_softmax(logits(theta))[:, 0]
+    loss = lambda theta: jnp.mean(L.clipped_surrogate(log_prob(theta), log_prob(0.0), jnp.ones(2), clip=0.2))
+    step = jax.jit(lambda theta: theta - 0.5 * jax.grad(loss)(theta))
+    theta = jnp.float32(0.0)
+    for _ in range(200):
+        theta = step(theta)
+    ratio = jnp.exp(log_prob(theta) - log_prob(0.0))
+    assert ratio[0] > 1.5
+    assert L.categorical_kl(logits(0.0), logits(theta))[0] > 0.5
+    gradient = jax.grad(lambda x: L.clipped_surrogate(x, log_prob(0.0)[0], 1.0, clip=0.2))(log_prob(theta)[0])
+    assert gradient == 0.0
