@@ -64,14 +64,14 @@ class Config:
     pretrain_learning_rate: float = 3e-3
     sft_steps: int = 100
     sft_learning_rate: float = 1e-3
-    comparisons: int = 1536
+    comparisons: int = 2048
     """Pairs that the annotators compare for each member; a fifth is held out."""
     annotator_temperature: float = 0.5
     """Noise of the annotators' choice, in units of the gold reward."""
-    reward_steps: int = 120
-    reward_learning_rate: float = 5e-4
+    reward_steps: int = 100
+    reward_learning_rate: float = 3e-4
     rlhf_steps: int = 100
-    rlhf_learning_rate: float = 5e-4
+    rlhf_learning_rate: float = 3e-4
     prompts_per_step: int = 32
     epochs: int = 2
     minibatches: int = 2
@@ -190,7 +190,9 @@ class Road:
 def pretrain(road: Road, folder: RunFolder) -> tuple[Any, np.ndarray]:
     """Predict the next token of the corpus; return parameters [M, ...] and the loss [steps, M]."""
     config = road.config
-    learner = make_lm_learner(road.lm, road.windows, total_steps=config.pretrain_steps, warmup_steps=20)
+    learner = make_lm_learner(
+        road.lm, road.windows, total_steps=config.pretrain_steps, warmup_steps=config.pretrain_steps // 4
+    )
     state = jax.vmap(learner.init, (0, None))(road.keys(0), LMHParams(config.pretrain_learning_rate))
     state, history = loop.run(
         jax.vmap(learner.step),
@@ -209,7 +211,9 @@ def fine_tune(road: Road, folder: RunFolder, params: Any) -> tuple[Any, np.ndarr
     tokens = jnp.concatenate([road.prompts, road.responses], 1)
     real = (tokens != road.text.pad_token).astype(jnp.float32)
     data = TokenBatch(tokens, real, real.at[:, : config.prompt_length].set(0.0))
-    learner = make_lm_learner(road.lm, sample_rows(data, batch_size=32), total_steps=config.sft_steps)
+    learner = make_lm_learner(
+        road.lm, sample_rows(data, batch_size=32), total_steps=config.sft_steps, warmup_steps=10
+    )
     state = jax.vmap(learner.init, (0, None, 0))(road.keys(1), LMHParams(config.sft_learning_rate), params)
     state, history = loop.run(
         jax.vmap(learner.step),
@@ -261,7 +265,12 @@ def learn_reward(
 
     measure = jax.jit(jax.vmap(lambda p, d: rm.margins(road.lm, rm.RewardModel(p), d)))
     folder = folder.sub("reward_model")
+
+    def evaluate(step: int, state: Any) -> None:
+        folder.write_json(f"held_out_{step:05d}.json", measure(state.params, test))
+
     state = jax.vmap(init)(road.keys(4), params, train)
+    evaluate(0, state)
     state, _ = loop.run(
         lambda states: jax.vmap(lambda s, d: learner(d).step(s))(states, train),
         state,
@@ -270,7 +279,7 @@ def learn_reward(
         folder=folder,
         label="3/4 reward model",
         show=("loss", "accuracy"),
-        on_chunk=lambda step, s: folder.write_json(f"held_out_{step:05d}.json", measure(s.params, test)),
+        on_chunk=evaluate,
     )
     fit = jax.jit(jax.vmap(lambda p, t, m: rm.normalise(road.lm, rm.RewardModel(p), t, m)))
     return fit(state.params, samples.tokens, samples.mask), read_steps(folder, "held_out")
@@ -295,6 +304,8 @@ def align(
     folder = folder.sub("rlhf")
 
     def evaluate(step: int, state: Any) -> None:
+        if step > 20 and step % 20:  # most of the way is made early
+            return
         samples = road.write(state.params, params, prompts, road.keys(5))
         rows = {"gold": samples.gold, "kl": samples.kl, "score": score(model, samples.tokens, samples.mask)}
         folder.write_json(f"evaluation_{step:05d}.json", {k: np.mean(v, 1) for k, v in rows.items()})
@@ -306,6 +317,7 @@ def align(
         state,
         config.rlhf_steps,
         folder=folder,
+        chunk=5,
         label="4/4 RLHF        ",
         show=("objective/scores", "objective/kl"),
         on_chunk=evaluate,

@@ -65,8 +65,10 @@ def draw_path(folder: RunFolder, path: dict[int, Any], spread: np.ndarray) -> No
     root = np.sqrt(np.maximum([np.mean(row["kl"]) for row in path.values()], 0.0))
     gold = np.array([row["gold"] for row in path.values()])
     score = np.array([row["score"] for row in path.values()])
-    plots.curve_with_interval(ax, root, score - score[0], "reward model")
-    plots.curve_with_interval(ax, root, (gold - gold[0]) / spread, "gold reward (hidden)")
+    rewards = {"reward model": score - score[0], "gold reward (hidden)": (gold - gold[0]) / spread}
+    for name, values in rewards.items():
+        mean, half = mean_interval(values, axis=1)
+        ax.errorbar(root, mean, half, marker="o", markersize=4, capsize=2, linewidth=1, label=name)
     ax.legend()
     plots.save_figure(fig, folder.path / "gold_against_kl.png")
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.learner import LossFn, make_gradient_learner
+from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer
 from jaxrl_align.losses import masked_mean, next_token_loss
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Learner, Metrics, Params, Sampler
@@ -118,7 +118,8 @@ def make_lm_learner(
       total_steps: the learning rate falls linearly to 0 over this many steps.
       warmup_steps: it first rises over this many.
       lora: train an adapter: `init(key, hparams, params=adapter, frozen=base)`.
-      optimizer: an update rule without its learning rate.
+      optimizer: an update rule without its learning rate; default Adam with b2 = 0.95, eps = 1e-8 behind a
+        global norm of 1 (Brown et al. 2020, appendix B).
 
     Returns:
       A `Learner` with metrics `loss` (nats a token), `mean_token_accuracy`, `num_tokens`, `grad_norm`,
@@ -128,7 +129,7 @@ def make_lm_learner(
         lm.init,
         next_token_objective(lm, lora=lora),
         sample,
-        optimizer=optimizer,
+        optimizer=optimizer or make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8),
         total_steps=total_steps,
         warmup_steps=warmup_steps,
     )
