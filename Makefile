@@ -1,0 +1,42 @@
+# `make demo` and `make test` need nothing but Python >= 3.11: each builds .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= runs/rlhf
+
+.PHONY: help demo cartpole test test-slow lint clean
+
+help:
+	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 4 minutes; figures in $(DEMO)"
+	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
+	@echo "make test       the fast tests"
+	@echo "make test-slow  the long learning runs"
+	@echo "make lint       ruff"
+	@echo "make clean      remove $(VENV) and caches; runs/ stays"
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plots,test]'
+	@touch $@
+
+# --resume starts the run, or continues one that was interrupted.
+demo: $(VENV)/installed
+	$(BIN)/python experiments/rlhf.py --out $(DEMO) --resume
+
+cartpole: $(VENV)/installed
+	$(BIN)/python experiments/ppo_cartpole.py --resume
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
