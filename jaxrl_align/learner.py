@@ -114,7 +114,7 @@ def make_gradient_learner(
         params, opt_state = descend(optimizer, grads, state.opt_state, state.params, learning_rate)
         metrics = metrics | {
             "loss": value,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate,
         }
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1, key=key), metrics
