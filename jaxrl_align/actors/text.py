@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.losses import entropy, token_log_prob
+from jaxrl_align.losses import entropy, proportional_kl_coefficient, token_log_prob
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head, positions_of
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Sampler, Trajectory
 
@@ -241,24 +241,6 @@ def token_rewards(
     return penalty + jnp.asarray(score, jnp.float32) * last_real(mask)
 
 
-def adapt_kl(
-    coef: chex.Numeric, kl: chex.Numeric, *, target: chex.Numeric, horizon: chex.Numeric, episodes: int
-) -> chex.Array:
-    """Return the KL weight moved towards keeping the KL at its target.
-
-    `coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon)` (Ziegler et al. 2019, section 2.2).
-
-    Args:
-      coef: [] the weight so far.
-      kl: [] nats, the mean over the batch of the KL summed over each sequence.
-      target: [] nats.
-      horizon: [] episodes; infinity keeps the weight fixed.
-      episodes: sequences in the batch.
-    """
-    error = jnp.clip(kl / target - 1.0, -0.2, 0.2)
-    return coef * (1.0 + error * episodes / horizon)
-
-
 def answer(
     lm: LanguageModel,
     score: Score,
@@ -357,8 +339,8 @@ def make_actor(
             "val/num_eos_tokens": jnp.sum(parts["stopped"]),
             "response_length": jnp.mean(jnp.sum(trajectory.mask, 1)),
         }
-        coef = adapt_kl(
-            env_state.coef, kl, target=hparams.kl_target, horizon=hparams.kl_horizon, episodes=count
+        coef = proportional_kl_coefficient(
+            env_state.coef, kl, target=hparams.kl_target, num_episodes=count, horizon=hparams.kl_horizon
         )
         return KLController(coef), trajectory, metrics
 
