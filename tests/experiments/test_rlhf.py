@@ -1,0 +1,99 @@
+"""The main job in miniature: it runs to its figures, continues to the same result, and refuses bad input."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+SMALL = {
+    "seeds": 2,
+    "vocab_size": 280,
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "context": 32,
+    "prompt_length": 12,
+    "response_length": 20,
+    "pretrain_steps": 4,
+    "sft_steps": 2,
+    "comparisons": 10,
+    "reward_steps": 2,
+    "rlhf_steps": 5,
+    "prompts_per_step": 4,
+}
+CORPUS = "\n\n".join(f"The {a} sees a {b}.  A {b} is near the {a}." for a in "abcdefghij" for b in "klmnopq")
+
+
+@pytest.fixture(scope="module")
+def rlhf():
+    """The experiment's module, samples reduced to a few."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    try:
+        module = importlib.import_module("rlhf")
+    finally:
+        sys.path.remove(str(EXPERIMENTS))
+    module.SAMPLES = 8
+    return module
+
+
+@pytest.fixture(scope="module")
+def config(rlhf, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rlhf")
+    corpus = folder / "corpus.txt"
+    corpus.write_text(CORPUS, encoding="utf-8")
+    return rlhf.Config(out=str(folder / "run"), corpus=str(corpus), **SMALL)
+
+
+def test_walks_the_road_and_continues_to_the_same_result(rlhf, config, capsys):
+    rlhf.main(config)
+    out = Path(config.out)
+    first = (out / "results.json").read_text(encoding="utf-8")
+    results = json.loads(first)
+    assert all(stage in results for stage in rlhf.STAGES)
+    assert results["SFT"]["kl"][0] == pytest.approx(0.0, abs=1e-4)
+    for name in ("loss", "reward_model", "gold_against_kl"):
+        assert (out / f"{name}.png").stat().st_size > 5_000
+    # The last stage's checkpoint and all that follows are lost; the stages before it are read back.
+    for path in [*(out / "rlhf").glob("checkpoint_*"), out / "results.json"]:
+        path.unlink()
+    rlhf.main(dataclasses.replace(config, resume=True))
+    assert (out / "results.json").read_text(encoding="utf-8") == first
+    assert "Held-out prompts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"minibatches": 3}, "minibatches must divide prompts_per_step.*try minibatches=2 or 4"),
+        ({"prompt_length": 30}, "must fit the context.*prompt_length=30.*shorten"),
+        ({"seeds": 1}, "seeds must be at least 2"),
+        ({"rlhf_steps": 0}, "rlhf_steps must be at least 1"),
+        ({"heads": 3}, "heads must divide width"),
+        ({"corpus": "nowhere.txt"}, "must be a text file"),
+        ({"vocab_size": 100}, "vocab_size must be at least 258"),
+    ],
+)
+def test_refuses_before_any_training(rlhf, config, tmp_path, change, message):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        rlhf.main(dataclasses.replace(config, out=str(out), **change))
+    assert not out.exists()
+
+
+def test_refuses_an_empty_corpus(rlhf, config, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text(" \n", encoding="utf-8")
+    with pytest.raises(ValueError, match="corpus is empty.*give a file with text"):
+        rlhf.main(dataclasses.replace(config, out=str(tmp_path / "run"), corpus=str(empty)))
+
+
+def test_refuses_the_folder_of_another_configuration(rlhf, config):
+    before = (Path(config.out) / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="made with width=16, but this run has width=32.*--out"):
+        rlhf.main(dataclasses.replace(config, width=32, resume=True))
+    assert (Path(config.out) / "config.json").read_bytes() == before
