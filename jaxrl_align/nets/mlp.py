@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxrl_align.types import Params
@@ -23,6 +24,24 @@ class Net(NamedTuple):
     """`(params, obs[...]) -> (logits [A], value [])`."""
 
 
+@jax.custom_batching.sequential_vmap
+def _orthonormal_columns(gaussian: chex.Array) -> chex.Array:
+    # Members one after another: batched QR waits inside XLA's CPU thread pool for that same pool, so as many
+    # layers at once as there are cores lock up for good (jaxlib 0.10.2).
+    q, r = jnp.linalg.qr(gaussian)
+    return q * jnp.sign(jnp.diag(r))[None]
+
+
+def _orthogonal(scale: float) -> Callable[..., chex.Array]:
+    """Return an initialiser of Haar-distributed matrices with orthonormal columns or rows, times `scale`."""
+
+    def init(key: chex.PRNGKey, shape: tuple[int, int], dtype: chex.ArrayDType = jnp.float32) -> chex.Array:
+        q = _orthonormal_columns(jax.random.normal(key, (max(shape), min(shape)), dtype))
+        return scale * (q if shape[0] >= shape[1] else q.T)
+
+    return init
+
+
 class _ActorCritic(nn.Module):
     num_actions: int
     hidden: tuple[int, ...]
@@ -37,9 +56,9 @@ class _ActorCritic(nn.Module):
 
     def trunk(self, name: str, x: chex.Array, outputs: int, head_scale: float) -> chex.Array:
         for i, width in enumerate(self.hidden):
-            dense = nn.Dense(width, kernel_init=nn.initializers.orthogonal(2**0.5), name=f"{name}_{i}")
+            dense = nn.Dense(width, kernel_init=_orthogonal(2**0.5), name=f"{name}_{i}")
             x = self.activation(dense(x))
-        head_init = nn.initializers.orthogonal(head_scale)
+        head_init = _orthogonal(head_scale)
         return nn.Dense(outputs, kernel_init=head_init, name=f"{name}_head")(x)
 
 
