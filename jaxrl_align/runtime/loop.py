@@ -142,35 +142,31 @@ def _copy(state: Any) -> Any:
 
 def _record(folder: RunFolder, done: int, end: int, metrics: History, state: Any, *, save: bool) -> None:
     append_metrics(folder.path / METRICS_FILE, done, metrics, sync=save)
-    if save and _first_bad_step(metrics) is None:
+    if save and _find_bad_loss(metrics) is None:
         checkpoint.save(folder.path, end, state, folder.config)
 
 
-def _first_bad_step(metrics: History) -> tuple[str, int] | None:
+def _find_bad_loss(metrics: History) -> tuple[str, int, np.ndarray] | None:
+    """Return (metric, row, which members) of the first loss that is not finite, or None."""
     for name, values in metrics.items():
-        if name.endswith("loss"):
-            bad = ~np.isfinite(values.astype(np.float64)).reshape(len(values), -1).all(axis=1)
-            if bad.any():
-                return name, int(bad.argmax())
+        bad = ~np.isfinite(values.astype(np.float64)) if name.endswith("loss") else np.False_
+        if bad.any():
+            row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
+            return name, row, bad[row]
     return None
 
 
 def _check_finite(metrics: History, done: int, folder: RunFolder | None) -> None:
-    bad = _first_bad_step(metrics)
-    if bad is None:
+    found = _find_bad_loss(metrics)
+    if found is None:
         return
-    name, index = bad
-    values = metrics[name][index]
-    members = (
-        np.flatnonzero(~np.isfinite(values.astype(np.float64).reshape(len(values), -1)).all(axis=1))
-        if values.ndim
-        else []
-    )
-    where = f" in members {members.tolist()} of {len(values)}" if values.ndim else ""
+    name, row, bad = found
+    members = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)).tolist() if bad.ndim else []
+    where = f" in members {members} of {len(bad)}" if bad.ndim else ""
     step = None if folder is None else checkpoint.latest_step(folder.path)
     kept = "" if step is None else f"; the checkpoint of step {step} in {folder.path} is intact"
     raise FloatingPointError(
-        f"{name} is not finite at step {done + index}{where}; lower the learning rate{kept}"
+        f"{name} is not finite at step {done + row}{where}; lower the learning rate{kept}"
     )
 
 
