@@ -179,22 +179,27 @@ def unroll(
       The environment's state after the last step, and `Steps` with leaves [T, ...].
     """
 
-    def one_step(carry: EnvState, key: chex.PRNGKey) -> tuple[EnvState, Steps]:
-        key_action, key_step = jax.random.split(key)
-        action = policy(key_action, carry.obs)
+    def one_step(
+        carry: tuple[EnvState, chex.PRNGKey], _: None
+    ) -> tuple[tuple[EnvState, chex.PRNGKey], Steps]:
+        env_state, key = carry
+        key, key_action, key_step = jax.random.split(key, 3)
+        action = policy(key_action, env_state.obs)
         obs, state, reward, terminated, truncated, info = environment.step(
-            key_step, carry.state, action, env_params
+            key_step, env_state.state, action, env_params
         )
         reward = jnp.asarray(reward, jnp.float32)
         terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
-        total, length = carry.episode_return + reward, carry.episode_length + 1
+        total, length = env_state.episode_return + reward, env_state.episode_length + 1
         steps = Steps(
-            carry.obs, action, reward, terminated, truncated, info["final_observation"], total, length
+            env_state.obs, action, reward, terminated, truncated, info["final_observation"], total, length
         )
         running = ~(terminated | truncated)
-        return EnvState(obs, state, total * running, length * running), steps
+        return (EnvState(obs, state, total * running, length * running), key), steps
 
-    return jax.lax.scan(one_step, env_state, jax.random.split(key, num_steps))
+    # The key is carried: jax's check for reused keys takes a vmapped scan over split keys for a reuse.
+    (env_state, _), steps = jax.lax.scan(one_step, (env_state, key), None, num_steps)
+    return env_state, steps
 
 
 def sampled(net: Net, params: Params) -> Policy:

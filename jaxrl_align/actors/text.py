@@ -140,11 +140,11 @@ def generate(
         params, prompt, mask, lm.init_cache(size + length), 0, positions[:size], adapter
     )
 
-    def write(carry, x):
-        hidden, cache, alive = carry
-        key, index = x
+    def write(carry, index):
+        hidden, cache, alive, key = carry
+        key, key_token = jax.random.split(key)
         logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
-        drawn = jax.random.categorical(key, logits)
+        drawn = jax.random.categorical(key_token, logits)
         log_prob = jax.nn.log_softmax(logits)[drawn]
         value = jnp.zeros(()) if value_head is None else apply_scalar_head(value_head, hidden)
         token = jnp.where(alive, drawn, pad_token)
@@ -153,10 +153,9 @@ def generate(
         hidden, cache = lm.encode(
             params, token[None], mask, cache, index, jax.lax.dynamic_slice(positions, (index,), (1,)), adapter
         )
-        return (hidden[0], cache, alive & (token != config.stop_token)), out
+        return (hidden[0], cache, alive & (token != config.stop_token), key), out
 
-    steps = (jax.random.split(key, length), size + jnp.arange(length))
-    return jax.lax.scan(write, (hidden[-1], cache, jnp.array(True)), steps)[1]
+    return jax.lax.scan(write, (hidden[-1], cache, jnp.array(True), key), size + jnp.arange(length))[1]
 
 
 def join(

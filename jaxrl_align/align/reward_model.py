@@ -81,7 +81,7 @@ def normalise(lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: c
 def pair(
     tokens_a: chex.Array, mask_a: chex.Array, tokens_b: chex.Array, mask_b: chex.Array, first: chex.Array
 ) -> Comparisons:
-    """Return comparisons of sequences [..., L], in which `first` [...] says that the annotator preferred a."""
+    """Return comparisons of sequences [..., L]; `first` [...] says where the annotator preferred a."""
     first = jnp.asarray(first)[..., None]
     return Comparisons(
         jnp.where(first, tokens_a, tokens_b),
