@@ -32,6 +32,7 @@ from jaxrl_align.pretrain.lm import LMHParams, TokenBatch, make_lm_learner, samp
 from jaxrl_align.rl.actor_critic import check_divides
 from jaxrl_align.runtime import cli, loop
 from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 
 SAMPLES = 256
 """Answers per member and evaluation; one program writes them all."""
@@ -196,7 +197,7 @@ def pretrain(road: Road, folder: RunFolder) -> tuple[Any, np.ndarray]:
     state = jax.vmap(learner.init, (0, None))(road.keys(0), LMHParams(config.pretrain_learning_rate))
     state, history = loop.run(
         jax.vmap(learner.step),
-        state,
+        shard_members(state),
         config.pretrain_steps,
         chunk=20,
         folder=folder.sub("pretrain"),
@@ -217,7 +218,7 @@ def fine_tune(road: Road, folder: RunFolder, params: Any) -> tuple[Any, np.ndarr
     state = jax.vmap(learner.init, (0, None, 0))(road.keys(1), LMHParams(config.sft_learning_rate), params)
     state, history = loop.run(
         jax.vmap(learner.step),
-        state,
+        shard_members(state),
         config.sft_steps,
         chunk=20,
         folder=folder.sub("sft"),
@@ -273,7 +274,7 @@ def learn_reward(
     evaluate(0, state)
     state, _ = loop.run(
         lambda states: jax.vmap(lambda s, d: learner(d).step(s))(states, train),
-        state,
+        shard_members(state),
         config.reward_steps,
         chunk=20,
         folder=folder,
@@ -314,7 +315,7 @@ def align(
     evaluate(0, state)
     state, _ = loop.run(
         jax.vmap(road.rlhf.step),
-        state,
+        shard_members(state),
         config.rlhf_steps,
         folder=folder,
         chunk=5,
@@ -334,6 +335,7 @@ def read_steps(folder: RunFolder, name: str) -> dict[int, Any]:
 def main(config: Config) -> None:
     """Walk the road and report."""
     started = time.monotonic()
+    use_cpu_devices()
     road = Road(config)
     folder = open_run(config.out, config, resume=config.resume)
     losses = {}
