@@ -33,9 +33,9 @@ def init_lora(key: chex.PRNGKey, params: Params, *, rank: int, targets: tuple[st
     if rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
     places = _linear_layers(params, ())
-    missing = sorted(set(targets) - {path[-1] for path in places})
-    if missing:
-        raise ValueError(f"targets must name linear layers; got {missing}, the model has {sorted(TARGETS)}")
+    names = {path[-1] for path in places}
+    if missing := sorted(set(targets) - names):
+        raise ValueError(f"targets must name linear layers; got {missing}, the model has {sorted(names)}")
     places = [path for path in places if path[-1] in targets]
     adapter: dict = {}
     for path, place_key in zip(places, jax.random.split(key, len(places)), strict=True):
