@@ -300,13 +300,10 @@ def make_actor(
       Its metrics are means over the batch: `objective/kl` is the KL summed over each sequence.
 
     Raises:
-      ValueError: if prompt and response do not fit the model's context.
+      ValueError: if prompt and response do not fit the model's context, or a special token its vocabulary; at
+        trace time, if the frozen tree or the prompts are missing.
     """
-    if config.prompt_length + config.response_length > lm.config.context:
-        raise ValueError(
-            f"prompt and response must fit the context; got prompt_length={config.prompt_length} + "
-            f"response_length={config.response_length} > context={lm.config.context}; shorten one of them"
-        )
+    _check_fits(lm, config)
 
     def init_params(key: chex.PRNGKey) -> Params:
         return {"lm": lm.init(key), "value": init_scalar_head(None, lm.config.width)}
@@ -317,6 +314,10 @@ def make_actor(
     def rollout(
         params: Params, frozen: Frozen, env_state: KLController, key: chex.PRNGKey, hparams: Any, batch: Any
     ) -> tuple[KLController, Trajectory, Metrics]:
+        if frozen is None:
+            raise ValueError("a reference and a reward model are needed; pass init(..., frozen=Frozen(...))")
+        if batch is None and sample_prompts is None:
+            raise ValueError("this actor has no prompts; pass step(state, batch), or give it sample_prompts")
         key_prompts, key_answers = jax.random.split(key)
         prompts = sample_prompts(key_prompts) if batch is None else batch
         count, length = prompts.shape
@@ -358,3 +359,17 @@ def make_actor(
         )
 
     return Actor(init_params, init_env, rollout, evaluate)
+
+
+def _check_fits(lm: LanguageModel, config: TextConfig) -> None:
+    if config.prompt_length + config.response_length > lm.config.context:
+        raise ValueError(
+            f"prompt and response must fit the context; got prompt_length={config.prompt_length} + "
+            f"response_length={config.response_length} > context={lm.config.context}; shorten one of them"
+        )
+    for name in ("stop_token", "pad_token"):
+        if not 0 <= getattr(config, name) < lm.config.vocab_size:
+            raise ValueError(
+                f"{name} must lie in the vocabulary; got {getattr(config, name)}, "
+                f"vocab_size={lm.config.vocab_size}; pass the tokenizer's {name}"
+            )
