@@ -1,0 +1,420 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.actors.text import (
+    Frozen,
+    TextConfig,
+    generate,
+    join,
+    judge,
+    last_real,
+    make_actor,
+    sampling_logits,
+    token_rewards,
+)
+from jaxrl_align.align.rlhf import RLHFHParams
+from jaxrl_align.nets.transformer import init_scalar_head
+from jaxrl_align.rl.actor_critic import gae_advantages
+from tests.tiny import LM, PARAMS, VOCAB, bits, disturb, favour
+
+P, T, B = 6, 8, 64
+PAD, STOP = 0, 1
+CONFIG = TextConfig(P, T, stop_token=STOP, pad_token=PAD)
+STOPPING = favour(STOP, 2.0)
+HEAD = disturb(init_scalar_head(None, 16), jax.random.key(4), 1.0)
+SAME = {"lm": PARAMS, "value": HEAD}
+MOVED = {"lm": disturb(PARAMS, jax.random.key(5), 0.05), "value": HEAD}
+TABLE = jnp.array([0.7, -1.9])
+TEMPERATURES = (0.7, 1.0, 1.3)
+
+
+def make_prompts(count=B, seed=0):
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(2, VOCAB, (count, P))
+    return jnp.asarray(np.where(np.arange(P) < rng.integers(0, P - 1, (count, 1)), PAD, prompts), jnp.int32)
+
+
+PROMPTS = make_prompts()
+
+
+def parity_score(table, tokens, mask):
+    """Pay what the table holds for the parity of the prompt's last token."""
+    return table[tokens[P - 1] % 2]
+
+
+ACTOR = make_actor(STOPPING, parity_score, CONFIG)
+rollout = jax.jit(ACTOR.rollout)
+judge_all = jax.jit(jax.vmap(ACTOR.evaluate, (None, None, 0)))
+
+
+def roll(policy=MOVED, *, table=TABLE, key=0, prompts=PROMPTS, **hparams):
+    """Return (KL controller, trajectory, metrics) of one rollout."""
+    hparams = jax.tree.map(jnp.float32, RLHFHParams(**hparams))
+    frozen = Frozen(PARAMS, table)
+    return rollout(policy, frozen, ACTOR.init_env(None, hparams), jax.random.key(key), hparams, prompts)
+
+
+def expected_log_probs(params, trajectory, temperature):
+    """Return log softmax(logits / T) without padding, [B, T, V], by NumPy from a full pass."""
+    full = jnp.concatenate([trajectory.obs.prompt, trajectory.action], 1)
+    real = jnp.concatenate([trajectory.obs.prompt != PAD, trajectory.mask > 0], 1)
+    hidden = jax.jit(jax.vmap(LM.encode, (None, 0, 0)))(params, full, real.astype(jnp.float32))[0]
+    logits = np.asarray(STOPPING.logits(params, hidden), np.float64)[:, P - 1 : -1] / temperature
+    logits[..., PAD] = -np.inf
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def lengths(trajectory):
+    return np.asarray(trajectory.mask.sum(1), int)
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    """A batch of the moved policy's answers, of many lengths."""
+    got = roll(kl_coef=0.0)[1]
+    assert len(set(lengths(got))) == T, "the batch must hold every length"
+    return got
+
+
+def test_a_response_is_cut_at_its_first_stop_token(trajectory):
+    """Requirement 5."""
+    tokens, mask = np.asarray(trajectory.action), np.asarray(trajectory.mask)
+    for row, real in zip(tokens, mask, strict=True):
+        stops = np.flatnonzero(row == STOP)
+        length = stops[0] + 1 if stops.size else T
+        np.testing.assert_array_equal(real, np.arange(T) < length)
+        np.testing.assert_array_equal(row[length:], PAD)
+    for leaf in (trajectory.log_prob, trajectory.value, trajectory.reward, trajectory.next_value):
+        np.testing.assert_array_equal(np.asarray(leaf)[mask == 0], 0.0)
+
+
+def test_the_reward_model_sees_the_cut_text_and_nothing_else():
+    """Requirements 1 and 5: query and response up to the stop token, then padding under a zero mask."""
+    seen = lambda model, tokens, mask: jnp.sum(tokens * 3.0 ** jnp.arange(P + T) % 1009.0) + 1e4 * mask.sum()
+    actor = make_actor(STOPPING, seen, dataclasses.replace(CONFIG, missing_stop="keep"))
+    hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0))
+    args = Frozen(PARAMS, None), actor.init_env(None, hparams), jax.random.key(0), hparams, PROMPTS
+    _, trajectory, _ = jax.jit(actor.rollout)(MOVED, *args)
+    for prompt, action, reward in zip(PROMPTS, trajectory.action, trajectory.reward, strict=True):
+        prompt, action = prompt.tolist(), action.tolist()
+        length = action.index(STOP) + 1 if STOP in action else T
+        text = [*prompt, *action[:length], *[PAD] * (T - length)]
+        count = sum(token != PAD for token in prompt) + length
+        mask = [float(token != PAD) for token in prompt] + [1.0] * length + [0.0] * (T - length)
+        assert count == sum(mask)
+        np.testing.assert_allclose(reward.sum(), seen(None, jnp.array(text), jnp.array(mask)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_padding_is_never_sampled(temperature):
+    """Not even by a model that writes little else, at any temperature."""
+    lm = favour(PAD, 20.0)
+    keys = jax.random.split(jax.random.key(0), 256)
+    write = jax.jit(jax.vmap(lambda k: generate(lm, PARAMS, PROMPTS[0], k, CONFIG, temperature=temperature)))
+    response = write(keys)
+    assert not ((response.tokens == PAD) & (response.mask > 0)).any()
+    assert response.log_prob.min() > -40.0, "what is not padding shares the whole mass"
+
+
+def test_sampling_logits_bar_padding_and_leave_a_distribution_of_the_rest():
+    logits = jnp.array([[9.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
+    probability = jax.nn.softmax(sampling_logits(logits, 2.0, PAD))
+    odds = np.exp(0.5)
+    np.testing.assert_allclose(
+        probability, [[0.0, 1 / (1 + odds), odds / (1 + odds)], [0, 0.5, 0.5]], rtol=1e-6
+    )
+    np.testing.assert_array_equal(jax.nn.softmax(sampling_logits(logits, 2.0, 2))[:, 2], 0.0)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_all_three_policies_speak_of_the_same_distribution(temperature):
+    """Requirements 3 and 14: acting (cached), reference and update agree with log softmax(logits / T)."""
+    _, trajectory, metrics = roll(SAME, temperature=temperature)
+    mask = np.asarray(trajectory.mask)
+    by_hand = expected_log_probs(PARAMS, trajectory, temperature)
+    by_hand = np.take_along_axis(by_hand, np.asarray(trajectory.action)[..., None], -1)[..., 0]
+    acted = np.asarray(trajectory.log_prob)
+    np.testing.assert_allclose(acted[mask > 0], by_hand[mask > 0], atol=1e-5)
+    updated = np.asarray(judge_all(SAME, Frozen(PARAMS, TABLE), trajectory).log_prob)
+    assert np.abs(np.exp((updated - acted) * mask) - 1.0).max() < 1e-5
+    assert abs(metrics["objective/kl"]) < 1e-5
+    # A penalty of 1 a nat would show any nat between acting policy and reference.
+    rewards = np.asarray(roll(SAME, temperature=temperature, kl_coef=1.0)[1].reward)
+    ends = mask * (np.cumsum(mask, 1) == mask.sum(1, keepdims=True))
+    assert np.abs(rewards[ends == 0]).max() < 1e-5
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_the_cached_policys_log_probs_equal_a_full_passs(temperature):
+    """Requirement 17, for weights that differ from the reference's."""
+    trajectory = roll(temperature=temperature)[1]
+    by_hand = expected_log_probs(MOVED["lm"], trajectory, temperature)
+    by_hand = np.take_along_axis(by_hand, np.asarray(trajectory.action)[..., None], -1)[..., 0]
+    real = np.asarray(trajectory.mask) > 0
+    np.testing.assert_allclose(np.asarray(trajectory.log_prob)[real], by_hand[real], atol=1e-4)
+
+
+def test_tokens_are_drawn_from_the_tempered_distribution():
+    """The first token's frequencies over 8,000 draws, at T = 1.3, within 5 standard errors."""
+    config = TextConfig(P, 1)
+    write = jax.vmap(lambda k: generate(STOPPING, PARAMS, PROMPTS[1], k, config, temperature=1.3).tokens[0])
+    drawn = np.asarray(jax.jit(write)(jax.random.split(jax.random.key(7), 8000)))
+    hidden, _ = LM.encode(PARAMS, PROMPTS[1], (PROMPTS[1] != PAD).astype(jnp.float32))
+    logits = np.asarray(STOPPING.logits(PARAMS, hidden[-1]), np.float64) / 1.3
+    probability = np.exp(logits) * (np.arange(VOCAB) != PAD)
+    probability /= probability.sum()
+    error = np.sqrt(probability * (1 - probability) / 8000)
+    difference = np.abs(np.bincount(drawn, minlength=VOCAB) / 8000 - probability)
+    assert (difference <= 5 * error + 1e-12).all()
+
+
+def test_a_value_is_read_one_position_before_the_token_it_judges(trajectory):
+    """Requirement 10: at position P - 1 + t of query and response, by acting policy and update alike."""
+    full = jnp.concatenate([PROMPTS, trajectory.action], 1)
+    real = jnp.concatenate([(PROMPTS != PAD).astype(jnp.float32), trajectory.mask], 1)
+    hidden = jax.jit(jax.vmap(LM.encode, (None, 0, 0)))(MOVED["lm"], full, real)[0]
+    values = np.stack([hidden[:, P - 1 + t] @ HEAD["kernel"] + HEAD["bias"] for t in range(T)], 1)
+    mask = np.asarray(trajectory.mask)
+    np.testing.assert_allclose(trajectory.value, values * mask, atol=1e-4)
+    assert values.std() > 0.5
+    again = judge_all(MOVED, Frozen(PARAMS, TABLE), trajectory).value
+    np.testing.assert_allclose(again * mask, values * mask, atol=1e-4)
+
+
+def test_nothing_follows_the_last_token(trajectory):
+    """Requirement 10: gamma 1, lambda .95; after the last real token the bootstrap is 0."""
+    for i, length in enumerate(lengths(trajectory)):
+        goes_on = (np.arange(T) < length - 1).astype(np.float32)
+        np.testing.assert_array_equal(trajectory.discount[i], goes_on)
+        np.testing.assert_allclose(trajectory.lambda_[i], np.float32(0.95) * goes_on)
+        value = np.asarray(trajectory.value[i])
+        np.testing.assert_array_equal(trajectory.next_value[i], np.append(value[1:], 0.0))
+        assert trajectory.next_value[i, length - 1] == 0.0
+    target = np.asarray(gae_advantages(trajectory)[1])
+    for i, length in enumerate(lengths(trajectory)):
+        reward, value = (np.asarray(x[i], np.float64) for x in (trajectory.reward, trajectory.value))
+        advantage = 0.0
+        for t in reversed(range(length)):
+            following = value[t + 1] if t + 1 < length else 0.0
+            advantage = reward[t] + following - value[t] + 0.95 * advantage
+            np.testing.assert_allclose(target[i, t], advantage + value[t], atol=1e-4)
+        np.testing.assert_array_equal(target[i, length:], 0.0)
+
+
+@pytest.mark.parametrize("table", [TABLE, jnp.array([2, -3])], ids=["float", "integer"])
+def test_scores_survive_exactly_at_the_stop_tokens_index(table):
+    """Requirement 8: 0.7 and -1.9 to the last bit; integer reward models too."""
+    trajectory = roll(table=table, kl_coef=0.0, stop_penalty=5.0)[1]
+    assert trajectory.reward.dtype == jnp.float32
+    seen = set()
+    for prompt, action, reward in zip(PROMPTS, trajectory.action, trajectory.reward, strict=True):
+        action = action.tolist()
+        stopped = STOP in action
+        expected = np.zeros(T, np.float32)
+        expected[action.index(STOP) if stopped else T - 1] = table[prompt[-1] % 2] if stopped else -5.0
+        np.testing.assert_array_equal(reward, expected)
+        seen.add((stopped, int(prompt[-1] % 2)))
+    assert seen == {(True, 0), (True, 1), (False, 0), (False, 1)}
+
+
+def test_token_rewards_by_hand():
+    """Requirement 8: -beta (log pi - log pi_ref) on every real token, the score on the last one."""
+    log_prob, reference = jnp.array([-1.0, -2.0, -9.0, 0.0]), jnp.array([-1.5, -1.0, -9.0, 7.0])
+    mask = jnp.array([1.0, 1.0, 1.0, 0.0])
+    for score, exact in [(0.7, 0.7), (-1.9, -1.9), (jnp.int32(3), 3.0), (jnp.array(True), 1.0)]:
+        got = token_rewards(score, log_prob, reference, mask, 0.1)
+        assert got.dtype == jnp.float32
+        np.testing.assert_array_equal(got, np.float32([-0.05, 0.1, exact, 0.0]))
+    rows = lambda x: jnp.stack([x, x])
+    batch = jax.jit(jax.vmap(lambda s, a, b, m: token_rewards(s, a, b, m, 0.1)))
+    got = batch(jnp.array([2, -3]), rows(log_prob), rows(reference), rows(mask))
+    np.testing.assert_allclose(got, [[-0.05, 0.1, 2.0, 0.0], [-0.05, 0.1, -3.0, 0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [([1, 1, 0, 0], [0, 1, 0, 0]), ([1, 1, 1, 1], [0, 0, 0, 1]), ([1, 0], [1, 0]), ([0, 0], [0, 0])],
+)
+def test_last_real(mask, expected):
+    np.testing.assert_array_equal(last_real(jnp.array(mask, jnp.float32)), expected)
+
+
+@pytest.mark.parametrize(("rule", "paid"), [("replace", -1.5), ("subtract", -0.75), ("keep", 0.75)])
+def test_what_a_missing_stop_token_costs(rule, paid):
+    """Requirement 5; a response that stops is paid its score under every rule."""
+    config = dataclasses.replace(CONFIG, missing_stop=rule)
+    hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0, stop_penalty=1.5))
+
+    @jax.jit
+    def write(amount):
+        actor = make_actor(favour(STOP, amount), lambda model, tokens, mask: 0.75, config)
+        start = Frozen(PARAMS, None), actor.init_env(None, hparams), jax.random.key(0)
+        return actor.rollout(SAME, *start, hparams, PROMPTS[:4])[1:]
+
+    for amount, score, stopped, last in [(-50.0, paid, 0, T - 1), (50.0, 0.75, 4, 0)]:
+        trajectory, metrics = write(amount)
+        np.testing.assert_array_equal(trajectory.reward[:, last], np.float32(score))
+        np.testing.assert_array_equal(trajectory.reward.sum(1), np.float32(score))
+        assert metrics["objective/scores"] == score
+        assert metrics["val/num_eos_tokens"] == stopped
+
+
+def test_left_padding_changes_neither_answers_nor_judgement_nor_metrics():
+    """Requirements 2, 15 and 17: 50 more pads before every prompt."""
+    wide = make_actor(
+        STOPPING,
+        lambda t, x, m: parity_score(t, x[50:], m),
+        dataclasses.replace(CONFIG, prompt_length=P + 50),
+    )
+    hparams = jax.tree.map(jnp.float32, RLHFHParams())
+    controller, trajectory, metrics = roll()
+    args = wide.init_env(None, hparams), jax.random.key(0), hparams, jnp.pad(PROMPTS, ((0, 0), (50, 0)))
+    wide_controller, padded, wide_metrics = jax.jit(wide.rollout)(MOVED, Frozen(PARAMS, TABLE), *args)
+    np.testing.assert_array_equal(padded.action, trajectory.action)
+    for name in ("log_prob", "value", "next_value", "reward", "mask", "discount", "lambda_"):
+        np.testing.assert_allclose(getattr(padded, name), getattr(trajectory, name), atol=1e-4, err_msg=name)
+    assert metrics.keys() == wide_metrics.keys()
+    for name in metrics:
+        np.testing.assert_allclose(wide_metrics[name], metrics[name], atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(wide_controller.coef, controller.coef, rtol=1e-6)
+    judged = jax.jit(jax.vmap(wide.evaluate, (None, None, 0)))(MOVED, Frozen(PARAMS, TABLE), padded)
+    expected = judge_all(MOVED, Frozen(PARAMS, TABLE), trajectory)
+    real = np.asarray(trajectory.mask)
+    for name in ("log_prob", "entropy", "value"):
+        got = np.asarray(getattr(judged, name)) * real
+        np.testing.assert_allclose(got, getattr(expected, name) * real, atol=1e-4, err_msg=name)
+
+
+def test_what_stands_after_the_stop_token_changes_no_judgement(trajectory):
+    """Requirement 2."""
+    mask = trajectory.mask
+    rubbish = jnp.where(mask > 0, trajectory.action, 7)
+    frozen = Frozen(PARAMS, TABLE)
+    plain = judge_all(MOVED, frozen, trajectory)
+    changed = judge_all(MOVED, frozen, trajectory._replace(action=rubbish))
+    for name in ("log_prob", "entropy", "value"):
+        np.testing.assert_array_equal(getattr(plain, name) * mask, getattr(changed, name) * mask)
+
+
+def test_entropies_are_those_of_the_sampled_distribution():
+    """Requirement 15: >= 0 and at most log(V - 1), since padding has no mass."""
+    for temperature in TEMPERATURES:
+        _, trajectory, metrics = roll(temperature=temperature)
+        entropy = np.asarray(judge_all(MOVED, Frozen(PARAMS, TABLE), trajectory).entropy)
+        log_p = expected_log_probs(MOVED["lm"], trajectory, temperature)
+        by_hand = -(np.exp(log_p) * np.where(np.isinf(log_p), 0.0, log_p)).sum(-1)
+        real = np.asarray(trajectory.mask) > 0
+        np.testing.assert_allclose(entropy[real], by_hand[real], atol=1e-5)
+        assert (entropy >= 0).all() and (entropy <= np.log(VOCAB - 1) + 1e-5).all()
+        assert metrics["objective/entropy"] >= 0
+
+
+def test_the_logged_kl_is_the_trained_kl():
+    """Requirements 12 and 15: the sequence sum, averaged over the batch, and paid at beta a nat."""
+    _, trajectory, metrics = roll(kl_coef=0.3)
+    mask = np.asarray(trajectory.mask)
+    reference = expected_log_probs(PARAMS, trajectory, 1.0)
+    reference = np.take_along_axis(reference, np.asarray(trajectory.action)[..., None], -1)[..., 0]
+    kl = np.where(mask > 0, np.asarray(trajectory.log_prob) - reference, 0.0).sum(1).mean()
+    assert abs(kl) > 1e-2
+    np.testing.assert_allclose(metrics["objective/kl"], kl, atol=1e-4)
+    np.testing.assert_allclose(metrics["objective/non_score_reward"], -0.3 * kl, atol=1e-4)
+    paid = metrics["objective/rlhf_reward"] - metrics["objective/scores"]
+    np.testing.assert_allclose(paid, metrics["objective/non_score_reward"], atol=1e-5)
+    np.testing.assert_allclose(metrics["objective/kl_coef"], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["response_length"], mask.sum(1).mean(), rtol=1e-6)
+    stopped = (np.asarray(trajectory.action) == STOP).sum()
+    assert metrics["val/num_eos_tokens"] == stopped
+    np.testing.assert_allclose(
+        metrics["objective/entropy"], -np.asarray(trajectory.log_prob).sum(1).mean(), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("target", [6.0, 1e-3, "near"])
+def test_the_kl_controller_by_hand(target):
+    """Requirement 12: beta (1 + clip(KL / target - 1, +-.2) n / horizon), n the episodes of the batch."""
+    kl = float(roll()[2]["objective/kl"])
+    target = kl / 1.1 if target == "near" else target
+    controller, _, metrics = roll(kl_coef=0.15, kl_target=target, kl_horizon=10_000.0)
+    np.testing.assert_allclose(metrics["objective/kl"], kl, rtol=1e-5)
+    assert 0.2 < kl < 4.8, "the three targets must reach below, above and inside the clip"
+    error = {6.0: -0.2, 1e-3: 0.2}.get(target, 0.1)
+    np.testing.assert_allclose(controller.coef, 0.15 * (1 + error * B / 10_000), rtol=1e-6)
+    np.testing.assert_array_equal(roll(kl_horizon=np.inf)[0].coef, np.float32(0.15))
+
+
+def test_every_draw_takes_an_explicit_key():
+    """Requirement 16: the same key reproduces bit for bit, another gives other answers."""
+    assert bits(roll(key=1)) == bits(roll(key=1))
+    assert (roll(key=1)[1].action != roll(key=2)[1].action).mean() > 0.2
+
+
+def test_equal_prompts_get_different_answers():
+    """Requirement 16: every member of the batch has a key of its own."""
+    action = roll(prompts=jnp.broadcast_to(PROMPTS[:1], (B, P)))[1].action
+    assert len({row.tobytes() for row in np.asarray(action)}) > B // 3
+
+
+def test_prompts_are_sampled_where_none_are_given():
+    sample = lambda key: PROMPTS[jax.random.randint(key, (4,), 0, B)]
+    actor = make_actor(STOPPING, parity_score, CONFIG, sample)
+    hparams = jax.tree.map(jnp.float32, RLHFHParams())
+    run = jax.jit(
+        lambda key: actor.rollout(
+            SAME, Frozen(PARAMS, TABLE), actor.init_env(None, hparams), key, hparams, None
+        )
+    )
+    first, second = (run(jax.random.key(seed))[1].obs.prompt for seed in (0, 1))
+    assert first.shape == (4, P) and not np.array_equal(first, second)
+    given = {row.tobytes() for row in np.asarray(PROMPTS)}
+    assert all(row.tobytes() in given for row in np.asarray(jnp.concatenate([first, second])))
+
+
+def test_join_marks_what_is_real():
+    prompt, response = jnp.array([0, 0, 5, 6]), jnp.array([7, 1, 0])
+    tokens, mask = join(prompt, response, jnp.array([1.0, 1.0, 0.0]), TextConfig(4, 3))
+    np.testing.assert_array_equal(tokens, [0, 0, 5, 6, 7, 1, 0])
+    np.testing.assert_array_equal(mask, [0, 0, 1, 1, 1, 1, 0])
+
+
+def test_judge_without_a_value_head_values_nothing(trajectory):
+    read = jax.jit(lambda *text: judge(LM, PARAMS, *text, CONFIG))
+    got = read(PROMPTS[0], trajectory.action[0], trajectory.mask[0])
+    np.testing.assert_array_equal(got.value, np.zeros(T))
+    assert got.logits.shape == (T, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_length": 0}, "prompt_length must be at least 1; got 0"),
+        ({"response_length": 0}, "response_length must be at least 1; got 0"),
+        ({"stop_token": 0}, "stop token must not be the padding token; got 0 for both"),
+        ({"missing_stop": "ignore"}, "must be replace, subtract or keep; got 'ignore'"),
+        (
+            {"prompt_length": 75},
+            "fit the context; got prompt_length=75 .* response_length=8 > context=80; shorten",
+        ),
+        ({"stop_token": VOCAB}, f"stop_token must lie in the vocabulary; got {VOCAB}, vocab_size={VOCAB}"),
+        ({"pad_token": -1}, "pad_token must lie in the vocabulary; got -1"),
+    ],
+)
+def test_queries_that_cannot_be_written_are_refused(change, message):
+    """Requirement 1 (pad is not the stop token), and every error before anything is traced."""
+    with pytest.raises(ValueError, match=message):
+        make_actor(LM, parity_score, dataclasses.replace(CONFIG, **change))
+
+
+def test_rollouts_that_lack_something_are_refused():
+    hparams = RLHFHParams()
+    start = ACTOR.init_env(None, hparams), jax.random.key(0), hparams
+    with pytest.raises(ValueError, match="reference and a reward model are needed"):
+        jax.eval_shape(ACTOR.rollout, SAME, None, *start, PROMPTS)
+    with pytest.raises(ValueError, match="has no prompts"):
+        jax.eval_shape(ACTOR.rollout, SAME, Frozen(PARAMS, TABLE), *start, None)
+    with pytest.raises(ValueError, match=r"prompts must be \[B, 6\]; got \(64, 5\)"):
+        jax.eval_shape(ACTOR.rollout, SAME, Frozen(PARAMS, TABLE), *start, PROMPTS[:, 1:])
