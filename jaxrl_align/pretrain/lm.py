@@ -91,6 +91,10 @@ def next_token_objective(lm: LanguageModel, *, lora: bool = False) -> LossFn:
     def loss(
         params: Params, frozen: Any, batch: TokenBatch, key: chex.PRNGKey, hparams: Any
     ) -> tuple[chex.Array, Metrics]:
+        if lora and frozen is None:
+            raise ValueError(
+                "an adapter needs its base; pass init(key, hparams, params=adapter, frozen=base)"
+            )
         base, adapter = (frozen, params) if lora else (params, None)
         nats, hit, counts = jax.vmap(one, (None, None, 0))(base, adapter, batch)
         return masked_mean(nats, counts), {
@@ -125,8 +129,16 @@ def make_lm_learner(
       A `Learner` with metrics `loss` (nats a token), `mean_token_accuracy`, `num_tokens`, `grad_norm`,
       `learning_rate`.
     """
+
+    def init_params(key: chex.PRNGKey) -> Params:
+        if lora:
+            raise ValueError(
+                "there is no adapter to train; pass init(..., params=init_lora(...), frozen=base)"
+            )
+        return lm.init(key)
+
     return make_gradient_learner(
-        lm.init,
+        init_params,
         next_token_objective(lm, lora=lora),
         sample,
         optimizer=optimizer or make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8),
