@@ -84,7 +84,7 @@ def test_a_row_of_prompt_alone_has_no_gradient():
 def test_a_token_marked_predict_on_padding_does_not_count():
     careless = BATCH._replace(predict=jnp.ones_like(PREDICT))
     (_, metrics), _ = gradient(PARAMS, careless)
-    # Padding before a row serves as its start token: the first real token is predicted from it. One row has none.
+    # The first real token is predicted from the padding before it; one row has none.
     assert metrics["num_tokens"] == REAL.sum() - 1
 
 

@@ -1,0 +1,166 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.align.reward_model import (
+    Comparisons,
+    RewardHParams,
+    RewardModel,
+    init_reward_params,
+    make_reward_learner,
+    margins,
+    normalise,
+    pair,
+    score,
+)
+from jaxrl_align.nets.transformer import init_scalar_head
+from jaxrl_align.pretrain.lm import sample_rows
+from jaxrl_align.runtime import checkpoint
+from tests.tiny import LM, PARAMS, VOCAB, bits, disturb
+
+LENGTH = 9
+HEAD = disturb(init_scalar_head(None, 16), jax.random.key(4), 1.0)
+MODEL = RewardModel({"lm": PARAMS, "head": HEAD})
+read = jax.jit(lambda model, tokens, mask: score(LM, model, tokens, mask))
+read_all = jax.jit(jax.vmap(lambda tokens, mask: score(LM, MODEL, tokens, mask)))
+margins_of = jax.jit(lambda params, data: margins(LM, RewardModel(params), data))
+fit = jax.jit(lambda model, tokens, mask: normalise(LM, model, tokens, mask))
+
+
+def make_texts(count, seed):
+    """Return tokens and masks [count, LENGTH]: left padding, then text, then right padding."""
+    rng = np.random.default_rng(seed)
+    first, last = rng.integers(0, 3, (count, 1)), rng.integers(5, LENGTH + 1, (count, 1))
+    mask = (np.arange(LENGTH) >= first) & (np.arange(LENGTH) < last)
+    tokens = np.where(mask, rng.integers(2, VOCAB, (count, LENGTH)), 0)
+    return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask, jnp.float32)
+
+
+TOKENS, MASK = make_texts(64, 0)
+
+
+def test_the_score_is_read_at_the_last_real_token():
+    """Requirement 1."""
+    for tokens, mask, got in zip(TOKENS[:8], MASK[:8], read_all(TOKENS, MASK)[:8], strict=True):
+        hidden, _ = jax.jit(LM.encode)(PARAMS, tokens, mask)
+        last = np.flatnonzero(mask)[-1]
+        np.testing.assert_allclose(got, hidden[last] @ HEAD["kernel"] + HEAD["bias"], atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [(50, 0), (0, 50), (20, 30)])
+def test_padding_left_or_right_changes_no_score(side):
+    """Requirement 17."""
+    padded = jnp.pad(TOKENS, ((0, 0), side)), jnp.pad(MASK, ((0, 0), side))
+    plain = read_all(TOKENS, MASK)
+    assert plain.std() > 0.5
+    np.testing.assert_allclose(read_all(*padded), plain, atol=1e-4)
+
+
+def test_what_stands_in_padding_changes_no_score():
+    """Requirements 2 and 5."""
+    rubbish = jnp.where(MASK > 0, TOKENS, 7)
+    np.testing.assert_array_equal(read_all(rubbish, MASK), read_all(TOKENS, MASK))
+
+
+def test_the_head_is_drawn_and_the_network_taken_over():
+    """Requirement 6: N(0, 1 / sqrt(d + 1)), bias 0."""
+    params = init_reward_params(jax.random.key(0), LM, PARAMS)
+    assert bits(params["lm"]) == bits(PARAMS)
+    kernels = jax.vmap(lambda k: init_reward_params(k, LM, PARAMS)["head"]["kernel"])(
+        jax.random.split(jax.random.key(1), 3000)
+    )
+    assert kernels.std() == pytest.approx(17**-0.5, rel=0.02) and params["head"]["bias"] == 0.0
+
+
+def test_normalised_scores_have_mean_0_and_deviation_1():
+    """Requirement 7; whatever the normalisation was before."""
+    raw = read_all(TOKENS, MASK)
+    for model in (MODEL, RewardModel(MODEL.params, 7.0, -3.0)):
+        fitted = fit(model, TOKENS, MASK)
+        scores = jax.vmap(lambda t, m, fitted=fitted: read(fitted, t, m))(TOKENS, MASK)
+        assert scores.mean() == pytest.approx(0.0, abs=1e-5)
+        assert scores.std() == pytest.approx(1.0, abs=1e-5)
+        np.testing.assert_allclose(scores, (raw - raw.mean()) / raw.std(), atol=1e-4)
+        assert bits(fitted.params) == bits(MODEL.params)
+
+
+def test_a_reward_model_that_cannot_tell_samples_apart_stays_finite():
+    params = {"lm": PARAMS, "head": init_scalar_head(None, 16)}
+    fitted = fit(RewardModel(params), TOKENS, MASK)
+    assert read(fitted, TOKENS[0], MASK[0]) == 0.0
+
+
+def test_the_normalisation_is_saved_with_the_model(tmp_path):
+    """Requirement 7."""
+    fitted = fit(MODEL, TOKENS, MASK)
+    checkpoint.save(tmp_path, 1, fitted, {})
+    restored, _ = checkpoint.restore(tmp_path, jax.eval_shape(lambda: fitted))
+    assert bits(restored) == bits(fitted)
+    assert read(restored, TOKENS[0], MASK[0]) == read(fitted, TOKENS[0], MASK[0])
+
+
+def test_pair_puts_what_the_annotator_preferred_first():
+    a, b = jnp.array([[2, 3], [4, 5]]), jnp.array([[6, 7], [8, 9]])
+    ones, half = jnp.ones((2, 2)), jnp.array([[1.0, 0.0], [1.0, 0.0]])
+    data = pair(a, ones, b, half, np.array([True, False]))
+    np.testing.assert_array_equal(data.chosen, [[2, 3], [8, 9]])
+    np.testing.assert_array_equal(data.rejected, [[6, 7], [4, 5]])
+    np.testing.assert_array_equal(data.chosen_mask, [[1, 1], [1, 0]])
+    np.testing.assert_array_equal(data.rejected_mask, [[1, 0], [1, 1]])
+    members = jax.tree.map(lambda x: x[None], (a, ones, b, half, jnp.array([True, False])))
+    np.testing.assert_array_equal(pair(*members).chosen[0], data.chosen)
+
+
+def test_margins_and_metrics_by_hand():
+    data = Comparisons(TOKENS[:32], MASK[:32], TOKENS[32:], MASK[32:])
+    scores = np.asarray(read_all(TOKENS, MASK), np.float64)
+    gap = scores[:32] - scores[32:]
+    np.testing.assert_allclose(margins_of(MODEL.params, data), gap, atol=1e-4)
+    learner = make_reward_learner(LM)
+    state = learner.init(jax.random.key(0), RewardHParams(), MODEL.params)
+    _, metrics = jax.jit(learner.step)(state, data)
+    expected = {
+        "loss": np.log1p(np.exp(-gap)).mean(),
+        "accuracy": (gap > 0).mean(),
+        "margin": gap.mean(),
+        "mean_reward": scores.mean(),
+        "min_reward": scores.min(),
+        "max_reward": scores.max(),
+    }
+    assert expected.keys() <= metrics.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
+    """The annotators like the token 3; by noise they err on one pair in ten."""
+    tokens, mask = make_texts(2000, 1)
+    count = np.asarray(((tokens == 3) & (mask > 0)).sum(1)) + 0.1 * np.random.default_rng(2).random(2000)
+    first = count[:1000] > count[1000:]
+    noisy = first ^ (np.random.default_rng(3).random(1000) < 0.1)
+    known = count[:1000].astype(int) != count[1000:].astype(int)
+    data = pair(tokens[:1000], mask[:1000], tokens[1000:], mask[1000:], noisy)
+    train = jax.tree.map(lambda x: x[:700][known[:700]], data)
+    truth = pair(tokens[:1000], mask[:1000], tokens[1000:], mask[1000:], first)
+    test = jax.tree.map(lambda x: x[700:][known[700:]], truth)
+    learner = make_reward_learner(LM, sample_rows(train, batch_size=64), total_steps=120)
+    params = init_reward_params(jax.random.key(3), LM, PARAMS)
+    state = learner.init(jax.random.key(0), RewardHParams(5e-3), params)
+    accuracy = lambda params: float((margins_of(params, test) > 0).mean())
+    before = accuracy(state.params)
+    step = jax.jit(learner.step)
+    for _ in range(120):
+        state, _ = step(state)
+    assert test.chosen.shape[0] > 100
+    assert before < 0.7 and accuracy(state.params) > 0.9, (before, accuracy(state.params))
+
+
+def test_training_needs_no_language_model_to_start_from_and_uses_keys_once():
+    learner = make_reward_learner(
+        LM, sample_rows(Comparisons(TOKENS, MASK, TOKENS[::-1], MASK[::-1]), batch_size=4)
+    )
+    with jax.debug_key_reuse(True):
+        state = jax.jit(learner.init)(jax.random.key(0), RewardHParams())
+        state, metrics = jax.jit(learner.step)(state)
+    assert set(state.params) == {"lm", "head"} and np.isfinite(metrics["loss"])
