@@ -99,7 +99,8 @@ def ppo_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[chex.A
         "loss/policy_avg": masked_mean(policy, mask),
         "loss/value_avg": masked_mean(value, mask),
         "policy/entropy_avg": masked_mean(evaluation.entropy, mask),
-        "policy/approxkl_avg": masked_mean(ratio - 1.0 - log_ratio, mask),
+        # Not ratio - 1, whose rounding (6e-8) hides a small divergence and makes it negative.
+        "policy/approxkl_avg": masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),
         "policy/clipfrac_avg": masked_mean((jnp.abs(ratio - 1.0) > hparams.clip).astype(mask.dtype), mask),
         "val/clipfrac_avg": masked_mean(value_moved.astype(mask.dtype), mask),
         "val/ratio": masked_mean(ratio, mask),
