@@ -29,7 +29,7 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text; every text has some, since every byte is a token."""
+        """Return the token ids of a text; none is unknown, since every byte is a token."""
         return self._backend.encode(text).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
