@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrl_align.data.tokenizers import Tokenizer, left_pad, right_pad, train_bpe
+
+TEXTS = ["the cat sees the dog", "the dog sees the cat there", "then the cats see dogs"] * 4
+TOKENIZER = train_bpe(TEXTS, 270)
+
+
+def test_padding_and_stop_are_the_first_two_tokens():
+    assert (TOKENIZER.pad_token, TOKENIZER.stop_token, TOKENIZER.vocab_size) == (0, 1, 270)
+    assert len(TOKENIZER.encode("the cat sees the dog")) < len("the cat sees the dog")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text() | st.sampled_from(["<pad>", "<stop>", "a<stop>b", " <pad> ", "日本 ü\x00\n"]))
+def test_every_text_comes_back_and_none_writes_a_special_token(text):
+    ids = TOKENIZER.encode(text)
+    assert not set(ids) & {TOKENIZER.pad_token, TOKENIZER.stop_token}
+    assert TOKENIZER.decode(ids) == text
+    assert TOKENIZER.decode([0, 0, *ids, 1, 0]) == text
+
+
+def test_batches_equal_one_by_one():
+    assert TOKENIZER.encode_batch(TEXTS) == [TOKENIZER.encode(text) for text in TEXTS]
+    assert TOKENIZER.decode(np.array(TOKENIZER.encode("the dog"), np.int32)) == "the dog"
+
+
+def test_the_same_texts_give_the_same_tokenizer(tmp_path):
+    for name in ("a", "b"):
+        train_bpe(TEXTS, 270).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_saved_tokenizer_comes_back(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    text = "the cats <stop> <pad> ü"
+    assert loaded.encode(text) == TOKENIZER.encode(text) and loaded.decode(loaded.encode(text)) == text
+    assert loaded.vocab_size == 270
+
+
+def test_files_that_hold_no_tokenizer_of_ours_are_refused(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(ValueError, match="cannot read a tokenizer from .*tokenizer.json"):
+        Tokenizer.load(path)
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot read a tokenizer from"):
+        Tokenizer.load(path)
+    TOKENIZER.save(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["added_tokens"] = []
+    content["model"]["vocab"]["<other>"] = content["model"]["vocab"].pop("<pad>")
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match="must be <pad> and <stop>; got <other> and <stop>"):
+        Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "message"),
+    [
+        ([], 300, "corpus is empty: .*give a file with text"),
+        (["", "  \n"], 300, "corpus is empty"),
+        (TEXTS, 257, r"vocab_size must be at least 258 \(256 bytes, padding, stop\); got 257"),
+        (TEXTS, 5000, r"fills a vocabulary of \d+; got vocab_size=5000; ask for less or give more text"),
+    ],
+)
+def test_vocabularies_that_cannot_be_learned_are_refused(texts, vocab_size, message):
+    with pytest.raises(ValueError, match=message):
+        train_bpe(texts, vocab_size)
+
+
+def test_bytes_alone_are_a_vocabulary():
+    assert train_bpe(["a"], 258).encode("ü") != train_bpe(["a"], 258).encode("u")
+    assert len(train_bpe(["a"], 258).encode("ü")) == 2
+
+
+def test_padding_left_and_right():
+    rows = [[5, 6], [], [7, 8, 9]]
+    np.testing.assert_array_equal(left_pad(rows, 3, 0), [[0, 5, 6], [0, 0, 0], [7, 8, 9]])
+    np.testing.assert_array_equal(right_pad(rows, 4, 2), [[5, 6, 2, 2], [2, 2, 2, 2], [7, 8, 9, 2]])
+    assert left_pad(rows, 3, 0).dtype == right_pad([], 3, 0).dtype == np.int32
+    assert right_pad([], 3, 0).shape == (0, 3)
+    for pad in (left_pad, right_pad):
+        with pytest.raises(ValueError, match="row 2 has 3 tokens, more than 2; cut it or allow more tokens"):
+            pad(rows, 2, 0)

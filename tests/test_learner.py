@@ -1,0 +1,165 @@
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl_align.learner import descend, linear_decay, make_gradient_learner, make_optimizer, train
+from tests.tiny import bits
+
+
+class HParams(NamedTuple):
+    learning_rate: float = 0.1
+
+
+def square(params, frozen, batch, key, hparams):
+    """Pull the parameters to the batch's mean."""
+    error = params - jnp.mean(batch, 0)
+    return 0.5 * jnp.sum(error**2), {"largest": jnp.max(jnp.abs(error))}
+
+
+def sample(key):
+    return 3.0 + jax.random.normal(key, (4, 2))
+
+
+def make(**options):
+    return make_gradient_learner(lambda key: jax.random.normal(key, (2,)), square, sample, **options)
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "warmup", "expected"),
+    [
+        (0, 10, 0, 1.0),
+        (1, 10, 0, 0.9),
+        (9, 10, 0, 0.1),
+        (10, 10, 0, 0.0),
+        (25, 10, 0, 0.0),
+        (0, None, 0, 1.0),
+        (10**6, None, 0, 1.0),
+        (0, 10, 4, 0.2),
+        (3, 10, 4, 0.8),
+        (4, 10, 4, 1.0),
+        (7, 10, 4, 0.5),
+        (10, 10, 4, 0.0),
+        (2, None, 3, 0.75),
+        (9, None, 3, 1.0),
+        (0, 1, 0, 1.0),
+        (1, 1, 0, 0.0),
+    ],
+)
+def test_the_learning_rates_factor(step, total, warmup, expected):
+    """Requirement 13: linear, to 0."""
+    for call in (linear_decay, jax.jit(linear_decay, static_argnums=(1, 2))):
+        got = call(jnp.int32(step), total, warmup)
+        assert got.dtype == jnp.float32 and got.shape == ()
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_adam_by_hand():
+    """Requirement 13: Adam's eps is 1e-5; the learning rate is `descend`'s."""
+    optimizer = make_optimizer(max_grad_norm=None)
+    params, grads = jnp.array([1.0, 2.0, 3.0]), jnp.array([1e-5, -0.3, 0.0])
+    moved, opt_state = descend(optimizer, grads, optimizer.init(params), params, 0.1)
+    # The first step's moments, bias-corrected, are g and g^2.
+    np.testing.assert_allclose(moved, [1 - 0.1 * 0.5, 2 + 0.1 * 0.3 / (0.3 + 1e-5), 3.0], rtol=1e-5)
+    again, _ = descend(optimizer, 2 * grads, opt_state, moved, 0.1)
+    first = (0.9 * 0.1 + 0.1 * 2) / (1 - 0.9**2) * -0.3
+    second = (0.999 * 0.001 + 0.001 * 4) / (1 - 0.999**2) * 0.09
+    np.testing.assert_allclose(again[1], moved[1] - 0.1 * first / (second**0.5 + 1e-5), rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    clip = make_optimizer(max_grad_norm=1.0, eps=1e3)  # a huge eps makes Adam linear in the gradient
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    updates, _ = clip.update(grads, clip.init(grads))
+    np.testing.assert_allclose(updates["b"] / updates["a"], 4 / 3, rtol=1e-3)
+    np.testing.assert_allclose(updates["a"], 0.6 / 1e3, rtol=1e-2)
+    small = jax.tree.map(lambda g: g / 100, grads)
+    np.testing.assert_allclose(clip.update(small, clip.init(small))[0]["a"], 0.03 / 1e3, rtol=1e-2)
+
+
+def test_one_step_by_hand():
+    learner = make(optimizer=optax.identity())
+    state = learner.init(jax.random.key(0), HParams(0.1), jnp.array([1.0, 2.0]))
+    assert state.step == 0 and state.frozen is None
+    batch = jnp.array([[2.0, 2.0], [4.0, -2.0]])
+    for step in (learner.step, jax.jit(learner.step)):
+        after, metrics = step(state, batch)
+        np.testing.assert_allclose(after.params, [1.2, 1.8], rtol=1e-6)
+        assert after.step == 1
+        assert metrics.keys() == {"loss", "grad_norm", "learning_rate", "largest"}
+        np.testing.assert_allclose(metrics["loss"], 4.0)
+        np.testing.assert_allclose(metrics["grad_norm"], 8**0.5, rtol=1e-6)
+        np.testing.assert_allclose(metrics["learning_rate"], 0.1)
+        np.testing.assert_allclose(metrics["largest"], 2.0)
+
+
+def test_the_rate_of_every_step_reaches_the_update_and_the_metrics():
+    learner = make(optimizer=optax.sgd(-1.0), total_steps=4, warmup_steps=1)
+    state = learner.init(jax.random.key(0), HParams(0.2), jnp.zeros(2))
+    batch, step = jnp.ones((1, 2)), jax.jit(learner.step)
+    for factor in (0.5, 1.0, 2 / 3, 1 / 3, 0.0):
+        before = state.params
+        state, metrics = step(state, batch)
+        np.testing.assert_allclose(metrics["learning_rate"], 0.2 * factor, atol=1e-7)
+        np.testing.assert_allclose(state.params, before + 0.2 * factor * (1 - before), rtol=1e-5)
+
+
+def test_frozen_trees_reach_the_loss_and_do_not_change():
+    def loss(params, frozen, batch, key, hparams):
+        return jnp.sum((params - frozen["goal"]) ** 2), {}
+
+    learner = make_gradient_learner(lambda key: jnp.zeros(2), loss)
+    state = learner.init(jax.random.key(0), HParams(0.1), frozen={"goal": jnp.array([1.0, -1.0])})
+    step = jax.jit(learner.step)
+    for _ in range(100):
+        state, _ = step(state, jnp.zeros(1))
+    np.testing.assert_allclose(state.params, [1.0, -1.0], atol=0.05)
+    np.testing.assert_array_equal(state.frozen["goal"], [1.0, -1.0])
+
+
+def test_a_learner_without_data_is_refused():
+    learner = make_gradient_learner(lambda key: jnp.zeros(2), square)
+    with pytest.raises(ValueError, match=r"no sampler: pass step\(state, batch\)"):
+        learner.step(learner.init(jax.random.key(0), HParams()))
+
+
+def test_train_is_a_scan_of_steps_under_used_once_keys():
+    """Requirement 16."""
+    learner = make()
+    with jax.debug_key_reuse(True):
+        state, history = jax.jit(train(learner, 5))(jax.random.key(0), HParams())
+        expected = learner.init(jax.random.key(0), HParams())
+        step = jax.jit(learner.step)
+        for i in range(5):
+            expected, metrics = step(expected)
+            np.testing.assert_allclose(history["loss"][i], metrics["loss"], rtol=1e-5)
+    assert history["loss"].shape == (5,) and state.step == 5
+    np.testing.assert_allclose(state.params, expected.params, rtol=1e-5)
+    assert bits(state.key) == bits(expected.key)
+    assert step._cache_size() == 1
+    assert len(set(np.asarray(history["loss"]).tolist())) == 5
+
+
+def test_seeds_and_rates_train_side_by_side():
+    keys, rates = jax.random.split(jax.random.key(0), 3), jnp.array([0.0, 0.01, 0.1])
+    run = train(make(), 200)
+    states, history = jax.jit(jax.vmap(run))(keys, HParams(rates))
+    assert history["loss"].shape == (3, 200)
+    for i in range(3):
+        alone, _ = jax.jit(run)(keys[i], HParams(rates[i]))
+        np.testing.assert_allclose(states.params[i], alone.params, atol=1e-5)
+    late = history["loss"][:, -50:].mean(1)
+    assert late[0] > late[1] > late[2]
+    np.testing.assert_allclose(states.params[2], [3.0, 3.0], atol=0.5)
+
+
+def test_hparams_become_arrays_so_that_another_value_compiles_nothing():
+    learner = make()
+    step = jax.jit(learner.step)
+    for rate in (0.1, 1, np.float64(0.5), jnp.float32(0.2)):
+        state, _ = step(learner.init(jax.random.key(0), HParams(rate)))
+        step(state)
+    assert step._cache_size() == 1
