@@ -64,8 +64,8 @@ def run(
       resumed.
 
     Raises:
-      FloatingPointError: a metric whose name ends in "loss" is nan or infinite; no checkpoint is written
-        after it.
+      FloatingPointError: a metric whose name ends in "loss" or begins with "loss/" is nan or infinite; no
+        checkpoint is written after it.
       KeyboardInterrupt: Ctrl-C, after the checkpoint.
       ValueError: an argument out of range, or a checkpoint that does not fit this run.
     """
@@ -149,7 +149,8 @@ def _record(folder: RunFolder, done: int, end: int, metrics: History, state: Any
 def _find_bad_loss(metrics: History) -> tuple[str, int, np.ndarray] | None:
     """Return (metric, row, which members) of the first loss that is not finite, or None."""
     for name, values in metrics.items():
-        bad = ~np.isfinite(values.astype(np.float64)) if name.endswith("loss") else np.False_
+        is_loss = name.endswith("loss") or name.startswith("loss/")
+        bad = ~np.isfinite(values.astype(np.float64)) if is_loss else np.False_
         if bad.any():
             row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
             return name, row, bad[row]

@@ -196,6 +196,12 @@ def test_nan_loss_names_metric_step_and_members_and_keeps_the_checkpoint(tmp_pat
     assert row["policy_loss"] == [None, 1.0, None]
 
 
+def test_the_parts_of_a_policy_gradient_loss_are_losses():
+    step = lambda s: (s + 1, {"loss/policy_avg": jnp.where(s < 2, 1.0, jnp.nan)})
+    with pytest.raises(FloatingPointError, match="loss/policy_avg is not finite at step 2"):
+        run(step, jnp.float32(0), 10, chunk=4, progress=False)
+
+
 def test_scalar_inf_loss_without_folder():
     step = lambda s: (s + 1, {"loss": 1.0 / (2.0 - s)})
     with pytest.raises(FloatingPointError, match="loss is not finite at step 2; lower the learning rate$"):
