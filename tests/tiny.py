@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.nets.transformer import Cache, LanguageModel, TransformerConfig, make_transformer
 
 VOCAB = 20
 LM = make_transformer(TransformerConfig(VOCAB, width=16, layers=2, heads=2, context=80), lora_scale=2.0)
@@ -19,7 +19,17 @@ def disturb(tree, key, scale):
     return jax.tree.unflatten(structure, moved)
 
 
-PARAMS = disturb(LM.init(jax.random.key(0)), jax.random.key(1), 0.2)
+PARAMS = jax.jit(lambda key: disturb(LM.init(key), jax.random.key(1), 0.2))(jax.random.key(0))
+encode_all = jax.jit(jax.vmap(LM.encode, (None, 0, 0)))
+
+BIGRAM = LanguageModel(
+    TransformerConfig(VOCAB, width=VOCAB, heads=1),
+    lambda key: jax.random.normal(key, (VOCAB, VOCAB)),
+    lambda params, tokens, *_, **__: (jax.nn.one_hot(tokens, VOCAB), Cache(jnp.zeros(1), jnp.zeros(1))),
+    lambda params, hidden: hidden @ params,
+    lambda length: Cache(jnp.zeros(1), jnp.zeros(1)),
+)
+"""Predicts from the last token alone: it compiles fast, and a label changes without an input that matters."""
 
 
 def favour(token, amount, lm=LM):

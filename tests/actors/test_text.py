@@ -19,7 +19,7 @@ from jaxrl_align.actors.text import (
 from jaxrl_align.align.rlhf import RLHFHParams
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.rl.actor_critic import gae_advantages
-from tests.tiny import LM, PARAMS, VOCAB, bits, disturb, favour
+from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, bits, disturb, encode_all, favour
 
 P, T, B = 6, 8, 64
 PAD, STOP = 0, 1
@@ -29,6 +29,8 @@ HEAD = disturb(init_scalar_head(None, 16), jax.random.key(4), 1.0)
 SAME = {"lm": PARAMS, "value": HEAD}
 MOVED = {"lm": disturb(PARAMS, jax.random.key(5), 0.05), "value": HEAD}
 TABLE = jnp.array([0.7, -1.9])
+TABLE_LM = BIGRAM.init(jax.random.key(6))
+BIGRAM_POLICY = {"lm": TABLE_LM, "value": init_scalar_head(None, VOCAB)}
 TEMPERATURES = (0.7, 1.0, 1.3)
 
 
@@ -62,7 +64,7 @@ def expected_log_probs(params, trajectory, temperature):
     """Return log softmax(logits / T) without padding, [B, T, V], by NumPy from a full pass."""
     full = jnp.concatenate([trajectory.obs.prompt, trajectory.action], 1)
     real = jnp.concatenate([trajectory.obs.prompt != PAD, trajectory.mask > 0], 1)
-    hidden = jax.jit(jax.vmap(LM.encode, (None, 0, 0)))(params, full, real.astype(jnp.float32))[0]
+    hidden = encode_all(params, full, real.astype(jnp.float32))[0]
     logits = np.asarray(STOPPING.logits(params, hidden), np.float64)[:, P - 1 : -1] / temperature
     logits[..., PAD] = -np.inf
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -95,12 +97,13 @@ def test_a_response_is_cut_at_its_first_stop_token(trajectory):
 def test_the_reward_model_sees_the_cut_text_and_nothing_else():
     """Requirements 1 and 5: query and response up to the stop token, then padding under a zero mask."""
     seen = lambda model, tokens, mask: jnp.sum(tokens * 3.0 ** jnp.arange(P + T) % 1009.0) + 1e4 * mask.sum()
-    actor = make_actor(STOPPING, seen, dataclasses.replace(CONFIG, missing_stop="keep"))
+    actor = make_actor(favour(STOP, 2.0, BIGRAM), seen, dataclasses.replace(CONFIG, missing_stop="keep"))
     hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0))
-    args = Frozen(PARAMS, None), actor.init_env(None, hparams), jax.random.key(0), hparams, PROMPTS
-    _, trajectory, _ = jax.jit(actor.rollout)(MOVED, *args)
-    for prompt, action, reward in zip(PROMPTS, trajectory.action, trajectory.reward, strict=True):
-        prompt, action = prompt.tolist(), action.tolist()
+    args = Frozen(TABLE_LM, None), actor.init_env(None, hparams), jax.random.key(0), hparams, PROMPTS
+    _, trajectory, _ = jax.jit(actor.rollout)(BIGRAM_POLICY, *args)
+    assert len(set(lengths(trajectory))) > 4
+    rows = (x.tolist() for x in (PROMPTS, trajectory.action))
+    for prompt, action, reward in zip(*rows, np.asarray(trajectory.reward), strict=True):
         length = action.index(STOP) + 1 if STOP in action else T
         text = [*prompt, *action[:length], *[PAD] * (T - length)]
         count = sum(token != PAD for token in prompt) + length
@@ -109,15 +112,15 @@ def test_the_reward_model_sees_the_cut_text_and_nothing_else():
         np.testing.assert_allclose(reward.sum(), seen(None, jnp.array(text), jnp.array(mask)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_padding_is_never_sampled(temperature):
+def test_padding_is_never_sampled():
     """Not even by a model that writes little else, at any temperature."""
-    lm = favour(PAD, 20.0)
-    keys = jax.random.split(jax.random.key(0), 256)
-    write = jax.jit(jax.vmap(lambda k: generate(lm, PARAMS, PROMPTS[0], k, CONFIG, temperature=temperature)))
-    response = write(keys)
-    assert not ((response.tokens == PAD) & (response.mask > 0)).any()
-    assert response.log_prob.min() > -40.0, "what is not padding shares the whole mass"
+    lm = favour(PAD, 20.0, BIGRAM)
+    draw = lambda key, temperature: generate(lm, TABLE_LM, PROMPTS[0], key, CONFIG, temperature=temperature)
+    write = jax.jit(jax.vmap(draw, (0, None)))
+    for temperature in (0.5, 1.0, 3.0):
+        response = write(jax.random.split(jax.random.key(0), 256), temperature)
+        assert not ((response.tokens == PAD) & (response.mask > 0)).any()
+        assert response.log_prob.min() > -20.0, "what is not padding shares the whole mass"
 
 
 def test_sampling_logits_bar_padding_and_leave_a_distribution_of_the_rest():
@@ -160,11 +163,9 @@ def test_the_cached_policys_log_probs_equal_a_full_passs(temperature):
 
 def test_tokens_are_drawn_from_the_tempered_distribution():
     """The first token's frequencies over 8,000 draws, at T = 1.3, within 5 standard errors."""
-    config = TextConfig(P, 1)
-    write = jax.vmap(lambda k: generate(STOPPING, PARAMS, PROMPTS[1], k, config, temperature=1.3).tokens[0])
-    drawn = np.asarray(jax.jit(write)(jax.random.split(jax.random.key(7), 8000)))
-    hidden, _ = LM.encode(PARAMS, PROMPTS[1], (PROMPTS[1] != PAD).astype(jnp.float32))
-    logits = np.asarray(STOPPING.logits(PARAMS, hidden[-1]), np.float64) / 1.3
+    draw = lambda key: generate(BIGRAM, TABLE_LM, PROMPTS[1], key, CONFIG, temperature=1.3).tokens[0]
+    drawn = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(7), 8000)))
+    logits = np.asarray(TABLE_LM[PROMPTS[1, -1]], np.float64) / 1.3
     probability = np.exp(logits) * (np.arange(VOCAB) != PAD)
     probability /= probability.sum()
     error = np.sqrt(probability * (1 - probability) / 8000)
@@ -176,7 +177,7 @@ def test_a_value_is_read_one_position_before_the_token_it_judges(trajectory):
     """Requirement 10: at position P - 1 + t of query and response, by acting policy and update alike."""
     full = jnp.concatenate([PROMPTS, trajectory.action], 1)
     real = jnp.concatenate([(PROMPTS != PAD).astype(jnp.float32), trajectory.mask], 1)
-    hidden = jax.jit(jax.vmap(LM.encode, (None, 0, 0)))(MOVED["lm"], full, real)[0]
+    hidden = encode_all(MOVED["lm"], full, real)[0]
     values = np.stack([hidden[:, P - 1 + t] @ HEAD["kernel"] + HEAD["bias"] for t in range(T)], 1)
     mask = np.asarray(trajectory.mask)
     np.testing.assert_allclose(trajectory.value, values * mask, atol=1e-4)
@@ -187,6 +188,7 @@ def test_a_value_is_read_one_position_before_the_token_it_judges(trajectory):
 
 def test_nothing_follows_the_last_token(trajectory):
     """Requirement 10: gamma 1, lambda .95; after the last real token the bootstrap is 0."""
+    trajectory = jax.tree.map(np.asarray, trajectory)
     for i, length in enumerate(lengths(trajectory)):
         goes_on = (np.arange(T) < length - 1).astype(np.float32)
         np.testing.assert_array_equal(trajectory.discount[i], goes_on)
@@ -211,7 +213,10 @@ def test_scores_survive_exactly_at_the_stop_tokens_index(table):
     trajectory = roll(table=table, kl_coef=0.0, stop_penalty=5.0)[1]
     assert trajectory.reward.dtype == jnp.float32
     seen = set()
-    for prompt, action, reward in zip(PROMPTS, trajectory.action, trajectory.reward, strict=True):
+    table = np.asarray(table)
+    for prompt, action, reward in zip(
+        *map(np.asarray, (PROMPTS, trajectory.action, trajectory.reward)), strict=True
+    ):
         action = action.tolist()
         stopped = STOP in action
         expected = np.zeros(T, np.float32)
@@ -251,9 +256,9 @@ def test_what_a_missing_stop_token_costs(rule, paid):
 
     @jax.jit
     def write(amount):
-        actor = make_actor(favour(STOP, amount), lambda model, tokens, mask: 0.75, config)
-        start = Frozen(PARAMS, None), actor.init_env(None, hparams), jax.random.key(0)
-        return actor.rollout(SAME, *start, hparams, PROMPTS[:4])[1:]
+        actor = make_actor(favour(STOP, amount, BIGRAM), lambda model, tokens, mask: 0.75, config)
+        start = Frozen(TABLE_LM, None), actor.init_env(None, hparams), jax.random.key(0)
+        return actor.rollout(BIGRAM_POLICY, *start, hparams, PROMPTS[:4])[1:]
 
     for amount, score, stopped, last in [(-50.0, paid, 0, T - 1), (50.0, 0.75, 4, 0)]:
         trajectory, metrics = write(amount)
@@ -361,13 +366,10 @@ def test_equal_prompts_get_different_answers():
 
 def test_prompts_are_sampled_where_none_are_given():
     sample = lambda key: PROMPTS[jax.random.randint(key, (4,), 0, B)]
-    actor = make_actor(STOPPING, parity_score, CONFIG, sample)
+    actor = make_actor(BIGRAM, parity_score, CONFIG, sample)
     hparams = jax.tree.map(jnp.float32, RLHFHParams())
-    run = jax.jit(
-        lambda key: actor.rollout(
-            SAME, Frozen(PARAMS, TABLE), actor.init_env(None, hparams), key, hparams, None
-        )
-    )
+    start = BIGRAM_POLICY, Frozen(TABLE_LM, TABLE), actor.init_env(None, hparams)
+    run = jax.jit(lambda key: actor.rollout(*start, key, hparams, None))
     first, second = (run(jax.random.key(seed))[1].obs.prompt for seed in (0, 1))
     assert first.shape == (4, P) and not np.array_equal(first, second)
     given = {row.tobytes() for row in np.asarray(PROMPTS)}

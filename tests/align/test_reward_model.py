@@ -17,11 +17,13 @@ from jaxrl_align.align.reward_model import (
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.runtime import checkpoint
-from tests.tiny import LM, PARAMS, VOCAB, bits, disturb
+from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, bits, disturb, encode_all
 
 LENGTH = 9
 HEAD = disturb(init_scalar_head(None, 16), jax.random.key(4), 1.0)
 MODEL = RewardModel({"lm": PARAMS, "head": HEAD})
+LEARNER = make_reward_learner(LM, total_steps=150)
+step = jax.jit(LEARNER.step)
 read = jax.jit(lambda model, tokens, mask: score(LM, model, tokens, mask))
 read_all = jax.jit(jax.vmap(lambda tokens, mask: score(LM, MODEL, tokens, mask)))
 margins_of = jax.jit(lambda params, data: margins(LM, RewardModel(params), data))
@@ -42,10 +44,10 @@ TOKENS, MASK = make_texts(64, 0)
 
 def test_the_score_is_read_at_the_last_real_token():
     """Requirement 1."""
-    for tokens, mask, got in zip(TOKENS[:8], MASK[:8], read_all(TOKENS, MASK)[:8], strict=True):
-        hidden, _ = jax.jit(LM.encode)(PARAMS, tokens, mask)
+    hidden, kernel = (np.asarray(x) for x in (encode_all(PARAMS, TOKENS, MASK)[0], HEAD["kernel"]))
+    for row, mask, got in zip(hidden, np.asarray(MASK), read_all(TOKENS, MASK), strict=True):
         last = np.flatnonzero(mask)[-1]
-        np.testing.assert_allclose(got, hidden[last] @ HEAD["kernel"] + HEAD["bias"], atol=1e-5)
+        np.testing.assert_allclose(got, row[last] @ kernel + float(HEAD["bias"]), atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [(50, 0), (0, 50), (20, 30)])
@@ -117,9 +119,7 @@ def test_margins_and_metrics_by_hand():
     scores = np.asarray(read_all(TOKENS, MASK), np.float64)
     gap = scores[:32] - scores[32:]
     np.testing.assert_allclose(margins_of(MODEL.params, data), gap, atol=1e-4)
-    learner = make_reward_learner(LM)
-    state = learner.init(jax.random.key(0), RewardHParams(), MODEL.params)
-    _, metrics = jax.jit(learner.step)(state, data)
+    _, metrics = step(LEARNER.init(jax.random.key(0), RewardHParams(), MODEL.params), data)
     expected = {
         "loss": np.log1p(np.exp(-gap)).mean(),
         "accuracy": (gap > 0).mean(),
@@ -144,21 +144,20 @@ def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
     train = jax.tree.map(lambda x: x[:700][known[:700]], data)
     truth = pair(tokens[:1000], mask[:1000], tokens[1000:], mask[1000:], first)
     test = jax.tree.map(lambda x: x[700:][known[700:]], truth)
-    learner = make_reward_learner(LM, sample_rows(train, batch_size=64), total_steps=120)
+    sample = jax.jit(sample_rows(train, batch_size=32))
     params = init_reward_params(jax.random.key(3), LM, PARAMS)
-    state = learner.init(jax.random.key(0), RewardHParams(5e-3), params)
+    state = LEARNER.init(jax.random.key(0), RewardHParams(5e-3), params)
     accuracy = lambda params: float((margins_of(params, test) > 0).mean())
     before = accuracy(state.params)
-    step = jax.jit(learner.step)
-    for _ in range(120):
-        state, _ = step(state)
+    for key in jax.random.split(jax.random.key(1), 150):
+        state, _ = step(state, sample(key))
     assert test.chosen.shape[0] > 100
     assert before < 0.7 and accuracy(state.params) > 0.9, (before, accuracy(state.params))
 
 
 def test_training_needs_no_language_model_to_start_from_and_uses_keys_once():
     learner = make_reward_learner(
-        LM, sample_rows(Comparisons(TOKENS, MASK, TOKENS[::-1], MASK[::-1]), batch_size=4)
+        BIGRAM, sample_rows(Comparisons(TOKENS, MASK, TOKENS[::-1], MASK[::-1]), batch_size=4)
     )
     with jax.debug_key_reuse(True):
         state = jax.jit(learner.init)(jax.random.key(0), RewardHParams())

@@ -1,4 +1,5 @@
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxrl_align.rl.actor_critic import Batch, gae_advantages, make_actor_critic
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.types import Actor, Evaluation, Trajectory
-from tests.tiny import LM, PARAMS, VOCAB, bits, disturb, favour, primitives
+from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, bits, disturb, favour, primitives
 
 P, T, B, STOP, LIKED = 6, 8, 16, 1, 3
 STOPPING = favour(LIKED, 1.0, favour(STOP, 1.0))
@@ -34,8 +35,18 @@ def count_liked(weight, tokens, mask):
 
 make = functools.partial(make_rlhf_learner, STOPPING, count_liked, CONFIG, SAMPLE)
 LEARNER = make(epochs=2, minibatches=2, total_steps=200)
-SINGLE = make(epochs=1, minibatches=1, optimizer=optax.identity())
-"""One gradient step on the whole batch: its metrics are those before the first update."""
+BRIEF = favour(STOP, 1.8, STOPPING)
+"""Stops sooner."""
+
+
+def make_single(config):
+    """Return one gradient step on the whole batch: its metrics are those before the first update."""
+    return make_rlhf_learner(
+        BRIEF, count_liked, config, SAMPLE, epochs=1, minibatches=1, optimizer=optax.identity()
+    )
+
+
+SINGLE = make_single(CONFIG)
 single_step = jax.jit(SINGLE.step)
 
 
@@ -112,18 +123,11 @@ def test_before_the_first_update_nothing_has_moved(temperature, lora):
 
 def test_50_more_pads_change_neither_metrics_nor_gradient():
     """Requirement 15: the room for answers grows from 8 to 58, and every answer stops before."""
-    lm = favour(STOP, 2.5, STOPPING)
-    states, metrics = [], []
-    for length in (T, T + 50):
-        config = TextConfig(P, length, missing_stop="keep")
-        learner = make_rlhf_learner(
-            lm, count_liked, config, SAMPLE, epochs=1, minibatches=1, optimizer=optax.identity()
-        )
-        state, row = jax.jit(learner.step)(start(learner, entropy_coef=0.1, learning_rate=1.0))
-        states.append(state)
-        metrics.append(row)
+    wide = make_single(TextConfig(P, T + 50, missing_stop="keep"))
+    state = start(SINGLE, entropy_coef=0.1, learning_rate=1.0)
+    states, metrics = zip(*(step(state) for step in (single_step, jax.jit(wide.step))), strict=True)
     assert metrics[0]["val/num_eos_tokens"] == B, "an answer did not stop: favour the stop token more"
-    assert metrics[0]["response_length"] > 1.2
+    assert metrics[0]["response_length"] > 1.5
     assert metrics[0].keys() == metrics[1].keys()
     for name in metrics[0]:
         np.testing.assert_allclose(metrics[1][name], metrics[0][name], atol=1e-5, err_msg=name)
@@ -135,9 +139,10 @@ def test_50_more_pads_change_neither_metrics_nor_gradient():
 @functools.cache
 def make_batch():
     """Return an actor, policy parameters, their frozen tree and a batch to update on."""
-    actor = make_actor(STOPPING, count_liked, CONFIG)
-    params = init_policy(STOPPING, disturb(PARAMS, jax.random.key(1), 0.03))
-    frozen = Frozen(PARAMS, jnp.float32(1.0))
+    actor = make_actor(favour(STOP, 0.5, BIGRAM), count_liked, CONFIG)
+    table = BIGRAM.init(jax.random.key(1))
+    params = init_policy(BIGRAM, disturb(table, jax.random.key(2), 0.1))
+    frozen = Frozen(table, jnp.float32(1.0))
     hparams = jax.tree.map(jnp.float32, RLHFHParams())
     start = actor.init_env(None, hparams), jax.random.key(0), hparams
     trajectory = jax.jit(actor.rollout)(params, frozen, *start, PROMPTS[:4])[1]
@@ -259,13 +264,13 @@ def test_with_lora_only_the_adapter_and_the_value_head_learn():
 
 
 def test_an_adapted_policy_equals_the_merged_one_against_the_base():
-    adapter = disturb(ADAPTER, jax.random.key(3), 0.1)
+    adapter = disturb(ADAPTER, jax.random.key(3), 0.3)
     merged = init_policy(STOPPING, merge_lora(PARAMS, adapter, scale=2.0))
     (_, adapted), (_, full) = (
         single_step(start(SINGLE, policy=policy))
         for policy in (init_policy(STOPPING, adapter=adapter), merged)
     )
-    assert adapted["objective/kl"] > 0.1
+    assert abs(adapted["objective/kl"]) > 0.1
     for name in adapted:
         np.testing.assert_allclose(adapted[name], full[name], atol=2e-4, err_msg=name)
 
@@ -311,19 +316,23 @@ def test_8_vmapped_members_equal_8_single_runs(trained):
 
 def test_an_interrupted_and_resumed_run_equals_the_uninterrupted_one(tmp_path):
     """Bit for bit: parameters, optimiser, key, KL controller, step and metrics."""
-    config = {"experiment": "toy"}
-    state = start(kl_horizon=100.0)
-    options = {"chunk": 2, "checkpoint_every": 2, "progress": False}
-    whole, history = run(LEARNER.step, state, 6, folder=open_run(tmp_path / "whole", config), **options)
+    config, options = {"experiment": "toy"}, {"chunk": 2, "checkpoint_every": 2, "progress": False}
+    table = BIGRAM.init(jax.random.key(1))
+    learner = make_rlhf_learner(BIGRAM, count_liked, CONFIG, SAMPLE, epochs=2, minibatches=2, total_steps=6)
 
-    def crash(step, state):
-        if step == 4:
-            raise RuntimeError("the machine went away")
+    def start(seed):
+        frozen = Frozen(table, jnp.float32(1.0))
+        return learner.init(
+            jax.random.key(seed), RLHFHParams(kl_horizon=100.0), init_policy(BIGRAM, table), frozen
+        )
 
-    with pytest.raises(RuntimeError, match="went away"):
-        run(LEARNER.step, state, 6, folder=open_run(tmp_path / "cut", config), on_chunk=crash, **options)
+    state = start(0)
+    whole, history = run(learner.step, state, 6, folder=open_run(tmp_path / "whole", config), **options)
+    # What a run leaves that was killed in its last chunk: the metrics of all steps, the checkpoint of four.
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut", ignore=shutil.ignore_patterns("*6.npz"))
+    assert [path.name for path in (tmp_path / "cut").glob("*.npz")] == ["checkpoint_000000004.npz"]
     folder = open_run(tmp_path / "cut", config, resume=True)
-    resumed, resumed_history = run(LEARNER.step, start(key=99), 6, folder=folder, **options)
+    resumed, resumed_history = run(learner.step, start(99), 6, folder=folder, **options)
     for name in ("params", "opt_state", "key", "env_state", "step", "hparams", "frozen"):
         assert bits(getattr(resumed, name)) == bits(getattr(whole, name)), name
     assert whole.step == 6 and whole.env_state.coef != state.env_state.coef

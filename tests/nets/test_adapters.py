@@ -9,8 +9,9 @@ from tests.tiny import LM, PARAMS, bits, disturb
 
 TOKENS = jnp.array([0, 0, 5, 3, 9, 17])
 MASK = jnp.array([0.0, 0, 1, 1, 1, 1])
-FRESH = init_lora(jax.random.key(2), PARAMS, rank=3)
-TRAINED = disturb(FRESH, jax.random.key(3), 0.3)
+FRESH = jax.jit(lambda key: init_lora(key, PARAMS, rank=3))(jax.random.key(2))
+TRAINED = jax.jit(lambda key: disturb(FRESH, key, 0.3))(jax.random.key(3))
+merge = jax.jit(lambda params, adapter, scale: merge_lora(params, adapter, scale=scale))
 
 
 @jax.jit
@@ -26,7 +27,7 @@ def test_merged_equals_unmerged():
     """Lecture D5; the scale of `make_transformer` is the scale that `merge_lora` needs."""
     adapted = forward(PARAMS, TRAINED)
     assert jnp.abs(adapted - forward(PARAMS)).max() > 0.1, "the adapter must do something"
-    merged = jax.jit(lambda p, a: merge_lora(p, a, scale=2.0))(PARAMS, TRAINED)
+    merged = merge(PARAMS, TRAINED, 2.0)
     np.testing.assert_allclose(forward(merged), adapted, atol=1e-5)
 
 
@@ -40,7 +41,7 @@ def test_an_adapter_works_through_the_cache():
 
 
 def test_every_change_of_weight_has_at_most_the_adapters_rank():
-    merged = merge_lora(PARAMS, TRAINED, scale=2.0)
+    merged = jax.tree.map(np.asarray, merge(PARAMS, TRAINED, 2.0))
     for name in TARGETS:
         delta = merged["layers"][name]["kernel"] - PARAMS["layers"][name]["kernel"]
         for layer, kernel in zip(range(2), delta, strict=True):
@@ -81,7 +82,7 @@ def test_the_lectures_example_trains_14_percent_of_the_parameters():
 
 
 def test_an_adapter_starts_uniform_within_the_bound_and_zero():
-    layers = init_lora(jax.random.key(0), PARAMS, rank=8)["layers"]
+    layers = jax.jit(lambda key: init_lora(key, PARAMS, rank=8))(jax.random.key(0))["layers"]
     assert set(layers) == set(TARGETS)
     assert layers["query"]["a"].shape == (2, 16, 8) and layers["down"]["a"].shape == (2, 64, 8)
     for name, layer in layers.items():
@@ -112,13 +113,13 @@ def test_members_have_adapters_of_their_own():
     init = lambda key, params: init_lora(key, params, rank=2)
     stacked = jax.jit(jax.vmap(init, (0, None)))(keys, PARAMS)
     assert stacked["layers"]["up"]["a"].shape == (3, 2, 16, 2)
-    one = init(keys[1], PARAMS)
+    one = jax.jit(init)(keys[1], PARAMS)
     np.testing.assert_array_equal(stacked["layers"]["up"]["a"][1], one["layers"]["up"]["a"])
 
 
 def test_keys_are_used_once():
     with jax.debug_key_reuse(True):
-        init_lora(jax.random.key(0), PARAMS, rank=2)
+        jax.jit(lambda key: init_lora(key, PARAMS, rank=2))(jax.random.key(0))
 
 
 @pytest.mark.parametrize(
