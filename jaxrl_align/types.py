@@ -69,6 +69,57 @@ class Actor(NamedTuple):
     """`(params, frozen, Trajectory[T]) -> Evaluation[T]` for one trajectory; the caller vmaps."""
 
 
+class Transition(NamedTuple):
+    """One step as value learners keep it, with its two endings apart: only a termination ends the return."""
+
+    obs: chex.Array
+    """[...] observation before the action."""
+    action: chex.Array
+    """[] integer."""
+    reward: chex.Array
+    """[] float."""
+    terminated: chex.Array
+    """[] bool: nothing follows."""
+    truncated: chex.Array
+    """[] bool: the episode was cut, for example by a time limit, and its value goes on."""
+    next_obs: chex.Array
+    """[...] observation after the action, read before any reset."""
+
+
+class ValueActor(NamedTuple):
+    """A domain for learners of action values: how experience is made epsilon-greedily and judged."""
+
+    init_params: Callable[[chex.PRNGKey], Params]
+    """`key -> params`."""
+    init_env: Callable[[chex.PRNGKey], Any]
+    """`key -> env_state`."""
+    rollout: Callable[..., tuple[Any, Transition, Metrics]]
+    """`(params, env_state, key, epsilon) -> (env_state, Transition[T, B], metrics)`, time first."""
+    evaluate: Callable[..., chex.Array]
+    """`(params, obs, key) -> [A] or [A, K]`: each action's value or value distribution, for ONE observation;
+    the key draws a noisy net's noise, and None switches it off."""
+    q_values: Callable[[chex.Array], chex.Array]
+    """What `evaluate` returned -> [A] action values."""
+
+
+class MDP(NamedTuple):
+    """A finite Markov decision process `(S, A, T, R, gamma)`; a terminal state absorbs and pays nothing.
+
+    The step from `s_t` by `a_t` pays `r_{t+1}` and leads to `s_{t+1}`.
+    """
+
+    transition: chex.Array
+    """[S, A, S] probability of the next state; every row sums to 1."""
+    reward: chex.Array
+    """[S, A, S] reward of arriving."""
+    gamma: chex.Array
+    """[] discount, in [0, 1)."""
+    start: chex.Array
+    """[S] probability of starting there."""
+    terminal: chex.Array
+    """[S] bool."""
+
+
 class Learner(NamedTuple):
     """An algorithm: two pure functions that may be jitted, vmapped, scanned and sharded."""
 

@@ -1,0 +1,254 @@
+"""Experience replay on the device: the N most recent transitions, drawn uniformly or by priority.
+
+A replay is four pure functions over an explicit state; all of them jit, vmap over seeds and scan. Rows are
+time steps and columns are environments, so that an n-step window is n rows of one column, and no window
+reaches across the write head (Lin 1992; Mnih et al. 2015; Schaul et al. 2016, arXiv:1511.05952).
+
+Priorities lie in a tree of sums with 16 children a node: a draw walks down its five levels (2^20 leaves; more
+levels beyond), a change walks up, so both cost O(log N) and the same from 10 thousand to a million. Sums are
+formed anew from their children, never adjusted by differences, and the walk enters no child of weight 0, so
+that rounding neither accumulates nor draws an item that must not be drawn.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.losses import discounted_returns
+from jaxrl_align.types import Transition
+
+__all__ = ["Replay", "ReplayState", "Sample", "make_replay", "replay_bytes"]
+
+WIDTH = 16
+MIN_DEPTH = 5
+PRIORITY_FLOOR = 1e-6
+"""Added to |error|, so that a transition learnt perfectly is drawn again some day (Schaul 2016, 3.3)."""
+
+
+class ReplayState(NamedTuple):
+    """A replay's contents."""
+
+    data: Transition
+    """Leaves [N, ...]; row-major, N = rows * lanes."""
+    head: chex.Array
+    """[] int32, the row that is written next."""
+    filled: chex.Array
+    """[] int32, rows written so far, at most `rows`."""
+    sums: tuple[chex.Array, ...]
+    """The sum tree, leaves first, each level [nodes, 16]; empty without priorities."""
+    largest: chex.Array
+    """[] the largest weight p^alpha ever given: what is new enters with it, to be drawn soon."""
+
+
+class Sample(NamedTuple):
+    """A minibatch of n-step transitions, leaves [batch, ...]."""
+
+    obs: chex.Array
+    action: chex.Array
+    reward: chex.Array
+    """Discounted sum over the window, which ends with the episode."""
+    discount: chex.Array
+    """gamma^m for a window of m steps; 0 where it ended in a termination."""
+    next_obs: chex.Array
+    """After the window's last step, before any reset."""
+    index: chex.Array
+    """int32 position of the first step, for `update`."""
+    weight: chex.Array
+    """Importance weight `(N P(i))^-beta`, largest of the batch 1; all 1 without priorities."""
+
+
+class Replay(NamedTuple):
+    """A memory of transitions."""
+
+    init: Callable[[Any], ReplayState]
+    """`example -> state`: empty; the example is one transition, of arrays or of shapes."""
+    add: Callable[[ReplayState, Transition], ReplayState]
+    """`(state, Transition[T, lanes]) -> state`: the oldest T rows give way."""
+    sample: Callable[..., Sample]
+    """`(state, key, gamma, beta) -> Sample`; at least n_step rows must have been added."""
+    update: Callable[..., ReplayState]
+    """`(state, index, error, alpha) -> state`: priority |error| + 1e-6 to the power alpha; without priorities
+    the state comes back as it was."""
+
+
+def replay_bytes(example: Any, capacity: int, *, prioritised: bool = False) -> int:
+    """Return how many bytes a replay of `capacity` transitions will take, before any is allocated.
+
+    Args:
+      example: one transition, of arrays or of `jax.ShapeDtypeStruct`.
+      capacity: N.
+      prioritised: whether a sum tree is kept as well.
+    """
+    per_item = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(example))
+    tree = sum(4 * WIDTH * nodes for nodes in _tree_shape(capacity)) if prioritised else 0
+    return capacity * per_item + tree + 12
+
+
+def make_replay(
+    capacity: int, batch_size: int, *, lanes: int = 1, n_step: int = 1, prioritised: bool = False
+) -> Replay:
+    """Build a replay memory.
+
+    Args:
+      capacity: N transitions; a multiple of `lanes`.
+      batch_size: transitions a draw.
+      lanes: environments that write side by side.
+      n_step: steps a sampled transition spans, fewer where its episode ends.
+      prioritised: draw i with probability p_i^alpha / sum p^alpha instead of uniformly, one from each of
+        `batch_size` equal slices of the total.
+
+    Raises:
+      ValueError: if a count is below 1, capacity is below the batch or no multiple of lanes, or `n_step`
+        exceeds the rows.
+    """
+    _check_sizes(capacity, batch_size, lanes, n_step)
+    rows = capacity // lanes
+
+    def init(example: Any) -> ReplayState:
+        data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
+        levels = _tree_shape(capacity) if prioritised else ()
+        sums = tuple(jnp.zeros((nodes, WIDTH), jnp.float32) for nodes in levels)
+        zero = jnp.zeros((), jnp.int32)
+        return ReplayState(data, zero, zero, sums, jnp.ones((), jnp.float32))
+
+    def add(state: ReplayState, batch: Transition) -> ReplayState:
+        steps = batch.reward.shape[0]
+        chex.assert_shape(batch.reward, (None, lanes))
+        if rows % steps:
+            raise ValueError(
+                f"the rows of the replay (capacity / lanes) must be a multiple of the steps added at once; "
+                f"got {rows} rows, {steps} steps; try capacity={-(-rows // steps) * steps * lanes}"
+            )
+        write = lambda x, new: jax.lax.dynamic_update_slice_in_dim(
+            x, new.reshape(steps * lanes, *new.shape[2:]).astype(x.dtype), state.head * lanes, 0
+        )
+        data = jax.tree.map(write, state.data, batch)
+        sums = _admit(state, steps) if prioritised else ()
+        filled = jnp.minimum(state.filled + steps, rows)
+        return ReplayState(data, (state.head + steps) % rows, filled, sums, state.largest)
+
+    def _admit(state: ReplayState, steps: int) -> tuple[chex.Array, ...]:
+        # A step may start a window once the n - 1 steps after it are known.
+        offset = jnp.arange(1 - n_step, steps)
+        ready = (offset <= steps - n_step) & (offset >= jnp.maximum(-state.filled, steps - rows))
+        row = (state.head + offset) % rows
+        index = row[:, None] * lanes + jnp.arange(lanes)[None, :]
+        weight = jnp.where(ready, state.largest, 0.0)
+        return _tree_set(state.sums, index.ravel(), jnp.repeat(weight, lanes))
+
+    def sample(state: ReplayState, key: chex.PRNGKey, gamma: chex.Numeric, beta: chex.Numeric) -> Sample:
+        starts = (state.filled - (n_step - 1)) * lanes
+        if prioritised:
+            index, probability = _tree_sample(state.sums, key, batch_size)
+            weight = (jnp.maximum(starts, 1) * probability) ** -beta
+            weight = weight / jnp.max(weight)
+        else:
+            oldest = (state.head - state.filled) * lanes
+            index = (oldest + _randint(key, batch_size, starts)) % capacity
+            weight = jnp.ones(batch_size, jnp.float32)
+        return _read(state.data, index, gamma, weight)
+
+    def _read(data: Transition, index: chex.Array, gamma: chex.Numeric, weight: chex.Array) -> Sample:
+        window = (index[:, None] + lanes * jnp.arange(n_step)[None, :]) % capacity
+        reward, terminated, truncated = (
+            _take(x, window) for x in (data.reward, data.terminated, data.truncated)
+        )
+        done = terminated | truncated
+        last = jnp.where(jnp.any(done, 1), jnp.argmax(done, 1), n_step - 1)
+        pick = lambda x: jnp.take_along_axis(x, last[:, None], 1)[:, 0]
+        discount = gamma * (1.0 - done)
+        return Sample(
+            obs=_take(data.obs, index),
+            action=_take(data.action, index),
+            reward=jax.vmap(discounted_returns)(reward, discount)[:, 0],
+            discount=gamma ** (last + 1) * (1.0 - pick(terminated)),
+            next_obs=_take(data.next_obs, pick(window)),
+            index=index,
+            weight=weight,
+        )
+
+    def update(state: ReplayState, index: chex.Array, error: chex.Array, alpha: chex.Numeric) -> ReplayState:
+        if not prioritised:
+            return state
+        weight = (jnp.abs(error) + PRIORITY_FLOOR) ** alpha
+        largest = jnp.maximum(state.largest, jnp.max(weight))
+        return state._replace(sums=_tree_set(state.sums, index, weight), largest=largest)
+
+    return Replay(init, add, sample, update)
+
+
+def _check_sizes(capacity: int, batch_size: int, lanes: int, n_step: int) -> None:
+    for name, value in {"batch_size": batch_size, "lanes": lanes, "n_step": n_step}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {name}={value}")
+    if capacity < batch_size:
+        raise ValueError(
+            f"capacity must be at least batch_size; got capacity={capacity}, batch_size={batch_size}; "
+            f"enlarge the replay or draw smaller batches"
+        )
+    if capacity % lanes:
+        raise ValueError(
+            f"capacity must be a multiple of lanes (the environments side by side); got capacity={capacity}, "
+            f"lanes={lanes}; try capacity={-(-capacity // lanes) * lanes}"
+        )
+    if n_step > capacity // lanes:
+        raise ValueError(
+            f"n_step must be at most the rows of the replay; got n_step={n_step}, capacity / lanes = "
+            f"{capacity // lanes}; enlarge the replay or shorten the window"
+        )
+
+
+def _take(x: chex.Array, index: chex.Array) -> chex.Array:
+    return x.at[index].get(mode="promise_in_bounds")
+
+
+def _randint(key: chex.PRNGKey, count: int, bound: chex.Array) -> chex.Array:
+    # floor(bits * bound / 2^32) in 16-bit limbs: exact to 2^-32, where jax.random.randint divides twice.
+    bits = jax.random.bits(key, (count,), jnp.uint32)
+    bound = bound.astype(jnp.uint32)
+    high, low, bound_high, bound_low = bits >> 16, bits & 0xFFFF, bound >> 16, bound & 0xFFFF
+    left, right = high * bound_low, low * bound_high
+    carry = ((low * bound_low >> 16) + (left & 0xFFFF) + (right & 0xFFFF)) >> 16
+    return (high * bound_high + (left >> 16) + (right >> 16) + carry).astype(jnp.int32)
+
+
+def _tree_shape(capacity: int) -> list[int]:
+    """Return each level's number of nodes, leaves first, down to a single root."""
+    nodes, levels = capacity, []
+    while nodes > 1 or len(levels) < MIN_DEPTH:
+        nodes = -(-nodes // WIDTH)
+        levels.append(nodes)
+    return levels
+
+
+def _tree_set(sums: tuple[chex.Array, ...], index: chex.Array, weight: chex.Array) -> tuple[chex.Array, ...]:
+    levels = []
+    for level in sums:
+        node = index // WIDTH
+        level = level.at[node, index % WIDTH].set(weight, mode="promise_in_bounds")
+        levels.append(level)
+        index, weight = node, jnp.sum(_take(level, node), axis=1)
+    return tuple(levels)
+
+
+def _tree_sample(
+    sums: tuple[chex.Array, ...], key: chex.PRNGKey, count: int
+) -> tuple[chex.Array, chex.Array]:
+    """Draw one leaf from each of `count` equal slices of the total; return [count] leaves, probabilities."""
+    total = jnp.sum(sums[-1])
+    rest = (jnp.arange(count) + jax.random.uniform(key, (count,))) * (total / count)
+    node = jnp.zeros(count, jnp.int32)
+    for level in reversed(sums):
+        row = _take(level, node)
+        ends = jnp.matmul(row, jnp.triu(jnp.ones((WIDTH, WIDTH), row.dtype)), precision="highest")
+        # Rounding may carry `rest` beyond the last child: it stays just below the end of the heaviest prefix.
+        rest = jnp.minimum(rest, jnp.max(jnp.where(row > 0, ends, 0.0), axis=1) * (1.0 - 1e-6))
+        child = jnp.argmax((row > 0) & (ends > rest[:, None]), axis=1).astype(jnp.int32)
+        weight = jnp.take_along_axis(row, child[:, None], 1)[:, 0]
+        rest = jnp.maximum(rest - (jnp.take_along_axis(ends, child[:, None], 1)[:, 0] - weight), 0.0)
+        node = node * WIDTH + child
+    return node, weight / total
