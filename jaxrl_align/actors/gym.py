@@ -31,8 +31,10 @@ __all__ = [
     "make_actor",
     "make_environment",
     "num_actions",
+    "record_episodes",
     "reset",
     "sampled",
+    "start",
     "unroll",
 ]
 
@@ -235,8 +237,8 @@ def evaluate_policy(
 
     def play(key: chex.PRNGKey) -> Episodes:
         key_reset, key_unroll = jax.random.split(key)
-        start = reset(environment, env_params, key_reset)
-        _, steps = unroll(environment, env_params, policy, start, key_unroll, max_steps)
+        begin = reset(environment, env_params, key_reset)
+        _, steps = unroll(environment, env_params, policy, begin, key_unroll, max_steps)
         done = steps.terminated | steps.truncated
         finished = jnp.any(done)
         last = jnp.where(finished, jnp.argmax(done), max_steps - 1)
@@ -268,7 +270,14 @@ def _to_trajectory(
     )
 
 
-def _record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[GymState, Metrics]:
+def start(environment: Any, env_params: Any, key: chex.PRNGKey, num_envs: int) -> GymState:
+    """Start `num_envs` environments with an empty record of episodes."""
+    envs = jax.vmap(lambda k: reset(environment, env_params, k))(jax.random.split(key, num_envs))
+    return GymState(envs, jnp.zeros(WINDOW, jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[GymState, Metrics]:
+    """Count the episodes that ended in `steps` [B, T] and average the last ones; see `make_actor`."""
     # Time first, so that the ring keeps the episodes that ended last.
     done = (steps.terminated | steps.truncated).T.ravel()
     returns = steps.episode_return.T.ravel()
@@ -322,8 +331,7 @@ def make_actor(env: Environment, net: Net, *, num_envs: int, num_steps: int) -> 
         return net.init(key, jnp.zeros(obs.shape, obs.dtype))
 
     def init_env(key: chex.PRNGKey, hparams: Any) -> GymState:
-        envs = jax.vmap(lambda k: reset(environment, env_params, k))(jax.random.split(key, num_envs))
-        return GymState(envs, jnp.zeros(WINDOW, jnp.float32), jnp.zeros((), jnp.int32))
+        return start(environment, env_params, key, num_envs)
 
     def rollout(
         params: Params, frozen: Any, env_state: GymState, key: chex.PRNGKey, hparams: Any, batch: Any = None
@@ -335,7 +343,7 @@ def make_actor(env: Environment, net: Net, *, num_envs: int, num_steps: int) -> 
         # The critic is not needed to act: both its passes run once over all steps, outside the scan.
         judged = evaluate_all(params, steps)
         next_value = values(params, steps.final_obs)
-        env_state, metrics = _record_episodes(env_state, envs, steps)
+        env_state, metrics = record_episodes(env_state, envs, steps)
         return env_state, _to_trajectory(steps, judged.log_prob, judged.value, next_value, hparams), metrics
 
     def evaluate(params: Params, frozen: Any, trajectory: Trajectory | Steps) -> Evaluation:

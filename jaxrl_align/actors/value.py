@@ -1,0 +1,113 @@
+"""Environments as actors for learners of action values: epsilon-greedy experience, endings kept apart."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align.actors import gym
+from jaxrl_align.nets.q_networks import QNet
+from jaxrl_align.types import Metrics, Params, Transition, ValueActor
+
+__all__ = ["epsilon_greedy", "make_value_actor"]
+
+
+def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> gym.Policy:
+    """Return the policy that acts at random with probability `epsilon`, and else by the largest value.
+
+        P(argmax_a Q(s, a)) = 1 - epsilon + epsilon / A
+
+    Args:
+      net: the action values; a noisy net draws its noise anew at each step, unless epsilon is the plain 0.
+      params: its parameters.
+      epsilon: in [0, 1]; 0 is the greedy policy, for evaluation apart from training.
+    """
+    deterministic = isinstance(epsilon, float) and epsilon == 0.0
+
+    def policy(key: chex.PRNGKey, obs: chex.Array) -> chex.Array:
+        key_noise, key_coin, key_action = jax.random.split(key, 3)
+        q = net.q_values(net.apply(params, obs, None if deterministic else key_noise))
+        best = jnp.argmax(q).astype(jnp.int32)
+        if deterministic:
+            return best
+        anything = jax.random.randint(key_action, (), 0, q.shape[0], jnp.int32)
+        return jnp.where(jax.random.uniform(key_coin) < epsilon, anything, best)
+
+    return policy
+
+
+def make_value_actor(
+    env: gym.Environment,
+    net: QNet,
+    *,
+    num_envs: int,
+    num_steps: int,
+    preprocess: Callable[[chex.Array], chex.Array] = lambda obs: obs,
+) -> ValueActor:
+    """Build the actor that follows epsilon-greedy action values in `num_envs` copies of an environment.
+
+    Args:
+      env: a gymnax name such as "CartPole-v1", or (environment, params).
+      net: `(params, phi(obs), key) -> [A] or [A, K]`.
+      num_envs: B, environments side by side.
+      num_steps: T, steps of each per rollout.
+      preprocess: the lecture's phi, applied before the net and before storing; for example a cast to bool,
+        which keeps MinAtar's binary images in a quarter of the bytes.
+
+    Returns:
+      A `ValueActor`; its metrics are those of `gym.make_actor`, episodes counted when they end.
+
+    Raises:
+      ValueError: for a count below 1, actions that are not discrete, a net with another number of actions,
+        or for what `gym.make_environment` refuses.
+    """
+    environment, env_params = gym.make_environment(env)
+    actions = gym.num_actions((environment, env_params))
+    seen = net._replace(
+        init=lambda key, obs: net.init(key, preprocess(obs)),
+        apply=lambda params, obs, key=None: net.apply(params, preprocess(obs), key),
+    )
+    _check(seen, actions, environment, env_params, num_envs=num_envs, num_steps=num_steps)
+
+    def init_params(key: chex.PRNGKey) -> Params:
+        obs, _ = jax.eval_shape(environment.reset, key, env_params)
+        return seen.init(key, jnp.zeros(obs.shape, obs.dtype))
+
+    def init_env(key: chex.PRNGKey) -> gym.GymState:
+        return gym.start(environment, env_params, key, num_envs)
+
+    def rollout(
+        params: Params, env_state: gym.GymState, key: chex.PRNGKey, epsilon: chex.Numeric
+    ) -> tuple[gym.GymState, Transition, Metrics]:
+        policy = epsilon_greedy(seen, params, epsilon)
+        envs, steps = jax.vmap(lambda e, k: gym.unroll(environment, env_params, policy, e, k, num_steps))(
+            env_state.envs, jax.random.split(key, num_envs)
+        )
+        env_state, metrics = gym.record_episodes(env_state, envs, steps)
+        transition = Transition(
+            preprocess(steps.obs),
+            steps.action,
+            steps.reward,
+            steps.terminated,
+            steps.truncated,
+            preprocess(steps.final_obs),
+        )
+        return env_state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transition), metrics
+
+    return ValueActor(init_params, init_env, rollout, net.apply, net.q_values)
+
+
+def _check(net: QNet, actions: int, environment: Any, env_params: Any, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1; got {name}={count}")
+    key = jax.random.key(0)
+    obs, _ = jax.eval_shape(environment.reset, key, env_params)
+    q = jax.eval_shape(lambda k, x: net.q_values(net.apply(net.init(k, x), x)), key, obs)
+    if q.shape != (actions,):
+        raise ValueError(
+            f"the net must value the {actions} actions of {type(environment).__name__}; got values of shape "
+            f"{q.shape}; build it with num_actions={actions}"
+        )
