@@ -86,6 +86,11 @@ def test_200_steps_compile_once(trained):
     assert step._cache_size() == 1
 
 
+def test_the_optimiser_remembers_every_gradient_step(trained):
+    """200 steps of 2 epochs with 2 minibatches, over which Adam's moments are carried."""
+    assert optax.tree.get(trained[1][-1].opt_state, "count") == 800
+
+
 def test_the_learning_rate_falls_linearly_to_0(trained):
     """Requirement 13."""
     np.testing.assert_allclose(trained[2]["lr"], 3e-3 * (200 - np.arange(200)) / 200, rtol=1e-5)
