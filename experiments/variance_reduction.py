@@ -1,0 +1,205 @@
+"""The lecture's chain of policy-gradient estimators: what each step does to the variance, and to the bias.
+
+Claim (lectures 001, 003): whole return -> reward-to-go -> discount -> baseline -> advantage lowers the
+variance of REINFORCE at every step; reward-to-go and baselines keep its expectation, discount and
+bootstrapping do not. Measured on random decision processes whose exact gradient is `jax.grad` through the
+process itself. Values are tabular and learned from paths of their own.
+
+Measured (`python experiments/variance_reduction.py`: 16 processes, 20,000 paths of 20 steps each; geometric
+means with 95% intervals over the processes; CPU): the variance falls to 0.433 [0.410, 0.457] of the whole
+return's with reward-to-go, 0.147 [0.132, 0.165] with discount 0.9, 0.079 [0.049, 0.127] with an average
+baseline, 0.075 [0.046, 0.122] with a learned V, 0.050 [0.030, 0.081] with GAE(0.9) and 0.022 [0.014, 0.037]
+with the TD error. The first two have no bias beyond sampling noise; discounting brings a squared bias of
+2.3e-3 of the squared gradient, and neither baselines nor bootstrapping from these well-fitted values add to it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align import losses
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.plots import figure, save_figure
+
+
+@dataclass(frozen=True)
+class Config:
+    """Random tabular decision processes, each with its own random policy."""
+
+    seeds: int = 16
+    """Decision processes; the intervals are over them."""
+    seed: int = 0
+    paths: int = 20_000
+    """Sampled from each process, once for the values and once for the gradients."""
+    horizon: int = 20
+    states: int = 5
+    actions: int = 3
+    gamma: float = 0.9
+    out: str = "runs/variance_reduction"
+
+
+class Process(NamedTuple):
+    """A finite-horizon decision process and a softmax policy for it."""
+
+    start: jax.Array
+    transition: jax.Array
+    reward: jax.Array
+    logits: jax.Array
+
+
+class Paths(NamedTuple):
+    """States, actions and rewards, each [N, T]."""
+
+    state: jax.Array
+    action: jax.Array
+    reward: jax.Array
+
+
+def make_process(key: jax.Array, config: Config) -> Process:
+    """Draw a process with sparse transitions, rewards and a policy."""
+    k_start, k_move, k_reward, k_policy = jax.random.split(key, 4)
+    shape = (config.states, config.actions)
+    return Process(
+        jax.random.dirichlet(k_start, jnp.ones(config.states)),
+        jax.random.dirichlet(k_move, jnp.full(config.states, 0.3), shape),
+        jax.random.normal(k_reward, shape),
+        jax.random.normal(k_policy, shape),
+    )
+
+
+def expected_return(logits: jax.Array, process: Process, horizon: int) -> jax.Array:
+    """Return the undiscounted objective, exact and differentiable, by pushing the states forward."""
+    policy = jax.nn.softmax(logits)
+
+    def step(occupancy: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        joint = occupancy[:, None] * policy
+        return jnp.einsum("sa,sat->t", joint, process.transition), jnp.sum(joint * process.reward)
+
+    return jnp.sum(jax.lax.scan(step, process.start, None, horizon)[1])
+
+
+def sample_paths(key: jax.Array, process: Process, config: Config) -> Paths:
+    """Draw `config.paths` paths."""
+
+    def step(state: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        k_action, k_state = jax.random.split(key)
+        action = jax.random.categorical(k_action, process.logits[state])
+        after = jax.random.categorical(k_state, jnp.log(process.transition[state, action]))
+        return after, (state, action, process.reward[state, action])
+
+    def path(key: jax.Array) -> tuple[jax.Array, ...]:
+        k_start, k_steps = jax.random.split(key)
+        first = jax.random.categorical(k_start, jnp.log(process.start))
+        return jax.lax.scan(step, first, jax.random.split(k_steps, config.horizon))[1]
+
+    return Paths(*jax.vmap(path)(jax.random.split(key, config.paths)))
+
+
+def learn_values(paths: Paths, config: Config) -> jax.Array:
+    """Return V[t, s], [T + 1, S]: the mean discounted return that followed each visit."""
+    discount = jnp.full(config.horizon, config.gamma)
+    returns = jax.vmap(losses.discounted_returns, (0, None))(paths.reward, discount)
+    visits = jax.nn.one_hot(paths.state, config.states)
+    value = jnp.einsum("nt,nts->ts", returns, visits) / jnp.maximum(visits.sum(axis=0), 1.0)
+    return jnp.append(value, jnp.zeros((1, config.states)), axis=0)
+
+
+def make_chain(config: Config) -> dict[str, Callable[[Paths, jax.Array], jax.Array]]:
+    """Return each estimator as `(paths, values) -> weights [N, T]` of the score."""
+    one, discount = jnp.ones(config.horizon), jnp.full(config.horizon, config.gamma)
+    steps = jnp.arange(config.horizon)
+
+    def advantage(paths: Paths, values: jax.Array, lambda_: float) -> jax.Array:
+        v_tm1 = values[steps, paths.state]
+        v_t = jnp.pad(v_tm1[:, 1:], ((0, 0), (0, 1)))
+        in_time = (0, None, None, 0, 0)
+        return jax.vmap(losses.gae, in_time)(paths.reward, discount, lambda_ * one, v_tm1, v_t)
+
+    def whole(paths: Paths, _: jax.Array) -> jax.Array:
+        returns = jax.vmap(losses.trajectory_return, (0, None))(paths.reward, one)
+        return jnp.broadcast_to(returns[:, None], paths.reward.shape)
+
+    def discounted(paths: Paths, _: jax.Array) -> jax.Array:
+        return jax.vmap(losses.discounted_returns, (0, None))(paths.reward, discount)
+
+    return {
+        "whole return": whole,
+        "reward-to-go": lambda paths, _: jax.vmap(losses.reward_to_go)(paths.reward),
+        "discount": discounted,
+        "average\nbaseline": lambda paths, v: (
+            discounted(paths, v) - losses.average_baseline(discounted(paths, v))
+        ),
+        "learned\nbaseline V": lambda paths, v: advantage(paths, v, 1.0),
+        "advantage\nGAE(0.9)": lambda paths, v: advantage(paths, v, 0.9),
+        "advantage\nTD error": lambda paths, v: advantage(paths, v, 0.0),
+    }
+
+
+def measure(key: jax.Array, config: Config) -> tuple[jax.Array, jax.Array]:
+    """Return each estimator's variance and squared error of the mean, over the exact gradient's square."""
+    k_process, k_values, k_paths = jax.random.split(key, 3)
+    process = make_process(k_process, config)
+    exact = jax.grad(expected_return)(process.logits, process, config.horizon)
+    values = learn_values(sample_paths(k_values, process, config), config)
+    paths = sample_paths(k_paths, process, config)
+
+    def loss(logits: jax.Array, path: Paths, weight: jax.Array) -> jax.Array:
+        log_prob = jax.nn.log_softmax(logits)[path.state, path.action]
+        return -jnp.sum(losses.reinforce_loss(log_prob, weight))
+
+    variance, bias = [], []
+    for estimator in make_chain(config).values():
+        gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(process.logits, paths, estimator(paths, values))
+        mean = gradients.mean(axis=0)
+        variance.append(jnp.sum(jnp.mean(jnp.square(gradients - mean), axis=0)))
+        bias.append(jnp.sum(jnp.square(mean - exact)))
+    return jnp.stack(variance) / jnp.sum(exact**2), jnp.stack(bias) / jnp.sum(exact**2)
+
+
+def main(config: Config) -> None:
+    """Measure every process, print the chain with intervals, and draw it."""
+    if config.seeds < 2 or config.paths < 2:
+        raise ValueError(f"need at least 2 seeds and 2 paths; got seeds={config.seeds}, paths={config.paths}")
+    folder = open_run(config.out, config)
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    variance, bias = map(
+        np.asarray, jax.jit(lambda keys: jax.lax.map(lambda k: measure(k, config), keys))(keys)
+    )
+    names = list(make_chain(config))
+    folder.write_json("result.json", {"estimators": names, "variance": variance, "squared_bias": bias})
+
+    centre = {}
+    for label, values in (("variance", variance), ("bias", bias), ("noise", variance / config.paths)):
+        mean, half = mean_interval(np.log(values), axis=0)
+        centre[label] = np.exp(mean), np.exp(mean - half), np.exp(mean + half)
+    ratio, half = mean_interval(np.log(variance / variance[:, :1]), axis=0)
+    print("estimator | variance / whole return's [95%] | squared bias / |gradient|^2 (sampling noise)")
+    for i, name in enumerate(names):
+        low, high = np.exp(ratio[i] - half[i]), np.exp(ratio[i] + half[i])
+        print(
+            f"{name.replace(chr(10), ' '):20s} | {np.exp(ratio[i]):.4f} [{low:.4f}, {high:.4f}] | "
+            f"{centre['bias'][0][i]:.2e} ({centre['noise'][0][i]:.2e})"
+        )
+
+    fig, ax = figure(
+        "", "relative to |exact gradient|^2", title="Variance and bias of REINFORCE's descendants"
+    )
+    for label, text in (("variance", "variance of one path"), ("bias", "squared bias")):
+        mean, low, high = centre[label]
+        ax.errorbar(range(len(names)), mean, [mean - low, high - mean], marker="o", capsize=3, label=text)
+    ax.plot(centre["noise"][0], ":", color="#777777", label=f"noise of {config.paths} paths")
+    ax.set(yscale="log")
+    ax.set_xticks(range(len(names)), names, fontsize=7)
+    ax.legend(title=f"{config.seeds} processes, 95% interval", loc="center left")
+    save_figure(fig, folder.path / "variance_reduction.png")
+    print(f"wrote {folder.path / 'variance_reduction.png'}")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
