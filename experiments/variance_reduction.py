@@ -10,7 +10,7 @@ means with 95% intervals over the processes; CPU): the variance falls to 0.433 [
 return's with reward-to-go, 0.147 [0.132, 0.165] with discount 0.9, 0.079 [0.049, 0.127] with an average
 baseline, 0.075 [0.046, 0.122] with a learned V, 0.050 [0.030, 0.081] with GAE(0.9) and 0.022 [0.014, 0.037]
 with the TD error. The first two have no bias beyond sampling noise; discounting brings a squared bias of
-2.3e-3 of the squared gradient, and neither baselines nor bootstrapping from these well-fitted values add to it.
+2.3e-3 of the squared gradient; neither baselines nor bootstrapping from these well-fitted values add to it.
 """
 
 from collections.abc import Callable
