@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.learner import descend, make_optimizer
+from jaxrl_align.learner import descend, linear_decay, make_optimizer
 from jaxrl_align.losses import squared
 from jaxrl_align.rl.q_losses import TransitionLoss, td_loss, transition_loss
 from jaxrl_align.rl.replay import ReplayState, Sample, make_replay, replay_bytes
@@ -144,6 +144,7 @@ def make_dqn(
     prioritised: bool = False,
     loss: TransitionLoss | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    total_steps: int | None = None,
 ) -> Learner:
     """Build DQN: act for one rollout, store it, then take `updates` gradient steps on replayed minibatches.
 
@@ -161,8 +162,11 @@ def make_dqn(
       n_step: steps a target spans; the replay stores single steps.
       double: the online network selects the next action.
       prioritised: draw by |error|^alpha, with importance weights.
-      loss: `td_loss()` (the default), `td_loss(squared)`, `c51_loss(support)` or `quantile_loss`.
+      loss: `td_loss(squared)` (the default, the lecture's), `td_loss(huber)`, `c51_loss(support)` or
+        `quantile_loss`. Huber's gradient is that of a median: where rare terminations are all that holds the
+        values down, as in CartPole, it lets them grow without bound (measured; the square does not).
       optimizer: an update rule without its learning rate; default Adam with gradients clipped to norm 10.
+      total_steps: the learning rate falls linearly to 0 over this many learner steps; None keeps it constant.
 
     Returns:
       A `Learner`; its hparams are `DQNHParams` or anything with these fields. Its metrics are the rollout's,
@@ -175,7 +179,7 @@ def make_dqn(
     steps, lanes = _rollout_shapes(actor).reward.shape
     replay = make_replay(capacity, batch_size, lanes=lanes, n_step=n_step, prioritised=prioritised)
     _check_counts(capacity, steps * lanes, updates, warmup_steps)
-    one = transition_loss(actor, loss or td_loss(), double=double)
+    one = transition_loss(actor, loss or td_loss(squared), double=double)
     prefill = -(-max(warmup_steps, n_step * lanes) // (steps * lanes))
 
     def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
@@ -212,14 +216,16 @@ def make_dqn(
         losses, errors = jax.vmap(one, (None, None, 0, None))(params, target, batch, key)
         return jnp.mean(batch.weight * losses), errors
 
-    def update(carry: Any, key: chex.PRNGKey, hparams: Any, beta: chex.Array) -> tuple[Any, Metrics]:
+    def update(
+        carry: Any, key: chex.PRNGKey, hparams: Any, learning_rate: chex.Array, beta: chex.Array
+    ) -> tuple[Any, Metrics]:
         params, opt_state, target, memory, count = carry
         key_sample, key_noise = jax.random.split(key)
         batch = replay.sample(memory, key_sample, hparams.gamma, beta)
         (value, errors), grads = jax.value_and_grad(batch_loss, has_aux=True)(
             params, target, batch, key_noise
         )
-        params, opt_state = descend(optimizer, grads, opt_state, params, hparams.learning_rate)
+        params, opt_state = descend(optimizer, grads, opt_state, params, learning_rate)
         memory = replay.update(memory, batch.index, errors, hparams.alpha)
         count = count + 1
         rate = jnp.where(count % hparams.target_period < 1.0, hparams.target_rate, 0.0)
@@ -236,10 +242,11 @@ def make_dqn(
         hparams, played = state.hparams, state.step * (steps * lanes)
         epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
         beta = _towards(hparams.beta_start, 1.0, played / hparams.beta_steps)
+        learning_rate = hparams.learning_rate * linear_decay(state.step, total_steps)
         experience, metrics = collect(state.params, state.env_state, key_act, epsilon, prefill + state.step)
         before = (state.params, state.opt_state, state.frozen)
         (*after, memory, count), learnt = jax.lax.scan(
-            lambda carry, k: update(carry, k, hparams, beta),
+            lambda carry, k: update(carry, k, hparams, learning_rate, beta),
             (*before, experience.replay, experience.updates),
             jax.random.split(key_learn, updates),
         )

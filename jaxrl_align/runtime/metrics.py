@@ -117,6 +117,30 @@ def mean_interval(x: ArrayLike, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return mean, t_quantile(n - 1) * x.std(axis, ddof=1) / math.sqrt(n)
 
 
+def interquartile_mean(x: ArrayLike) -> tuple[float, float, float]:
+    """Return the mean of the middle half of `n` members and its 95% bootstrap interval: (mean, low, high).
+
+    A quarter of the members is dropped at each end, a fraction of a member with its weight, so one seed that
+    failed moves it little (Agarwal et al. 2021). The interval is the 2.5% and 97.5% percentile over 10,000
+    resamplings of the members, drawn from a fixed seed.
+
+    Args:
+      x: [n] real numbers, one for each independent member.
+
+    Raises:
+      ValueError: x is empty or not one-dimensional.
+    """
+    x = np.asarray(x, np.float64)
+    if x.ndim != 1 or not x.size:
+        raise ValueError(f"expected at least one member in an array [n], got shape {x.shape}")
+    n = x.size
+    inside = np.minimum(np.arange(1, n + 1), 0.75 * n) - np.maximum(np.arange(n), 0.25 * n)
+    weight = np.maximum(inside, 0.0) / (0.5 * n)
+    draws = np.random.default_rng(0).integers(n, size=(10_000, n))
+    low, high = np.percentile(np.sort(x[draws], axis=1) @ weight, [2.5, 97.5])
+    return float(np.sort(x) @ weight), float(low), float(high)
+
+
 @functools.lru_cache
 def t_quantile(degrees: int) -> float:
     """Return `t` with `P(|T| < t) = 0.95` for Student's T with an integer number of degrees of freedom.

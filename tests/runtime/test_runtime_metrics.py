@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxrl_align.runtime.metrics import append_metrics, cut_metrics, mean_interval, read_metrics, t_quantile
+from jaxrl_align.runtime.metrics import (
+    append_metrics,
+    cut_metrics,
+    interquartile_mean,
+    mean_interval,
+    read_metrics,
+    t_quantile,
+)
 
 
 def test_every_float32_comes_back_exactly(tmp_path):
@@ -84,3 +91,14 @@ def test_mean_interval_covers_the_truth_95_times_in_100():
     mean, half_width = mean_interval(x)
     covered = np.mean(np.abs(mean - 3.0) < half_width)
     assert abs(covered - 0.95) < 0.006  # four standard errors of the share
+
+
+def test_interquartile_mean_drops_a_quarter_at_each_end():
+    mean, low, high = interquartile_mean([100.0, 2.0, 1.0, 3.0, -50.0, 4.0, 0.0, 5.0])
+    assert mean == pytest.approx((1 + 2 + 3 + 4) / 4)
+    assert low < mean < high
+    # Of six members one and a half go at each end: 0.5 * 1 + 2 + 3 + 0.5 * 4 over 3.
+    assert interquartile_mean([0.0, 1.0, 2.0, 3.0, 4.0, 9.0])[0] == pytest.approx(7.5 / 3)
+    assert interquartile_mean([7.0]) == (7.0, 7.0, 7.0)
+    with pytest.raises(ValueError, match="got shape"):
+        interquartile_mean([])

@@ -1,0 +1,198 @@
+"""Exact solutions of finite decision processes, and tabular Q-learning.
+
+Everything is jitted array algebra over an `MDP`; a linear solve is the check on every iteration.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align.losses import q_learning_error
+from jaxrl_align.types import MDP, Learner, Metrics, Params, State, Transition, ValueActor
+
+__all__ = [
+    "QLearningHParams",
+    "Solution",
+    "action_values",
+    "evaluate_policy",
+    "make_q_learning",
+    "policy_iteration",
+    "solve_policy",
+    "value_iteration",
+]
+
+
+class Solution(NamedTuple):
+    """An optimal solution of a decision process."""
+
+    v: chex.Array
+    """[S] optimal state values, `max_a q`."""
+    q: chex.Array
+    """[S, A] optimal action values."""
+    policy: chex.Array
+    """[S] int32, a greedy action of each state, the first of equals."""
+    iterations: chex.Array
+    """[] int32 sweeps of value iteration, or improvements of policy iteration."""
+
+
+def action_values(mdp: MDP, v: chex.Array) -> chex.Array:
+    """Look one step ahead (A4).
+
+        Q(s, a) = sum_{s'} T(s, a, s') [R(s, a, s') + gamma V(s')]
+
+    Args:
+      mdp: the process.
+      v: [S] values of the states.
+
+    Returns:
+      [S, A].
+    """
+    return jnp.einsum("sat,sat->sa", mdp.transition, mdp.reward) + mdp.gamma * (mdp.transition @ v)
+
+
+def solve_policy(mdp: MDP, policy: chex.Array) -> chex.Array:
+    """Solve `V = r_pi + gamma P_pi V` for V by elimination; exact but for rounding.
+
+    Args:
+      mdp: the process.
+      policy: [S, A] probabilities.
+
+    Returns:
+      [S] the policy's state values.
+    """
+    transition = jnp.einsum("sa,sat->st", policy, mdp.transition)
+    reward = jnp.einsum("sa,sat,sat->s", policy, mdp.transition, mdp.reward)
+    return jnp.linalg.solve(jnp.eye(reward.shape[0]) - mdp.gamma * transition, reward)
+
+
+def evaluate_policy(
+    mdp: MDP, policy: chex.Array, *, tolerance: chex.Numeric = 1e-6, max_sweeps: int = 100_000
+) -> tuple[chex.Array, chex.Array]:
+    """Evaluate a policy by sweeps of `V <- sum_a pi(a|s) Q_V(s, a)`.
+
+    Args:
+      mdp: the process.
+      policy: [S, A] probabilities.
+      tolerance: stops when no value moved further than this.
+      max_sweeps: stops here at the latest.
+
+    Returns:
+      v: [S] the policy's state values, within `tolerance gamma / (1 - gamma)`.
+      sweeps: [] int32.
+    """
+    return _iterate(lambda v: jnp.sum(policy * action_values(mdp, v), axis=1), mdp, tolerance, max_sweeps)
+
+
+def value_iteration(mdp: MDP, *, tolerance: chex.Numeric = 1e-6, max_sweeps: int = 100_000) -> Solution:
+    """Iterate the optimality equation (A3); each sweep shrinks the error by gamma at least.
+
+        V(s) <- max_a sum_{s'} T(s, a, s') [R(s, a, s') + gamma V(s')]
+
+    Args:
+      mdp: the process.
+      tolerance: stops when no value moved further than this.
+      max_sweeps: stops here at the latest.
+    """
+    v, sweeps = _iterate(lambda v: jnp.max(action_values(mdp, v), axis=1), mdp, tolerance, max_sweeps)
+    return _solution(mdp, v, sweeps)
+
+
+def policy_iteration(mdp: MDP, *, max_improvements: int = 1_000) -> Solution:
+    """Alternate exact evaluation and greedy improvement until the policy stays (Howard 1960).
+
+    Args:
+      mdp: the process.
+      max_improvements: stops here at the latest.
+    """
+    states, actions = mdp.transition.shape[:2]
+
+    def improve(carry: Any) -> Any:
+        policy, _, count = carry
+        q = action_values(mdp, solve_policy(mdp, jax.nn.one_hot(policy, actions, dtype=mdp.reward.dtype)))
+        current = jnp.take_along_axis(q, policy[:, None], 1)[:, 0]
+        # Only a real gain changes an action, so that rounding between equals cannot make the loop run on.
+        gain = jnp.max(q, axis=1) - current > 1e3 * jnp.finfo(q.dtype).eps * (1.0 + jnp.abs(current))
+        better = jnp.where(gain, jnp.argmax(q, axis=1).astype(jnp.int32), policy)
+        return better, jnp.any(gain), count + 1
+
+    start = (jnp.zeros(states, jnp.int32), jnp.array(True), jnp.zeros((), jnp.int32))
+    going_on = lambda carry: carry[1] & (carry[2] < max_improvements)
+    policy, _, count = jax.lax.while_loop(going_on, improve, start)
+    return _solution(mdp, solve_policy(mdp, jax.nn.one_hot(policy, actions, dtype=mdp.reward.dtype)), count)
+
+
+def _iterate(
+    backup: Any, mdp: MDP, tolerance: chex.Numeric, max_sweeps: int
+) -> tuple[chex.Array, chex.Array]:
+    def sweep(carry: Any) -> Any:
+        v, _, count = carry
+        new = backup(v)
+        return new, jnp.max(jnp.abs(new - v)), count + 1
+
+    going_on = lambda carry: (carry[1] > tolerance) & (carry[2] < max_sweeps)
+    start = jnp.zeros(mdp.transition.shape[0], mdp.reward.dtype)
+    infinity = jnp.full((), jnp.inf, mdp.reward.dtype)
+    v, _, count = jax.lax.while_loop(going_on, sweep, (start, infinity, jnp.zeros((), jnp.int32)))
+    return v, count
+
+
+def _solution(mdp: MDP, v: chex.Array, iterations: chex.Array) -> Solution:
+    q = action_values(mdp, v)
+    return Solution(jnp.max(q, axis=1), q, jnp.argmax(q, axis=1).astype(jnp.int32), iterations)
+
+
+class QLearningHParams(NamedTuple):
+    """The traced scalars of tabular Q-learning."""
+
+    learning_rate: Any = 1.0
+    """Rate of a pair's first visit."""
+    decay: Any = 0.8
+    """The n-th visit's rate is `learning_rate / n^decay`. Robbins and Monro's conditions, sum alpha = inf and
+    sum alpha^2 < inf, hold for 1/2 < decay <= 1; 0 is a constant rate, which violates the second."""
+    gamma: Any = 0.99
+    epsilon: Any = 0.3
+
+
+def make_q_learning(actor: ValueActor) -> Learner:
+    """Build tabular Q-learning (Watkins & Dayan 1992): one transition at a time, a rate for each pair.
+
+        Q(s, a) <- Q(s, a) + alpha_n(s, a) [r + gamma max_a' Q(s', a') - Q(s, a)]
+
+    Args:
+      actor: whose observation is the state's number, and whose net is `make_table`.
+
+    Returns:
+      A `Learner`: `params` is Q, [S, A], `opt_state` the visits of each pair. Its metrics are the rollout's
+      and `td_error`, the mean absolute error.
+    """
+
+    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
+        key_params, key_env, key = jax.random.split(key, 3)
+        params = actor.init_params(key_params) if params is None else params
+        hparams = jax.tree.map(jnp.float32, hparams)
+        zero = jnp.zeros((), jnp.int32)
+        return State(params, jnp.zeros_like(params), zero, hparams, frozen, actor.init_env(key_env), key)
+
+    def learn(carry: Any, one: Transition, hparams: Any) -> tuple[Any, chex.Array]:
+        q, visits = carry
+        discount = hparams.gamma * (1.0 - one.terminated)
+        error = q_learning_error(q[one.obs], one.action, one.reward, discount, q[one.next_obs])
+        visits = visits.at[one.obs, one.action].add(1.0)
+        rate = hparams.learning_rate * visits[one.obs, one.action] ** -hparams.decay
+        return (q.at[one.obs, one.action].add(rate * error), visits), jnp.abs(error)
+
+    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
+        key, key_act = jax.random.split(state.key)
+        env_state, transition, metrics = actor.rollout(
+            state.params, state.env_state, key_act, state.hparams.epsilon
+        )
+        stream = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
+        (q, visits), errors = jax.lax.scan(
+            lambda carry, one: learn(carry, one, state.hparams), (state.params, state.opt_state), stream
+        )
+        state = state._replace(params=q, opt_state=visits, step=state.step + 1, env_state=env_state, key=key)
+        return state, metrics | {"td_error": jnp.mean(errors)}
+
+    return Learner(init, step)

@@ -1,0 +1,131 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.actors.tabular import frozen_lake, make_environment, make_mdp, random_mdp
+from jaxrl_align.actors.value import make_value_actor
+from jaxrl_align.learner import train
+from jaxrl_align.losses import discounted_returns
+from jaxrl_align.nets.q_networks import make_table
+from jaxrl_align.rl.tabular import (
+    QLearningHParams,
+    action_values,
+    evaluate_policy,
+    make_q_learning,
+    policy_iteration,
+    solve_policy,
+    value_iteration,
+)
+
+
+def one_hot(policy, actions):
+    return jax.nn.one_hot(jnp.asarray(policy), actions)
+
+
+def test_two_states_by_hand():
+    # Stay in 0 for 1, or go to 1 for 0; in 1 both stay for 3. gamma = 1/2: V(1) = 6, V(0) = max(2, 3).
+    mdp = make_mdp([[[1, 0], [0, 1]], [[0, 1], [0, 1]]], [[1.0, 0.0], [3.0, 3.0]], 0.5)
+    solution = jax.jit(value_iteration)(mdp)
+    np.testing.assert_allclose(solution.v, [3, 6], rtol=1e-5)
+    np.testing.assert_allclose(solution.q, [[2.5, 3], [6, 6]], rtol=1e-5)
+    np.testing.assert_array_equal(solution.policy, [1, 0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_optimum_is_the_best_of_all_policies(seed):
+    mdp = random_mdp(jax.random.key(seed), 4, 3)
+    policies = jnp.asarray(list(itertools.product(range(3), repeat=4)))
+    values = jnp.stack([solve_policy(mdp, one_hot(p, 3)) for p in policies])
+    best = values.max(0)
+    by_values, by_policies = jax.jit(value_iteration)(mdp), jax.jit(policy_iteration)(mdp)
+    np.testing.assert_allclose(by_values.v, best, atol=2e-5)
+    np.testing.assert_allclose(by_policies.v, best, atol=2e-5)
+    np.testing.assert_array_equal(by_values.policy, by_policies.policy)
+    np.testing.assert_allclose(by_policies.v, by_policies.q.max(1))
+    assert by_policies.iterations < by_values.iterations
+
+
+def test_in_double_precision_the_residual_vanishes_and_sweeps_contract():
+    with jax.enable_x64(True):
+        for mdp in (random_mdp(jax.random.key(0), 6, 3, gamma=0.95), frozen_lake()):
+            solution = value_iteration(mdp, tolerance=1e-12)
+            residual = action_values(mdp, solution.v).max(1) - solution.v
+            assert np.abs(residual).max() < 1e-8
+            exact = solve_policy(mdp, one_hot(solution.policy, solution.q.shape[1]))
+            np.testing.assert_allclose(solution.v, exact, atol=1e-8)
+            v, error = jnp.zeros_like(exact), np.abs(exact).max()
+            for _ in range(20):
+                v = action_values(mdp, v).max(1)
+                now = np.abs(v - exact).max()
+                assert now <= mdp.gamma * error + 1e-12
+                error = now
+
+
+def test_sweeps_of_a_policy_agree_with_the_linear_solve():
+    mdp = random_mdp(jax.random.key(7), 5, 2)
+    policy = jax.random.dirichlet(jax.random.key(8), jnp.ones(2), (5,))
+    v, sweeps = jax.jit(evaluate_policy)(mdp, policy)
+    np.testing.assert_allclose(v, solve_policy(mdp, policy), atol=1e-4)
+    assert 10 < sweeps < 300
+
+
+def test_frozen_lakes_known_value():
+    # Undiscounted, the best policy reaches the goal in 14 of 17 episodes; gamma -> 1 approaches it.
+    with jax.enable_x64(True):
+        value = policy_iteration(frozen_lake(gamma=0.999999)).v[0]
+    assert float(value) == pytest.approx(14 / 17, abs=1e-3)
+
+
+def test_the_value_is_the_mean_of_played_returns():
+    # A2: returns of whole episodes, by the recursion, average to the value of the policy that played them.
+    mdp = frozen_lake(gamma=0.9)
+    actor = make_value_actor(make_environment(mdp, 400), make_table(16, 4), num_envs=2000, num_steps=100)
+    random_policy = jnp.full((16, 4), 0.25)
+    envs = actor.init_env(jax.random.key(0))
+    _, steps, _ = jax.jit(actor.rollout)(jnp.zeros((16, 4)), envs, jax.random.key(1), 1.0)
+    discount = mdp.gamma * (1.0 - steps.terminated)
+    returns = jax.vmap(discounted_returns, 1, 1)(steps.reward, discount)[0]
+    error = abs(returns.mean() - solve_policy(mdp, random_policy)[0])
+    assert error < 4 * returns.std() / 2000**0.5
+
+
+def learn(decay, steps, gamma=0.5, learning_rate=1.0):
+    mdp = random_mdp(jax.random.key(3), 4, 2, gamma)
+    actor = make_value_actor(make_environment(mdp), make_table(4, 2), num_envs=1, num_steps=100)
+    learner = make_q_learning(actor)
+    hparams = QLearningHParams(learning_rate=learning_rate, decay=decay, gamma=gamma, epsilon=1.0)
+    state, _ = jax.jit(train(learner, steps))(jax.random.key(0), hparams)
+    return np.abs(state.params - value_iteration(mdp).q).max(), state
+
+
+def test_q_learning_converges_with_robbins_monro_rates_and_not_with_a_constant_one():
+    # A16. Noise keeps a constant rate from settling; rates that fall too fast stop before they arrive.
+    good, state = learn(0.8, 4_000)
+    constant, _ = learn(0.0, 4_000, learning_rate=0.5)
+    too_fast, _ = learn(2.0, 4_000)
+    assert state.opt_state.sum() == 400_000
+    assert good < 1e-2
+    assert constant > 10 * good
+    assert too_fast > 10 * good
+
+
+def test_members_differ_and_equal_single_runs():
+    mdp = random_mdp(jax.random.key(3), 4, 2)
+    actor = make_value_actor(make_environment(mdp), make_table(4, 2), num_envs=2, num_steps=5)
+    run = train(make_q_learning(actor), 10)
+    keys = jax.random.split(jax.random.key(0), 8)
+    together = jax.jit(jax.vmap(run, (0, None)))(keys, QLearningHParams())[0].params
+    assert len(np.unique(np.asarray(together), axis=0)) == 8
+    for i in range(8):
+        alone = jax.jit(run)(keys[i], QLearningHParams())[0].params
+        np.testing.assert_allclose(together[i], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_solutions_vmap():
+    mdps = jax.tree.map(lambda *x: jnp.stack(x), *(random_mdp(jax.random.key(i), 3, 2) for i in range(4)))
+    together = jax.jit(jax.vmap(value_iteration))(mdps)
+    by_policies = jax.jit(jax.vmap(policy_iteration))(mdps)
+    np.testing.assert_allclose(together.v, by_policies.v, atol=2e-5)
