@@ -7,9 +7,6 @@ import jax.numpy as jnp
 MAX_LOG_RATIO = 20.0
 """exp(20) = 4.9e8: above it a probability ratio is held, so that neither loss nor gradient overflows."""
 
-UNROLL = 16
-"""Steps a compiled loop takes at a time: the bodies are a few multiplications, so the loop dominates."""
-
 
 def as_floats(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
     """Return the arrays as floats of at least 32 bits: integers and bfloat16 are promoted exactly."""
@@ -38,15 +35,16 @@ def series(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
 
 def bounded_exp(log_ratio: jax.Array) -> jax.Array:
     """Return exp(log_ratio), held at exp(20), where its gradient is 0."""
-    return jnp.exp(jnp.minimum(log_ratio, MAX_LOG_RATIO))
+    return jnp.exp(jnp.where(log_ratio > MAX_LOG_RATIO, MAX_LOG_RATIO, log_ratio))
 
 
 def pick(x: jax.Array, index: chex.Numeric) -> jax.Array:
-    """Return `x[..., index]` for an integer index of shape `x.shape[:-1]`."""
+    """Return `x[..., index]` for an integer index of shape `x.shape[:-1]`; NaN where it is out of range."""
     index = jnp.asarray(index)
     chex.assert_type(index, int)
     chex.assert_shape(index, x.shape[:-1])
-    return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
+    picked = jnp.take_along_axis(x, index[..., None], axis=-1, mode="clip")[..., 0]
+    return jnp.where((index >= 0) & (index < x.shape[-1]), picked, jnp.nan)
 
 
 def linear_recurrence(x: jax.Array, decay: jax.Array, last: chex.Numeric = 0.0) -> jax.Array:
@@ -57,4 +55,4 @@ def linear_recurrence(x: jax.Array, decay: jax.Array, last: chex.Numeric = 0.0) 
         return y, y
 
     last = jnp.asarray(last, x.dtype)
-    return jax.lax.scan(backward, last, (x, decay), reverse=True, unroll=min(UNROLL, x.shape[0]))[1]
+    return jax.lax.scan(backward, last, (x, decay), reverse=True)[1]

@@ -86,7 +86,7 @@ def n_step_returns(
       discount_t: [T] gamma * (1 - terminated), in [0, 1].
       lambda_t: [T] 1 for the plain n-step return; 0 where an episode was cut, which bootstraps there.
       v_t: [T] values at the end of each step, read before any reset.
-      n: number of steps, >= 1, static.
+      n: number of steps, >= 1, static; the program grows with it.
 
     Returns:
       [T] returns, float32 or wider.
@@ -100,13 +100,14 @@ def n_step_returns(
     if n < 1:
         raise ValueError(f"n must be at least 1; got n={n}; n=1 gives the TD target")
     r_t, discount_t, lambda_t, v_t = series(r_t, discount_t, lambda_t, v_t)
-    bootstrapped = r_t + discount_t * (1.0 - lambda_t) * v_t
-    decay = discount_t * lambda_t
-
-    def one_more_step(_: int, returns: jax.Array) -> jax.Array:
-        return bootstrapped + decay * jnp.append(returns[1:], v_t[-1])
-
-    return jax.lax.fori_loop(1, min(n, r_t.shape[0]), one_more_step, r_t + discount_t * v_t)
+    length, n = len(r_t), min(n, len(r_t))
+    # Beyond the end nothing is added: reward 0 and weight 1 carry the last value back.
+    bootstrapped = jnp.pad(r_t + discount_t * (1.0 - lambda_t) * v_t, (0, n))
+    decay = jnp.pad(discount_t * lambda_t, (0, n), constant_values=1.0)
+    returns = jnp.pad(v_t, (0, n), mode="edge")[n - 1 : n - 1 + length]
+    for i in reversed(range(n)):
+        returns = bootstrapped[i : i + length] + decay[i : i + length] * returns
+    return returns
 
 
 def lambda_returns(

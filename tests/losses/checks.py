@@ -22,8 +22,10 @@ def check(f: Callable, expected, *args, rtol: float = 1e-5, atol: float = 1e-6, 
     )
     expected = jax.tree.map(np.asarray, expected, is_leaf=lambda x: isinstance(x, list))
     same(call(args, traced), expected)
-    same(jax.jit(call)(args, traced), expected)
-    same(
+    one_and_two = lambda args, traced: (
+        call(args, traced),
         jax.vmap(call)(*jax.tree.map(stack, (args, traced))),
-        jax.tree.map(lambda x: np.stack([x, x]), expected),
     )
+    jitted, vmapped = jax.jit(one_and_two)(args, traced)
+    same(jitted, expected)
+    same(vmapped, jax.tree.map(lambda x: np.stack([x, x]), expected))

@@ -178,3 +178,14 @@ def test_scores_survive_exactly():
 def test_complex_input_is_refused():
     with pytest.raises(ValueError, match="complex64"):
         L.squared(jnp.array([1j]))
+
+
+def test_an_action_out_of_range_is_nan_not_another_action():
+    for token in (-1, 3):
+        assert np.isnan(L.token_log_prob(jnp.zeros((1, 3)), jnp.array([token])))[0]
+        assert np.isnan(L.q_learning_error(jnp.zeros(3), token, 0.0, 0.9, jnp.zeros(3)))
+
+
+def test_nan_is_not_hidden_by_the_held_ratio():
+    assert np.isnan(L.clipped_surrogate(jnp.nan, 0.0, 1.0, clip=0.2))
+    assert np.isnan(L.importance_ratio(jnp.nan, 0.0))

@@ -21,14 +21,16 @@ def test_h1_the_gradient_needs_its_minus():
     """Printed: 2 (y - Q) grad Q with a descent step. It climbs the error; ours, by autodiff, descends."""
     features, target, rate = jnp.array([1.0, -0.5]), 2.0, 0.1
 
+    @jax.jit
     def loss(theta):
         q = jnp.stack([theta @ features, 0.0])
         return 2.0 * L.squared(L.q_learning_error(q, 0, target, 0.0, jnp.zeros(2)))
 
     ours = printed = jnp.array([0.1, 0.1])
     np.testing.assert_allclose(jax.grad(loss)(ours), -2 * (target - ours @ features) * features, rtol=1e-6)
+    gradient = jax.jit(jax.grad(loss))
     for _ in range(50):
-        ours = ours - rate * jax.grad(loss)(ours)
+        ours = ours - rate * gradient(ours)
         printed = printed - rate * 2 * (target - printed @ features) * features
     assert loss(ours) < 1e-3
     assert loss(printed) > 1e3
@@ -57,7 +59,7 @@ def expected_gradient(ret_of_paths):
         per_step = -L.reinforce_loss(mdp.log_probs(logits, paths), ret)
         return jnp.sum(jax.lax.stop_gradient(probability) * per_step.sum(axis=1))
 
-    return np.asarray(jax.grad(objective)(mdp.LOGITS))
+    return np.asarray(jax.jit(jax.grad(objective))(mdp.LOGITS))
 
 
 def test_h4_a_state_baseline_belongs_inside_the_sum_over_steps():
@@ -91,13 +93,12 @@ def fitted_values(target, sweeps=400):
 def test_h5_the_critic_discounts_stops_at_the_end_and_follows_the_policy():
     """Printed: r + max Q_old for Q^pi. Without discount or mask it diverges; with both it is Q*, not Q^pi."""
     uniform = jnp.array([0.5, 0.5])
-    error_at_zero = lambda alive, r, q: L.expected_sarsa_error(
-        jnp.zeros(2), 0, r, GAMMA * alive, jnp.asarray(q), uniform
+    error_at_zero = jax.jit(
+        lambda alive, r, q: L.expected_sarsa_error(jnp.zeros(2), 0, r, GAMMA * alive, q, uniform)
     )
+    td_target = jax.jit(L.td_target)
     on_policy = fitted_values(lambda r, alive, q: float(error_at_zero(alive, r, q)), sweeps=60)
-    optimal = fitted_values(
-        lambda r, alive, q: float(L.td_target(r, GAMMA * alive, jnp.asarray(q))), sweeps=60
-    )
+    optimal = fitted_values(lambda r, alive, q: float(td_target(r, GAMMA * alive, q)), sweeps=60)
     printed = fitted_values(lambda r, alive, q: r + q.max())
     value = 0.5 / (1 - 0.5 * GAMMA)  # V^pi = (1 + gamma V^pi) / 2
     np.testing.assert_allclose(on_policy, [[1.0, GAMMA * value]] * 2, rtol=1e-4)
@@ -159,19 +160,27 @@ def test_h8_a_prompt_weighs_the_same_whatever_the_number_of_pairs_or_prompts():
 def test_h9_exploration_is_a_term_of_the_objective():
     """Printed: E[(G - b) grad log pi - beta pi(a)]: a number added to every logit changes no policy."""
     start, reward, beta = jnp.array([1.0, 0.0, -1.0]), jnp.array([1.0, 0.5, 0.2]), 0.5
-    plain = ours = printed = start
-    for _ in range(300):
-        gradient = lambda x: jax.grad(lambda y: jax.nn.softmax(y) @ reward)(x)
+
+    @jax.jit
+    def step(plain, printed, ours):
+        gradient = jax.grad(lambda x: jax.nn.softmax(x) @ reward)
+        penalty = beta * jnp.sum(jnp.square(jax.nn.softmax(printed)))
         weight = jax.nn.softmax(ours)
-        loss = lambda x, w=weight: jnp.sum(
-            w
-            * L.exploration_stabilised_loss(
+        loss = lambda x: (
+            weight
+            @ L.exploration_stabilised_loss(
                 jax.nn.log_softmax(x), reward, jnp.zeros(3), exploration_coef=beta
             )
         )
-        ours = ours - 0.5 * jax.grad(loss)(ours)
-        penalty = beta * jnp.sum(jnp.square(jax.nn.softmax(printed)))
-        plain, printed = plain + 0.5 * gradient(plain), printed + 0.5 * (gradient(printed) - penalty)
+        return (
+            plain + 0.5 * gradient(plain),
+            printed + 0.5 * (gradient(printed) - penalty),
+            ours - 0.5 * jax.grad(loss)(ours),
+        )
+
+    plain = printed = ours = start
+    for _ in range(300):
+        plain, printed, ours = step(plain, printed, ours)
     np.testing.assert_allclose(jax.nn.softmax(printed), jax.nn.softmax(plain), atol=1e-3)
     np.testing.assert_allclose(jax.nn.softmax(ours), jax.nn.softmax(reward / beta), atol=1e-2)
     assert L.entropy(ours) > L.entropy(printed) + 0.5
