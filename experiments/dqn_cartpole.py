@@ -42,12 +42,12 @@ class Config:
     total_env_steps: int = 500_000
     """Of each member."""
     capacity: int = 50_000
-    batch_size: int = 64
-    learning_rate: float = 5e-4
+    batch_size: int = 128
+    learning_rate: float = 2.5e-4
     anneal: bool = True
     """Let the learning rate fall linearly to 0."""
     max_grad_norm: float | None = None
-    target_period: int = 100
+    target_period: int = 50
     """Gradient steps between two copies of the target net."""
     epsilon_steps: int = 100_000
     n_step: int = 1

@@ -1,0 +1,430 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.actors.tabular import make_environment, make_mdp
+from jaxrl_align.actors.value import make_value_actor
+from jaxrl_align.learner import train
+from jaxrl_align.losses import double_q_error, huber, q_learning_error, squared
+from jaxrl_align.nets.q_networks import make_q_net, make_table, support_between
+from jaxrl_align.rl.dqn import DQNHParams, check_rewards, make_dqn, make_online_q, memory_bytes
+from jaxrl_align.rl.q_losses import c51_loss, quantile_loss, td_loss, transition_loss
+from jaxrl_align.rl.replay import Sample, make_replay
+from jaxrl_align.rl.tabular import solve_policy, value_iteration
+from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime.loop import run
+from jaxrl_align.types import Transition
+from tests.tiny import bits
+
+PROBES = {
+    "one state": make_mdp([[[1.0]]], [[1.0]], 0.9),
+    "one step": make_mdp([[[0, 1]], [[0, 1]]], [[1.0], [0.0]], 0.9, terminal=[False, True]),
+    "delayed reward": make_mdp(
+        [[[0, 1, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 1]], [[0, 0, 0, 1]]],
+        [[0.0], [0.0], [1.0], [0.0]],
+        0.9,
+        terminal=[False, False, False, True],
+    ),
+    "policy-dependent": make_mdp(
+        [[[0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 0, 1]], [[0, 0, 1], [0, 0, 1]]],
+        [[0.0, 1.0], [2.0, -1.0], [0.0, 0.0]],
+        0.9,
+        terminal=[False, False, True],
+    ),
+    "stochastic reward": make_mdp(
+        [[[0, 0.25, 0.75]]] * 3, [[[0.0, 4.0, 0.0]]] * 3, 0.9, terminal=[False, True, True]
+    ),
+}
+SUPPORT = support_between(-2.0, 12.0, 57)
+HPARAMS = DQNHParams(
+    learning_rate=0.05, gamma=0.9, epsilon_end=0.5, epsilon_steps=2000, target_period=20, beta_steps=2000
+)
+
+
+def probe_actor(mdp, max_steps=100, num_envs=4, num_steps=2, **net):
+    states, actions = mdp.transition.shape[:2]
+    return make_value_actor(
+        make_environment(mdp, max_steps),
+        make_q_net(actions, (), **net),
+        num_envs=num_envs,
+        num_steps=num_steps,
+        preprocess=lambda s: jax.nn.one_hot(s, states),
+    )
+
+
+def q_table(actor, params, states):
+    one = lambda s: actor.q_values(actor.evaluate(params, jax.nn.one_hot(s, states), None))
+    return jax.vmap(one)(jnp.arange(states))
+
+
+OPTIONS = {
+    "plain": (dict(), dict(), dict()),
+    "huber, Polyak": (dict(), dict(loss=td_loss(huber)), dict(target_rate=0.1, target_period=1)),
+    "double": (dict(), dict(double=True), dict()),
+    "duelling": (dict(duelling=True), dict(), dict()),
+    "prioritised": (dict(), dict(prioritised=True), dict()),
+    "noisy": (dict(noisy=True), dict(), dict()),
+    "categorical": (dict(support=SUPPORT), dict(loss=c51_loss(SUPPORT)), dict()),
+    "quantiles": (dict(quantiles=8), dict(loss=quantile_loss), dict()),
+    "Rainbow": (
+        dict(duelling=True, noisy=True, support=SUPPORT),
+        dict(double=True, prioritised=True, n_step=3, loss=c51_loss(SUPPORT)),
+        dict(),
+    ),
+}
+
+
+def solve(mdp, option, steps=800, max_steps=100):
+    net, learner, hparams = OPTIONS[option]
+    actor = probe_actor(mdp, max_steps, **net)
+    dqn = make_dqn(actor, capacity=800, batch_size=32, warmup_steps=80, total_steps=steps, **learner)
+    state, _ = jax.jit(train(dqn, steps))(jax.random.key(0), HPARAMS._replace(**hparams))
+    return q_table(actor, state.params, mdp.transition.shape[0])
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_plain_dqn_finds_the_known_values(name):
+    mdp = PROBES[name]
+    q, exact = solve(mdp, "plain"), value_iteration(mdp).q
+    np.testing.assert_allclose(q[~mdp.terminal], exact[~mdp.terminal], rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o != "plain"])
+def test_every_option_finds_the_known_values_of_a_delayed_reward(option):
+    # One action: n-step returns too then have the optimal values as their expectation.
+    mdp = PROBES["delayed reward"]
+    q, exact = solve(mdp, option), value_iteration(mdp).q
+    np.testing.assert_allclose(q[~mdp.terminal], exact[~mdp.terminal], atol=0.06)
+
+
+def test_truncation_bootstraps_and_termination_does_not_where_that_decides():
+    # Action 0 ends with 2, action 1 pays 0.5 and stays: worth 5 if the time limit of 1 step does not end the
+    # return, and 0.5 if it did.
+    mdp = make_mdp([[[0, 1], [1, 0]]] * 2, [[2.0, 0.5]] * 2, 0.9, terminal=[False, True])
+    for option in ("plain", "double", "categorical", "quantiles"):
+        np.testing.assert_allclose(solve(mdp, option, max_steps=1)[0], [2.0, 5.0], atol=0.15)
+
+
+def test_a_loop_cut_at_ten_steps_is_worth_ten_and_ended_there_less():
+    loop = make_mdp([[[1.0]]], [[1.0]], 0.9)
+    assert abs(solve(loop, "plain", max_steps=10)[0, 0] - 10) < 0.2
+    # Ten numbered states and a real end: V0 = (1 - 0.9^10) / 0.1.
+    line = np.eye(11, k=1)[:, None]
+    line[10, 0, 10] = 1.0
+    ended = make_mdp(line, np.ones((11, 1)), 0.9, terminal=np.arange(11) == 10)
+    assert abs(solve(ended, "plain", steps=2000)[0, 0] - 6.51) < 0.02 * 6.51
+
+
+def transition(**changes):
+    fields = dict(obs=0, action=1, reward=0.5, discount=0.9, next_obs=1, index=0, weight=1.0)
+    return Sample(**{k: jnp.asarray(v) for k, v in (fields | changes).items()})
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_the_loss_of_a_transition_is_the_lectures(double):
+    # A8, A9: y = r + gamma max Q; grad = -(y - Q) grad Q; nothing flows through y.
+    mdp = PROBES["policy-dependent"]
+    actor = make_value_actor(make_environment(mdp), make_table(3, 2), num_envs=1, num_steps=1)
+    online = jnp.array([[1.0, 2.0], [5.0, 3.0], [0.0, 0.0]])
+    target = jnp.array([[1.0, 1.0], [2.0, 4.0], [0.0, 0.0]])
+    one = transition_loss(actor, td_loss(squared), double=double)
+    key = jax.random.key(0)
+    error = 0.5 + 0.9 * (2.0 if double else 4.0) - 2.0
+    loss, reported = one(online, target, transition(), key)
+    np.testing.assert_allclose([loss, reported], [0.5 * error**2, error], rtol=1e-6)
+    theirs = (
+        double_q_error(online[0], 1, 0.5, 0.9, target[1], online[1])
+        if double
+        else q_learning_error(online[0], 1, 0.5, 0.9, target[1])
+    )
+    np.testing.assert_allclose(reported, theirs, rtol=1e-6)
+    gradient = jax.grad(lambda *a: one(*a)[0], (0, 1))(online, target, transition(), key)
+    np.testing.assert_allclose(gradient[0], jnp.zeros((3, 2)).at[0, 1].set(-error), rtol=1e-6)
+    np.testing.assert_array_equal(gradient[1], 0.0)
+    ended = one(online, target, transition(discount=0.0), key)[1]
+    np.testing.assert_allclose(ended, 0.5 - 2.0)
+
+
+def test_the_lectures_online_algorithm_learns_and_its_printed_sign_does_not():
+    mdp = PROBES["policy-dependent"]
+    actor = make_value_actor(make_environment(mdp), make_table(3, 2), num_envs=1, num_steps=1)
+    learner = jax.jit(train(make_online_q(actor), 3000))
+    hparams = DQNHParams(learning_rate=0.1, gamma=0.9, epsilon_end=1.0)
+    exact = value_iteration(mdp).q[:2]
+    np.testing.assert_allclose(learner(jax.random.key(0), hparams)[0].params[:2], exact, atol=0.01)
+    wrong = learner(jax.random.key(0), hparams._replace(learning_rate=-0.1))[0].params
+    assert not np.all(np.abs(wrong[:2] - exact) < 10.0)
+
+
+def test_one_online_step_by_hand():
+    mdp = PROBES["one state"]
+    actor = make_value_actor(make_environment(mdp), make_table(1, 1), num_envs=1, num_steps=3)
+    learner = make_online_q(actor)
+    state = learner.init(jax.random.key(0), DQNHParams(learning_rate=0.5, gamma=0.9))
+    state, metrics = learner.step(state)
+    q = 0.0
+    for _ in range(3):
+        q += 0.5 * (1.0 + 0.9 * q - q)
+    np.testing.assert_allclose(state.params, [[q]], rtol=1e-6)
+    assert int(state.env_state.updates) == 3
+
+
+def test_the_true_loss_falls_as_dqn_trains():
+    # A7: sum over s, a of (Q* - Q)^2, computable because the process is known.
+    mdp = PROBES["policy-dependent"]
+    actor, exact = probe_actor(mdp), value_iteration(mdp).q
+    dqn = make_dqn(actor, capacity=800, batch_size=32, warmup_steps=80)
+    state, true_loss = dqn.init(jax.random.key(0), HPARAMS), []
+    several = jax.jit(lambda s: jax.lax.scan(lambda s, _: dqn.step(s), s, None, 100)[0])
+    for _ in range(5):
+        true_loss.append(float(jnp.sum((q_table(actor, state.params, 3)[:2] - exact[:2]) ** 2)))
+        state = several(state)
+    assert true_loss[-1] < 0.01 * true_loss[0]
+
+
+@pytest.mark.parametrize(("rate", "period"), [(1.0, 3), (0.25, 1)])
+def test_the_target_net_is_copied_or_averaged(rate, period):
+    actor = probe_actor(PROBES["policy-dependent"])
+    dqn = make_dqn(actor, capacity=80, batch_size=8, warmup_steps=16)
+    state = dqn.init(jax.random.key(0), HPARAMS._replace(target_rate=rate, target_period=period))
+    expected = state.frozen
+    assert bits(expected) == bits(state.params)
+    step = jax.jit(dqn.step)
+    for i in range(1, 8):
+        state, _ = step(state)
+        if i % period == 0:
+            expected = jax.tree.map(lambda t, p: (1 - rate) * t + rate * p, expected, state.params)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), state.frozen, expected
+        )
+
+
+def test_updates_alternate_with_experience_as_often_as_asked():
+    actor = probe_actor(PROBES["policy-dependent"])
+    dqn = make_dqn(actor, capacity=80, batch_size=8, warmup_steps=20, updates=3)
+    state = dqn.init(jax.random.key(0), HPARAMS)
+    assert int(state.env_state.replay.filled) * 4 == 24  # 20 steps of 4 environments, in rollouts of 8
+    for i in range(1, 4):
+        state, metrics = jax.jit(dqn.step)(state)
+        assert int(state.env_state.updates) == 3 * i
+        assert int(state.env_state.replay.filled) == 6 + 2 * i
+    assert {m.shape for m in metrics.values()} == {()}
+    size = memory_bytes(actor, 80)
+    assert size == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.env_state.replay)) - 4
+
+
+def test_epsilon_and_beta_follow_their_schedules():
+    dqn = make_dqn(probe_actor(PROBES["one state"]), capacity=80, batch_size=8, warmup_steps=8)
+    hparams = HPARAMS._replace(epsilon_end=0.1, epsilon_steps=32, beta_start=0.4, beta_steps=64)
+    _, metrics = jax.jit(train(dqn, 10))(jax.random.key(0), hparams)
+    k = np.arange(10) * 8
+    np.testing.assert_allclose(metrics["epsilon"], np.maximum(1 - 0.9 * k / 32, 0.1), rtol=1e-5)
+    np.testing.assert_allclose(metrics["beta"], np.minimum(0.4 + 0.6 * k / 64, 1.0), rtol=1e-5)
+
+
+RAINBOW = dict(double=True, prioritised=True, n_step=3, loss=c51_loss(SUPPORT))
+
+
+def small_rainbow():
+    actor = probe_actor(PROBES["policy-dependent"], 5, num_envs=2, duelling=True, noisy=True, support=SUPPORT)
+    return make_dqn(actor, capacity=40, batch_size=8, warmup_steps=16, **RAINBOW)
+
+
+def test_eight_members_differ_and_equal_single_runs():
+    single = train(small_rainbow(), 10)
+    keys = jax.random.split(jax.random.key(1), 8)
+    together, _ = jax.jit(jax.vmap(single, (0, None)))(keys, HPARAMS)
+    kernels = np.asarray(together.params["advantage"]["kernel"]).reshape(8, -1)
+    actions = np.asarray(together.env_state.replay.data.action)
+    assert len(np.unique(kernels, axis=0)) == len(np.unique(actions, axis=0)) == 8
+    for i in (0, 5):
+        alone, _ = jax.jit(single)(keys[i], HPARAMS)
+        np.testing.assert_array_equal(actions[i], alone.env_state.replay.data.action)
+        np.testing.assert_allclose(
+            kernels[i], alone.params["advantage"]["kernel"].ravel(), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_grid_of_hyperparameters_compiles_once():
+    run_one = train(small_rainbow(), 3)
+    grid = jax.jit(jax.vmap(jax.vmap(run_one, (0, None)), (None, 0)))
+    keys = jax.random.split(jax.random.key(0), 8)
+    for scale in (1.0, 2.0):
+        hparams = DQNHParams(*(jnp.linspace(0.1, 0.9, 7) * scale for _ in DQNHParams._fields))
+        state, _ = grid(keys, hparams)
+    assert grid._cache_size() == 1
+    assert state.step.shape == (7, 8)
+
+
+def test_keys_are_never_reused():
+    with jax.debug_key_reuse(True):
+        jax.jit(train(small_rainbow(), 2))(jax.random.key(0), HPARAMS)
+        actor = probe_actor(PROBES["policy-dependent"])
+        jax.jit(train(make_online_q(actor), 2))(jax.random.key(0), HPARAMS)
+
+
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
+    dqn = small_rainbow()
+    start = lambda: jax.jit(dqn.init)(jax.random.key(0), HPARAMS)
+    whole, _ = run(dqn.step, start(), 12, chunk=3, progress=False)
+    run(dqn.step, start(), 6, chunk=3, folder=open_run(tmp_path, {}), progress=False)
+    folder = open_run(tmp_path, {}, resume=True)
+    resumed, _ = run(dqn.step, start(), 12, chunk=3, folder=folder, progress=False)
+    assert bits(whole) == bits(resumed)
+
+
+def cliffwalk(n):
+    """Blind Cliffwalk (Schaul et al. 2016): one of two actions goes on; the last step pays 1."""
+    transition = np.zeros((n + 1, 2, n + 1))
+    for s in range(n):
+        right = s % 2
+        transition[s, right, s + 1] = 1.0
+        transition[s, 1 - right, n] = 1.0
+    transition[n, :, n] = 1.0
+    reward = np.zeros((n + 1, 2, n + 1))
+    reward[n - 1, (n - 1) % 2, n] = 1.0
+    return make_mdp(transition, reward, 1.0 - 1.0 / n, terminal=np.arange(n + 1) == n)
+
+
+def updates_to_solve(prioritised, n=8, limit=40_000):
+    mdp = cliffwalk(n)
+    actor = make_value_actor(make_environment(mdp), make_table(n + 1, 2), num_envs=1, num_steps=1)
+    exact, one = value_iteration(mdp).q, transition_loss(actor, td_loss(squared))
+    rows = 2 ** (n + 1)
+    replay = make_replay(rows, 1, prioritised=prioritised)
+
+    def member(key):
+        key_play, key_learn = jax.random.split(key)
+        walk = make_value_actor(make_environment(mdp), make_table(n + 1, 2), num_envs=1, num_steps=rows)
+        _, played, _ = walk.rollout(exact * 0, walk.init_env(key_play), key_learn, 1.0)
+        memory = replay.add(replay.init(jax.tree.map(lambda x: x[0, 0], played)), played)
+
+        def body(carry):
+            q, memory, key, count = carry
+            key, key_draw = jax.random.split(key)
+            batch = replay.sample(memory, key_draw, mdp.gamma, 1.0)
+            row = jax.tree.map(lambda x: x[0], batch)
+            (_, error), grads = jax.value_and_grad(one, has_aux=True)(q, q, row, key_draw)
+            return q - 0.25 * grads, replay.update(memory, batch.index, error[None], 1.0), key, count + 1
+
+        wrong = lambda c: (jnp.mean((c[0] - exact)[:n] ** 2) > 1e-3) & (c[3] < limit)
+        return jax.lax.while_loop(wrong, body, (exact * 0, memory, key, 0))[3]
+
+    return np.asarray(jax.jit(jax.vmap(member))(jax.random.split(jax.random.key(0), 8)))
+
+
+def test_prioritised_replay_needs_fewer_updates_on_the_blind_cliffwalk():
+    uniform, prioritised = updates_to_solve(False), updates_to_solve(True)
+    assert np.median(prioritised) < 0.6 * np.median(uniform)
+
+
+class Poisoned:
+    """An environment whose reward is NaN in the step from time 3, in the copies that start with obs 1."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def step(self, key, state, action, params):
+        obs, after, reward, *rest = self.inner.step(key, state, action, params)
+        return obs, after, jnp.where((state.time == 3) & (state.position == 1), jnp.nan, reward), *rest
+
+
+@pytest.mark.parametrize(
+    "make", [lambda a: make_dqn(a, capacity=80, batch_size=8, warmup_steps=8), make_online_q]
+)
+def test_a_nan_reward_is_named_and_nothing_is_learnt_from_it(make, tmp_path):
+    still = make_mdp(np.eye(2)[:, None].repeat(1, 1), np.ones((2, 1)), 0.9, start=[0.5, 0.5])
+    environment, params = make_environment(still)
+    actor = make_value_actor(
+        (Poisoned(environment), params),
+        make_q_net(1, ()),
+        num_envs=4,
+        num_steps=1,
+        preprocess=lambda s: jax.nn.one_hot(s, 2),
+    )
+    learner = make(actor)
+    state, step = learner.init(jax.random.key(0), HPARAMS), jax.jit(learner.step)
+    position = np.asarray(state.env_state.envs.envs.state.position)
+    before = state
+    while int(state.env_state.first_bad[1]) < 0:
+        check_rewards(state)
+        before, (state, metrics) = state, step(state)
+    first = int(np.argmax(position == 1))
+    with pytest.raises(FloatingPointError, match=f"environment {first}, step 3"):
+        check_rewards(state)
+    assert np.isnan(metrics["loss"])
+    for _ in range(3):
+        state, _ = step(state)
+    assert bits((state.params, state.opt_state)) == bits((before.params, before.opt_state))
+    with pytest.raises(FloatingPointError, match=f"environment {first}, step 3"):
+        run(
+            learner.step,
+            learner.init(jax.random.key(0), HPARAMS),
+            9,
+            progress=False,
+            on_chunk=lambda _, s: check_rewards(s),
+        )
+    members = jax.vmap(lambda k: learner.init(k, HPARAMS))(jax.random.split(jax.random.key(0), 3))
+    members, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: jax.vmap(learner.step)(s), s, None, 4))(members)
+    with pytest.raises(FloatingPointError, match="member 0: environment"):
+        check_rewards(members)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(capacity=8, batch_size=16), "capacity must be at least batch_size"),
+        (dict(capacity=80, batch_size=8, n_step=21), "n_step must be at most the rows"),
+        (dict(capacity=84, batch_size=8), "try capacity=88"),
+        (dict(capacity=80, batch_size=8, updates=0), "updates must be at least 1"),
+        (dict(capacity=80, batch_size=8, warmup_steps=-1), "warmup_steps at least 0"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_dqn(probe_actor(PROBES["one state"]), **arguments)
+
+
+def test_the_largest_window_fits():
+    dqn = make_dqn(probe_actor(PROBES["one state"]), capacity=80, batch_size=8, n_step=20, warmup_steps=0)
+    state, metrics = jax.jit(train(dqn, 3))(jax.random.key(0), HPARAMS)
+    assert np.all(np.isfinite(metrics["loss"]))
+
+
+def test_a_termination_not_masked_inflates_the_value():
+    # A11's ablation: the same transition, with the discount that a missing mask would leave.
+    mdp = PROBES["one step"]
+    actor = make_value_actor(make_environment(mdp), make_table(2, 1), num_envs=1, num_steps=1)
+    one = transition_loss(actor, td_loss(squared))
+
+    def learn(discount):
+        q = jnp.zeros((2, 1))
+        again = transition(action=0, reward=1.0, discount=discount, next_obs=0)
+        for _ in range(60):
+            q = q - 0.5 * jax.grad(lambda q: one(q, jax.lax.stop_gradient(q), again, jax.random.key(0))[0])(q)  # noqa: B023
+        return float(q[0, 0])
+
+    assert learn(0.0) == pytest.approx(1.0, abs=1e-3)
+    assert learn(0.9) > 5.0
+    assert float(solve_policy(mdp, jnp.ones((2, 1)))[0]) == pytest.approx(1.0)
+
+
+def test_transitions_are_what_was_played():
+    mdp = PROBES["delayed reward"]
+    actor = make_value_actor(make_environment(mdp, 2), make_table(4, 1), num_envs=2, num_steps=4)
+    _, played, metrics = actor.rollout(
+        jnp.zeros((4, 1)), actor.init_env(jax.random.key(0)), jax.random.key(1), 1.0
+    )
+    assert isinstance(played, Transition)
+    for lane in range(2):
+        np.testing.assert_array_equal(played.obs[:, lane], [0, 1, 0, 1])
+        np.testing.assert_array_equal(played.next_obs[:, lane], [1, 2, 1, 2])
+        np.testing.assert_array_equal(played.truncated[:, lane], [False, True, False, True])
+        assert not played.terminated.any()
+    assert int(metrics["episodes"]) == 4
