@@ -159,7 +159,8 @@ def make_actor_critic(
 
     def update(state: State, batch: Batch, key: chex.PRNGKey) -> tuple[State, Metrics]:
         rows = batch.advantage.shape[0]
-        check_divides(minibatches, rows, "minibatches", "trajectories per rollout")
+        unit = "trajectories" if segment_length is None else "segments"
+        check_divides(minibatches, rows, "minibatches", f"{unit} per rollout")
         learning_rate = state.hparams.learning_rate * linear_decay(state.step, total_steps)
 
         def descend_once(carry, index):

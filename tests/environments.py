@@ -1,0 +1,35 @@
+"""Probe environments with known answers: what a learner must find in each is computed by value iteration."""
+
+import numpy as np
+
+from jaxrl_align.actors.tabular import make_mdp
+
+PROBES = {
+    "one state": make_mdp([[[1.0]]], [[1.0]], 0.9),
+    "one step": make_mdp([[[0, 1]], [[0, 1]]], [[1.0], [0.0]], 0.9, terminal=[False, True]),
+    "delayed reward": make_mdp(
+        [[[0, 1, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 1]], [[0, 0, 0, 1]]],
+        [[0.0], [0.0], [1.0], [0.0]],
+        0.9,
+        terminal=[False, False, False, True],
+    ),
+    "policy-dependent": make_mdp(
+        [[[0, 1, 0], [0, 0, 1]], [[0, 0, 1], [0, 0, 1]], [[0, 0, 1], [0, 0, 1]]],
+        [[0.0, 1.0], [2.0, -1.0], [0.0, 0.0]],
+        0.9,
+        terminal=[False, False, True],
+    ),
+    "stochastic reward": make_mdp(
+        [[[0, 0.25, 0.75]]] * 3, [[[0.0, 4.0, 0.0]]] * 3, 0.9, terminal=[False, True, True]
+    ),
+}
+
+LOOP = make_mdp([[[1.0]]], [[1.0]], 0.9)
+"""Pays 1 for ever: worth 10, unless a time limit is taken for an end."""
+
+
+def numbered_line(length):
+    """Return the process that pays 1 a step and ends after `length` steps."""
+    transition = np.eye(length + 1, k=1)[:, None]
+    transition[length, 0, length] = 1.0
+    return make_mdp(transition, np.ones((length + 1, 1)), 0.9, terminal=np.arange(length + 1) == length)
