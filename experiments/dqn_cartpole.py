@@ -8,20 +8,23 @@ Measured: TO BE FILLED
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 
 from jaxrl_align.actors import gym
 from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
 from jaxrl_align.learner import make_optimizer
-from jaxrl_align.nets.q_networks import make_q_net
+from jaxrl_align.nets.q_networks import QNet, make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, check_rewards, make_dqn, memory_bytes
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.metrics import interquartile_mean
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.types import Params
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,44 @@ class Config:
     resume: bool = False
 
 
-def evaluate(config: Config, net, params, epsilon: float) -> np.ndarray:
-    """Return each member's mean return over whole episodes, played apart from training."""
+def evaluate(
+    env: str, net: QNet, params: Params, key: chex.PRNGKey, *, epsilon: float, episodes: int, max_steps: int
+) -> np.ndarray:
+    """Return each member's mean return over whole episodes, played apart from training: [M]."""
 
-    def member(params, key):
+    def member(params: Params, key: chex.PRNGKey) -> gym.Episodes:
         policy = epsilon_greedy(net, params, epsilon)
-        played = gym.evaluate_policy(config.env, policy, key, num_episodes=config.episodes, max_steps=500)
-        return played.episode_return.mean()
+        return gym.evaluate_policy(env, policy, key, num_episodes=episodes, max_steps=max_steps)
 
-    keys = jax.random.split(jax.random.key(config.seed + 1), config.seeds)
-    return np.asarray(jax.jit(jax.vmap(member))(params, keys))
+    members = jax.tree.leaves(params)[0].shape[0]
+    played = jax.jit(jax.vmap(member))(params, jax.random.split(key, members))
+    if not played.finished.all():
+        raise ValueError(f"an episode of {env} lasts longer than max_steps={max_steps}")
+    return np.asarray(played.episode_return.mean(1))
+
+
+def judge(
+    env: str, net: QNet, params: Params, key: chex.PRNGKey, *, episodes: int, max_steps: int
+) -> dict[str, np.ndarray]:
+    """Play greedily and with epsilon = 0.05; print both and return each member's mean return."""
+    result = {}
+    for name, epsilon in {"greedy": 0.0, "epsilon 0.05": 0.05}.items():
+        returns = evaluate(env, net, params, key, epsilon=epsilon, episodes=episodes, max_steps=max_steps)
+        mean, low, high = interquartile_mean(returns)
+        result[name] = returns
+        print(f"{name}, per seed:", " ".join(f"{r:.1f}" for r in returns))
+        print(f"{name}: interquartile mean {mean:.1f} [{low:.1f}, {high:.1f}], mean {returns.mean():.1f}")
+    return result
+
+
+def draw(path: Path, env: str, returns: np.ndarray, per_step: int) -> None:
+    """Draw the learning curve: returns [steps, members] of the last 100 training episodes."""
+    every = max(1, len(returns) // 200)
+    fig, ax = figure("environment steps per seed", "return, last 100 episodes", title=f"DQN on {env}")
+    x = (np.arange(len(returns)) + 1)[every - 1 :: every] * per_step
+    curve_with_interval(ax, x, returns[every - 1 :: every], f"{returns.shape[1]} seeds, 95% interval")
+    ax.legend(loc="lower right")
+    save_figure(fig, path)
 
 
 def main(config: Config) -> None:
@@ -116,23 +147,11 @@ def main(config: Config) -> None:
     )
     seconds = time.perf_counter() - start
 
-    result = {"seconds": seconds, "env_steps": steps * per_step}
-    for name, epsilon in {"greedy": 0.0, "epsilon 0.05": 0.05}.items():
-        returns = evaluate(config, net, state.params, epsilon)
-        mean, low, high = interquartile_mean(returns)
-        result[name] = returns
-        print(f"{name}, per seed:", " ".join(f"{r:.1f}" for r in returns))
-        print(f"{name}: interquartile mean {mean:.1f} [{low:.1f}, {high:.1f}], mean {returns.mean():.1f}")
     print(f"{config.seeds * steps * per_step} env steps in {seconds:.1f} s, compilation included")
-    folder.write_json("result.json", result)
-
-    every = max(1, steps // 200)
-    fig, ax = figure("environment steps per seed", "return, last 100 episodes", title=f"DQN on {config.env}")
-    x = (np.arange(steps) + 1)[every - 1 :: every] * per_step
-    label = f"{config.seeds} seeds, 95% interval"
-    curve_with_interval(ax, x, history["episode_return_last100"][every - 1 :: every], label)
-    ax.legend(loc="lower right")
-    save_figure(fig, folder.path / "learning_curve.png")
+    key = jax.random.key(config.seed + 1)
+    result = judge(config.env, net, state.params, key, episodes=config.episodes, max_steps=500)
+    folder.write_json("result.json", result | {"seconds": seconds, "env_steps": steps * per_step})
+    draw(folder.path / "learning_curve.png", config.env, history["episode_return_last100"], per_step)
 
 
 if __name__ == "__main__":
