@@ -3,7 +3,8 @@
 Claim: proximal policy optimisation balances the pole (the lecture's policy-gradient chapter; Schulman et al.
 2017). Solved means that the last 100 training episodes, played by the sampling policy, return at least 475.
 
-Measured: TO BE FILLED
+Measured: all 8 seeds return 500.0, the most there is, over their last 100 episodes, with `--seed 0` and with
+`--seed 1` (499,712 steps each). Four million steps took 20 to 27 s with compilation, on 2 shared CPU cores.
 """
 
 import time
@@ -18,6 +19,7 @@ from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.runtime.metrics import mean_interval
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
 
@@ -50,6 +52,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Train, print each seed's verdict, and draw the learning curve."""
+    use_cpu_devices()
     updates = config.total_env_steps // (config.num_envs * config.num_steps)
     if updates < 1 or config.seeds < 1:
         raise ValueError(
@@ -75,7 +78,9 @@ def main(config: Config) -> None:
     folder = open_run(config.out, config, resume=config.resume)
     chunk = max(1, updates // 8)
     shown = ("episode_return_last100",)
-    state, history = run(step, state, updates, chunk=chunk, folder=folder, label="ppo", show=shown)
+    state, history = run(
+        step, shard_members(state), updates, chunk=chunk, folder=folder, label="ppo", show=shown
+    )
     seconds = time.perf_counter() - start
 
     steps = np.arange(1, updates + 1) * config.num_envs * config.num_steps

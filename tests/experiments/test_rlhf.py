@@ -1,14 +1,12 @@
 """The main job in miniature: it runs to its figures, continues to the same result, and refuses bad input."""
 
 import dataclasses
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+from tests.experiments.loading import load
 
 SMALL = {
     "seeds": 2,
@@ -32,11 +30,7 @@ CORPUS = "\n\n".join(f"The {a} sees a {b}.  A {b} is near the {a}." for a in "ab
 @pytest.fixture(scope="module")
 def rlhf():
     """The experiment's module, samples reduced to a few."""
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        module = importlib.import_module("rlhf")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
+    module = load("rlhf")
     module.SAMPLES = 8
     return module
 
