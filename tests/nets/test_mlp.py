@@ -36,3 +36,37 @@ def test_members_are_initialised_without_a_batched_factorisation():
         np.testing.assert_allclose(a[1, 2], b, atol=1e-6)
     with jax.debug_key_reuse(True):
         net.init(keys[0, 0], jnp.zeros(4))
+
+
+def test_policy_and_critic_against_numpy():
+    net = make_actor_critic_net(3, hidden=(5, 4), activation=jax.nn.relu)
+    obs = jnp.arange(6.0).reshape(2, 3)  # flattened
+    params = net.init(jax.random.key(0), obs)
+    assert jax.tree.map(jnp.shape, params["policy_head"]) == {"kernel": (4, 3), "bias": (3,)}
+    params = jax.tree.map(lambda x: x + 0.1, params)
+
+    def forward(name):
+        x = np.arange(6.0)
+        for layer in (f"{name}_0", f"{name}_1"):
+            x = np.maximum(x @ params[layer]["kernel"] + params[layer]["bias"], 0)
+        return x @ params[f"{name}_head"]["kernel"] + params[f"{name}_head"]["bias"]
+
+    logits, value = net.apply(params, obs)
+    np.testing.assert_allclose(logits, forward("policy"), rtol=1e-5)
+    np.testing.assert_allclose(value, forward("value")[0], rtol=1e-5)
+    assert logits.shape == (3,) and value.shape == ()
+
+
+def test_the_first_policy_is_nearly_uniform_and_nothing_is_shared():
+    net = make_actor_critic_net(4)
+    params = net.init(jax.random.key(0), jnp.zeros(8))
+    logits, _ = net.apply(params, jnp.full(8, 3.0))
+    np.testing.assert_allclose(jax.nn.softmax(logits), 0.25, atol=0.01)
+    grads = jax.grad(lambda p: net.apply(p, jnp.ones(8))[1])(params)
+    assert all((g == 0).all() for name in grads if "policy" in name for g in grads[name].values())
+
+
+@pytest.mark.parametrize("actions, hidden", [(0, (4,)), (2, (4, 0))])
+def test_empty_layers_are_refused(actions, hidden):
+    with pytest.raises(ValueError, match="must be at least 1; got num_actions="):
+        make_actor_critic_net(actions, hidden=hidden)
