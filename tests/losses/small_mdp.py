@@ -28,20 +28,21 @@ class Paths(NamedTuple):
 
 def expected_return(logits: jax.Array) -> jax.Array:
     """Return J(theta), differentiable through the process: the state distribution is pushed forward."""
-    policy = jax.nn.softmax(logits)
-    occupancy, total = jnp.asarray(START), 0.0
+    policy, total = jax.nn.softmax(logits), 0.0
+    occupancy, transition, reward = map(jnp.asarray, (START, TRANSITION, REWARD))
     for _ in range(HORIZON):
         joint = occupancy[:, None] * policy
-        total += jnp.sum(joint * REWARD)
-        occupancy = jnp.einsum("sa,sat->t", joint, TRANSITION)
+        total += jnp.sum(joint * reward)
+        occupancy = jnp.einsum("sa,sat->t", joint, transition)
     return total
 
 
 def state_values(logits: jax.Array) -> jax.Array:
     """Return V_t(s), [T, S], by backward induction."""
     policy, value, values = jax.nn.softmax(logits), jnp.zeros(STATES), []
+    transition, reward = map(jnp.asarray, (TRANSITION, REWARD))
     for _ in range(HORIZON):
-        value = jnp.sum(policy * (REWARD + TRANSITION @ value), axis=1)
+        value = jnp.sum(policy * (reward + transition @ value), axis=1)
         values.append(value)
     return jnp.stack(values[::-1])
 
