@@ -27,11 +27,12 @@ demo: $(VENV)/installed
 cartpole: $(VENV)/installed
 	$(BIN)/python experiments/ppo_cartpole.py --resume
 
+# The fast tests mostly compile: a third of their time goes with the optimisations that long runs need.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -73,8 +73,16 @@ def make_rlhf_learner(
       sample_prompts: `key -> [B, P]`.
       epochs: passes over each batch of responses.
       minibatches: gradient steps per pass; must divide the number of prompts.
-      total_steps: the learning rate falls linearly to 0 over this many steps.
+      total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.
       optimizer: an update rule without its learning rate.
+
+    Returns:
+      A `Learner`; `step(state)` draws prompts, `step(state, prompts [B, P])` takes given ones. Its metrics are
+      those of `actors.text.make_actor` and of `rl.actor_critic.ppo_loss`.
+
+    Raises:
+      ValueError: if prompt and response do not fit the context or a special token the vocabulary; at trace
+        time, if `minibatches` does not divide the number of prompts.
     """
     actor = make_actor(lm, score, config, sample_prompts)
     return make_actor_critic(

@@ -94,6 +94,7 @@ def ppo_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[chex.A
     ratio = jnp.exp(log_ratio)
     policy = clipped_surrogate(evaluation.log_prob, trajectory.log_prob, batch.advantage, clip=hparams.clip)
     value = clipped_value_loss(evaluation.value, trajectory.value, batch.target, clip=hparams.value_clip)
+    mean_ratio = masked_mean(ratio, mask)
     value_moved = jnp.abs(evaluation.value - trajectory.value) > hparams.value_clip
     metrics = {
         "loss/policy_avg": masked_mean(policy, mask),
@@ -103,7 +104,8 @@ def ppo_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[chex.A
         "policy/approxkl_avg": masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),
         "policy/clipfrac_avg": masked_mean((jnp.abs(ratio - 1.0) > hparams.clip).astype(mask.dtype), mask),
         "val/clipfrac_avg": masked_mean(value_moved.astype(mask.dtype), mask),
-        "val/ratio": masked_mean(ratio, mask),
+        "val/ratio": mean_ratio,
+        "val/ratio_var": masked_mean((ratio - mean_ratio) ** 2, mask),
     }
     loss = (
         metrics["loss/policy_avg"]

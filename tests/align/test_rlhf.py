@@ -193,6 +193,7 @@ def test_the_objective_by_hand():
         "policy/clipfrac_avg": 1.0,
         "val/clipfrac_avg": 0.5,
         "val/ratio": 1.0,
+        "val/ratio_var": 0.25,
     }
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():

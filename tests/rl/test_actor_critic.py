@@ -10,7 +10,7 @@ from jaxrl_align.actors import gym
 from jaxrl_align.actors.tabular import make_environment, make_mdp
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net
-from jaxrl_align.rl.actor_critic import Batch, PPOHParams, gae_advantages, make_actor_critic, ppo_loss
+from jaxrl_align.rl.actor_critic import PPOHParams, gae_advantages, make_actor_critic
 from jaxrl_align.rl.tabular import value_iteration
 from jaxrl_align.types import Actor, Evaluation, Trajectory
 from tests.environments import LOOP, PROBES, numbered_line
@@ -165,35 +165,6 @@ def test_advantages_are_whitened_over_the_real_steps_alone():
     np.testing.assert_allclose([real.mean(), real.std()], [0, 1], atol=0.06)  # n or n - 1 in the variance
     np.testing.assert_array_equal(np.asarray(advantage)[mask == 0], 0.0)
     np.testing.assert_allclose(np.corrcoef(real, plain[:, :6][mask > 0])[0, 1], 1.0, atol=1e-5)
-
-
-def test_the_ppo_loss_by_hand():
-    """Ratios 1.5, 0.5 and padding under clip 0.2: -min(1.5, 1.2) * 2 and -min(0.5, 0.8) * 1."""
-    row = lambda *x: jnp.array([x])
-    trajectory = Trajectory(
-        None,
-        None,
-        row(0.0, 0.0, 0.0),
-        *[row(0.0, 0.0, 0.0)] * 3,
-        row(0.0, 1.0, 0.0),
-        None,
-        row(1.0, 1.0, 0.0),
-    )
-    batch = Batch(trajectory, row(2.0, 1.0, 9.0), row(1.0, 1.0, 9.0))
-    log_prob = jnp.log(row(1.5, 0.5, 7.0))
-    evaluation = Evaluation(log_prob, row(0.6, 0.2, 9.0), row(0.5, 1.0, 9.0))
-    loss, metrics = ppo_loss(
-        evaluation, batch, PPOHParams(clip=0.2, value_clip=0.2, value_coef=0.5, entropy_coef=0.1)
-    )
-    policy = (-1.2 * 2 - 0.5) / 2
-    value = (max(0.5 * 0.5**2, 0.5 * 0.8**2) + 0.0) / 2
-    np.testing.assert_allclose(metrics["loss/policy_avg"], policy, rtol=1e-6)
-    np.testing.assert_allclose(metrics["loss/value_avg"], value, rtol=1e-6)
-    np.testing.assert_allclose(loss, policy + 0.5 * value - 0.1 * 0.4, rtol=1e-6)
-    np.testing.assert_allclose(metrics["policy/clipfrac_avg"], 1.0)
-    np.testing.assert_allclose(metrics["val/clipfrac_avg"], 0.5)
-    kl = (0.5 - np.log(1.5) - 0.5 - np.log(0.5)) / 2
-    np.testing.assert_allclose(metrics["policy/approxkl_avg"], kl, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
