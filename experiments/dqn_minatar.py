@@ -36,13 +36,14 @@ class Config:
     num_envs: int = 64
     num_steps: int = 4
     """Steps of each environment between two rounds of updates."""
-    updates: int = 32
-    """Gradient steps after each rollout: one for 8 frames, where Young & Tian take one a frame."""
-    total_env_steps: int = 5_000_000
+    updates: int = 16
+    """Gradient steps after each rollout: one for 16 frames, where Young & Tian take one a frame."""
+    total_env_steps: int = 2_000_000
     """Of each member."""
     capacity: int = 131_072
     batch_size: int = 64
-    learning_rate: float = 3e-4
+    n_step: int = 3
+    learning_rate: float = 5e-4
     target_period: int = 500
     """Gradient steps between two copies of the target net."""
     epsilon_steps: int = 250_000
@@ -51,7 +52,7 @@ class Config:
     hidden: int = 128
     episodes: int = 100
     """Greedy and sampled evaluation episodes of each member, after training."""
-    checkpoint_every: int = 4_000
+    checkpoint_every: int = 2_000
     """Rounds between checkpoints, which hold the replay too."""
     out: str = "runs/dqn_minatar"
     resume: bool = False
@@ -76,6 +77,7 @@ def main(config: Config) -> None:
         batch_size=config.batch_size,
         updates=config.updates,
         warmup_steps=min(5_000, config.capacity // 2),
+        n_step=config.n_step,
         double=config.double,
     )
     size = memory_bytes(actor, config.capacity)

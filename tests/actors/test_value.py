@@ -1,0 +1,111 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from jaxrl_align.actors import gym
+from jaxrl_align.actors.tabular import TabularParams, make_environment, make_mdp
+from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
+from jaxrl_align.nets.q_networks import make_q_net, make_table
+
+TABLE = make_table(1, 4)
+VALUES = jnp.array([[0.0, 3.0, 1.0, 2.0]])
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.6, 1.0])
+def test_the_greedy_action_has_one_minus_epsilon_and_its_share_of_the_rest(epsilon):
+    # A12: P(argmax) = 1 - epsilon + epsilon / A, every other action epsilon / A.
+    policy = jax.vmap(epsilon_greedy(TABLE, VALUES, epsilon), (0, None))
+    actions = policy(jax.random.split(jax.random.key(0), 20_000), jnp.int32(0))
+    count = np.bincount(actions, minlength=4)
+    expected = 20_000 * (np.full(4, epsilon / 4) + (1 - epsilon) * np.eye(4)[1])
+    likely = expected > 0
+    assert count[~likely].sum() == 0
+    assert likely.sum() == 1 or chisquare(count[likely], expected[likely]).pvalue > 1e-4
+
+
+def test_the_first_of_equals_is_greedy():
+    equal = epsilon_greedy(TABLE, jnp.zeros((1, 4)))(jax.random.key(0), jnp.int32(0))
+    assert int(equal) == 0 and equal.dtype == jnp.int32
+
+
+def test_noise_explores_in_training_and_is_off_in_greedy_evaluation():
+    net = make_q_net(4, (), noisy=True)
+    params = net.init(jax.random.key(0), jnp.ones(3))
+    keys = jax.random.split(jax.random.key(1), 200)
+    act = lambda epsilon: jax.jit(jax.vmap(epsilon_greedy(net, params, epsilon), (0, None)))(
+        keys, jnp.ones(3)
+    )
+    assert len(np.unique(act(0.0))) == 1
+    assert len(np.unique(act(jnp.zeros(())))) > 1
+
+
+def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
+    # Two steps to the end, and a time limit of two: both flags are set, and both are kept.
+    chain = make_mdp([[[0, 1, 0]], [[0, 0, 1]], [[0, 0, 1]]], np.ones((3, 1)), 0.9, terminal=[0, 0, 1])
+    phi = lambda s: jax.nn.one_hot(s, 3, dtype=bool)
+    net = make_q_net(1, ())
+    environment, _ = make_environment(chain)
+
+    @jax.jit
+    def play(limit):
+        # The limit is a parameter of the environment, so that one program serves all three.
+        actor = make_value_actor(
+            (environment, TabularParams(chain, limit)), net, num_envs=2, num_steps=4, preprocess=phi
+        )
+        params, envs = actor.init_params(jax.random.key(0)), actor.init_env(jax.random.key(1))
+        return actor.rollout(params, envs, jax.random.key(2), 0.0)[1:]
+
+    for limit in (1, 2, 3):
+        played, metrics = play(limit)
+        assert played.obs.shape == played.next_obs.shape == (4, 2, 3) and played.obs.dtype == bool
+        short = limit == 1
+        np.testing.assert_array_equal(played.terminated[:, 0], [False, not short] * 2)
+        np.testing.assert_array_equal(played.truncated[:, 0], [short, limit < 3] * 2)
+        # Read before the reset: state 2 is the end, to which no episode is reset.
+        np.testing.assert_array_equal(played.next_obs[:, 0].argmax(-1), [1, 1 if short else 2] * 2)
+        assert int(metrics["episodes"]) == (8 if short else 4)
+        assert float(metrics["episode_return_last100"]) == min(limit, 2)
+
+
+def test_no_return_is_told_before_an_episode_ended():
+    endless = make_mdp([[[1.0]]], [[1.0]], 0.9)
+    actor = make_value_actor(make_environment(endless), make_table(1, 1), num_envs=1, num_steps=5)
+    play = jax.jit(lambda key: actor.rollout(jnp.zeros((1, 1)), actor.init_env(key), jax.random.key(1), 1.0))
+    metrics = play(jax.random.key(0))[2]
+    assert np.isnan(metrics["episode_return_last100"]) and int(metrics["episodes"]) == 0
+
+
+def test_evaluation_counts_whole_episodes_only():
+    line = make_mdp(
+        np.eye(4, k=1)[:, None] + np.diag([0, 0, 0, 1.0])[:, None],
+        np.ones((4, 1)),
+        0.9,
+        terminal=[0, 0, 0, 1],
+    )
+    policy = epsilon_greedy(make_table(4, 1), jnp.zeros((4, 1)))
+    play = jax.jit(
+        lambda key, steps: gym.evaluate_policy(
+            make_environment(line), policy, key, num_episodes=3, max_steps=steps
+        ),
+        static_argnums=1,
+    )
+    whole, cut = play(jax.random.key(0), 9), play(jax.random.key(0), 2)
+    np.testing.assert_array_equal(whole.episode_return, [3.0] * 3)
+    assert whole.finished.all() and not cut.finished.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(env="Pendulum-v1"), "expected a discrete action space, got Box of Pendulum"),
+        (dict(env="CartPol-v1"), "unknown environment 'CartPol-v1'; did you mean CartPole-v1"),
+        (dict(net=make_q_net(3)), "must value the 2 actions of CartPole; got values of shape \\(3,\\)"),
+        (dict(num_envs=0), "num_envs must be at least 1; got num_envs=0"),
+        (dict(num_steps=0), "num_steps must be at least 1; got num_steps=0"),
+    ],
+)
+def test_what_cannot_act_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_value_actor(**(dict(env="CartPole-v1", net=make_q_net(2), num_envs=1, num_steps=1) | arguments))
