@@ -3,7 +3,15 @@
 Claim: Q-learning with a neural network, a replay memory and a target network learns to balance the pole (the
 lectures' Algorithm 1; Mnih et al. 2015). CleanRL's DQN reaches 498.4 on CartPole and -88.9 on Acrobot.
 
-Measured: TO BE FILLED
+Measured (`python experiments/dqn_cartpole.py`, and `--env Acrobot-v1`: 10 seeds, half a million steps each,
+100 evaluation episodes of each apart from training; interquartile mean with its 95% bootstrap interval; two
+shared CPU cores, 137 s and 195 s for all ten):
+
+    CartPole   greedy 499.2 [487.7, 500.0], mean 493.0;   epsilon 0.05: 498.1 [486.7, 500.0], mean 492.4
+    Acrobot    greedy -86.2 [-88.1, -85.0], mean -86.6;   epsilon 0.05: -90.6 [-92.4, -88.5], mean -90.6
+
+CleanRL's figures are means of the last 100 training episodes, which its epsilon of 0.05 played: on Acrobot
+the greedy policy is better than -88.9, and the sampled one 1.7 worse, with -88.9 inside its interval.
 """
 
 import time

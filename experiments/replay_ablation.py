@@ -1,0 +1,197 @@
+"""What replay changes: CartPole learnt online, from the latest steps, by uniform and by prioritised replay.
+
+Claim (lecture 000, after Lin 1992): online Q-learning suffers from correlated, not identically distributed
+samples, and replay mends that. Four learners differ only in their memory (no target network anywhere, one
+update an environment step, the same Adam, every learning rate tried): none (Algorithm 4, one transition an
+update), the latest 32 steps as the batch, 32 draws from everything seen (Algorithm 1), and prioritised draws.
+The gradients' correlation is measured after training, at fixed parameters, in the order the learner meets
+them: the correlation of successive updates, and how many times the variance of a mean over 32 samples exceeds
+that of 32 independent ones.
+
+Measured: TO BE FILLED
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.actors import gym
+from jaxrl_align.actors.value import make_value_actor
+from jaxrl_align.learner import make_optimizer
+from jaxrl_align.losses import squared
+from jaxrl_align.nets.q_networks import make_q_net
+from jaxrl_align.rl.dqn import DQNHParams, make_dqn, make_online_q
+from jaxrl_align.rl.q_losses import td_loss, transition_loss
+from jaxrl_align.rl.replay import Sample, make_replay
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.types import Learner, State, ValueActor
+
+ARMS = ("online", "latest", "uniform", "prioritised")
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+LAGS = 32
+
+
+@dataclass(frozen=True)
+class Config:
+    """One environment and one update a step, for every arm."""
+
+    env: str = "CartPole-v1"
+    seeds: int = 8
+    """Of every learning rate; all train side by side."""
+    seed: int = 0
+    total_env_steps: int = 60_000
+    """Of each member."""
+    batch_size: int = 32
+    hidden: int = 64
+    """Width of each of the two hidden layers."""
+    epsilon_steps: int = 10_000
+    batches: int = 64
+    """Batches of gradients from which correlations are measured."""
+    out: str = "runs/replay_ablation"
+    resume: bool = False
+
+
+def make_arm(config: Config, name: str, actor: ValueActor) -> Learner:
+    """Build one arm's learner."""
+    optimizer = make_optimizer(max_grad_norm=10.0, eps=1e-8)
+    if name == "online":
+        return make_online_q(actor, optimizer=optimizer)
+    return make_dqn(actor, optimizer=optimizer, warmup_steps=config.batch_size, **memory(config, name))
+
+
+def memory(config: Config, name: str) -> dict[str, Any]:
+    """Return the replay's arguments."""
+    latest = name == "latest"
+    return {
+        "capacity": config.batch_size if latest else config.total_env_steps + config.batch_size,
+        "batch_size": config.batch_size,
+        "prioritised": name == "prioritised",
+    }
+
+
+def train(
+    config: Config, name: str, learner: Learner, folder: RunFolder
+) -> tuple[State, np.ndarray, np.ndarray]:
+    """Train rates x seeds; return the best rate's members, all returns [steps, rates, seeds], their means."""
+    shape = len(RATES), config.seeds
+    hparams = DQNHParams(
+        learning_rate=jnp.repeat(jnp.asarray(RATES), config.seeds),
+        target_period=1,
+        epsilon_steps=config.epsilon_steps,
+        beta_steps=config.total_env_steps,
+    )
+    axes = DQNHParams(*[None] * len(hparams))._replace(learning_rate=0)
+    keys = jnp.tile(jax.random.split(jax.random.key(config.seed), config.seeds), len(RATES))
+    state, history = run(
+        jax.vmap(learner.step),
+        shard_members(jax.jit(jax.vmap(learner.init, (0, axes)))(keys, hparams)),
+        config.total_env_steps,
+        chunk=max(1, config.total_env_steps // 20),
+        folder=folder.sub(name),
+        label=f"{name:12}",
+        show=("episode_return_last100",),
+    )
+    returns = history["episode_return_last100"].reshape(-1, *shape)
+    late = returns[-max(1, len(returns) // 4) :].mean(0)
+    best = int(late.mean(1).argmax())
+    state = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:])[best], state)
+    return state, returns[:, best], late
+
+
+def stream(config: Config, name: str, actor: ValueActor, learner: Learner, state: State) -> Sample:
+    """Return the transitions that one member would meet next, [batches, batch_size], learning nothing."""
+    frozen = state._replace(hparams=state.hparams._replace(learning_rate=jnp.zeros(())))
+    if name == "online":
+        # The state that an online learner keeps includes no transition, so the actor plays them again.
+        play = lambda s, key: actor.rollout(state.params, s, key, state.hparams.epsilon_end)[:2]
+        keys = jax.random.split(state.key, config.batches * config.batch_size)
+        _, steps = jax.lax.scan(play, state.env_state.envs, keys)
+        steps = jax.tree.map(lambda x: x.reshape(config.batches, config.batch_size, *x.shape[3:]), steps)
+        discount = state.hparams.gamma * (1.0 - steps.terminated)
+        one = jnp.ones_like(steps.reward)
+        return Sample(steps.obs, steps.action, steps.reward, discount, steps.next_obs, one, one)
+    replay = make_replay(**memory(config, name))
+
+    def draw(state: State, _: None) -> tuple[State, Sample]:
+        state, metrics = learner.step(state)
+        key_draw, key = jax.random.split(state.key)
+        batch = replay.sample(state.env_state.replay, key_draw, state.hparams.gamma, metrics["beta"])
+        return state._replace(key=key), batch
+
+    return jax.lax.scan(draw, frozen, None, config.batches)[1]
+
+
+def correlations(actor: ValueActor, params: Any, samples: Sample, online: bool) -> dict[str, jax.Array]:
+    """Measure how the gradients [batches, batch_size] of one member hang together."""
+    one = transition_loss(actor, td_loss(squared))
+
+    def gradient(sample: Sample) -> jax.Array:
+        grads = jax.grad(lambda p: one(p, params, sample, jax.random.key(0))[0])(params)
+        return sample.weight * jnp.concatenate([x.ravel() for x in jax.tree.leaves(grads)])
+
+    g = jax.vmap(jax.vmap(gradient))(samples)
+    centred = g - g.mean((0, 1), keepdims=True)
+    single = jnp.mean(jnp.sum(centred**2, -1))
+    means = centred.mean(1)
+    line = centred.reshape(-1, g.shape[-1])
+    lagged = lambda x, k: jnp.mean(jnp.sum(x[:-k] * x[k:], -1)) / jnp.mean(jnp.sum(x**2, -1))
+    return {
+        "successive updates": lagged(line if online else means, 1),
+        "variance of 32": g.shape[1] * jnp.mean(jnp.sum(means**2, -1)) / single,
+        "by lag": jnp.stack([lagged(line, k) for k in range(1, LAGS + 1)]),
+    }
+
+
+def main(config: Config) -> None:
+    """Train each arm, measure its gradients, print and draw."""
+    use_cpu_devices()
+    net = make_q_net(gym.num_actions(config.env), (config.hidden, config.hidden))
+    actor = make_value_actor(config.env, net, num_envs=1, num_steps=1)
+    folder = open_run(config.out, config, resume=config.resume)
+    curves, lags, results = {}, {}, {}
+    for name in ARMS:
+        learner = make_arm(config, name, actor)
+        state, curves[name], late = train(config, name, learner, folder)
+
+        def measure(state: State, name: str = name, learner: Learner = learner) -> dict[str, jax.Array]:
+            samples = stream(config, name, actor, learner, state)
+            return correlations(actor, state.params, samples, name == "online")
+
+        # One member at a time: the gradients of one take some tens of megabytes.
+        measured = jax.device_get(jax.jit(lambda s: jax.lax.map(measure, s))(state))
+        lags[name] = measured.pop("by lag").T
+        best = int(late.mean(1).argmax())
+        print(f"{name}: best learning rate {RATES[best]:g} of", end=" ")
+        print(", ".join(f"{r:g} ({m:.0f})" for r, m in zip(RATES, late.mean(1), strict=True)))
+        results[name] = {"rate": RATES[best], "return": late[best], **measured, "all returns": late}
+        for what in ("return", *measured):
+            mean, width = mean_interval(results[name][what])
+            print(f"  {what}: {mean:.3g} +- {width:.2g}")
+    folder.write_json("result.json", results)
+
+    fig, ax = figure(
+        "environment steps", "return, last 100 episodes", title=f"{config.env}: what replay adds"
+    )
+    every = max(1, config.total_env_steps // 200)
+    at = np.arange(every - 1, config.total_env_steps, every)
+    for name, returns in curves.items():
+        curve_with_interval(ax, at + 1, returns[at], f"{name}, rate {results[name]['rate']:g}")
+    ax.legend()
+    save_figure(fig, folder.path / "learning_curve.png")
+    fig, ax = figure("samples apart", "correlation of gradients", title="In the order the learner meets them")
+    for name, by_lag in lags.items():
+        curve_with_interval(ax, np.arange(1, LAGS + 1), by_lag, f"{name}, {config.seeds} seeds")
+    ax.legend()
+    save_figure(fig, folder.path / "correlation.png")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
