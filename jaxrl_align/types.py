@@ -48,12 +48,13 @@ class Trajectory(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A trajectory's actions judged under given parameters: each field [T], logits [T, A] or None."""
+    """A trajectory's actions judged under given parameters: each field [T]."""
 
     log_prob: chex.Array
     entropy: chex.Array
     value: chex.Array
-    logits: Any = None
+    distribution: Any = None
+    """[T] the policy's distributions, of `losses.distributions`, for exact divergences."""
 
 
 class Actor(NamedTuple):

@@ -7,8 +7,7 @@ leaves the observation before the reset in `info["final_observation"]` (gymnax >
 
 import difflib
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import gymnax
@@ -16,17 +15,32 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from jaxrl_align.losses import entropy, token_log_prob
+from jaxrl_align.actors.actions import Distribution, make_distribution, output_shape, to_environment
+from jaxrl_align.actors.rollout import (
+    WINDOW,
+    EnvState,
+    GymState,
+    Policy,
+    Steps,
+    first_episodes,
+    record_episodes,
+    reset,
+    start,
+    unroll,
+)
+from jaxrl_align.losses import Categorical
 from jaxrl_align.nets.mlp import Net
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
 __all__ = [
+    "WINDOW",
     "EnvState",
     "Episodes",
     "GymState",
     "Policy",
     "Steps",
     "evaluate_policy",
+    "first_episodes",
     "greedy",
     "make_actor",
     "make_environment",
@@ -38,55 +52,12 @@ __all__ = [
     "unroll",
 ]
 
-WINDOW = 100
-"""How many of the last finished episodes `episode_return_last100` averages."""
-
 Environment = str | tuple[Any, Any]
 """A gymnax name, or (environment, parameters)."""
 
-Policy = Callable[[chex.PRNGKey, chex.Array], chex.Array]
-"""`(key, obs) -> action` for one observation."""
-
-
-class EnvState(NamedTuple):
-    """One environment between two steps."""
-
-    obs: chex.Array
-    state: Any
-    episode_return: chex.Array
-    """[] sum of the running episode's rewards so far, undiscounted."""
-    episode_length: chex.Array
-    """[] int32 steps of the running episode so far."""
-
-
-class Steps(NamedTuple):
-    """What one environment did in T steps."""
-
-    obs: chex.Array
-    """[T, ...] before the action."""
-    action: chex.Array
-    reward: chex.Array
-    terminated: chex.Array
-    """[T] bool: the episode ended by its own rules, and nothing follows."""
-    truncated: chex.Array
-    """[T] bool: the episode was cut, for example by a time limit, and its value goes on."""
-    final_obs: chex.Array
-    """[T, ...] after the action and before any reset."""
-    episode_return: chex.Array
-    """[T] sum of the episode's rewards up to and including this step."""
-    episode_length: chex.Array
-    """[T] int32 steps of the episode up to and including this one."""
-
-
-class GymState(NamedTuple):
-    """What the actor carries from rollout to rollout."""
-
-    envs: EnvState
-    """Leaves [B, ...]."""
-    recent_returns: chex.Array
-    """[100] ring of the last finished episodes' returns, 0 where still empty."""
-    finished: chex.Array
-    """[] int32 episodes finished since the start."""
+Critic = Literal["state", "sarsa", "max"]
+"""What a net's critic output means: V(s) [], or Q(s, .) [A] whose next value is that of the action taken next
+("sarsa", which learns the policy's Q) or of the best one ("max", which learns the optimal Q)."""
 
 
 class Episodes(NamedTuple):
@@ -151,71 +122,24 @@ def num_actions(env: Environment) -> int:
     return int(space.n)
 
 
-def reset(environment: Any, env_params: Any, key: chex.PRNGKey) -> EnvState:
-    """Start one episode in one environment."""
-    obs, state = environment.reset(key, env_params)
-    # Environments start from Python numbers; a weak type here would make the second call compile again.
-    obs, state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (obs, state))
-    return EnvState(obs, state, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+def sampled(net: Net, params: Params, distribution: Distribution = Categorical) -> Policy:
+    """Return the policy that draws its action from the net's distribution."""
+    return lambda key, obs: make_distribution(distribution, net.apply(params, obs)[0]).sample(key)
 
 
-def unroll(
-    environment: Any,
-    env_params: Any,
-    policy: Policy,
-    env_state: EnvState,
-    key: chex.PRNGKey,
-    num_steps: int,
-) -> tuple[EnvState, Steps]:
-    """Let a policy act for `num_steps` steps in ONE environment, which resets by itself; the caller vmaps.
-
-    Args:
-      environment: with the gymnax >= 1.0 interface, as `make_environment` returns it.
-      env_params: its parameters.
-      policy: `(key, obs) -> action`.
-      env_state: from `reset` or from an earlier unroll.
-      key: the steps' randomness.
-      num_steps: T.
-
-    Returns:
-      The environment's state after the last step, and `Steps` with leaves [T, ...].
-    """
-
-    def one_step(
-        carry: tuple[EnvState, chex.PRNGKey], _: None
-    ) -> tuple[tuple[EnvState, chex.PRNGKey], Steps]:
-        env_state, key = carry
-        key, key_action, key_step = jax.random.split(key, 3)
-        action = policy(key_action, env_state.obs)
-        obs, state, reward, terminated, truncated, info = environment.step(
-            key_step, env_state.state, action, env_params
-        )
-        reward = jnp.asarray(reward, jnp.float32)
-        terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
-        total, length = env_state.episode_return + reward, env_state.episode_length + 1
-        steps = Steps(
-            env_state.obs, action, reward, terminated, truncated, info["final_observation"], total, length
-        )
-        running = ~(terminated | truncated)
-        return (EnvState(obs, state, total * running, length * running), key), steps
-
-    # The key is carried: jax's check for reused keys takes a vmapped scan over split keys for a reuse.
-    (env_state, _), steps = jax.lax.scan(one_step, (env_state, key), None, num_steps)
-    return env_state, steps
-
-
-def sampled(net: Net, params: Params) -> Policy:
-    """Return the policy that draws its action from softmax(logits)."""
-    return lambda key, obs: jax.random.categorical(key, net.apply(params, obs)[0])
-
-
-def greedy(net: Net, params: Params) -> Policy:
-    """Return the policy that takes the likeliest action, the first of equals."""
-    return lambda key, obs: jnp.argmax(net.apply(params, obs)[0])
+def greedy(net: Net, params: Params, distribution: Distribution = Categorical) -> Policy:
+    """Return the policy that takes the distribution's mode: of choices the likeliest, the first of equals."""
+    return lambda key, obs: make_distribution(distribution, net.apply(params, obs)[0]).mode()
 
 
 def evaluate_policy(
-    env: Environment, policy: Policy, key: chex.PRNGKey, *, num_episodes: int, max_steps: int
+    env: Environment,
+    policy: Policy,
+    key: chex.PRNGKey,
+    *,
+    num_episodes: int,
+    max_steps: int,
+    distribution: Distribution = Categorical,
 ) -> Episodes:
     """Play one episode in each of `num_episodes` fresh environments, apart from any training; jittable.
 
@@ -225,6 +149,7 @@ def evaluate_policy(
       key: seeds the starts, the policy and the dynamics.
       num_episodes: N.
       max_steps: at most this many steps are played of each.
+      distribution: what the policy's actions are drawn from, which says how they become the environment's.
 
     Returns:
       `Episodes` with leaves [N].
@@ -234,11 +159,12 @@ def evaluate_policy(
     """
     _check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
     environment, env_params = make_environment(env)
+    to_env = to_environment(distribution, environment.action_space(env_params))
 
     def play(key: chex.PRNGKey) -> Episodes:
         key_reset, key_unroll = jax.random.split(key)
         begin = reset(environment, env_params, key_reset)
-        _, steps = unroll(environment, env_params, policy, begin, key_unroll, max_steps)
+        _, steps = unroll(environment, env_params, policy, begin, key_unroll, max_steps, to_env)
         done = steps.terminated | steps.truncated
         finished = jnp.any(done)
         last = jnp.where(finished, jnp.argmax(done), max_steps - 1)
@@ -253,62 +179,34 @@ def _check_at_least_one(**counts: int) -> None:
             raise ValueError(f"{name} must be at least 1; got {name}={count}")
 
 
-def _to_trajectory(
-    steps: Steps, log_prob: chex.Array, value: chex.Array, next_value: chex.Array, hparams: Any
-) -> Trajectory:
-    terminated, truncated = steps.terminated.astype(jnp.float32), steps.truncated.astype(jnp.float32)
-    return Trajectory(
-        obs=steps.obs,
-        action=steps.action,
-        log_prob=log_prob,
-        reward=steps.reward,
-        discount=hparams.gamma * (1.0 - terminated),
-        lambda_=hparams.gae_lambda * (1.0 - terminated) * (1.0 - truncated),
-        value=value,
-        next_value=next_value,
-        mask=jnp.ones_like(steps.reward),
-    )
-
-
-def start(environment: Any, env_params: Any, key: chex.PRNGKey, num_envs: int) -> GymState:
-    """Start `num_envs` environments with an empty record of episodes."""
-    envs = jax.vmap(lambda k: reset(environment, env_params, k))(jax.random.split(key, num_envs))
-    return GymState(envs, jnp.zeros(WINDOW, jnp.float32), jnp.zeros((), jnp.int32))
-
-
-def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[GymState, Metrics]:
-    """Count the episodes that ended in `steps` [B, T] and average the last ones; see `make_actor`."""
-    # Time first, so that the ring keeps the episodes that ended last.
-    done = (steps.terminated | steps.truncated).T.ravel()
-    returns = steps.episode_return.T.ravel()
-    order = jnp.cumsum(done) - 1
-    episodes = jnp.sum(done, dtype=jnp.int32)
-    # A slot is written once: of more than WINDOW endings the earlier ones are dropped (index out of range).
-    kept = done & (order >= episodes - WINDOW)
-    slot = jnp.where(kept, (gym_state.finished + order) % WINDOW, WINDOW)
-    recent = gym_state.recent_returns.at[slot].set(returns, mode="drop")
-    finished = gym_state.finished + episodes
-    held = jnp.minimum(finished, WINDOW)
-    metrics = {
-        "episodes": episodes,
-        "episode_return_sum": jnp.sum(jnp.where(done, returns, 0.0)),
-        "episode_length_sum": jnp.sum(jnp.where(done, steps.episode_length.T.ravel(), 0), dtype=jnp.int32),
-        "episode_return_last100": jnp.where(held > 0, jnp.sum(recent) / jnp.maximum(held, 1), jnp.nan),
-    }
-    return GymState(envs, recent, finished), metrics
-
-
-def make_actor(env: Environment, net: Net, *, num_envs: int, num_steps: int) -> Actor:
-    """Build the actor that runs a softmax policy in `num_envs` copies of an environment.
+def make_actor(
+    env: Environment,
+    net: Net,
+    *,
+    num_envs: int,
+    num_steps: int,
+    distribution: Distribution = Categorical,
+    critic: Critic = "state",
+    whole_episodes: bool = False,
+) -> Actor:
+    """Build the actor that runs a stochastic policy in `num_envs` copies of an environment.
 
     Truncation is not termination: `next_value` is the critic's estimate of the observation before the reset,
     and only a termination (which wins where both flags are set) sets the discount to 0.
 
     Args:
       env: a gymnax name such as "CartPole-v1", or (environment, params).
-      net: `(params, obs) -> (logits [A], value [])`, with A the environment's number of actions.
+      net: `(params, obs) -> (policy, value)`: logits [A], A the environment's number of actions, or a pair
+        (mean, log_std) of its action's shape; and what `critic` says.
       num_envs: B, environments side by side.
       num_steps: T, steps of each per rollout.
+      distribution: what the policy output parametrises; a DiagonalGaussian's draws are clipped to the action
+        space, a TanhGaussian's stretched over it.
+      critic: "state" if the net's value is V(s) []; "sarsa" or "max" if it is Q(s, .) [A], read as
+        `value` = Q(s, a) and `next_value` = Q(s', a') of the action taken next (its expectation under the
+        policy where none follows), or max Q(s', .).
+      whole_episodes: every rollout starts anew and each environment plays one episode, the rest is padding,
+        as Monte Carlo returns need it; `num_steps` should be the environment's time limit.
 
     Returns:
       An `Actor`; `hparams` must have `gamma` and `gae_lambda`, `batch` and `frozen` are not read. A rollout's
@@ -317,14 +215,26 @@ def make_actor(env: Environment, net: Net, *, num_envs: int, num_steps: int) -> 
       100 episodes or of as many as have ended: NaN before the first, for 0 would be a lie.
 
     Raises:
-      ValueError: before any compilation, for a count below 1, an action space that is not discrete, a net
-        with another number of actions, or for what `make_environment` refuses.
+      ValueError: before any compilation, for a count below 1, an action space that the distribution does not
+        fit, a net whose outputs have other shapes, or for what `make_environment` refuses.
     """
     _check_at_least_one(num_envs=num_envs, num_steps=num_steps)
     environment, env_params = make_environment(env)
-    _check_net(net, num_actions((environment, env_params)), environment, env_params)
-    evaluate_all = jax.vmap(lambda params, trajectory: evaluate(params, None, trajectory), (None, 0))
-    values = jax.vmap(jax.vmap(lambda params, obs: net.apply(params, obs)[1], (None, 0)), (None, 0))
+    space = environment.action_space(env_params)
+    _check_net(net, distribution, critic, environment, env_params)
+    to_env = to_environment(distribution, space)
+
+    def judge(params: Params, obs: chex.Array, action: chex.Array) -> Evaluation:
+        output, value = net.apply(params, obs)
+        policy = make_distribution(distribution, output)
+        value = value if critic == "state" else value[action]
+        return Evaluation(policy.log_prob(action), policy.entropy(), value, policy)
+
+    def value_of(params: Params, obs: chex.Array) -> chex.Array:
+        output, value = net.apply(params, obs)
+        if critic == "state":
+            return value
+        return jnp.max(value) if critic == "max" else jnp.sum(jax.nn.softmax(output) * value)
 
     def init_params(key: chex.PRNGKey) -> Params:
         obs, _ = jax.eval_shape(environment.reset, key, env_params)
@@ -336,29 +246,62 @@ def make_actor(env: Environment, net: Net, *, num_envs: int, num_steps: int) -> 
     def rollout(
         params: Params, frozen: Any, env_state: GymState, key: chex.PRNGKey, hparams: Any, batch: Any = None
     ) -> tuple[GymState, Trajectory, Metrics]:
-        policy = sampled(net, params)
-        envs, steps = jax.vmap(lambda e, k: unroll(environment, env_params, policy, e, k, num_steps))(
+        policy = sampled(net, params, distribution)
+        if whole_episodes:
+            key, key_start = jax.random.split(key)
+            env_state = env_state._replace(envs=start(environment, env_params, key_start, num_envs).envs)
+        envs, steps = jax.vmap(lambda e, k: unroll(environment, env_params, policy, e, k, num_steps, to_env))(
             env_state.envs, jax.random.split(key, num_envs)
         )
+        mask = first_episodes(steps) if whole_episodes else jnp.ones_like(steps.reward)
         # The critic is not needed to act: both its passes run once over all steps, outside the scan.
         judged = evaluate_all(params, steps)
-        next_value = values(params, steps.final_obs)
-        env_state, metrics = record_episodes(env_state, envs, steps)
-        return env_state, _to_trajectory(steps, judged.log_prob, judged.value, next_value, hparams), metrics
+        next_value = over_steps(params, steps.final_obs)
+        ended = steps.terminated | steps.truncated
+        if critic == "sarsa":
+            followed = jnp.append(~ended[:, :-1], jnp.zeros((num_envs, 1), bool), axis=1)
+            next_value = jnp.where(followed, jnp.roll(judged.value, -1, axis=1), next_value)
+        played = steps._replace(
+            terminated=steps.terminated & (mask > 0), truncated=steps.truncated & (mask > 0)
+        )
+        env_state, metrics = record_episodes(env_state, envs, played)
+        goes_on = mask * (1.0 - steps.terminated)
+        trajectory = Trajectory(
+            obs=steps.obs,
+            action=steps.action,
+            log_prob=judged.log_prob,
+            reward=steps.reward * mask,
+            discount=hparams.gamma * goes_on,
+            lambda_=hparams.gae_lambda * goes_on * (1.0 - steps.truncated),
+            value=judged.value * mask,
+            next_value=next_value * mask,
+            mask=mask,
+        )
+        return env_state, trajectory, metrics
 
     def evaluate(params: Params, frozen: Any, trajectory: Trajectory | Steps) -> Evaluation:
-        logits, value = jax.vmap(net.apply, (None, 0))(params, trajectory.obs)
-        return Evaluation(token_log_prob(logits, trajectory.action), entropy(logits), value, logits)
+        return jax.vmap(judge, (None, 0, 0))(params, trajectory.obs, trajectory.action)
 
+    evaluate_all = jax.vmap(lambda params, steps: evaluate(params, None, steps), (None, 0))
+    over_steps = jax.vmap(jax.vmap(value_of, (None, 0)), (None, 0))
     return Actor(init_params, init_env, rollout, evaluate)
 
 
-def _check_net(net: Net, actions: int, environment: Any, env_params: Any) -> None:
+def _check_net(
+    net: Net, distribution: Distribution, critic: Critic, environment: Any, env_params: Any
+) -> None:
+    policy_shape = output_shape(distribution, environment.action_space(env_params))
+    if critic not in ("state", "sarsa", "max"):
+        raise ValueError(f"critic must be state, sarsa or max; got {critic!r}")
+    if critic != "state" and distribution is not Categorical:
+        raise ValueError(f"a critic of actions ({critic!r}) needs discrete actions; take critic='state'")
+    value_shape = () if critic == "state" else policy_shape
     key = jax.random.key(0)
     obs, _ = jax.eval_shape(environment.reset, key, env_params)
-    logits, value = jax.eval_shape(lambda k, x: net.apply(net.init(k, x), x), key, obs)
-    if logits.shape != (actions,) or value.shape != ():
+    outputs = jax.eval_shape(lambda k, x: net.apply(net.init(k, x), x), key, obs)
+    got = jax.tree.map(lambda x: x.shape, outputs)
+    if got != (policy_shape, value_shape):
         raise ValueError(
-            f"the net must return logits of shape ({actions},) and a value of shape () for "
-            f"{type(environment).__name__}; got {logits.shape} and {value.shape}"
+            f"the net must return a policy of shape {policy_shape} and a value of shape {value_shape} for "
+            f"{type(environment).__name__}; got {got}"
         )

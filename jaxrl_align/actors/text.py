@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.losses import entropy, proportional_kl_coefficient, token_log_prob
+from jaxrl_align.losses import Categorical, entropy, proportional_kl_coefficient, token_log_prob
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head, positions_of
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Sampler, Trajectory
 
@@ -185,7 +185,7 @@ def judge(
     adapter: Params | None = None,
     value_head: Params | None = None,
 ) -> Evaluation:
-    """Judge ONE response in a single full pass: log-probabilities, entropies, values and logits.
+    """Judge ONE response in a single full pass: log-probabilities, entropies, values and distributions.
 
     What stands at position P - 1 + t predicts response token t, so values too are read one position before
     the token they judge.
@@ -202,14 +202,14 @@ def judge(
       value_head: scalar head; None reads zeros.
 
     Returns:
-      An `Evaluation` with leaves [T], logits [T, V].
+      An `Evaluation` with leaves [T], the distribution's logits [T, V].
     """
     tokens, real = join(prompt, response, mask, config)
     hidden, _ = lm.encode(params, tokens, real, adapter=adapter)
     hidden = hidden[prompt.shape[0] - 1 : -1]
     logits = sampling_logits(lm.logits(params, hidden), temperature, config.pad_token)
     value = jnp.zeros_like(mask) if value_head is None else apply_scalar_head(value_head, hidden)
-    return Evaluation(token_log_prob(logits, response), entropy(logits), value, logits)
+    return Evaluation(token_log_prob(logits, response), entropy(logits), value, Categorical(logits))
 
 
 def last_real(mask: chex.Array) -> chex.Array:

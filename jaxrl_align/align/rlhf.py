@@ -77,8 +77,8 @@ def make_rlhf_learner(
       optimizer: an update rule without its learning rate.
 
     Returns:
-      A `Learner`; `step(state)` draws prompts, `step(state, prompts [B, P])` takes given ones. Its metrics are
-      those of `actors.text.make_actor` and of `rl.actor_critic.ppo_loss`.
+      A `Learner`; `step(state)` draws prompts, `step(state, prompts [B, P])` takes given ones. Its metrics
+      are those of `actors.text.make_actor` and of `rl.actor_critic.ppo_loss`.
 
     Raises:
       ValueError: if prompt and response do not fit the context or a special token the vocabulary; at trace

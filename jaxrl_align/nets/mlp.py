@@ -1,16 +1,18 @@
 """Multilayer perceptrons, each as a pair of pure functions over a plain dict of parameters."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_align.types import Params
 
-__all__ = ["Net", "make_actor_critic_net"]
+__all__ = ["Net", "make_actor_critic_net", "make_gaussian_net"]
 
 Activation = Callable[[chex.Array], chex.Array]
 
@@ -20,8 +22,8 @@ class Net(NamedTuple):
 
     init: Callable[[chex.PRNGKey, chex.Array], Params]
     """`(key, obs) -> params`; `obs` gives the shape only."""
-    apply: Callable[[Params, chex.Array], tuple[chex.Array, chex.Array]]
-    """`(params, obs[...]) -> (logits [A], value [])`."""
+    apply: Callable[[Params, chex.Array], tuple[Any, chex.Array]]
+    """`(params, obs[...]) -> (policy, value)`: logits [A] or (mean, log_std), and V [] or Q [A]."""
 
 
 @jax.custom_batching.sequential_vmap
@@ -43,29 +45,41 @@ def _orthogonal(scale: float) -> Callable[..., chex.Array]:
 
 
 class _ActorCritic(nn.Module):
-    num_actions: int
+    policy_outputs: int
+    value_outputs: int
     hidden: tuple[int, ...]
     activation: Activation
+    shared: bool
 
     @nn.compact
     def __call__(self, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
         flat = jnp.ravel(obs).astype(jnp.float32)
-        logits = self.trunk("policy", flat, self.num_actions, head_scale=0.01)
-        value = self.trunk("value", flat, 1, head_scale=1.0)
-        return logits, value[0]
+        if self.shared:
+            below = above = self.trunk("trunk", flat)
+        else:
+            below, above = self.trunk("policy", flat), self.trunk("value", flat)
+        policy = self.head("policy", below, self.policy_outputs, 0.01)
+        return policy, self.head("value", above, self.value_outputs, 1.0)
 
-    def trunk(self, name: str, x: chex.Array, outputs: int, head_scale: float) -> chex.Array:
+    def trunk(self, name: str, x: chex.Array) -> chex.Array:
         for i, width in enumerate(self.hidden):
             dense = nn.Dense(width, kernel_init=_orthogonal(2**0.5), name=f"{name}_{i}")
             x = self.activation(dense(x))
-        head_init = _orthogonal(head_scale)
-        return nn.Dense(outputs, kernel_init=head_init, name=f"{name}_head")(x)
+        return x
+
+    def head(self, name: str, x: chex.Array, outputs: int, scale: float) -> chex.Array:
+        return nn.Dense(outputs, kernel_init=_orthogonal(scale), name=f"{name}_head")(x)
 
 
 def make_actor_critic_net(
-    num_actions: int, hidden: Sequence[int] = (64, 64), activation: Activation = jnp.tanh
+    num_actions: int,
+    hidden: Sequence[int] = (64, 64),
+    activation: Activation = jnp.tanh,
+    *,
+    shared: bool = False,
+    action_values: bool = False,
 ) -> Net:
-    """Build a softmax policy and a critic that share no parameters.
+    """Build a softmax policy and a critic.
 
     Kernels start orthogonal: scale sqrt(2) in the hidden layers, 0.01 in the policy's head, so that the first
     policy is nearly uniform, and 1 in the critic's; biases start at 0 (Andrychowicz et al. 2021,
@@ -75,25 +89,70 @@ def make_actor_critic_net(
       num_actions: A, the number of discrete actions.
       hidden: widths of the hidden layers, from the observation on; the same for policy and critic.
       activation: applied after every hidden layer.
+      shared: policy and critic read the same hidden layers instead of their own.
+      action_values: the critic estimates Q(s, .) [A] instead of V(s) [].
 
     Returns:
       A `Net`. An observation of any shape is flattened; parameters are `{"policy_0": {"kernel", "bias"}, ...,
-      "policy_head", "value_0", ..., "value_head"}`.
+      "policy_head", "value_0", ..., "value_head"}`, or with a shared trunk `{"trunk_0", ...}` and the heads.
 
     Raises:
       ValueError: if an action count or width is below 1.
     """
-    if num_actions < 1 or any(width < 1 for width in hidden):
-        raise ValueError(
-            f"num_actions and every hidden width must be at least 1; "
-            f"got num_actions={num_actions}, hidden={tuple(hidden)}"
-        )
-    module = _ActorCritic(num_actions, tuple(hidden), activation)
+    _check_sizes(num_actions=num_actions, hidden=tuple(hidden))
+    values = num_actions if action_values else 1
+    module = _ActorCritic(num_actions, values, tuple(hidden), activation, shared)
 
     def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
         return module.init(key, obs)["params"]
 
     def apply(params: Params, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
-        return module.apply({"params": params}, obs)
+        logits, value = module.apply({"params": params}, obs)
+        return logits, value if action_values else value[0]
 
     return Net(init, apply)
+
+
+def make_gaussian_net(
+    action_shape: Sequence[int],
+    hidden: Sequence[int] = (64, 64),
+    activation: Activation = jnp.tanh,
+    *,
+    shared: bool = False,
+    log_std: float = 0.0,
+) -> Net:
+    """Build a Gaussian policy of continuous actions and a critic; initialised as `make_actor_critic_net`.
+
+    The standard deviation does not depend on the observation (Schulman et al. 2015, appendix D).
+
+    Args:
+      action_shape: of one action.
+      hidden: widths of the hidden layers, from the observation on; the same for policy and critic.
+      activation: applied after every hidden layer.
+      shared: policy and critic read the same hidden layers instead of their own.
+      log_std: where the logarithm of the standard deviation starts.
+
+    Returns:
+      A `Net` whose policy output is `(mean, log_std)`, each of `action_shape`; the parameters gain `log_std`.
+
+    Raises:
+      ValueError: if a dimension or width is below 1.
+    """
+    shape = tuple(action_shape)
+    _check_sizes(action_shape=shape, hidden=tuple(hidden))
+    module = _ActorCritic(math.prod(shape), 1, tuple(hidden), activation, shared)
+
+    def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
+        return module.init(key, obs)["params"] | {"log_std": jnp.full(shape, log_std, jnp.float32)}
+
+    def apply(params: Params, obs: chex.Array) -> tuple[tuple[chex.Array, chex.Array], chex.Array]:
+        mean, value = module.apply({"params": params}, obs)
+        return (mean.reshape(shape), params["log_std"]), value[0]
+
+    return Net(init, apply)
+
+
+def _check_sizes(**sizes: int | tuple[int, ...]) -> None:
+    if any(size < 1 for group in sizes.values() for size in np.atleast_1d(group)):
+        got = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"{' and '.join(sizes)} must be at least 1; got {got}")

@@ -204,10 +204,10 @@ class FiveValues:
     [
         ("cartpole-v1", NET, {}, "did you mean CartPole-v1"),
         ("Chess", NET, {}, "unknown environment 'Chess'"),
-        ("Pendulum-v1", NET, {}, "expected a discrete action space, got Box of Pendulum"),
+        ("Pendulum-v1", NET, {}, "Categorical does not fit the action space Box; .*DiagonalGaussian"),
         ((FiveValues(), None), NET, {}, "FiveValues returns 5 values"),
         (FiveValues(), NET, {}, r"a pair \(environment, params\)"),
-        ("CartPole-v1", make_actor_critic_net(3), {}, r"logits of shape \(2,\).*got \(3,\)"),
+        ("CartPole-v1", make_actor_critic_net(3), {}, r"policy of shape \(2,\) and a value of shape \(\).*got \(\(3,\), \(\)\)"),
         ("CartPole-v1", NET, {"num_envs": 0}, "num_envs must be at least 1; got num_envs=0"),
         ("CartPole-v1", NET, {"num_steps": 0}, "num_steps must be at least 1; got num_steps=0"),
     ],

@@ -387,7 +387,7 @@ def test_judge_without_a_value_head_values_nothing(trajectory):
     read = jax.jit(lambda *text: judge(LM, PARAMS, *text, CONFIG))
     got = read(PROMPTS[0], trajectory.action[0], trajectory.mask[0])
     np.testing.assert_array_equal(got.value, np.zeros(T))
-    assert got.logits.shape == (T, VOCAB)
+    assert got.distribution.logits.shape == (T, VOCAB)
 
 
 @pytest.mark.parametrize(

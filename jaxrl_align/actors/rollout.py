@@ -1,0 +1,163 @@
+"""What happens between a policy and an environment: resets, rollouts, episodes and their record.
+
+An environment is any object with the interface of gymnax >= 1.0, as `gym.make_environment` returns it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align.types import Metrics
+
+__all__ = [
+    "WINDOW",
+    "EnvState",
+    "GymState",
+    "Policy",
+    "Steps",
+    "first_episodes",
+    "record_episodes",
+    "reset",
+    "start",
+    "unroll",
+]
+
+WINDOW = 100
+"""How many of the last finished episodes `episode_return_last100` averages."""
+
+Policy = Callable[[chex.PRNGKey, chex.Array], chex.Array]
+"""`(key, obs) -> action` for one observation."""
+
+
+class EnvState(NamedTuple):
+    """One environment between two steps."""
+
+    obs: chex.Array
+    state: Any
+    episode_return: chex.Array
+    """[] sum of the running episode's rewards so far, undiscounted."""
+    episode_length: chex.Array
+    """[] int32 steps of the running episode so far."""
+
+
+class Steps(NamedTuple):
+    """What one environment did in T steps."""
+
+    obs: chex.Array
+    """[T, ...] before the action."""
+    action: chex.Array
+    reward: chex.Array
+    terminated: chex.Array
+    """[T] bool: the episode ended by its own rules, and nothing follows."""
+    truncated: chex.Array
+    """[T] bool: the episode was cut, for example by a time limit, and its value goes on."""
+    final_obs: chex.Array
+    """[T, ...] after the action and before any reset."""
+    episode_return: chex.Array
+    """[T] sum of the episode's rewards up to and including this step."""
+    episode_length: chex.Array
+    """[T] int32 steps of the episode up to and including this one."""
+
+
+class GymState(NamedTuple):
+    """What the actor carries from rollout to rollout."""
+
+    envs: EnvState
+    """Leaves [B, ...]."""
+    recent_returns: chex.Array
+    """[100] ring of the last finished episodes' returns, 0 where still empty."""
+    finished: chex.Array
+    """[] int32 episodes finished since the start."""
+
+
+def reset(environment: Any, env_params: Any, key: chex.PRNGKey) -> EnvState:
+    """Start one episode in one environment."""
+    obs, state = environment.reset(key, env_params)
+    # Environments start from Python numbers; a weak type here would make the second call compile again.
+    obs, state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), (obs, state))
+    return EnvState(obs, state, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def unroll(
+    environment: Any,
+    env_params: Any,
+    policy: Policy,
+    env_state: EnvState,
+    key: chex.PRNGKey,
+    num_steps: int,
+    to_env: Callable[[chex.Array], chex.Array] = lambda action: action,
+) -> tuple[EnvState, Steps]:
+    """Let a policy act for `num_steps` steps in ONE environment, which resets by itself; the caller vmaps.
+
+    Args:
+      environment: with the gymnax >= 1.0 interface, as `make_environment` returns it.
+      env_params: its parameters.
+      policy: `(key, obs) -> action`.
+      env_state: from `reset` or from an earlier unroll.
+      key: the steps' randomness.
+      num_steps: T.
+      to_env: what the environment takes for an action; `Steps` keeps the action itself.
+
+    Returns:
+      The environment's state after the last step, and `Steps` with leaves [T, ...].
+    """
+
+    def one_step(
+        carry: tuple[EnvState, chex.PRNGKey], _: None
+    ) -> tuple[tuple[EnvState, chex.PRNGKey], Steps]:
+        env_state, key = carry
+        key, key_action, key_step = jax.random.split(key, 3)
+        action = policy(key_action, env_state.obs)
+        obs, state, reward, terminated, truncated, info = environment.step(
+            key_step, env_state.state, to_env(action), env_params
+        )
+        reward = jnp.asarray(reward, jnp.float32)
+        terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
+        total, length = env_state.episode_return + reward, env_state.episode_length + 1
+        steps = Steps(
+            env_state.obs, action, reward, terminated, truncated, info["final_observation"], total, length
+        )
+        running = ~(terminated | truncated)
+        return (EnvState(obs, state, total * running, length * running), key), steps
+
+    # The key is carried: jax's check for reused keys takes a vmapped scan over split keys for a reuse.
+    (env_state, _), steps = jax.lax.scan(one_step, (env_state, key), None, num_steps)
+    return env_state, steps
+
+
+def start(environment: Any, env_params: Any, key: chex.PRNGKey, num_envs: int) -> GymState:
+    """Start `num_envs` environments with an empty record of episodes."""
+    envs = jax.vmap(lambda k: reset(environment, env_params, k))(jax.random.split(key, num_envs))
+    return GymState(envs, jnp.zeros(WINDOW, jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[GymState, Metrics]:
+    """Count the episodes that ended in `steps` [B, T] and average the last ones; see `make_actor`."""
+    # Time first, so that the ring keeps the episodes that ended last.
+    done = (steps.terminated | steps.truncated).T.ravel()
+    returns = steps.episode_return.T.ravel()
+    order = jnp.cumsum(done) - 1
+    episodes = jnp.sum(done, dtype=jnp.int32)
+    # A slot is written once: of more than WINDOW endings the earlier ones are dropped (index out of range).
+    kept = done & (order >= episodes - WINDOW)
+    slot = jnp.where(kept, (gym_state.finished + order) % WINDOW, WINDOW)
+    recent = gym_state.recent_returns.at[slot].set(returns, mode="drop")
+    finished = gym_state.finished + episodes
+    held = jnp.minimum(finished, WINDOW)
+    metrics = {
+        "episodes": episodes,
+        "episode_return_sum": jnp.sum(jnp.where(done, returns, 0.0)),
+        "episode_length_sum": jnp.sum(jnp.where(done, steps.episode_length.T.ravel(), 0), dtype=jnp.int32),
+        "episode_return_last100": jnp.where(held > 0, jnp.sum(recent) / jnp.maximum(held, 1), jnp.nan),
+    }
+    return GymState(envs, recent, finished), metrics
+
+
+def first_episodes(steps: Steps) -> chex.Array:
+    """Return 1 for every step of each environment's first episode, 0 for what follows: [B, T] float32."""
+    done = (steps.terminated | steps.truncated).astype(jnp.float32)
+    before = jnp.cumsum(done, axis=1) - done
+    return (before == 0).astype(jnp.float32)
