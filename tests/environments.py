@@ -1,6 +1,8 @@
 """Probe environments with known answers: what a learner must find in each is computed by value iteration."""
 
+import jax.numpy as jnp
 import numpy as np
+from gymnax.environments import spaces
 
 from jaxrl_align.actors.tabular import make_mdp
 
@@ -33,3 +35,18 @@ def numbered_line(length):
     transition = np.eye(length + 1, k=1)[:, None]
     transition[length, 0, length] = 1.0
     return make_mdp(transition, np.ones((length + 1, 1)), 0.9, terminal=np.arange(length + 1) == length)
+
+
+class Target:
+    """One step that pays -(action - 0.6)^2, action in [-1, 2] or what a wild one is worth."""
+
+    def reset(self, key, params):
+        return jnp.ones(1), jnp.zeros(())
+
+    def step(self, key, state, action, params):
+        obs, state = self.reset(key, params)
+        info = {"final_observation": obs}
+        return obs, state, -jnp.sum((action - 0.6) ** 2), jnp.array(True), jnp.array(False), info
+
+    def action_space(self, params):
+        return spaces.Box(-1.0, 2.0, (1,))

@@ -137,7 +137,8 @@ def start(environment: Any, env_params: Any, key: chex.PRNGKey, num_envs: int) -
 def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[GymState, Metrics]:
     """Count the episodes that ended in `steps` [B, T] and average the last ones; see `make_actor`."""
     # Time first, so that the ring keeps the episodes that ended last.
-    done = (steps.terminated | steps.truncated).T.ravel()
+    # XLA aborts on a running sum of constants (jaxlib 0.10.2), which an environment that always ends has.
+    done = jax.lax.optimization_barrier((steps.terminated | steps.truncated).T.ravel())
     returns = steps.episode_return.T.ravel()
     order = jnp.cumsum(done) - 1
     episodes = jnp.sum(done, dtype=jnp.int32)
@@ -158,6 +159,6 @@ def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[
 
 def first_episodes(steps: Steps) -> chex.Array:
     """Return 1 for every step of each environment's first episode, 0 for what follows: [B, T] float32."""
-    done = (steps.terminated | steps.truncated).astype(jnp.float32)
+    done = jax.lax.optimization_barrier(steps.terminated | steps.truncated).astype(jnp.float32)
     before = jnp.cumsum(done, axis=1) - done
     return (before == 0).astype(jnp.float32)

@@ -38,6 +38,8 @@ class Batch(NamedTuple):
     trajectory: Trajectory
     advantage: chex.Array
     target: chex.Array
+    behaviour: Any = None
+    """The acting policy's distributions, where the learner was asked to keep them."""
 
 
 def gae_advantages(trajectory: Trajectory) -> tuple[chex.Array, chex.Array]:
@@ -115,6 +117,11 @@ def ppo_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[chex.A
     return loss, metrics
 
 
+def mean_kl(evaluation: Evaluation, batch: Batch) -> chex.Array:
+    """Return the mean of KL(acting policy || policy being trained) over the real steps [N, S], in nats."""
+    return masked_mean(batch.behaviour.kl(evaluation.distribution), batch.trajectory.mask)
+
+
 def make_actor_critic(
     actor: Actor,
     *,
@@ -125,6 +132,8 @@ def make_actor_critic(
     optimizer: optax.GradientTransformation | None = None,
     advantages: Callable[[Trajectory], tuple[chex.Array, chex.Array]] = gae_advantages,
     loss: Callable[[Evaluation, Batch, Any], tuple[chex.Array, Metrics]] = ppo_loss,
+    measure_kl: bool = False,
+    adapt: Callable[[Any, Metrics], Any] | None = None,
 ) -> Learner:
     """Build the learner: roll out, estimate advantages, then `epochs` passes over shuffled minibatches.
 
@@ -138,6 +147,9 @@ def make_actor_critic(
       optimizer: an update rule without its learning rate; default `make_optimizer()`.
       advantages: `Trajectory[B, T] -> (advantage, target)`.
       loss: `(Evaluation[N, S], Batch[N, S], hparams) -> (scalar, metrics)`.
+      measure_kl: keep the acting policy's distributions in `Batch.behaviour`, and report as `policy/kl` how
+        far the whole update moved the policy: mean KL(before || after), exact. Two more forward passes.
+      adapt: `(hparams, metrics) -> hparams`, applied after every update, for controllers.
 
     Returns:
       A `Learner`. Its metrics are the rollout's, the loss's averaged over the gradient steps, and `lr`.
@@ -146,6 +158,9 @@ def make_actor_critic(
       ValueError: at trace time, if `minibatches` or `segment_length` do not divide.
     """
     optimizer = optimizer or make_optimizer()
+
+    def evaluate(params: Params, frozen: Any, batch: Batch) -> Evaluation:
+        return jax.vmap(actor.evaluate, (None, None, 0))(params, frozen, batch.trajectory)
 
     def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
         key_params, key_env, key = jax.random.split(key, 3)
@@ -156,8 +171,7 @@ def make_actor_critic(
         return State(params, optimizer.init(params), step, hparams, frozen, env_state, key)
 
     def minibatch_loss(params: Params, frozen: Any, batch: Batch, hparams: Any) -> tuple[chex.Array, Metrics]:
-        evaluation = jax.vmap(actor.evaluate, (None, None, 0))(params, frozen, batch.trajectory)
-        return loss(evaluation, batch, hparams)
+        return loss(evaluate(params, frozen, batch), batch, hparams)
 
     def update(state: State, batch: Batch, key: chex.PRNGKey) -> tuple[State, Metrics]:
         rows = batch.advantage.shape[0]
@@ -191,8 +205,13 @@ def make_actor_critic(
         if segment_length is not None:
             check_divides(segment_length, trajectory.mask.shape[1], "segment_length", "steps per rollout")
             data = segments(data, segment_length)
+        if measure_kl:
+            data = data._replace(behaviour=evaluate(state.params, state.frozen, data).distribution)
         state, metrics = update(state, data, key_update)
-        state = state._replace(step=state.step + 1, env_state=env_state, key=key)
+        if measure_kl:
+            metrics["policy/kl"] = mean_kl(evaluate(state.params, state.frozen, data), data)
+        hparams = state.hparams if adapt is None else adapt(state.hparams, metrics)
+        state = state._replace(step=state.step + 1, env_state=env_state, key=key, hparams=hparams)
         return state, rollout_metrics | metrics
 
     return Learner(init, step)
