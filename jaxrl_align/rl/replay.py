@@ -112,8 +112,9 @@ def make_replay(
         data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
         levels = _tree_shape(capacity) if prioritised else ()
         sums = tuple(jnp.zeros((nodes, WIDTH), jnp.float32) for nodes in levels)
-        zero = jnp.zeros((), jnp.int32)
-        return ReplayState(data, zero, zero, sums, jnp.ones((), jnp.float32))
+        # Two buffers, though both hold 0: a caller may donate the state, and no buffer is donated twice.
+        head, filled = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return ReplayState(data, head, filled, sums, jnp.ones((), jnp.float32))
 
     def add(state: ReplayState, batch: Transition) -> ReplayState:
         steps = batch.reward.shape[0]

@@ -208,6 +208,25 @@ def test_new_transitions_enter_with_the_largest_priority():
 
 
 @pytest.mark.parametrize("prioritised", [False, True])
+def test_a_draws_work_does_not_grow_with_the_memory(prioritised):
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (x.aval.size for x in equation.outvars)
+            for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+                if hasattr(inner, "eqns"):
+                    yield from sizes(getattr(inner, "jaxpr", inner))
+
+    def work(capacity):
+        replay = make_replay(capacity, 32, n_step=3, prioritised=prioritised)
+        state = jax.eval_shape(replay.init, EXAMPLE)
+        draw = jax.make_jaxpr(lambda s, key: replay.sample(s, key, 0.9, 0.5))
+        return list(sizes(draw(state, jax.random.key(0)).jaxpr))
+
+    assert work(10_000) == work(1_000_000)
+    assert max(work(10_000)) <= 32 * 16
+
+
+@pytest.mark.parametrize("prioritised", [False, True])
 def test_members_of_a_vmap_equal_single_runs(prioritised):
     replay = make_replay(32, 4, lanes=2, n_step=2, prioritised=prioritised)
 
@@ -260,3 +279,9 @@ def test_sizes_that_cannot_be_are_refused(arguments, message):
 def test_steps_that_do_not_divide_the_rows_are_refused():
     with pytest.raises(ValueError, match="try capacity=9"):
         fill(make_replay(7, 2), 1, 3)
+
+
+def test_a_fresh_state_may_be_donated():
+    replay = make_replay(8, 2)
+    state = jax.jit(replay.add, donate_argnums=0)(replay.init(EXAMPLE), steps(0, 1))
+    assert int(state.filled) == 1

@@ -1,0 +1,96 @@
+"""Our DQN's environment steps a second against stable-baselines3's and rejax's, in turn in one run.
+
+Claim: on CartPole at equal updates per step, at least 20 times stable-baselines3 (8 environments, one update
+for 32 steps), and at least 5 times rejax in its own configuration (8 environments, one update for 8 steps,
+a memory of 100,000).
+
+Measured: TO BE FILLED
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import peers
+
+from jaxrl_align.actors.value import make_value_actor
+from jaxrl_align.nets.q_networks import make_q_net
+from jaxrl_align.rl.dqn import DQNHParams, make_dqn
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+
+
+@dataclass(frozen=True)
+class Config:
+    """Equal networks, batches, memories and updates per environment step."""
+
+    envs: int = 8
+    batch_size: int = 32
+    capacity: int = 100_000
+    hidden: tuple[int, int] = (64, 64)
+    seeds: int = 8
+    """Members of the additional measurement with several seeds at once."""
+    timesteps: int = 400_000
+    """Of ours in a round, over all seeds."""
+    rounds: int = 5
+    sb3: str = ""
+    """An interpreter with stable-baselines3; empty leaves it out."""
+    rejax: str = ""
+    """An interpreter with rejax and gymnax 0.0.9; empty leaves it out."""
+
+
+def ours(config: Config, num_steps: int, double: bool, seeds: int) -> peers.Round:
+    """Return the measurement of our DQN: one update for `envs * num_steps` steps."""
+    net = make_q_net(2, config.hidden)
+    actor = make_value_actor("CartPole-v1", net, num_envs=config.envs, num_steps=num_steps)
+    learner = make_dqn(actor, capacity=config.capacity, batch_size=config.batch_size, double=double)
+    length = max(1, config.timesteps // (seeds * config.envs * num_steps))
+
+    def many(state: Any) -> Any:
+        return jax.lax.scan(lambda s, _: (jax.vmap(learner.step)(s)[0], None), state, None, length)[0]
+
+    many = jax.jit(many, donate_argnums=0)
+    keys = jax.random.split(jax.random.key(0), seeds)
+    state = jax.jit(jax.vmap(learner.init, (0, None)))(keys, DQNHParams())
+    carry = [jax.block_until_ready(many(shard_members(state)))]
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        carry[0] = jax.block_until_ready(many(carry[0]))
+        return seeds * length * config.envs * num_steps / (time.perf_counter() - begin)
+
+    return measure
+
+
+def compare(config: Config, name: str, python: str, num_steps: int, double: bool, **arguments: Any) -> None:
+    """Print our rate for one and for several seeds, the peer's, and the ratios."""
+    measures = [ours(config, num_steps, double, seeds) for seeds in (1, config.seeds)]
+    shared = {"envs": config.envs, "batch": config.batch_size, "capacity": config.capacity}
+    other = peers.start(python, name, **shared, hidden=config.hidden, **arguments) if python else None
+    rates = np.empty((config.rounds, 3))
+    for i in range(config.rounds):
+        rates[i, 0], rates[i, 1] = measures[0](), measures[1]()
+        rates[i, 2] = peers.ask(other) if other else np.nan
+    median = np.median(rates, 0)
+    print(f"one update for {config.envs * num_steps} steps:", end=" ")
+    print(f"ours {median[0]:,.0f} env steps/s with one seed, {median[1]:,.0f} with {config.seeds}", end="")
+    if other is None:
+        print(f"; {name} is left out, give --{name} PYTHON, an interpreter that has it")
+        return
+    peers.stop(other)
+    one, several = (np.quantile(rates[:, i] / rates[:, 2], [0, 0.5, 1]) for i in (0, 1))
+    print(f"; {name} {median[2]:,.0f}: {one[1]:.1f} times [{one[0]:.1f}, {one[2]:.1f}],", end=" ")
+    print(f"{several[1]:.1f} [{several[0]:.1f}, {several[2]:.1f}] with {config.seeds} seeds")
+
+
+def main(config: Config) -> None:
+    """Run ours and each peer in turn; medians and the range over rounds."""
+    use_cpu_devices()
+    compare(config, "sb3", config.sb3, 4, False, steps=4, timesteps=16_000)
+    compare(config, "rejax", config.rejax, 1, True, timesteps=16_000)
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)

@@ -1,0 +1,164 @@
+"""Other libraries, each measured in its own interpreter, a round at a time, in turn with ours.
+
+A benchmark starts `PYTHON peers.py NAME ARGUMENTS`, waits for "ready", and asks for a round with an empty
+line; the answer is a rate a second. Only the standard library is imported here, because the interpreter
+that runs this file has the peer and not this library.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+Round = Callable[[], float]
+
+
+def start(python: str, name: str, **arguments: Any) -> subprocess.Popen:
+    """Start a peer and wait until it has compiled.
+
+    Raises:
+      ImportError: the interpreter is missing, or lacks the peer.
+    """
+    try:
+        process = subprocess.Popen(
+            [python, __file__, name, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as error:
+        raise ImportError(f"no interpreter {python} for {name}: {error}") from error
+    if process.stdout.readline() != "ready\n":
+        last = (process.communicate()[1].strip().splitlines() or ["no message"])[-1]
+        raise ImportError(f"{python} cannot run {name} ({last}); install it there: {INSTALL[name]}")
+    return process
+
+
+def ask(process: subprocess.Popen) -> float:
+    """Return the rate of one more round."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Let the peer end."""
+    process.communicate()
+
+
+INSTALL = {
+    "flashbax": "pip install flashbax==0.1.3 jax",
+    "sb3": "pip install stable-baselines3 torch",
+    "rejax": "pip install rejax==0.1.3 gymnax==0.0.9",
+}
+
+
+def flashbax(capacity: int, batch: int, steps: int, prioritised: bool) -> Round:
+    """Add one transition, draw a batch and, with priorities, set them anew: `steps` times in one scan."""
+    import flashbax
+    import jax
+    import jax.numpy as jnp
+
+    one = {
+        "obs": jnp.zeros(4),
+        "action": jnp.zeros((), jnp.int32),
+        "reward": jnp.zeros(()),
+        "terminated": jnp.zeros((), bool),
+        "truncated": jnp.zeros((), bool),
+    }
+    make = flashbax.make_prioritised_flat_buffer if prioritised else flashbax.make_flat_buffer
+    buffer = make(max_length=capacity, min_length=batch, sample_batch_size=batch, add_batch_size=None)
+
+    def body(state: Any, key: Any) -> Any:
+        state = buffer.add(state, one)
+        sample = buffer.sample(state, key)
+        if prioritised:
+            state = buffer.set_priorities(state, sample.indices, sample.probabilities + 0.1)
+        first, second = sample.experience.first, sample.experience.second
+        return state, sum(x.sum() for x in first.values()) + second["obs"].sum()
+
+    many = jax.jit(
+        lambda state, key: jax.lax.scan(body, state, jax.random.split(key, steps)), donate_argnums=0
+    )
+    carry = [jax.block_until_ready(many(buffer.init(one), jax.random.key(0)))[0]]
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        carry[0], _ = jax.block_until_ready(many(carry[0], jax.random.key(1)))
+        return steps / (time.perf_counter() - begin)
+
+    return measure
+
+
+def sb3(envs: int, steps: int, batch: int, capacity: int, hidden: list[int], timesteps: int) -> Round:
+    """Train stable-baselines3's DQN on CartPole, one gradient step for `envs * steps` environment steps."""
+    import torch
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)  # faster than more for networks this small
+    model = DQN(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", envs),
+        buffer_size=capacity,
+        learning_starts=1_000,
+        batch_size=batch,
+        train_freq=steps,
+        gradient_steps=1,
+        policy_kwargs={"net_arch": hidden},
+        device="cpu",
+    )
+    model.learn(2_000)
+
+    def measure() -> float:
+        before, begin = model.num_timesteps, time.perf_counter()
+        model.learn(timesteps, reset_num_timesteps=False)
+        return (model.num_timesteps - before) / (time.perf_counter() - begin)
+
+    return measure
+
+
+def rejax(envs: int, batch: int, capacity: int, hidden: list[int], timesteps: int) -> Round:
+    """Train rejax's DQN on CartPole, one gradient step after each step of all environments, unevaluated."""
+    import jax
+    from rejax import DQN
+
+    algorithm = DQN.create(
+        env="CartPole-v1",
+        num_envs=envs,
+        buffer_size=capacity,
+        batch_size=batch,
+        fill_buffer=envs * batch,
+        num_epochs=1,
+        total_timesteps=timesteps,
+        eval_freq=timesteps,
+        skip_initial_evaluation=True,
+        agent_kwargs={"hidden_layer_sizes": tuple(hidden)} if hidden != [64, 64] else {},
+    ).replace(eval_callback=lambda algorithm, state, key: ())
+    # The whole state comes back: of an output less, the compiler would drop what it does not need.
+    train = jax.jit(lambda key: algorithm.train(rng=key)[0])
+    jax.block_until_ready(train(jax.random.PRNGKey(0)))
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        state = jax.block_until_ready(train(jax.random.PRNGKey(1)))
+        return int(state.global_step) / (time.perf_counter() - begin)
+
+    return measure
+
+
+def serve(name: str, arguments: dict[str, Any]) -> None:
+    """Answer every line with a round's rate."""
+    measure = {"flashbax": flashbax, "sb3": sb3, "rejax": rejax}[name](**arguments)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(measure(), flush=True)
+
+
+if __name__ == "__main__":
+    # This folder leads the path, and a module here may bear a peer's name.
+    sys.path = sys.path[1:]
+    serve(sys.argv[1], json.loads(sys.argv[2]))
