@@ -1,0 +1,246 @@
+"""Trust region policy optimisation: the natural gradient's step, as long as the KL divergence allows.
+
+Schulman et al. 2015, arXiv:1502.05477; lectures 001 and 003 (B18, B19), which date it 2017 (erratum H7) and
+say that it requires the Hessian. It requires products with it: none is formed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jax.scipy.sparse.linalg import cg
+
+from jaxrl_align.learner import descend, make_optimizer
+from jaxrl_align.losses import masked_mean, squared, surrogate
+from jaxrl_align.rl.actor_critic import Batch, check_divides, gae_advantages, mean_kl
+from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Trajectory
+
+__all__ = ["Step", "TRPOHParams", "fisher_vector_product", "make_trpo", "trust_region_step"]
+
+SHRINK = 0.8
+"""By how much each trial of the line search shortens the step."""
+
+
+class TRPOHParams(NamedTuple):
+    """The traced scalars of TRPO."""
+
+    max_kl: Any = 0.01
+    """delta: no update moves the policy further than this mean KL(before || after), in nats."""
+    damping: Any = 0.1
+    """Added to the Fisher matrix's diagonal, which a batch smaller than the policy leaves singular."""
+    learning_rate: Any = 1e-3
+    """Adam's rate for the critic, the only part that is trained by gradient descent."""
+    gamma: Any = 0.99
+    gae_lambda: Any = 0.97
+
+
+class Step(NamedTuple):
+    """The outcome of one trust-region step."""
+
+    params: Params
+    kl: chex.Array
+    """[] mean KL(before || after), nats; at most delta."""
+    improvement: chex.Array
+    """[] by how much the surrogate objective rose; 0 if no trial was accepted."""
+    trials: chex.Array
+    """[] int32 lengths tried before one was accepted; all of them if none was."""
+
+
+def fisher_vector_product(
+    kl: Callable[[chex.Array], chex.Array], at: chex.Array, damping: chex.Numeric
+) -> Callable[[chex.Array], chex.Array]:
+    """Return `v -> (H + damping I) v`, H the Hessian of `kl` at a point, by forward-over-reverse.
+
+    Where `kl` is the divergence from the policy at that very point, H is the Fisher information matrix. One
+    product costs about two gradients and no more memory than one.
+
+    Args:
+      kl: [P] -> [].
+      at: [P] parameters.
+      damping: [] >= 0.
+    """
+    gradient = jax.grad(kl)
+    return lambda v: jax.jvp(gradient, (at,), (v,))[1] + damping * v
+
+
+def trust_region_step(
+    objective: Callable[[Params], chex.Array],
+    kl: Callable[[Params], chex.Array],
+    params: Params,
+    *,
+    max_kl: chex.Numeric,
+    damping: chex.Numeric,
+    cg_iterations: int = 10,
+    max_trials: int = 10,
+) -> Step:
+    """Raise `objective` within the trust region `kl <= max_kl`.
+
+    The direction `x = (F + damping I)^-1 g` is found by conjugate gradients and first taken at the length
+    `sqrt(2 max_kl / x (F + damping I) x)`, at which the quadratic model of the divergence meets the bound. The
+    model may be wrong, so each trial's true divergence and objective are measured, and the step is shortened
+    until the bound holds and the objective has risen; if it never does, nothing moves.
+
+    Args:
+      objective: parameters -> [], to be raised.
+      kl: parameters -> [] nats, 0 at `params`.
+      params: where to step from.
+      max_kl: delta.
+      damping: added to the Fisher matrix's diagonal.
+      cg_iterations: of conjugate gradients.
+      max_trials: lengths tried, each 0.8 times the one before.
+    """
+    start, unravel = ravel_pytree(params)
+    flat_objective, flat_kl = (lambda x: objective(unravel(x))), (lambda x: kl(unravel(x)))
+    before, gradient = jax.value_and_grad(flat_objective)(start)
+    product = fisher_vector_product(flat_kl, start, damping)
+    direction, _ = cg(product, gradient, maxiter=cg_iterations)
+    length = jnp.sqrt(2.0 * max_kl / jnp.maximum(direction @ product(direction), 1e-12))
+
+    def trial(carry: tuple) -> tuple:
+        count = carry[0]
+        candidate = start + length * SHRINK ** count.astype(start.dtype) * direction
+        distance, rise = flat_kl(candidate), flat_objective(candidate) - before
+        # A comparison with NaN is false, so a candidate that broke down is refused.
+        accepted = (distance <= max_kl) & (rise > 0.0)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old), (candidate, distance, rise), carry[2:]
+        )
+        return count + 1, accepted, *kept
+
+    nothing = (
+        jnp.zeros((), jnp.int32),
+        jnp.array(False),
+        start,
+        jnp.zeros_like(before),
+        jnp.zeros_like(before),
+    )
+    trials, _, end, distance, rise = jax.lax.while_loop(
+        lambda carry: ~carry[1] & (carry[0] < max_trials), trial, nothing
+    )
+    return Step(unravel(end), distance, rise, trials)
+
+
+def make_trpo(
+    actor: Actor,
+    *,
+    critic_epochs: int = 10,
+    critic_minibatches: int = 4,
+    cg_iterations: int = 10,
+    max_trials: int = 10,
+    optimizer: optax.GradientTransformation | None = None,
+    advantages: Callable[[Trajectory], tuple[chex.Array, chex.Array]] = gae_advantages,
+) -> Learner:
+    """Build the learner: roll out, one trust-region step of the policy, then regression of the critic.
+
+    Args:
+      actor: whose `evaluate` returns distributions, and whose parameters named `value...` at the top level
+        are the critic's alone, as in `nets.mlp` without a shared trunk; nothing else is moved by the
+        regression, so the bound on the divergence stands.
+      critic_epochs: passes of the regression over each rollout.
+      critic_minibatches: gradient steps per pass; must divide the number of trajectories.
+      cg_iterations: of conjugate gradients.
+      max_trials: of the line search.
+      optimizer: the critic's update rule without its learning rate; default `make_optimizer()`.
+      advantages: `Trajectory[B, T] -> (advantage, target)`.
+
+    Returns:
+      A `Learner` for `TRPOHParams`. Its metrics are the rollout's and `policy/kl`, `policy/improvement`,
+      `policy/trials`, `policy/entropy_avg`, `loss/value_avg`.
+
+    Raises:
+      ValueError: if no parameter is named `value...`; at trace time, if `critic_minibatches` does not divide.
+    """
+    optimizer = optimizer or make_optimizer()
+
+    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
+        key_params, key_env, key = jax.random.split(key, 3)
+        params = actor.init_params(key_params) if params is None else params
+        critic, _ = split_critic(params)
+        hparams = jax.tree.map(jnp.float32, hparams)
+        env_state = actor.init_env(key_env, hparams)
+        step = jnp.zeros((), jnp.int32)
+        return State(params, optimizer.init(critic), step, hparams, frozen, env_state, key)
+
+    def evaluate(params: Params, frozen: Any, trajectory: Trajectory) -> Any:
+        return jax.vmap(actor.evaluate, (None, None, 0))(params, frozen, trajectory)
+
+    def move_policy(state: State, batch: Batch) -> tuple[State, Metrics]:
+        critic, policy = split_critic(state.params)
+        trajectory = batch.trajectory
+        judged = evaluate(state.params, state.frozen, trajectory)
+        batch = batch._replace(behaviour=judged.distribution)
+
+        def objective(policy: Params) -> chex.Array:
+            log_prob = evaluate(policy | critic, state.frozen, trajectory).log_prob
+            loss = surrogate(log_prob, trajectory.log_prob, batch.advantage)
+            return -masked_mean(loss, trajectory.mask)
+
+        step = trust_region_step(
+            objective,
+            lambda policy: mean_kl(evaluate(policy | critic, state.frozen, trajectory), batch),
+            policy,
+            max_kl=state.hparams.max_kl,
+            damping=state.hparams.damping,
+            cg_iterations=cg_iterations,
+            max_trials=max_trials,
+        )
+        metrics = {
+            "policy/kl": step.kl,
+            "policy/improvement": step.improvement,
+            "policy/trials": step.trials,
+            "policy/entropy_avg": masked_mean(judged.entropy, trajectory.mask),
+        }
+        return state._replace(params=step.params | critic), metrics
+
+    def fit_critic(state: State, batch: Batch, key: chex.PRNGKey) -> tuple[State, chex.Array]:
+        rows = batch.target.shape[0]
+        check_divides(critic_minibatches, rows, "critic_minibatches", "trajectories per rollout")
+        critic, policy = split_critic(state.params)
+
+        def loss(critic: Params, batch: Batch) -> chex.Array:
+            value = evaluate(policy | critic, state.frozen, batch.trajectory).value
+            return masked_mean(squared(batch.target - value), batch.trajectory.mask)
+
+        def descend_once(carry: tuple, index: chex.Array) -> tuple:
+            critic, opt_state = carry
+            error, grads = jax.value_and_grad(loss)(critic, jax.tree.map(lambda x: x[index], batch))
+            return descend(optimizer, grads, opt_state, critic, state.hparams.learning_rate), error
+
+        keys = jax.random.split(key, critic_epochs)
+        order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
+        (critic, opt_state), errors = jax.lax.scan(
+            descend_once, (critic, state.opt_state), order.reshape(-1, rows // critic_minibatches)
+        )
+        return state._replace(params=policy | critic, opt_state=opt_state), jnp.mean(errors)
+
+    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
+        key, key_rollout, key_critic = jax.random.split(state.key, 3)
+        env_state, trajectory, rollout_metrics = actor.rollout(
+            state.params, state.frozen, state.env_state, key_rollout, state.hparams, batch
+        )
+        data = Batch(trajectory, *advantages(trajectory))
+        state, metrics = move_policy(state, data)
+        state, metrics["loss/value_avg"] = fit_critic(state, data, key_critic)
+        state = state._replace(step=state.step + 1, env_state=env_state, key=key)
+        return state, rollout_metrics | metrics
+
+    return Learner(init, step)
+
+
+def split_critic(params: Params) -> tuple[Params, Params]:
+    """Return the top-level entries named `value...`, and the others.
+
+    Raises:
+      ValueError: if either part is empty.
+    """
+    critic = {name: leaf for name, leaf in params.items() if name.startswith("value")}
+    policy = {name: leaf for name, leaf in params.items() if name not in critic}
+    if not critic or not policy:
+        raise ValueError(
+            f"TRPO needs a policy and a critic of its own, named value...; got parameters {sorted(params)}"
+        )
+    return critic, policy
