@@ -80,9 +80,9 @@ def trust_region_step(
     """Raise `objective` within the trust region `kl <= max_kl`.
 
     The direction `x = (F + damping I)^-1 g` is found by conjugate gradients and first taken at the length
-    `sqrt(2 max_kl / x (F + damping I) x)`, at which the quadratic model of the divergence meets the bound. The
-    model may be wrong, so each trial's true divergence and objective are measured, and the step is shortened
-    until the bound holds and the objective has risen; if it never does, nothing moves.
+    `sqrt(2 max_kl / x (F + damping I) x)`, at which the quadratic model of the divergence meets the bound.
+    The model may be wrong, so each trial's true divergence and objective are measured, and the step is
+    shortened until the bound holds and the objective has risen; if it never does, nothing moves.
 
     Args:
       objective: parameters -> [], to be raised.
