@@ -1,12 +1,15 @@
 """What replay changes: CartPole learnt online, from the latest steps, by uniform and by prioritised replay.
 
 Claim (lecture 000, after Lin 1992): online Q-learning suffers from correlated, not identically distributed
-samples, and replay mends that. Four learners differ only in their memory (no target network anywhere, one
-update an environment step, the same Adam, every learning rate tried): none (Algorithm 4, one transition an
-update), the latest 32 steps as the batch, 32 draws from everything seen (Algorithm 1), and prioritised draws.
-The gradients' correlation is measured after training, at fixed parameters, in the order the learner meets
-them: the correlation of successive updates, and how many times the variance of a mean over 32 samples exceeds
-that of 32 independent ones.
+samples, and replay mends that. Four learners differ only in their memory (the same Adam, one update an
+environment step, every learning rate tried): none (Algorithm 4, one transition an update), the latest 32
+steps, 32 draws from everything seen (Algorithm 1), and prioritised draws. As in the lecture's algorithms
+there is no target network, unless --target-period asks for one, which Algorithm 4 cannot have.
+
+The gradients' correlation is measured after training, at fixed parameters, in the order in which the learner
+would meet the samples: the correlation of successive updates, and how many times the variance of a mean over
+32 samples exceeds that of 32 independent ones. For the two that remember everything it is measured again over
+the same memory in order of time.
 
 Measured: TO BE FILLED
 """
@@ -32,7 +35,7 @@ from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.runtime.metrics import mean_interval
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
-from jaxrl_align.types import Learner, State, ValueActor
+from jaxrl_align.types import Learner, State, Transition, ValueActor
 
 ARMS = ("online", "latest", "uniform", "prioritised")
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
@@ -52,6 +55,8 @@ class Config:
     batch_size: int = 32
     hidden: int = 64
     """Width of each of the two hidden layers."""
+    target_period: int = 1
+    """Updates between two copies of the target network; 1 is no target network."""
     epsilon_steps: int = 10_000
     batches: int = 64
     """Batches of gradients from which correlations are measured."""
@@ -84,7 +89,7 @@ def train(
     shape = len(RATES), config.seeds
     hparams = DQNHParams(
         learning_rate=jnp.repeat(jnp.asarray(RATES), config.seeds),
-        target_period=1,
+        target_period=config.target_period,
         epsilon_steps=config.epsilon_steps,
         beta_steps=config.total_env_steps,
     )
@@ -115,9 +120,7 @@ def stream(config: Config, name: str, actor: ValueActor, learner: Learner, state
         keys = jax.random.split(state.key, config.batches * config.batch_size)
         _, steps = jax.lax.scan(play, state.env_state.envs, keys)
         steps = jax.tree.map(lambda x: x.reshape(config.batches, config.batch_size, *x.shape[3:]), steps)
-        discount = state.hparams.gamma * (1.0 - steps.terminated)
-        one = jnp.ones_like(steps.reward)
-        return Sample(steps.obs, steps.action, steps.reward, discount, steps.next_obs, one, one)
+        return to_samples(steps, state.hparams.gamma)
     replay = make_replay(**memory(config, name))
 
     def draw(state: State, _: None) -> tuple[State, Sample]:
@@ -129,8 +132,31 @@ def stream(config: Config, name: str, actor: ValueActor, learner: Learner, state
     return jax.lax.scan(draw, frozen, None, config.batches)[1]
 
 
-def correlations(actor: ValueActor, params: Any, samples: Sample, online: bool) -> dict[str, jax.Array]:
-    """Measure how the gradients [batches, batch_size] of one member hang together."""
+def by_time(config: Config, state: State) -> Sample:
+    """Return one member's latest transitions in the order they were made, [batches, batch_size]."""
+    replay, count = state.env_state.replay, config.batches * config.batch_size
+    rows = (replay.head - count + jnp.arange(count)) % replay.data.reward.shape[0]
+    data = jax.tree.map(
+        lambda x: x[rows].reshape(config.batches, config.batch_size, *x.shape[1:]), replay.data
+    )
+    return to_samples(data, state.hparams.gamma)
+
+
+def to_samples(steps: Transition, gamma: jax.Array) -> Sample:
+    """Return single transitions as samples of weight 1."""
+    one, discount = jnp.ones_like(steps.reward), gamma * (1.0 - steps.terminated)
+    return Sample(steps.obs, steps.action, steps.reward, discount, steps.next_obs, one, one)
+
+
+def correlations(actor: ValueActor, params: Any, samples: Sample, single: bool) -> dict[str, jax.Array]:
+    """Measure how the gradients [batches, batch_size] of one member hang together.
+
+    Args:
+      actor: judges.
+      params: of the member, fixed.
+      samples: in the order the learner meets them.
+      single: whether an update is made from each sample rather than from each batch.
+    """
     one = transition_loss(actor, td_loss(squared))
 
     def gradient(sample: Sample) -> jax.Array:
@@ -139,13 +165,13 @@ def correlations(actor: ValueActor, params: Any, samples: Sample, online: bool) 
 
     g = jax.vmap(jax.vmap(gradient))(samples)
     centred = g - g.mean((0, 1), keepdims=True)
-    single = jnp.mean(jnp.sum(centred**2, -1))
+    variance = jnp.mean(jnp.sum(centred**2, -1))
     means = centred.mean(1)
     line = centred.reshape(-1, g.shape[-1])
     lagged = lambda x, k: jnp.mean(jnp.sum(x[:-k] * x[k:], -1)) / jnp.mean(jnp.sum(x**2, -1))
     return {
-        "successive updates": lagged(line if online else means, 1),
-        "variance of 32": g.shape[1] * jnp.mean(jnp.sum(means**2, -1)) / single,
+        "successive updates": lagged(line if single else means, 1),
+        "variance of 32": g.shape[1] * jnp.mean(jnp.sum(means**2, -1)) / variance,
         "by lag": jnp.stack([lagged(line, k) for k in range(1, LAGS + 1)]),
     }
 
@@ -163,11 +189,17 @@ def main(config: Config) -> None:
 
         def measure(state: State, name: str = name, learner: Learner = learner) -> dict[str, jax.Array]:
             samples = stream(config, name, actor, learner, state)
-            return correlations(actor, state.params, samples, name == "online")
+            measured = correlations(actor, state.params, samples, name == "online")
+            if name in ("uniform", "prioritised"):
+                in_time = correlations(actor, state.params, by_time(config, state), True)
+                measured |= {f"{what}, in time": x for what, x in in_time.items()}
+            return measured
 
         # One member at a time: the gradients of one take some tens of megabytes.
         measured = jax.device_get(jax.jit(lambda s: jax.lax.map(measure, s))(state))
         lags[name] = measured.pop("by lag").T
+        if "by lag, in time" in measured:
+            lags[f"{name}'s, in time"] = measured.pop("by lag, in time").T
         best = int(late.mean(1).argmax())
         print(f"{name}: best learning rate {RATES[best]:g} of", end=" ")
         print(", ".join(f"{r:g} ({m:.0f})" for r, m in zip(RATES, late.mean(1), strict=True)))

@@ -1,0 +1,91 @@
+"""The experiments on action values in miniature: they run to their figures and refuse what is missing."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """Return `name -> module` of a script in experiments/ or experiments/benchmarks/."""
+    folders = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks")]
+    sys.path[:0] = folders
+    yield importlib.import_module
+    for folder in folders:
+        sys.path.remove(folder)
+    for name in ("replay", "dqn", "peers"):  # names that others may want
+        sys.modules.pop(name, None)
+
+
+def results(out):
+    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+
+
+def test_dqn_learns_and_is_evaluated(experiment, tmp_path, capsys):
+    module = experiment("dqn_cartpole")
+    config = module.Config(
+        seeds=2, total_env_steps=160, capacity=800, batch_size=8, episodes=3, out=str(tmp_path / "run")
+    )
+    module.main(config)
+    out = tmp_path / "run"
+    first = results(out)
+    assert np.shape(first["greedy"]) == np.shape(first["epsilon 0.05"]) == (2,)
+    assert min(first["greedy"]) >= 8
+    assert (out / "learning_curve.png").stat().st_size > 5_000
+    assert "interquartile mean" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_both_q_learners_are_measured_against_the_exact_values(experiment, tmp_path):
+    module = experiment("value_iteration")
+    module.main(
+        module.Config(seeds=2, states=4, actions=2, total_env_steps=800, batch_size=8, out=str(tmp_path))
+    )
+    for name in ("FrozenLake", "random process"):
+        for kind in ("tabular", "DQN"):
+            assert np.all(np.array(results(tmp_path)[name][kind]["error"]) < 1.5)
+    assert (tmp_path / "random_process.png").exists()
+
+
+@pytest.mark.slow
+def test_the_ablation_measures_every_arm(experiment, tmp_path):
+    module = experiment("replay_ablation")
+    module.RATES = (1e-3,)
+    module.main(
+        module.Config(seeds=2, total_env_steps=320, batch_size=8, hidden=8, batches=8, out=str(tmp_path))
+    )
+    for name in module.ARMS:
+        assert np.all(np.isfinite(results(tmp_path)[name]["successive updates"]))
+    assert (tmp_path / "correlation.png").exists()
+
+
+@pytest.mark.slow
+def test_dqn_learns_from_images(experiment, tmp_path):
+    module = experiment("dqn_minatar")
+    small = {"seeds": 2, "num_envs": 4, "num_steps": 2, "updates": 1, "total_env_steps": 64, "capacity": 64}
+    module.main(module.Config(**small, batch_size=8, hidden=8, episodes=2, out=str(tmp_path)))
+    assert (tmp_path / "learning_curve.png").exists()
+
+
+@pytest.mark.slow
+def test_benchmarks_run_without_their_peers_and_say_so(experiment, capsys):
+    module = experiment("replay")
+    module.main(module.Config(capacity=64, capacities=(64, 256), batch_size=8, steps=64, rounds=2))
+    module = experiment("dqn")
+    module.main(module.Config(capacity=640, batch_size=8, seeds=2, timesteps=320, rounds=2))
+    said = capsys.readouterr().out
+    assert "give --flashbax PYTHON" in said and "give --sb3 PYTHON" in said and "give --rejax PYTHON" in said
+
+
+@pytest.mark.parametrize(
+    ("python", "message"), [("no/such/python", "no interpreter"), (sys.executable, "install it there: pip")]
+)
+def test_a_missing_peer_is_named_with_its_remedy(experiment, python, message):
+    with pytest.raises(ImportError, match=message):
+        experiment("peers").start(python, "sb3", nonsense=1)
