@@ -27,13 +27,18 @@ def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> gy
     deterministic = isinstance(epsilon, float) and epsilon == 0.0
 
     def policy(key: chex.PRNGKey, obs: chex.Array) -> chex.Array:
-        key_noise, key_coin, key_action = jax.random.split(key, 3)
-        q = net.q_values(net.apply(params, obs, None if deterministic else key_noise))
-        best = jnp.argmax(q).astype(jnp.int32)
         if deterministic:
-            return best
-        anything = jax.random.randint(key_action, (), 0, q.shape[0], jnp.int32)
-        return jnp.where(jax.random.uniform(key_coin) < epsilon, anything, best)
+            return jnp.argmax(net.q_values(net.apply(params, obs, None))).astype(jnp.int32)
+        # One draw of bits makes the noise's key and the coin: on a CPU every draw is a loop of its own.
+        words = jax.random.key_data(key).shape[-1]
+        bits = jax.random.bits(key, (words + 1,), jnp.uint32)
+        q = net.q_values(
+            net.apply(params, obs, jax.random.wrap_key_data(bits[:-1], impl=jax.random.key_impl(key)))
+        )
+        coin = (bits[-1] >> 8).astype(jnp.float32) * 2.0**-24
+        # The coin serves as die too: below epsilon it is uniform there.
+        anything = jnp.minimum(coin / epsilon * q.shape[0], q.shape[0] - 1)
+        return jnp.where(coin < epsilon, anything.astype(jnp.int32), jnp.argmax(q).astype(jnp.int32))
 
     return policy
 

@@ -217,10 +217,10 @@ def make_dqn(
         return jnp.mean(batch.weight * losses), errors
 
     def update(
-        carry: Any, key: chex.PRNGKey, hparams: Any, learning_rate: chex.Array, beta: chex.Array
+        carry: Any, keys: chex.PRNGKey, hparams: Any, learning_rate: chex.Array, beta: chex.Array
     ) -> tuple[Any, Metrics]:
         params, opt_state, target, memory, count = carry
-        key_sample, key_noise = jax.random.split(key)
+        key_sample, key_noise = keys
         batch = replay.sample(memory, key_sample, hparams.gamma, beta)
         (value, errors), grads = jax.value_and_grad(batch_loss, has_aux=True)(
             params, target, batch, key_noise
@@ -238,7 +238,9 @@ def make_dqn(
         return (params, opt_state, target, memory, count), metrics
 
     def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
-        key, key_act, key_learn = jax.random.split(state.key, 3)
+        # All keys come from one split: on a CPU every one is a loop of its own.
+        keys = jax.random.split(state.key, 2 + 2 * updates)
+        key, key_act, keys_learn = keys[0], keys[1], keys[2:].reshape(updates, 2)
         hparams, played = state.hparams, state.step * (steps * lanes)
         epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
         beta = _towards(hparams.beta_start, 1.0, played / hparams.beta_steps)
@@ -246,9 +248,9 @@ def make_dqn(
         experience, metrics = collect(state.params, state.env_state, key_act, epsilon, prefill + state.step)
         before = (state.params, state.opt_state, state.frozen)
         (*after, memory, count), learnt = jax.lax.scan(
-            lambda carry, k: update(carry, k, hparams, learning_rate, beta),
+            lambda carry, keys: update(carry, keys, hparams, learning_rate, beta),
             (*before, experience.replay, experience.updates),
-            jax.random.split(key_learn, updates),
+            keys_learn,
         )
         healthy = experience.first_bad[1] < 0
         params, opt_state, target = _keep_if(healthy, tuple(after), before)
