@@ -4,13 +4,13 @@ Claim: the network of Young & Tian (2019, arXiv:1903.03176: one 3 x 3 convolutio
 layer of 128) learns both games within their 5 million frames.
 
 Measured (`python experiments/dqn_minatar.py`: 8 seeds, 2 million frames each, 100 evaluation episodes of each
-apart from training; interquartile mean with its 95% bootstrap interval; half an hour on two shared CPU cores):
+apart from training; interquartile mean with its 95% bootstrap interval; 30 min on two shared CPU cores):
 
     Breakout          greedy 27.6 [25.7, 35.0], mean 29.7;   epsilon 0.05: 19.2 [18.2, 20.4], mean 19.3
 
 Young & Tian publish curves, not numbers: after 5 million frames, with an epsilon of 0.1, they end near 10 for
-Breakout and near 50 for Space Invaders (read off the plots, from memory). Their games repeat the last action
-with probability 0.1; gymnax's do not, cut episodes after 1000 steps, and changed the scores of Space Invaders
+Breakout and near 50 for Space Invaders (read off the plots and from memory, not verified). Their games
+repeat the last action with probability 0.1; gymnax's do not, cut episodes after 1000 steps, and changed the scores of Space Invaders
 between versions (1.0.1 here), so that the comparison is one of order. gymnax's own trained agents reach 28
 and 131.
 """

@@ -4,9 +4,9 @@ Claim: on CartPole at equal updates per step, at least 20 times stable-baselines
 for 32 steps), and at least 5 times rejax in its own configuration (8 environments, one update for 8 steps,
 a memory of 100,000).
 
-Measured (`taskset -c 0 python experiments/benchmarks/dqn.py --rounds 7 --sb3 PYTHON --rejax PYTHON`, every side
-on one core of a machine of two; stable-baselines3 2.9.2 with one torch thread, rejax 0.1.3 unevaluated;
-medians and the range over rounds):
+Measured (`taskset -c 0 python experiments/benchmarks/dqn.py --rounds 7 --sb3 PYTHON --rejax PYTHON`, every
+side on one core of a machine of two; stable-baselines3 2.9.2 with one torch thread, rejax 0.1.3 without its
+evaluation; medians and the range over rounds):
 
     one update for 32 steps   561,000 env steps/s; stable-baselines3 20,900: 27.5 times [24.1, 29.5]
                               8 seeds at once 951,000: 46.1 times [43.3, 49.5]
