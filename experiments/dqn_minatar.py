@@ -10,9 +10,9 @@ apart from training; interquartile mean with its 95% bootstrap interval; 30 min 
 
 Young & Tian publish curves, not numbers: after 5 million frames, with an epsilon of 0.1, they end near 10 for
 Breakout and near 50 for Space Invaders (read off the plots and from memory, not verified). Their games
-repeat the last action with probability 0.1; gymnax's do not, cut episodes after 1000 steps, and changed the scores of Space Invaders
-between versions (1.0.1 here), so that the comparison is one of order. gymnax's own trained agents reach 28
-and 131.
+repeat the last action with probability 0.1; gymnax's do not, cut episodes after 1000 steps, and changed the
+scores of Space Invaders between versions (1.0.1 here), so that the comparison is one of order. gymnax's own
+trained agents reach 28 and 131.
 """
 
 import time
