@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
-from jaxrl_align.losses._arrays import linear_recurrence, series
+from jaxrl_align.losses._arrays import series
 
 
 class VTrace(NamedTuple):
@@ -53,8 +54,15 @@ def vtrace(
     Source: Espeholt et al. 2018, eq. 1.
     """
     r_t, discount_t, lambda_t, v_tm1, v_t, ratio = series(r_t, discount_t, lambda_t, v_tm1, v_t, ratio_tm1)
-    delta_t = r_t + discount_t * v_t - v_tm1
-    decay = discount_t * lambda_t
-    error = linear_recurrence(jnp.minimum(clip_rho, ratio) * delta_t, decay * jnp.minimum(clip_c, ratio))
-    advantage = delta_t + decay * jnp.append(error[1:], 0.0)
-    return VTrace(v_tm1 + error, jnp.minimum(clip_pg_rho, ratio) * advantage)
+
+    def backward(error: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        r, discount, trace, v_before, v_after, rho = step
+        delta, decay = r + discount * v_after - v_before, discount * trace * error
+        advantage = jnp.minimum(clip_pg_rho, rho) * (delta + decay)
+        error = jnp.minimum(clip_rho, rho) * delta + jnp.minimum(clip_c, rho) * decay
+        return error, (error, advantage)
+
+    last = jnp.zeros((), r_t.dtype)
+    steps = (r_t, discount_t, lambda_t, v_tm1, v_t, ratio)
+    _, (error, advantage) = jax.lax.scan(backward, last, steps, reverse=True)
+    return VTrace(v_tm1 + error, advantage)

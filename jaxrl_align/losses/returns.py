@@ -132,7 +132,13 @@ def lambda_returns(
     Source: Sutton & Barto 2018, eq. 12.2.
     """
     r_t, discount_t, lambda_t, v_t = series(r_t, discount_t, lambda_t, v_t)
-    return linear_recurrence(r_t + discount_t * (1.0 - lambda_t) * v_t, discount_t * lambda_t, v_t[-1])
+
+    def backward(ret: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        r, discount, trace, v = step
+        ret = r + discount * ((1.0 - trace) * v + trace * ret)
+        return ret, ret
+
+    return jax.lax.scan(backward, v_t[-1], (r_t, discount_t, lambda_t, v_t), reverse=True)[1]
 
 
 def gae(
@@ -161,7 +167,15 @@ def gae(
     Source: Schulman et al. 2016, eq. 16; lecture 002 (B15).
     """
     r_t, discount_t, lambda_t, v_tm1, v_t = series(r_t, discount_t, lambda_t, v_tm1, v_t)
-    return linear_recurrence(r_t + discount_t * v_t - v_tm1, discount_t * lambda_t)
+
+    def backward(advantage: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        r, discount, trace, v_before, v_after = step
+        advantage = r + discount * v_after - v_before + discount * trace * advantage
+        return advantage, advantage
+
+    # One pass: a sum formed before the scan would cross the memory once more.
+    last = jnp.zeros((), r_t.dtype)
+    return jax.lax.scan(backward, last, (r_t, discount_t, lambda_t, v_tm1, v_t), reverse=True)[1]
 
 
 def gae_associative(
