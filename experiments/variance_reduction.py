@@ -153,13 +153,14 @@ def measure(key: jax.Array, config: Config) -> tuple[jax.Array, jax.Array]:
         log_prob = jax.nn.log_softmax(logits)[path.state, path.action]
         return -jnp.sum(losses.reinforce_loss(log_prob, weight))
 
-    variance, bias = [], []
-    for estimator in make_chain(config).values():
-        gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(process.logits, paths, estimator(paths, values))
-        mean = gradients.mean(axis=0)
-        variance.append(jnp.sum(jnp.mean(jnp.square(gradients - mean), axis=0)))
-        bias.append(jnp.sum(jnp.square(mean - exact)))
-    return jnp.stack(variance) / jnp.sum(exact**2), jnp.stack(bias) / jnp.sum(exact**2)
+    def of_estimator(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(process.logits, paths, weight)
+        mean = gradients.mean(axis=0, keepdims=True)
+        variance = jnp.sum(jnp.mean(jnp.square(gradients - mean), axis=0))
+        return variance / jnp.sum(exact**2), jnp.sum(jnp.square(mean[0] - exact)) / jnp.sum(exact**2)
+
+    weights = jnp.stack([estimator(paths, values) for estimator in make_chain(config).values()])
+    return jax.lax.map(of_estimator, weights)
 
 
 def main(config: Config) -> None:
