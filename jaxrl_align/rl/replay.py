@@ -175,7 +175,7 @@ def make_replay(
     def update(state: ReplayState, index: chex.Array, error: chex.Array, alpha: chex.Numeric) -> ReplayState:
         if not prioritised:
             return state
-        weight = (jnp.abs(error) + PRIORITY_FLOOR) ** alpha
+        weight = ((jnp.abs(error) + PRIORITY_FLOOR) ** alpha).astype(state.largest.dtype)
         largest = jnp.maximum(state.largest, jnp.max(weight))
         return state._replace(sums=_tree_set(state.sums, index, weight), largest=largest)
 

@@ -1,11 +1,13 @@
 import functools
 import types
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.actors import gym
 from jaxrl_align.actors.tabular import TabularEnv, TabularParams, make_environment, make_mdp
 from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.learner import train
@@ -293,11 +295,45 @@ def test_a_grid_of_seeds_and_hyperparameters_compiles_once_and_equals_single_run
     np.testing.assert_allclose(learnt[3, 5], weights(alone.params), rtol=1e-4, atol=1e-5)
 
 
-def test_keys_are_never_reused():
-    # The check reads the traced program; nothing needs to run.
-    with jax.debug_key_reuse(True):
+def test_a_grid_of_the_online_algorithm_compiles_once():
+    actor = make_value_actor(make_environment(CHAIN), make_table(3, 2), num_envs=2, num_steps=1)
+    grid = jax.jit(jax.vmap(jax.vmap(train(make_online_q(actor), 9), (0, None)), (None, 0)))
+    keys = jax.random.split(jax.random.key(1), 8)
+    for scale in (0.5, 1.0):
+        hparams = jax.tree.map(lambda x: x * scale * jnp.linspace(0.5, 1.0, 7), HPARAMS)  # noqa: B023
+        learnt = np.asarray(grid(keys, hparams)[0].params)
+    assert grid._cache_size() == 1
+    assert len(np.unique(learnt[-1].reshape(8, -1), axis=0)) > 1
+    assert len(np.unique(learnt[:, 0].reshape(7, -1), axis=0)) == 7
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_either_precision_and_no_key_twice(x64):
+    # Both checks read the traced program; nothing needs to run.
+    with jax.enable_x64(x64), jax.debug_key_reuse(True):
         for learner in (small("Rainbow"), make_online_q(probe_actor(CHAIN))):
             jax.jit(train(learner, 2)).trace(jax.random.key(0), HPARAMS)
+
+
+EMBEDDED = [name for name in gymnax.registered_envs if name != "MNISTBandit-bsuite"]  # it needs a download
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EMBEDDED)
+@jax.numpy_rank_promotion("allow")  # Swimmer relies on it
+def test_every_environment_is_learnt_in_or_refused_for_its_actions(name):
+    environment, env_params = gym.make_environment(name)
+    space = environment.action_space(env_params)
+    net = make_q_net(getattr(space, "n", 1), (8,))
+    if not hasattr(space, "n"):
+        with pytest.raises(ValueError, match="expected a discrete action space"):
+            make_value_actor(name, net, num_envs=2, num_steps=2)
+        return
+    actor = make_value_actor(name, net, num_envs=2, num_steps=2)
+    dqn = make_dqn(actor, capacity=16, batch_size=4, warmup_steps=8, n_step=2)
+    state, metrics = jax.jit(train(dqn, 2))(jax.random.key(0), DQNHParams())
+    check_rewards(state)
+    assert np.isfinite(metrics["loss"]).all()
 
 
 @ONE_AND_ALL

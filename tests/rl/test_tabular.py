@@ -113,16 +113,29 @@ def test_q_learning_converges_with_robbins_monro_rates_and_not_with_a_constant_o
     assert too_fast > 10 * good
 
 
-def test_members_differ_and_equal_single_runs():
+def test_a_grid_of_seeds_and_hyperparameters_compiles_once_and_equals_single_runs():
     mdp = random_mdp(jax.random.key(3), 4, 2)
     actor = make_value_actor(make_environment(mdp), make_table(4, 2), num_envs=2, num_steps=5)
     run = train(make_q_learning(actor), 10)
+    grid = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (None, 0)))
     keys = jax.random.split(jax.random.key(0), 8)
-    together = jax.jit(jax.vmap(run, (0, None)))(keys, QLearningHParams())[0].params
-    assert len(np.unique(np.asarray(together), axis=0)) == 8
+    for scale in (0.5, 1.0):
+        hparams = jax.tree.map(lambda x: x * scale * jnp.linspace(0.5, 1.0, 7), QLearningHParams())  # noqa: B023
+        together = grid(keys, hparams)[0].params
+    assert grid._cache_size() == 1
+    assert len(np.unique(np.asarray(together).reshape(56, -1), axis=0)) == 56
+    single = jax.jit(run)
     for i in range(8):
-        alone = jax.jit(run)(keys[i], QLearningHParams())[0].params
-        np.testing.assert_allclose(together[i], alone, rtol=1e-5, atol=1e-6)
+        alone = single(keys[i], jax.tree.map(lambda x: x[3], hparams))[0].params
+        np.testing.assert_allclose(together[3, i], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_it_runs_in_either_precision_and_never_reuses_a_key(x64):
+    with jax.enable_x64(x64), jax.debug_key_reuse(True):
+        mdp = random_mdp(jax.random.key(3), 4, 2)
+        actor = make_value_actor(make_environment(mdp), make_table(4, 2), num_envs=2, num_steps=1)
+        jax.jit(train(make_q_learning(actor), 2)).trace(jax.random.key(0), QLearningHParams())
 
 
 def test_solutions_vmap():
