@@ -11,7 +11,26 @@ would meet the samples: the correlation of successive updates, and how many time
 32 samples exceeds that of 32 independent ones. For the two that remember everything it is measured again over
 the same memory in order of time.
 
-Measured: TO BE FILLED
+Measured (`python experiments/replay_ablation.py`, and `--target-period 100`; 8 seeds of each of four rates,
+60,000 steps; each arm's best rate, returns over the last quarter of training; mean and 95% t interval; CPU;
+"the memory in time" is the variance of 32 over the same memory in order of time):
+
+                                online         latest 32      uniform        prioritised
+    return                      9.62 +- 0.02   83 +- 49       90 +- 42       303 +- 40
+      target period 100         9.60 +- 0.02   278 +- 47      236 +- 76      331 +- 41
+    successive updates          -0.11 +- 0.00  0.48 +- 0.19   0.00 +- 0.07   -0.02 +- 0.05
+      target period 100         -0.11 +- 0.00  0.53 +- 0.22   -0.05 +- 0.02  -0.07 +- 0.06
+    variance of 32              0.12 +- 0.01   2.2 +- 0.7     1.03 +- 0.13   0.96 +- 0.10
+      target period 100         0.10 +- 0.01   2.8 +- 1.1     0.99 +- 0.07   0.96 +- 0.08
+    the memory in time          -              -              0.68 +- 0.12   2.2 +- 0.9
+      target period 100         -              -              1.5 +- 0.8     2.7 +- 1.3
+
+What holds: draws from everything seen are as good as independent, the latest steps are not (their updates
+correlate by a half, 32 of them are worth about 13), and without any memory nothing is learnt. What does not:
+that decorrelation is what helps. On CartPole uniform replay returns no more than the latest 32 steps do, so
+that the batch, not the memory's age, is its gain over Algorithm 4; only prioritised draws are better, clearly
+so without a target network. And successive single gradients are not positively correlated: the learner that
+fails online repeats episodes of ten steps, whose ends alone have errors (see the figure's peaks).
 """
 
 from dataclasses import dataclass
