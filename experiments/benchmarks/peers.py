@@ -53,6 +53,8 @@ INSTALL = {
     "flashbax": "pip install flashbax==0.1.3 jax",
     "sb3": "pip install stable-baselines3 torch",
     "rejax": "pip install rejax==0.1.3 gymnax==0.0.9",
+    "rejax_ppo": "pip install rejax==0.1.3 gymnax==0.0.9",
+    "purejaxrl": "pip install gymnax==0.0.9 distrax, and give the folder of its ppo.py",
 }
 
 
@@ -150,9 +152,85 @@ def rejax(envs: int, batch: int, capacity: int, hidden: list[int], timesteps: in
     return measure
 
 
+def rejax_ppo(envs: int, seeds: int, steps: int, timesteps: int) -> Round:
+    """Train rejax's PPO on CartPole, unevaluated: 4 epochs of 4 minibatches over `envs * steps` steps."""
+    import jax
+    from rejax import PPO
+
+    algorithm = PPO.create(
+        env="CartPole-v1",
+        num_envs=envs,
+        num_steps=steps,
+        num_epochs=4,
+        num_minibatches=4,
+        learning_rate=2.5e-4,
+        max_grad_norm=0.5,
+        total_timesteps=timesteps,
+        eval_freq=timesteps,
+        skip_initial_evaluation=True,
+        agent_kwargs={"hidden_layer_sizes": (64, 64), "activation": "tanh"},
+    ).replace(eval_callback=lambda algorithm, state, key: ())
+    train = jax.jit(jax.vmap(lambda key: algorithm.train(rng=key)[0]))
+    keys = jax.random.split(jax.random.PRNGKey(0), seeds)
+    jax.block_until_ready(train(keys))
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        state = jax.block_until_ready(train(keys))
+        return int(state.global_step.sum()) / (time.perf_counter() - begin)
+
+    return measure
+
+
+def purejaxrl(envs: int, seeds: int, steps: int, timesteps: int, folder: str) -> Round:
+    """Train purejaxrl's PPO on CartPole with the settings that its script has, and no printing."""
+    from types import ModuleType
+
+    import jax
+
+    # Its wrappers import environments that CartPole does not need.
+    for name in ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training", "navix"):
+        sys.modules[name] = ModuleType(name)
+    sys.modules["brax"].envs = sys.modules["brax.envs"]
+    training = sys.modules["brax.envs.wrappers.training"]
+    training.EpisodeWrapper = training.AutoResetWrapper = object
+    sys.path.insert(0, folder)
+    from ppo import make_train
+
+    config = {
+        "LR": 2.5e-4,
+        "NUM_ENVS": envs,
+        "NUM_STEPS": steps,
+        "TOTAL_TIMESTEPS": timesteps,
+        "UPDATE_EPOCHS": 4,
+        "NUM_MINIBATCHES": 4,
+        "GAMMA": 0.99,
+        "GAE_LAMBDA": 0.95,
+        "CLIP_EPS": 0.2,
+        "ENT_COEF": 0.01,
+        "VF_COEF": 0.5,
+        "MAX_GRAD_NORM": 0.5,
+        "ACTIVATION": "tanh",
+        "ENV_NAME": "CartPole-v1",
+        "ANNEAL_LR": True,
+    }
+    train = jax.jit(jax.vmap(make_train(config)))
+    keys = jax.random.split(jax.random.PRNGKey(0), seeds)
+    jax.block_until_ready(train(keys))
+    taken = seeds * (timesteps // (envs * steps)) * envs * steps
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(train(keys))
+        return taken / (time.perf_counter() - begin)
+
+    return measure
+
+
 def serve(name: str, arguments: dict[str, Any]) -> None:
     """Answer every line with a round's rate."""
-    measure = {"flashbax": flashbax, "sb3": sb3, "rejax": rejax}[name](**arguments)
+    known = (flashbax, sb3, rejax, rejax_ppo, purejaxrl)
+    measure = {make.__name__: make for make in known}[name](**arguments)
     print("ready", flush=True)
     for _ in sys.stdin:
         print(measure(), flush=True)

@@ -207,7 +207,12 @@ class FiveValues:
         ("Pendulum-v1", NET, {}, "Categorical does not fit the action space Box; .*DiagonalGaussian"),
         ((FiveValues(), None), NET, {}, "FiveValues returns 5 values"),
         (FiveValues(), NET, {}, r"a pair \(environment, params\)"),
-        ("CartPole-v1", make_actor_critic_net(3), {}, r"policy of shape \(2,\) and a value of shape \(\).*got \(\(3,\), \(\)\)"),
+        (
+            "CartPole-v1",
+            make_actor_critic_net(3),
+            {},
+            r"policy of shape \(2,\) and a value of shape \(\).*got \(\(3,\), \(\)\)",
+        ),
         ("CartPole-v1", NET, {"num_envs": 0}, "num_envs must be at least 1; got num_envs=0"),
         ("CartPole-v1", NET, {"num_steps": 0}, "num_steps must be at least 1; got num_steps=0"),
     ],

@@ -1,0 +1,93 @@
+"""Our PPO's environment steps a second on CartPole against purejaxrl's and rejax's, in turn in one run.
+
+Claim: at equal configuration (128 steps of 4 or 64 environments, 4 epochs of 4 minibatches, two 64-64 tanh
+networks) at least 1.3 times either, for one seed and for 8.
+
+Measured: TO BE FILLED
+"""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import peers
+
+from jaxrl_align.actors import gym
+from jaxrl_align.learner import train
+from jaxrl_align.nets.mlp import make_actor_critic_net
+from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
+from jaxrl_align.runtime import cli
+
+
+@dataclass(frozen=True)
+class Config:
+    """Equal networks, rollouts and updates; a round is a whole training run of every side."""
+
+    envs: tuple[int, ...] = (4, 64)
+    seeds: tuple[int, ...] = (1, 8)
+    steps: int = 128
+    timesteps: int = 262_144
+    """Of each seed in a round."""
+    rounds: int = 5
+    rejax: str = ""
+    """An interpreter with rejax and gymnax 0.0.9; empty leaves it out."""
+    purejaxrl: str = ""
+    """An interpreter with gymnax 0.0.9 and distrax; empty leaves it out."""
+    purejaxrl_folder: str = ""
+    """Where purejaxrl's ppo.py and wrappers.py lie."""
+
+
+def ours(config: Config, envs: int, seeds: int) -> peers.Round:
+    """Return the measurement of our PPO."""
+    updates = config.timesteps // (envs * config.steps)
+    net = make_actor_critic_net(2)
+    actor = gym.make_actor("CartPole-v1", net, num_envs=envs, num_steps=config.steps)
+    learner = make_actor_critic(actor, segment_length=1, total_steps=updates)
+    run = jax.jit(jax.vmap(train(learner, updates), (0, None)))
+    keys = jax.random.split(jax.random.key(0), seeds)
+    jax.block_until_ready(run(keys, PPOHParams()))
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(run(keys, PPOHParams()))
+        return seeds * updates * envs * config.steps / (time.perf_counter() - begin)
+
+    return measure
+
+
+def compare(config: Config, envs: int, seeds: int) -> None:
+    """Print our rate and the peers', and the ratios of the rounds."""
+    shared = {"envs": envs, "seeds": seeds, "steps": config.steps, "timesteps": config.timesteps}
+    others = {}
+    if config.rejax:
+        others["rejax"] = peers.start(config.rejax, "rejax_ppo", **shared)
+    if config.purejaxrl:
+        folder = {"folder": config.purejaxrl_folder}
+        others["purejaxrl"] = peers.start(config.purejaxrl, "purejaxrl", **shared, **folder)
+    measure = ours(config, envs, seeds)
+    mine, rates = np.empty(config.rounds), {name: np.empty(config.rounds) for name in others}
+    for i in range(config.rounds):
+        mine[i] = measure()
+        for name, process in others.items():
+            rates[name][i] = peers.ask(process)
+    print(f"{envs} environments, {seeds} seed(s): ours {np.median(mine):,.0f} env steps/s", end="")
+    for name, process in others.items():
+        peers.stop(process)
+        low, middle, high = np.quantile(mine / rates[name], [0, 0.5, 1])
+        print(f"; {name} {np.median(rates[name]):,.0f}: {middle:.2f} times [{low:.2f}, {high:.2f}]", end="")
+    print(flush=True)
+
+
+def main(config: Config) -> None:
+    """Run ours and each peer in turn; medians and the range over rounds."""
+    for name in ("rejax", "purejaxrl"):
+        if not getattr(config, name):
+            print(f"{name} is left out, give --{name} PYTHON, an interpreter that has it")
+    for envs in config.envs:
+        for seeds in config.seeds:
+            compare(config, envs, seeds)
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)

@@ -1,0 +1,161 @@
+"""Four ways to hold an update near the policy that acted, and none: return, and how far an update goes.
+
+Claim (lectures 001 and 003, B16 to B21): an unconstrained policy gradient may take a huge update and not
+recover; a trust region (TRPO), a clip or a KL penalty (PPO) prevents it. Every method plays CartPole-v1 with
+the same network, environments and learning rates; "no constraint" is PPO with the clip taken away, "A2C" one
+gradient step a rollout.
+
+Measured (`python experiments/trust_regions.py`, 8 seeds, 153,600 steps each; mean return of the last 100
+episodes with its 95% t interval; in brackets the largest KL of an update, in nats):
+
+                        learning rate 0.001        learning rate 0.01
+    PPO, clip           414.8 +- 24.3  [0.04]      486.1 +- 16.2   [0.4]
+    PPO, adaptive KL    384.5 +- 93.7  [1.5]       464.7 +- 41.2   [0.9]
+    PPO, fixed KL       428.1 +- 61.6  [0.05]      494.0 +- 14.2   [0.08]
+    no constraint       259.5 +- 126.2 [8.7]        39.4 +- 47.7   [37]
+    A2C                 244.8 +- 23.7  [0.0003]    274.0 +- 160.3  [0.3]
+    TRPO                432.9 +- 95.7  [0.0100]    495.4 +- 11.0   [0.0100]
+
+The claim holds. Without a constraint 7 of 8 seeds end below half of their own best at the higher rate, with
+one none does; TRPO never leaves its bound of 0.01. The clip, the adaptive penalty and the fixed one cannot be
+told apart here; none of them bounds the KL (erratum H13).
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.actors import gym
+from jaxrl_align.nets.mlp import make_actor_critic_net
+from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
+from jaxrl_align.rl.policy_gradients import PolicyGradientHParams, PPOKLHParams, make_a2c, make_ppo_kl
+from jaxrl_align.rl.trpo import TRPOHParams, make_trpo
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.types import Actor, Learner
+
+
+@dataclass(frozen=True)
+class Config:
+    """The methods side by side."""
+
+    env: str = "CartPole-v1"
+    """A gymnax name."""
+    seeds: int = 8
+    seed: int = 0
+    num_envs: int = 8
+    num_steps: int = 128
+    updates: int = 150
+    learning_rates: tuple[float, ...] = (1e-3, 1e-2)
+    """Every method runs at each, TRPO's being its critic's."""
+    max_kl: float = 0.01
+    """TRPO's bound and the KL penalty's target, nats."""
+    out: str = "runs/trust_regions"
+    resume: bool = False
+
+
+Method = tuple[Callable[[Actor], Learner], Any]
+"""How a learner is made of an actor, and its hyperparameters but for the learning rate."""
+
+
+def methods(config: Config) -> dict[str, Method]:
+    """Return the methods by name."""
+    ppo = functools.partial(make_actor_critic, segment_length=1, measure_kl=True)
+    free = PPOHParams(clip=jnp.inf, value_clip=jnp.inf)
+    penalty = PPOKLHParams(kl_target=config.max_kl)
+    return {
+        "PPO, clip": (ppo, PPOHParams()),
+        "PPO, adaptive KL": (functools.partial(make_ppo_kl, segment_length=1), penalty),
+        "PPO, fixed KL": (functools.partial(make_ppo_kl, segment_length=1, adaptive=False), penalty),
+        "no constraint": (ppo, free),
+        "A2C": (functools.partial(make_a2c, measure_kl=True), PolicyGradientHParams(entropy_coef=0.01)),
+        "TRPO": (make_trpo, TRPOHParams(max_kl=config.max_kl)),
+    }
+
+
+def play(config: Config, folder: RunFolder, name: str, method: Method) -> dict[str, np.ndarray]:
+    """Train every seed at every learning rate in one program; return metrics [updates, rates, seeds]."""
+    make, hparams = method
+    net = make_actor_critic_net(gym.num_actions(config.env))
+    learner = make(gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps))
+    rates, seeds = len(config.learning_rates), config.seeds
+    keys = jnp.tile(jax.random.split(jax.random.key(config.seed), seeds), rates)
+    hparams = jax.tree.map(lambda x: jnp.full(rates * seeds, x, jnp.float32), hparams)
+    hparams = hparams._replace(learning_rate=jnp.repeat(jnp.array(config.learning_rates), seeds))
+    state = jax.jit(jax.vmap(learner.init))(keys, hparams)
+    _, history = run(
+        jax.vmap(learner.step),
+        shard_members(state),
+        config.updates,
+        chunk=max(1, config.updates // 5),
+        folder=folder.sub(name.replace(", ", "_").replace(" ", "_")),
+        label=f"{name:16}",
+        show=("episode_return_last100", "policy/kl"),
+    )
+    wanted = ("episode_return_last100", "policy/kl")
+    return {key: np.asarray(history[key]).reshape(config.updates, rates, seeds) for key in wanted}
+
+
+def draw(folder: RunFolder, config: Config, results: dict[str, dict[str, np.ndarray]]) -> None:
+    """Write learning_curves.png and kl_per_update.png, a figure for each learning rate."""
+    steps = np.arange(1, config.updates + 1) * config.num_envs * config.num_steps
+    for i, rate in enumerate(config.learning_rates):
+        fig, ax = figure(
+            "environment steps per seed", "return", title=f"{config.env}, learning rate {rate:g}"
+        )
+        for name, result in results.items():
+            curve_with_interval(ax, steps, result["episode_return_last100"][:, i], name)
+        ax.legend()
+        save_figure(fig, folder.path / f"learning_curves_{rate:g}.png")
+        fig, ax = figure(
+            "KL(before || after) of an update [nats]", "share of updates beyond", title=ax.get_title()
+        )
+        for name, result in results.items():
+            kl = np.sort(np.maximum(result["policy/kl"][:, i].ravel(), 1e-7))
+            ax.plot(kl, 1.0 - np.arange(kl.size) / kl.size, label=name)
+        ax.set(xscale="log", yscale="log", xlim=(1e-5, None))
+        ax.axvline(config.max_kl, color="#777777", linestyle=":")
+        ax.legend()
+        save_figure(fig, folder.path / f"kl_per_update_{rate:g}.png")
+
+
+def main(config: Config) -> None:
+    """Train all methods, and print and draw final returns and the KL of their updates."""
+    if config.seeds < 2 or config.updates < 1:
+        raise ValueError(
+            f"need at least 2 seeds and 1 update; got seeds={config.seeds}, updates={config.updates}"
+        )
+    use_cpu_devices()
+    gym.num_actions(config.env)
+    folder = open_run(config.out, config, resume=config.resume)
+    results = {name: play(config, folder, name, method) for name, method in methods(config).items()}
+    table = {}
+    for i, rate in enumerate(config.learning_rates):
+        print(
+            f"\nlearning rate {rate:g}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]"
+        )
+        print(f"  {'':18}{'return':>18}{'fell by half':>14}{'median KL':>12}{'99% KL':>10}{'max KL':>10}")
+        for name, result in results.items():
+            final, kl = result["episode_return_last100"][:, i], result["policy/kl"][:, i]
+            mean, half = mean_interval(final[-1])
+            fell = int((final[-1] < 0.5 * np.nanmax(final, axis=0)).sum())
+            row = {"return": (mean, half), "fell": fell, "kl": np.quantile(kl, [0.5, 0.99, 1.0])}
+            table[f"{name}, {rate:g}"] = row
+            cells = "".join(f"{x:{w}.4f}" for x, w in zip(row["kl"], (12, 10, 10), strict=True))
+            print(f"  {name:18}{f'{mean:.1f} +- {half:.1f}':>18}{fell:>14}{cells}")
+    folder.write_json("results.json", table)
+    draw(folder, config, results)
+    print(f"\nfigures are in {folder.path}")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
