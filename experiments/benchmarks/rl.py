@@ -3,7 +3,10 @@
 Claim: at equal configuration (128 steps of 4 or 64 environments, 4 epochs of 4 minibatches, two 64-64 tanh
 networks) at least 1.3 times either, for one seed and for 8.
 
-Measured: TO BE FILLED
+Measured: not reached. `taskset -c 0 python experiments/benchmarks/rl.py --rounds 3 --envs 4 --seeds 1
+--timesteps 65536` beside other work on a machine of two cores gave 0.87 times rejax [0.76, 0.94] and 0.99
+times purejaxrl [0.81, 1.25]. Of an update of 5.4 ms (512 steps, one core) the rollout is 1.0 ms, the judging
+of it 0.7 ms and the 16 gradient steps 3.7 ms, 2.7 ms of these in the 64 x 64 products.
 """
 
 import time
