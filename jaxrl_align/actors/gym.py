@@ -179,6 +179,29 @@ def _check_at_least_one(**counts: int) -> None:
             raise ValueError(f"{name} must be at least 1; got {name}={count}")
 
 
+def _to_trajectory(
+    steps: Steps, judged: Evaluation, next_value: chex.Array, mask: chex.Array, hparams: Any
+) -> Trajectory:
+    goes_on = mask * (1.0 - steps.terminated)
+    return Trajectory(
+        obs=steps.obs,
+        action=steps.action,
+        log_prob=judged.log_prob,
+        reward=steps.reward * mask,
+        discount=hparams.gamma * goes_on,
+        lambda_=hparams.gae_lambda * goes_on * (1.0 - steps.truncated),
+        value=judged.value * mask,
+        next_value=next_value * mask,
+        mask=mask,
+    )
+
+
+def _of_actions_taken_next(steps: Steps, value: chex.Array, otherwise: chex.Array) -> chex.Array:
+    """Return the next step's value [B, T], or another where the episode or the rollout ends."""
+    ended = (steps.terminated | steps.truncated).at[:, -1].set(True)
+    return jnp.where(ended, otherwise, jnp.roll(value, -1, axis=1))
+
+
 def make_actor(
     env: Environment,
     net: Net,
@@ -257,26 +280,13 @@ def make_actor(
         # The critic is not needed to act: both its passes run once over all steps, outside the scan.
         judged = evaluate_all(params, steps)
         next_value = over_steps(params, steps.final_obs)
-        ended = steps.terminated | steps.truncated
         if critic == "sarsa":
-            followed = jnp.append(~ended[:, :-1], jnp.zeros((num_envs, 1), bool), axis=1)
-            next_value = jnp.where(followed, jnp.roll(judged.value, -1, axis=1), next_value)
+            next_value = _of_actions_taken_next(steps, judged.value, next_value)
         played = steps._replace(
             terminated=steps.terminated & (mask > 0), truncated=steps.truncated & (mask > 0)
         )
         env_state, metrics = record_episodes(env_state, envs, played)
-        goes_on = mask * (1.0 - steps.terminated)
-        trajectory = Trajectory(
-            obs=steps.obs,
-            action=steps.action,
-            log_prob=judged.log_prob,
-            reward=steps.reward * mask,
-            discount=hparams.gamma * goes_on,
-            lambda_=hparams.gae_lambda * goes_on * (1.0 - steps.truncated),
-            value=judged.value * mask,
-            next_value=next_value * mask,
-            mask=mask,
-        )
+        trajectory = _to_trajectory(steps, judged, next_value, mask, hparams)
         return env_state, trajectory, metrics
 
     def evaluate(params: Params, frozen: Any, trajectory: Trajectory | Steps) -> Evaluation:
