@@ -26,10 +26,15 @@ class Paths(NamedTuple):
     reward: jax.Array
 
 
+def fresh(*arrays: np.ndarray) -> list[jax.Array]:
+    """Convert copies: tracing remembers an array's first conversion, whatever the precision is by then."""
+    return [jnp.asarray(x.copy()) for x in arrays]
+
+
 def expected_return(logits: jax.Array) -> jax.Array:
     """Return J(theta), differentiable through the process: the state distribution is pushed forward."""
-    policy, total = jax.nn.softmax(logits), 0.0
-    occupancy, transition, reward = map(jnp.asarray, (START, TRANSITION, REWARD))
+    policy, total = jax.nn.softmax(jnp.asarray(logits)), 0.0
+    occupancy, transition, reward = fresh(START, TRANSITION, REWARD)
     for _ in range(HORIZON):
         joint = occupancy[:, None] * policy
         total += jnp.sum(joint * reward)
@@ -39,8 +44,8 @@ def expected_return(logits: jax.Array) -> jax.Array:
 
 def state_values(logits: jax.Array) -> jax.Array:
     """Return V_t(s), [T, S], by backward induction."""
-    policy, value, values = jax.nn.softmax(logits), jnp.zeros(STATES), []
-    transition, reward = map(jnp.asarray, (TRANSITION, REWARD))
+    policy, value, values = jax.nn.softmax(jnp.asarray(logits)), jnp.zeros(STATES), []
+    transition, reward = fresh(TRANSITION, REWARD)
     for _ in range(HORIZON):
         value = jnp.sum(policy * (reward + transition @ value), axis=1)
         values.append(value)
@@ -52,15 +57,15 @@ def all_paths(logits: jax.Array) -> tuple[Paths, jax.Array]:
     pairs = list(itertools.product(range(STATES), range(ACTIONS)))
     steps = jnp.asarray(list(itertools.product(pairs, repeat=HORIZON)))
     state, action = steps[..., 0], steps[..., 1]
-    start, transition, reward = map(jnp.asarray, (START, TRANSITION, REWARD))
+    start, transition, reward = fresh(START, TRANSITION, REWARD)
     moves = jnp.prod(transition[state[:, :-1], action[:, :-1], state[:, 1:]], axis=1)
-    choices = jnp.prod(jax.nn.softmax(logits)[state, action], axis=1)
+    choices = jnp.prod(jax.nn.softmax(jnp.asarray(logits))[state, action], axis=1)
     return Paths(state, action, reward[state, action]), start[state[:, 0]] * moves * choices
 
 
 def sample_paths(key: jax.Array, logits: jax.Array, num: int) -> Paths:
     """Draw paths."""
-    start, transition, reward = map(jnp.asarray, (START, TRANSITION, REWARD))
+    start, transition, reward = fresh(START, TRANSITION, REWARD)
 
     def step(state, key):
         key_action, key_state = jax.random.split(key)

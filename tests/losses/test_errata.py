@@ -50,33 +50,35 @@ def test_h2_the_action_is_the_argmax_and_the_error_a_difference():
         assert abs(jax.grad(printed)(target)) > 1.0
 
 
-def expected_gradient(ret_of_paths):
-    """Enumerate every path in double precision: the exact expectation of the REINFORCE estimate."""
-    paths, probability = mdp.all_paths(mdp.LOGITS)
-    ret = jnp.asarray(ret_of_paths(paths))
+@jax.jit
+def expected_gradients(logits, paths, probability, baselines):
+    """Sum over every path: the expectations of two REINFORCE estimates, each [B, S, A].
 
-    def objective(logits):
-        per_step = -L.reinforce_loss(mdp.log_probs(logits, paths), ret)
-        return jnp.sum(jax.lax.stop_gradient(probability) * per_step.sum(axis=1))
+    `baselines` is [B, S]. Printed: sum_t grad log pi_t times sum_t (R_t - b(s_t)); ours: the sum from t on.
+    """
 
-    return np.asarray(jax.jit(jax.grad(objective))(mdp.LOGITS))
+    def expectation(ret):
+        objective = lambda logits: probability @ -L.reinforce_loss(mdp.log_probs(logits, paths), ret).sum(1)
+        return jax.grad(objective)(logits)
+
+    def both(baseline):
+        b = baseline[paths.state]
+        whole = jnp.broadcast_to((paths.reward - b).sum(1, keepdims=True), b.shape)
+        return expectation(whole), expectation(jax.vmap(L.reward_to_go)(paths.reward) - b)
+
+    return jax.lax.map(both, baselines)
 
 
 def test_h4_a_state_baseline_belongs_inside_the_sum_over_steps():
-    """Printed: sum_t grad log pi_t times sum_t (R_t - b(s_t)). Later b(s_t') depend on a_t: biased."""
+    """Printed: the baselines summed over the path too. Later b(s_t') depend on a_t: biased, or constant."""
     with jax.enable_x64(True):
-        exact = np.asarray(jax.grad(mdp.expected_return)(mdp.LOGITS))
-        baseline = jnp.asarray([0.8, -0.5, 0.3])
-        of_state, constant = lambda p: baseline[p.state], lambda p: jnp.full(p.state.shape, 0.8)
-        printed = lambda b: (
-            lambda p: jnp.broadcast_to((p.reward - b(p)).sum(1, keepdims=True), p.reward.shape)
-        )
-        ours = lambda b: lambda p: jax.vmap(L.reward_to_go)(p.reward) - b(p)
-        bias = lambda ret: np.abs(expected_gradient(ret) - exact).max()
-        assert np.abs(exact).max() > 0.1
-        assert bias(printed(of_state)) > 1e-2
-        for ret in (printed(constant), ours(of_state), ours(constant)):
-            assert bias(ret) < 1e-10
+        logits, of_state_and_constant = jnp.asarray(mdp.LOGITS), jnp.asarray([[0.8, -0.5, 0.3], [0.8] * 3])
+        exact = np.asarray(jax.grad(mdp.expected_return)(logits))
+        gradients = expected_gradients(logits, *mdp.all_paths(logits), of_state_and_constant)
+        bias_printed, bias_ours = (np.abs(np.asarray(x) - exact[None]).max(axis=(1, 2)) for x in gradients)
+    assert np.abs(exact).max() > 0.1
+    assert bias_printed[0] > 1e-2
+    assert max(bias_printed[1], *bias_ours) < 1e-10
 
 
 def fitted_values(target, sweeps=400):
@@ -139,22 +141,23 @@ def test_h6_a_value_of_each_prefix_keeps_the_gradient():
     value_of_prompt = jnp.full((2, 2), p[0] @ value_of_prefix)
     baselines = value_of_prompt, jnp.broadcast_to(value_of_prefix[:, None], (2, 2))
     objective = lambda x: -jnp.sum(jax.nn.softmax(x)[0][:, None] * jax.nn.softmax(x)[1:] * reward)
-    np.testing.assert_allclose(jax.grad(loss)(logits, baselines), jax.grad(objective)(logits), atol=1e-6)
+    ours, exact = jax.jit(lambda x, b: (jax.grad(loss)(x, b), jax.grad(objective)(x)))(logits, baselines)
+    np.testing.assert_allclose(ours, exact, atol=1e-6)
 
 
 def test_h8_a_prompt_weighs_the_same_whatever_the_number_of_pairs_or_prompts():
     """Printed: -1/N E[...]: the mean divided again, so that twice the data halves the gradient."""
     scores = jnp.array([[1.0, 0.2, -0.3], [0.4, 0.5, 0.1]])
     twice = jnp.concatenate([scores, scores])
-    ours = lambda s: jnp.mean(jax.vmap(L.all_pairs)(s))
+    ours = jax.jit(lambda s: jnp.mean(jax.vmap(L.all_pairs)(s)))
     printed = lambda s: ours(s) / s.shape[0]
     np.testing.assert_allclose(ours(twice), ours(scores), rtol=1e-6)
     np.testing.assert_allclose(printed(twice), printed(scores) / 2, rtol=1e-6)
     pairs = [(0, 1), (0, 2), (1, 2)]
-    by_hand = np.mean([[L.bradley_terry(s[i], s[j]) for i, j in pairs] for s in scores])
+    by_hand = np.mean([[np.logaddexp(0.0, s[j] - s[i]) for i, j in pairs] for s in np.asarray(scores)])
     np.testing.assert_allclose(ours(scores), by_hand, rtol=1e-6)
-    tied = [jnp.zeros(k) for k in (2, 4, 9)]
-    np.testing.assert_allclose([L.all_pairs(s) for s in tied], np.log(2), rtol=1e-6)
+    tied = [jnp.zeros((1, k)) for k in (2, 9)]
+    np.testing.assert_allclose([ours(s) for s in tied], np.log(2), rtol=1e-6)
 
 
 def test_h9_exploration_is_a_term_of_the_objective():
