@@ -147,6 +147,62 @@ def test_bfloat16_is_computed_in_float32(name):
     assert all(np.all(np.isfinite(g)) for g in gradients)
 
 
+X, INDEX = jax.ShapeDtypeStruct((8,), jnp.bfloat16), jnp.zeros(8, jnp.int32)
+MATRIX = jax.ShapeDtypeStruct((8, 4), jnp.bfloat16)
+SCALAR = jax.ShapeDtypeStruct((), jnp.bfloat16)
+STEP = X, 0, SCALAR, SCALAR, X
+BF16_TYPES = {
+    L.td_target: STEP[2:],
+    L.td_error: (SCALAR,) * 4,
+    L.q_learning_error: STEP,
+    L.double_q_error: (*STEP, X),
+    L.sarsa_error: (*STEP, 0),
+    L.expected_sarsa_error: (*STEP, X),
+    L.categorical_projection: (X, X, X),
+    L.categorical_q_loss: (MATRIX, 0, SCALAR, SCALAR, MATRIX, jax.ShapeDtypeStruct((4,), jnp.bfloat16)),
+    L.quantile_regression_loss: (X, X, X),
+    L.lambda_error: (X,) * 5,
+    partial(L.n_step_error, n=3): (X,) * 5,
+    L.trajectory_return: (X, X),
+    L.importance_ratio: (X, X),
+    L.reinforce_loss: (X, X),
+    L.actor_critic_loss: (X, X),
+    L.surrogate: (X,) * 3,
+    partial(L.kl_penalty_surrogate, kl_coef=0.1): (X,) * 4,
+    L.q_advantage: (MATRIX, MATRIX, INDEX),
+    L.average_baseline: (X,),
+    L.vanilla_loss: (X, X),
+    L.variance_stabilised_loss: (X,) * 3,
+    partial(L.exploration_stabilised_loss, exploration_coef=0.1): (X,) * 3,
+    partial(L.drift_stabilised_loss, exploration_coef=0.1, drift_coef=0.1): (X,) * 4,
+    partial(L.ipo, beta=0.1): (X,) * 4,
+    partial(L.kto, beta=0.1): (X,) * 4,
+    partial(L.orpo, beta=0.1): (X, X),
+    partial(L.simpo, beta=0.1, margin=0.1): (X, X),
+    partial(L.slic, delta=0.1, target_weight=0.1): (X,) * 3,
+    partial(L.grpo, clip=0.2): (X, X, SCALAR, X),
+    partial(L.dr_grpo, clip=0.2): (X, X, SCALAR, X),
+    partial(L.gspo, clip=0.2): (X, X, SCALAR, X),
+    L.leave_one_out_advantages: (X,),
+    L.all_pairs: (X,),
+    L.reward_centring: (X, X),
+    L.score_regression: (X, X),
+    L.binary_label: (X, X),
+    L.gaussian_entropy: (X,),
+    L.token_log_prob: (MATRIX, INDEX),
+    L.next_token_loss: (MATRIX, INDEX),
+}
+
+
+def test_every_other_loss_of_bfloat16_is_float32():
+    for f, arguments in BF16_TYPES.items():
+        assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(f, *arguments))} == {jnp.float32}, f
+    tested = {getattr(f, "func", f) for f in (*BF16_TYPES, *(f for f, _ in BF16_CASES.values()))}
+    others = {"VTrace", "Categorical", "DiagonalGaussian", "TanhGaussian", "token_log_prob_chunked"}
+    others |= {"masking_noise", "gaussian_noise", "adapt_kl_coefficient", "proportional_kl_coefficient"}
+    assert {f.__name__ for f in tested} == set(L.__all__) - others
+
+
 def test_bfloat16_sums_do_not_stall():
     """In bfloat16 1 + ... + 1 stops at 256; next-token losses over a wide vocabulary would too."""
     ones = jnp.ones(4096, jnp.bfloat16)
