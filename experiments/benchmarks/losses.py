@@ -1,9 +1,21 @@
 """Our losses against rlax's, in turn in one process, at [B=256, T=128]; and GAE by two kinds of scan.
 
-Claim: no recursion (GAE, lambda returns, V-trace) and no loss with its gradient is slower than rlax's, and
-for one long stream the associative scan overtakes the loop.
+Claim: no recursion (GAE, lambda returns, V-trace) and no loss with its gradient is slower than rlax's.
 
-Measured: TO BE FILLED
+Measured (rlax 0.1.9, jax 0.10.2, two shared CPU cores; two runs; ours / rlax in calls a second, the median of
+200 rounds in alternating order, each row after a check that both give the same numbers). Ahead: GAE 1.04-1.07,
+n-step returns 1.25-1.48, V-trace 1.18-1.23, TD(lambda) with gradient 1.41, clipped surrogate 1.05-1.07,
+REINFORCE 1.9, entropy 1.6, categorical KL 1.7, Huber 1.15. Level to within 3%: lambda returns 0.99-1.00,
+discounted returns 0.99-1.00, Q-learning 1.00-1.02, double Q 1.01-1.03, expected SARSA 1.00-1.03. There both
+compile to the same loop or gather; neither unrolling the loop nor selecting by a mask made ours faster.
+
+The associative scan does not win on these two cores: for one stream or 16 of T = 64 to 65,536 it ran at
+0.10-0.57 of the loop's speed, and at 0.74 for 16 streams of 16,384. XLA's compiled loop needs about 4 ns a
+step, and log2(T) passes cross the memory more often than two cores can share out. A crossing point can only
+be found on hardware with many more lanes, where the second table looks for it.
+
+    pip install --no-deps rlax distrax tfp-nightly dm-env     # beside this package, in a scratch environment
+    python experiments/benchmarks/losses.py
 """
 
 import time
@@ -190,7 +202,8 @@ def main(config: Config) -> None:
         import rlax
     except ImportError as error:
         print(
-            f"rlax is absent ({error}): no comparison with it. pip install --no-deps rlax distrax tfp-nightly"
+            f"rlax is absent ({error}): no comparison with it. "
+            "pip install --no-deps rlax distrax tfp-nightly dm-env"
         )
     else:
         print(f"[B={config.batch}, T={config.time}] | ours /s | rlax /s | ratio, median [quartiles]")
