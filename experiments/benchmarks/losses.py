@@ -3,7 +3,7 @@
 Claim: no recursion (GAE, lambda returns, V-trace) and no loss with its gradient is slower than rlax's.
 
 Measured (rlax 0.1.9, jax 0.10.2, two shared CPU cores; two runs; ours / rlax in calls a second, the median of
-200 rounds in alternating order, each row after a check that both give the same numbers). Ahead: GAE 1.04-1.07,
+200 rounds in alternating order, each after a check that both give the same numbers). Ahead: GAE 1.04-1.07,
 n-step returns 1.25-1.48, V-trace 1.18-1.23, TD(lambda) with gradient 1.41, clipped surrogate 1.05-1.07,
 REINFORCE 1.9, entropy 1.6, categorical KL 1.7, Huber 1.15. Level to within 3%: lambda returns 0.99-1.00,
 discounted returns 0.99-1.00, Q-learning 1.00-1.02, double Q 1.01-1.03, expected SARSA 1.00-1.03. There both
