@@ -132,7 +132,7 @@ def solved(option, steps=2000):
     return dict(zip(PROBLEMS, np.asarray(jax.jit(jax.vmap(solve))(mdps, limits)), strict=True))
 
 
-FAST = ("plain", "categorical")
+FAST = ("plain",)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
