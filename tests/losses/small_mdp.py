@@ -55,12 +55,13 @@ def state_values(logits: jax.Array) -> jax.Array:
 def all_paths(logits: jax.Array) -> tuple[Paths, jax.Array]:
     """Return every path and its probability [N]; the probabilities sum to 1."""
     pairs = list(itertools.product(range(STATES), range(ACTIONS)))
-    steps = jnp.asarray(list(itertools.product(pairs, repeat=HORIZON)))
+    steps = np.array(list(itertools.product(pairs, repeat=HORIZON)))
     state, action = steps[..., 0], steps[..., 1]
-    start, transition, reward = fresh(START, TRANSITION, REWARD)
-    moves = jnp.prod(transition[state[:, :-1], action[:, :-1], state[:, 1:]], axis=1)
-    choices = jnp.prod(jax.nn.softmax(jnp.asarray(logits))[state, action], axis=1)
-    return Paths(state, action, reward[state, action]), start[state[:, 0]] * moves * choices
+    odds = np.exp(np.asarray(logits))
+    policy = odds / odds.sum(axis=1, keepdims=True)
+    moves = np.prod(TRANSITION[state[:, :-1], action[:, :-1], state[:, 1:]], axis=1)
+    probability = START[state[:, 0]] * moves * np.prod(policy[state, action], axis=1)
+    return Paths(*fresh(state, action, REWARD[state, action])), jnp.asarray(probability)
 
 
 def sample_paths(key: jax.Array, logits: jax.Array, num: int) -> Paths:

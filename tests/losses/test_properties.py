@@ -140,21 +140,27 @@ def path_gradients(paths: mdp.Paths, ret: jax.Array) -> jax.Array:
     return jax.vmap(jax.grad(loss), (None, 0, 0))(logits, paths, ret).reshape(ret.shape[0], -1)
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """Return the exact gradient [S * A] and the values V_t(s) [T, S]."""
+    both = lambda logits: (jax.grad(mdp.expected_return)(logits).ravel(), mdp.state_values(logits))
+    return [np.asarray(x) for x in jax.jit(both)(*mdp.fresh(mdp.LOGITS))]
+
+
 def test_paths_sum_to_one_and_give_the_exact_return():
     paths, probability = mdp.all_paths(mdp.LOGITS)
     close(probability.sum(), 1.0, rtol=1e-6)
     close(probability @ paths.reward.sum(1), mdp.expected_return(mdp.LOGITS), rtol=1e-5)
 
 
-def test_reinforce_is_exact_in_expectation():
+def test_reinforce_is_exact_in_expectation(exact):
     """Enumerated: whole return, reward-to-go, and that minus b or V all give jax.grad through the process."""
     paths, probability = mdp.all_paths(mdp.LOGITS)
-    exact = jax.grad(mdp.expected_return)(mdp.LOGITS).ravel()
     whole = jnp.broadcast_to(paths.reward.sum(1, keepdims=True), paths.reward.shape)
     to_go = jax.vmap(L.reward_to_go)(paths.reward)
-    values = mdp.state_values(mdp.LOGITS)[jnp.arange(mdp.HORIZON), paths.state]
+    values = exact[1][jnp.arange(mdp.HORIZON), paths.state]
     for ret in (whole, to_go, to_go - 3.0, to_go - values):
-        close(probability @ path_gradients(paths, ret), exact, atol=1e-6)
+        close(probability @ path_gradients(paths, ret), exact[0], atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -162,20 +168,19 @@ def samples():
     return jax.jit(mdp.sample_paths, static_argnums=2)(jax.random.key(0), mdp.LOGITS, 40_000)
 
 
-def test_reinforce_converges_to_the_exact_gradient(samples):
+def test_reinforce_converges_to_the_exact_gradient(samples, exact):
     """40,000 paths: all 6 coordinates within 4 standard errors (99.96% jointly); error ~ 1/sqrt(N)."""
-    exact = np.ravel(jax.grad(mdp.expected_return)(mdp.LOGITS))
     gradients = np.asarray(path_gradients(samples, jax.vmap(L.reward_to_go)(samples.reward)))
-    error = gradients.mean(0) - exact
+    error = gradients.mean(0) - exact[0]
     assert np.all(np.abs(error) < 4 * gradients.std(0, ddof=1) / np.sqrt(len(gradients)) + 1e-6)
-    rms = [np.sqrt(np.mean((gradients.reshape(-1, n, 6).mean(1) - exact) ** 2)) for n in (100, 1600)]
+    rms = [np.sqrt(np.mean((gradients.reshape(-1, n, 6).mean(1) - exact[0]) ** 2)) for n in (100, 1600)]
     assert 3.0 < rms[0] / rms[1] < 5.0
 
 
-def test_a_baseline_keeps_the_mean_and_lowers_the_variance(samples):
+def test_a_baseline_keeps_the_mean_and_lowers_the_variance(samples, exact):
     """Paired differences within 4 standard errors of 0; variance ratio's 99% bootstrap interval below 1."""
     to_go = jax.vmap(L.reward_to_go)(samples.reward)
-    values = mdp.state_values(mdp.LOGITS)[jnp.arange(mdp.HORIZON), samples.state]
+    values = exact[1][jnp.arange(mdp.HORIZON), samples.state]
     average = L.average_baseline(to_go)
     plain = np.asarray(path_gradients(samples, to_go))[:10_000]
     rng = np.random.default_rng(0)
