@@ -4,12 +4,29 @@ import re
 from pathlib import Path
 from pydoc_data.topics import topics
 
-__all__ = ["paragraphs", "python_topics", "read_text", "sentences"]
+from jaxrl_align.data.files import DataFile, find_file
+
+__all__ = ["paragraphs", "python_topics", "read_text", "sentences", "tiny_shakespeare"]
+
+TINY_SHAKESPEARE = DataFile(
+    "text/tinyshakespeare.txt",
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
 
 
 def python_topics() -> str:
     """Return CPython's own language reference, about 465 kB of English that lies on every machine."""
     return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def tiny_shakespeare() -> str:
+    """Return 1,115,394 characters of Shakespeare's plays, Karpathy's selection (MIT licence).
+
+    Raises:
+      FileNotFoundError, ImportError: the file is nowhere and cannot be fetched; see `data.files.find_file`.
+    """
+    return read_text(find_file(TINY_SHAKESPEARE))
 
 
 def read_text(path: str | Path) -> str:
