@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from gymnax.environments import spaces
 
 from jaxrl_align.actors.actions import Distribution, make_distribution, output_shape, to_environment
+from jaxrl_align.actors.normalisation import normalise_steps, normalised, start_normaliser
 from jaxrl_align.actors.rollout import (
     WINDOW,
     EnvState,
@@ -211,6 +212,8 @@ def make_actor(
     distribution: Distribution = Categorical,
     critic: Critic = "state",
     whole_episodes: bool = False,
+    normalise_obs: bool = False,
+    normalise_reward: bool = False,
 ) -> Actor:
     """Build the actor that runs a stochastic policy in `num_envs` copies of an environment.
 
@@ -230,6 +233,10 @@ def make_actor(
         policy where none follows), or max Q(s', .).
       whole_episodes: every rollout starts anew and each environment plays one episode, the rest is padding,
         as Monte Carlo returns need it; `num_steps` should be the environment's time limit.
+      normalise_obs: observations are standardised by their running moments, which `env_state.normaliser`
+        carries; to play the policy elsewhere see `normalisation.normalised`.
+      normalise_reward: rewards are divided by the running deviation of the discounted return; metrics keep
+        the environment's unit.
 
     Returns:
       An `Actor`; `hparams` must have `gamma` and `gae_lambda`, `batch` and `frozen` are not read. A rollout's
@@ -264,12 +271,14 @@ def make_actor(
         return net.init(key, jnp.zeros(obs.shape, obs.dtype))
 
     def init_env(key: chex.PRNGKey, hparams: Any) -> GymState:
-        return start(environment, env_params, key, num_envs)
+        state = start(environment, env_params, key, num_envs)
+        normaliser = start_normaliser(state.envs.obs, of_obs=normalise_obs, of_reward=normalise_reward)
+        return state._replace(normaliser=normaliser)
 
     def rollout(
         params: Params, frozen: Any, env_state: GymState, key: chex.PRNGKey, hparams: Any, batch: Any = None
     ) -> tuple[GymState, Trajectory, Metrics]:
-        policy = sampled(net, params, distribution)
+        policy = normalised(sampled(net, params, distribution), env_state.normaliser)
         if whole_episodes:
             key, key_start = jax.random.split(key)
             env_state = env_state._replace(envs=start(environment, env_params, key_start, num_envs).envs)
@@ -277,6 +286,9 @@ def make_actor(
             env_state.envs, jax.random.split(key, num_envs)
         )
         mask = first_episodes(steps) if whole_episodes else jnp.ones_like(steps.reward)
+        if env_state.normaliser is not None:
+            normaliser, steps = normalise_steps(env_state.normaliser, steps, hparams.gamma)
+            env_state = env_state._replace(normaliser=normaliser)
         # The critic is not needed to act: both its passes run once over all steps, outside the scan.
         judged = evaluate_all(params, steps)
         next_value = over_steps(params, steps.final_obs)

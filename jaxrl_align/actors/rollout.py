@@ -71,6 +71,8 @@ class GymState(NamedTuple):
     """[100] ring of the last finished episodes' returns, 0 where still empty."""
     finished: chex.Array
     """[] int32 episodes finished since the start."""
+    normaliser: Any = None
+    """Running moments of observations and returns, of `actors.normalisation`; None if they are left alone."""
 
 
 def reset(environment: Any, env_params: Any, key: chex.PRNGKey) -> EnvState:
@@ -154,7 +156,7 @@ def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[
         "episode_length_sum": jnp.sum(jnp.where(done, steps.episode_length.T.ravel(), 0), dtype=jnp.int32),
         "episode_return_last100": jnp.where(held > 0, jnp.sum(recent) / jnp.maximum(held, 1), jnp.nan),
     }
-    return GymState(envs, recent, finished), metrics
+    return gym_state._replace(envs=envs, recent_returns=recent, finished=finished), metrics
 
 
 def first_episodes(steps: Steps) -> chex.Array:
