@@ -51,11 +51,13 @@ class LanguageModel(NamedTuple):
     config: TransformerConfig
     init: Callable[[chex.PRNGKey], Params]
     encode: Callable[..., tuple[chex.Array, Cache | None]]
-    """`(params, tokens[L], mask[L], cache=None, start=0, positions=None, adapter=None) -> (hidden, cache)`.
+    """`(params, tokens[L], mask[L], cache=None, start=0, positions=None, adapter=None, segments=None)
+    -> (hidden, cache)`.
 
     Without a cache, `mask` covers the tokens. With one, the tokens are written to its slots `start, ...`,
-    `mask` covers all of its slots, and `positions` [L] must be given. `hidden` is [L, width], after the last
-    norm.
+    `mask` covers all of its slots, and `positions` [L] must be given. Several documents may be packed into
+    one sequence, one behind the other, without a cache: `segments` [L] int gives each document's number, tokens
+    attend within their own document and positions restart with it. `hidden` is [L, width], after the last norm.
     """
     logits: Callable[[Params, chex.Array], chex.Array]
     """`(params, hidden[..., width]) -> [..., vocab_size]`, float32."""
@@ -63,17 +65,25 @@ class LanguageModel(NamedTuple):
     """`length -> Cache` of zeros."""
 
 
-def positions_of(mask: chex.Array) -> chex.Array:
+def positions_of(mask: chex.Array, segments: chex.Array | None = None) -> chex.Array:
     """Return each token's position, the number of real tokens before it: an exclusive cumulative sum.
 
     Args:
       mask: [L] 1 for a real token, 0 for padding.
+      segments: [L] int, the number of the document that a token belongs to, each document in one piece; the
+        count restarts with every document.
 
     Returns:
       [L] int32, 0 for padding.
     """
     mask = mask.astype(jnp.int32)
-    return (jnp.cumsum(mask) - mask) * mask
+    before = jnp.cumsum(mask) - mask
+    if segments is not None:
+        chex.assert_equal_shape([mask, segments])
+        # The count never falls, so its running maximum over the documents' starts is the last start's.
+        begins = jnp.concatenate([jnp.zeros(1, bool), segments[1:] != segments[:-1]])
+        before = before - jax.lax.cummax(jnp.where(begins, before, 0))
+    return before * mask
 
 
 class Linear(nn.Module):
@@ -184,16 +194,21 @@ def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> L
         start: chex.Numeric = 0,
         positions: chex.Array | None = None,
         adapter: Params | None = None,
+        segments: chex.Array | None = None,
     ) -> tuple[chex.Array, Cache | None]:
         chex.assert_rank([tokens, mask], 1)
         if cache is None:
             chex.assert_equal_shape([tokens, mask])
-            positions = positions_of(mask) if positions is None else positions
+            positions = positions_of(mask, segments) if positions is None else positions
         elif positions is None:
             raise ValueError("encode with a cache needs the tokens' positions")
+        elif segments is not None:
+            raise ValueError("packed documents have no cache; pass segments without one, or one document")
         query_slot = start + jnp.arange(tokens.shape[0])[:, None]
         key_slot = jnp.arange(mask.shape[0])[None, :]
         real = (mask > 0)[None, :]
+        if segments is not None:
+            real = real & (segments[:, None] == segments[None, :])
         # A padded token reads itself, so that its softmax has something to sum and stays finite.
         attend = ((key_slot <= query_slot) & real) | (key_slot == query_slot)
         variables = {"params": params} | ({} if adapter is None else {"lora": adapter})

@@ -112,6 +112,33 @@ def test_a_sequence_of_padding_alone_stays_finite():
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize(
+    ("mask", "segments", "expected"),
+    [
+        ([1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 1, 0, 1, 2]),
+        ([0, 1, 1, 1, 0], [3, 3, 3, 7, 7], [0, 0, 1, 0, 0]),
+        ([1, 1, 0, 1, 1], [5, 5, 5, 5, 2], [0, 1, 0, 2, 0]),
+        ([1, 1, 1, 1, 1], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]),
+    ],
+)
+def test_positions_restart_with_every_document(mask, segments, expected):
+    for read in (positions_of, jax.jit(positions_of)):
+        np.testing.assert_array_equal(read(jnp.array(mask), jnp.array(segments)), expected)
+
+
+def test_packed_documents_do_not_see_each_other():
+    """Issue 7: packed equals unpacked, padding in between included."""
+    mask = jnp.array([1.0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0])
+    tokens = jnp.concatenate([TOKENS[:4], jnp.array([6]), TOKENS, jnp.array([8])])
+    segments = jnp.array([4] * 5 + [1] * 7 + [2])
+    pack = lambda tokens: LM.logits(PARAMS, encode(PARAMS, tokens, mask, segments=segments)[0])
+    packed = pack(tokens)
+    alone = forward(TOKENS, jnp.ones(7))
+    np.testing.assert_allclose(packed[:4], alone[:4], atol=1e-5)
+    np.testing.assert_allclose(packed[5:12], alone, atol=1e-5)
+    np.testing.assert_array_equal(pack(tokens.at[:5].set(11))[5:12], packed[5:12])
+
+
 @pytest.mark.parametrize("prefilled", [1, 4])
 def test_cached_logits_equal_a_full_pass(prefilled):
     """Requirement 17: token by token through the cache, behind left padding."""
@@ -214,6 +241,13 @@ def test_a_cache_needs_positions():
         LM.encode(PARAMS, TOKENS, jnp.ones(7), LM.init_cache(7))
 
 
+def test_packed_documents_have_no_cache():
+    with pytest.raises(ValueError, match="packed documents have no cache; pass segments without one"):
+        LM.encode(PARAMS, TOKENS, jnp.ones(7), LM.init_cache(7), 0, jnp.arange(7), segments=jnp.ones(7, int))
+
+
 def test_tokens_and_mask_of_unequal_length_are_refused():
     with pytest.raises(AssertionError):
         LM.encode(PARAMS, TOKENS, jnp.ones(8))
+    with pytest.raises(AssertionError):
+        LM.encode(PARAMS, TOKENS, jnp.ones(7), segments=jnp.ones(8, int))
