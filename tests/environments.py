@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
 
+from jaxrl_align.actors.actions import MultiDiscrete
 from jaxrl_align.actors.tabular import make_mdp
 
 PROBES = {
@@ -50,3 +51,18 @@ class Target:
 
     def action_space(self, params):
         return spaces.Box(-1.0, 2.0, (1,))
+
+
+class Lock:
+    """One step that pays 1 for each wheel of a lock at its number: 2 of 3, 0 of 2, 3 of 4."""
+
+    def reset(self, key, params):
+        return jnp.ones(1), jnp.zeros(())
+
+    def step(self, key, state, action, params):
+        obs, state = self.reset(key, params)
+        reward = jnp.sum(action == jnp.array([2, 0, 3]))
+        return obs, state, reward, jnp.array(True), jnp.array(False), {"final_observation": obs}
+
+    def action_space(self, params):
+        return MultiDiscrete((3, 2, 4))

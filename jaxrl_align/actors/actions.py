@@ -1,18 +1,35 @@
 """Action spaces: which distributions fit one, and how a draw becomes what the environment takes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.losses import Categorical, DiagonalGaussian, TanhGaussian
+from jaxrl_align.losses import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 
-__all__ = ["Distribution", "make_distribution", "output_shape", "to_environment"]
+__all__ = ["Distribution", "MultiDiscrete", "make_distribution", "output_shape", "to_environment"]
 
-Distribution = type[Categorical] | type[DiagonalGaussian] | type[TanhGaussian]
-"""What a net's policy output parametrises: logits [A], or a pair (mean [D], log_std [D])."""
+Distribution = type[Categorical] | type[MultiCategorical] | type[DiagonalGaussian] | type[TanhGaussian]
+"""What a net's policy output parametrises: logits [A] or [K, A], or a pair (mean [D], log_std [D])."""
+
+
+class MultiDiscrete(NamedTuple):
+    """The space of K choices made at once, which gymnax lacks; any space with `nvec` is taken for one."""
+
+    nvec: tuple[int, ...]
+    """How many actions each choice is among."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one action: (K,)."""
+        return (len(self.nvec),)
+
+    def sample(self, key: chex.PRNGKey) -> chex.Array:
+        """Draw an action [K], every choice uniformly."""
+        return jax.random.randint(key, self.shape, 0, jnp.array(self.nvec))
 
 
 def make_distribution(kind: Distribution, output: Any) -> Any:
@@ -21,22 +38,36 @@ def make_distribution(kind: Distribution, output: Any) -> Any:
 
 
 def output_shape(kind: Distribution, space: Any) -> Any:
-    """Return the shape of the policy output that a space needs: `(A,)`, or a pair of its action's shape.
+    """Return the shape of the policy output that a space needs.
+
+    It is `(A,)` for one choice, `(K, A)` for K of at most A actions each, and for a Box a pair of its
+    action's shape.
 
     Raises:
       ValueError: if the distribution does not fit the space.
     """
-    discrete = hasattr(space, "n")
-    if discrete != (kind is Categorical) or not (discrete or hasattr(space, "low")):
+    fitting = _fitting(space)
+    if kind not in fitting:
         raise ValueError(
             f"{kind.__name__} does not fit the action space {type(space).__name__}; take Categorical for a "
-            f"discrete space (a single choice), DiagonalGaussian or TanhGaussian for a Box"
+            f"discrete space (a single choice), MultiCategorical for several choices at once (a space with "
+            f"nvec), DiagonalGaussian or TanhGaussian for a Box"
         )
-    if discrete:
+    if kind is Categorical:
         return (int(space.n),)
+    if kind is MultiCategorical:
+        return (len(space.nvec), int(max(space.nvec)))
     if kind is TanhGaussian and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError("TanhGaussian needs a Box with finite bounds; take DiagonalGaussian")
     return (tuple(space.shape),) * 2
+
+
+def _fitting(space: Any) -> tuple[Distribution, ...]:
+    if hasattr(space, "nvec"):
+        return (MultiCategorical,)
+    if hasattr(space, "n"):
+        return (Categorical,)
+    return (DiagonalGaussian, TanhGaussian) if hasattr(space, "low") else ()
 
 
 def to_environment(kind: Distribution, space: Any) -> Callable[[chex.Array], chex.Array]:

@@ -222,8 +222,8 @@ def make_actor(
 
     Args:
       env: a gymnax name such as "CartPole-v1", or (environment, params).
-      net: `(params, obs) -> (policy, value)`: logits [A], A the environment's number of actions, or a pair
-        (mean, log_std) of its action's shape; and what `critic` says.
+      net: `(params, obs) -> (policy, value)`: logits [A], A the environment's number of actions, or [K, A]
+        for K choices, or a pair (mean, log_std) of its action's shape; and what `critic` says.
       num_envs: B, environments side by side.
       num_steps: T, steps of each per rollout.
       distribution: what the policy output parametrises; a DiagonalGaussian's draws are clipped to the action

@@ -6,7 +6,7 @@ from jaxrl_align.losses.distributional import (
     categorical_q_loss,
     quantile_regression_loss,
 )
-from jaxrl_align.losses.distributions import Categorical, DiagonalGaussian, TanhGaussian
+from jaxrl_align.losses.distributions import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 from jaxrl_align.losses.divergences import categorical_kl, entropy, gaussian_entropy, gaussian_kl, kl_estimate
 from jaxrl_align.losses.groups import dr_grpo, group_advantages, grpo, gspo, leave_one_out_advantages
 from jaxrl_align.losses.likelihood import (
@@ -71,6 +71,7 @@ from jaxrl_align.losses.values import (
 __all__ = [
     "Categorical",
     "DiagonalGaussian",
+    "MultiCategorical",
     "TanhGaussian",
     "VTrace",
     "actor_critic_loss",

@@ -48,6 +48,39 @@ class Categorical(NamedTuple):
         return jnp.argmax(self.logits, axis=-1)
 
 
+class MultiCategorical(NamedTuple):
+    """K independent choices at once, each among A actions: a product of categoricals.
+
+        log p(a_1 ... a_K) = sum_k logits_{k, a_k} - logsumexp(logits_k)
+
+    `logits` is [..., K, A]; -inf forbids an action, and fills the rows of choices with fewer than A.
+
+    Source: the product rule; Tavakoli, Pardo & Kormushev 2018.
+    """
+
+    logits: chex.Array
+
+    def log_prob(self, action: chex.Array) -> chex.Array:
+        """Return the log-probability [...] in nats of integer actions [..., K]."""
+        return jnp.sum(Categorical(self.logits).log_prob(action), axis=-1)
+
+    def entropy(self) -> chex.Array:
+        """Return the entropy [...] in nats, the sum of the choices'."""
+        return jnp.sum(entropy(self.logits), axis=-1)
+
+    def kl(self, other: "MultiCategorical") -> chex.Array:
+        """Return KL(self || other), [...] in nats, the sum of the choices'."""
+        return jnp.sum(categorical_kl(self.logits, other.logits), axis=-1)
+
+    def sample(self, key: chex.PRNGKey) -> chex.Array:
+        """Draw actions [..., K]."""
+        return Categorical(self.logits).sample(key)
+
+    def mode(self) -> chex.Array:
+        """Return the likeliest actions [..., K]."""
+        return Categorical(self.logits).mode()
+
+
 class DiagonalGaussian(NamedTuple):
     """Independent Gaussians, one for each of D coordinates.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl_align.types import Params
 
-__all__ = ["Net", "make_actor_critic_net", "make_gaussian_net"]
+__all__ = ["Net", "make_actor_critic_net", "make_gaussian_net", "make_multi_discrete_net"]
 
 Activation = Callable[[chex.Array], chex.Array]
 
@@ -23,7 +23,8 @@ class Net(NamedTuple):
     init: Callable[[chex.PRNGKey, chex.Array], Params]
     """`(key, obs) -> params`; `obs` gives the shape only."""
     apply: Callable[[Params, chex.Array], tuple[Any, chex.Array]]
-    """`(params, obs[...]) -> (policy, value)`: logits [A] or (mean, log_std), and V [] or Q [A]."""
+    """`(params, obs[...]) -> (policy, value)`: logits [A] or [K, A] or (mean, log_std), and
+    V [] or Q [A]."""
 
 
 @jax.custom_batching.sequential_vmap
@@ -148,6 +149,42 @@ def make_gaussian_net(
     def apply(params: Params, obs: chex.Array) -> tuple[tuple[chex.Array, chex.Array], chex.Array]:
         mean, value = module.apply({"params": params}, obs)
         return (mean.reshape(shape), params["log_std"]), value[0]
+
+    return Net(init, apply)
+
+
+def make_multi_discrete_net(
+    choices: Sequence[int],
+    hidden: Sequence[int] = (64, 64),
+    activation: Activation = jnp.tanh,
+    *,
+    shared: bool = False,
+) -> Net:
+    """Build a policy of several choices at once and a critic; initialised as `make_actor_critic_net`.
+
+    Args:
+      choices: how many actions each of the K choices is among; A is the largest of them.
+      hidden: widths of the hidden layers, from the observation on; the same for policy and critic.
+      activation: applied after every hidden layer.
+      shared: policy and critic read the same hidden layers instead of their own.
+
+    Returns:
+      A `Net` whose policy output is logits [K, A], -inf where a choice has fewer than A actions.
+
+    Raises:
+      ValueError: if a count or width is below 1.
+    """
+    _check_sizes(choices=tuple(choices), hidden=tuple(hidden))
+    shape = (len(choices), max(choices))
+    allowed = np.arange(shape[1])[None] < np.array(choices)[:, None]
+    module = _ActorCritic(math.prod(shape), 1, tuple(hidden), activation, shared)
+
+    def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
+        return module.init(key, obs)["params"]
+
+    def apply(params: Params, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
+        logits, value = module.apply({"params": params}, obs)
+        return jnp.where(allowed, logits.reshape(shape), -jnp.inf), value[0]
 
     return Net(init, apply)
 

@@ -27,6 +27,25 @@ def test_categorical():
     assert observed[3] == 0
 
 
+def test_a_product_of_categoricals_is_their_sum():
+    """Two choices, the second of two actions only; joint probabilities by hand."""
+    logits = jnp.array([[0.3, -1.0, 2.0], [0.5, 0.0, -jnp.inf]])
+    other = jnp.array([[0.0, 0.0, 0.0], [0.0, 1.0, -jnp.inf]])
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in map(np.asarray, (logits, other)))
+    joint, joint_q = (np.outer(x[0], x[1])[:, :2] for x in (p, q))
+    check(lambda x, a: L.MultiCategorical(x).log_prob(a), np.log(joint[2, 1]), logits, jnp.array([2, 1]))
+    check(lambda x: L.MultiCategorical(x).entropy(), -np.sum(joint * np.log(joint)), logits)
+    check(lambda x: L.MultiCategorical(x).mode(), [2, 0], logits)
+    kl = np.sum(joint * np.log(joint / joint_q))
+    check(lambda x, y: L.MultiCategorical(x).kl(L.MultiCategorical(y)), kl, logits, other)
+    draws = jax.vmap(L.MultiCategorical(logits).sample)(jax.random.split(jax.random.key(0), 20_000))
+    observed = np.bincount(draws[:, 0] * 2 + draws[:, 1], minlength=6) / 20_000
+    expected = joint.ravel()
+    assert np.all(np.abs(observed - expected) < 4 * np.sqrt(expected * (1 - expected) / 20_000))
+    gradient = jax.grad(lambda x: L.MultiCategorical(x).entropy())(logits)
+    assert np.isfinite(gradient).all() and gradient[1, 2] == 0
+
+
 def test_diagonal_gaussian():
     gaussian = L.DiagonalGaussian(MEAN, LOG_STD)
     expected = -0.5 * 2 * np.log(2 * np.pi) - 0.2 + 0.5

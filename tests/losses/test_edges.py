@@ -199,7 +199,14 @@ def test_every_other_loss_of_bfloat16_is_float32():
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(f, *arguments))}
         assert dtypes == {np.dtype(np.float32)}, f
     tested = {getattr(f, "func", f) for f in (*BF16_TYPES, *(f for f, _ in BF16_CASES.values()))}
-    others = {"VTrace", "Categorical", "DiagonalGaussian", "TanhGaussian", "token_log_prob_chunked"}
+    others = {
+        "VTrace",
+        "Categorical",
+        "MultiCategorical",
+        "DiagonalGaussian",
+        "TanhGaussian",
+        "token_log_prob_chunked",
+    }
     others |= {"masking_noise", "gaussian_noise", "adapt_kl_coefficient", "proportional_kl_coefficient"}
     assert {f.__name__ for f in tested} == set(L.__all__) - others
 
