@@ -1,0 +1,91 @@
+"""A feed-forward classifier whose hidden layers can be trained one at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align.types import Params
+
+__all__ = ["LayeredNet", "fan_in_uniform", "make_layered_net"]
+
+
+GLOROT = jax.nn.initializers.glorot_uniform()
+
+
+class LayeredNet(NamedTuple):
+    """Pure functions over `{"layers": (layer, ...), "head": layer}`, where a layer is `{"kernel", "bias"}`.
+
+    Each takes ONE example; the caller vmaps.
+    """
+
+    input_dim: int
+    widths: tuple[int, ...]
+    num_classes: int
+    activation: Callable[[chex.Array], chex.Array]
+    init: Callable[[chex.PRNGKey], Params]
+    """`key -> params`."""
+    init_head: Callable[[chex.PRNGKey, int], Params]
+    """`(key, width) -> head` of zero biases that reads a code of this width."""
+    encode: Callable[[Sequence[Params], chex.Array], chex.Array]
+    """`(layers, x) -> code`: runs the layers it is given, all of them or any consecutive few."""
+    classify: Callable[[Params, chex.Array], chex.Array]
+    """`(head, code) -> logits [num_classes]`."""
+
+
+def fan_in_uniform(key: chex.PRNGKey, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> chex.Array:
+    """Draw a kernel from U(-1/sqrt(in), 1/sqrt(in)), as was the custom before Glorot & Bengio (2010)."""
+    bound = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def make_layered_net(
+    input_dim: int,
+    widths: Sequence[int],
+    num_classes: int,
+    *,
+    activation: Callable[[chex.Array], chex.Array] = jax.nn.sigmoid,
+    kernel_init: Callable[..., chex.Array] = GLOROT,
+) -> LayeredNet:
+    """Build `x -> f(x W_1 + b_1) -> ... -> code -> code V + c`.
+
+    Args:
+      input_dim: length of an example.
+      widths: the hidden layers', first to last; none makes a linear classifier.
+      num_classes: length of the logits.
+      activation: f, applied after every hidden layer.
+      kernel_init: `(key, shape) -> kernel`, for the layers and the head; biases start at 0.
+
+    Raises:
+      ValueError: if a size is below 1.
+    """
+    widths = tuple(widths)
+    if min(input_dim, num_classes, *widths) < 1:
+        raise ValueError(
+            f"sizes must be at least 1; got input_dim={input_dim}, widths={widths}, num_classes={num_classes}"
+        )
+
+    def init_layer(key: chex.PRNGKey, rows: int, columns: int) -> Params:
+        return {"kernel": kernel_init(key, (rows, columns)), "bias": jnp.zeros(columns)}
+
+    def init_head(key: chex.PRNGKey, width: int) -> Params:
+        return init_layer(key, width, num_classes)
+
+    def init(key: chex.PRNGKey) -> Params:
+        sizes = (input_dim, *widths)
+        *keys, key_head = jax.random.split(key, len(sizes))
+        layers = tuple(map(init_layer, keys, sizes[:-1], sizes[1:]))
+        return {"layers": layers, "head": init_head(key_head, sizes[-1])}
+
+    def encode(layers: Sequence[Params], x: chex.Array) -> chex.Array:
+        chex.assert_rank(x, 1)
+        for layer in layers:
+            x = activation(x @ layer["kernel"] + layer["bias"])
+        return x
+
+    def classify(head: Params, code: chex.Array) -> chex.Array:
+        return code @ head["kernel"] + head["bias"]
+
+    return LayeredNet(input_dim, widths, num_classes, activation, init, init_head, encode, classify)
