@@ -1,5 +1,6 @@
 """Probe environments with known answers: what a learner must find in each is computed by value iteration."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
@@ -66,3 +67,29 @@ class Lock:
 
     def action_space(self, params):
         return MultiDiscrete((3, 2, 4))
+
+
+class Recall:
+    """Shows a cue, -1 or 1, at the first of 5 steps; the last one pays 1 for naming it. Else it shows 0."""
+
+    length = 5
+
+    def reset(self, key, params):
+        cue = jax.random.bernoulli(key).astype(jnp.int32)
+        return self.show(cue, 0), (cue, jnp.zeros((), jnp.int32))
+
+    def show(self, cue, time):
+        asked = jnp.asarray(time == self.length - 1, jnp.float32)
+        return jnp.stack([jnp.where(time == 0, 2.0 * cue - 1.0, 0.0), asked])
+
+    def step(self, key, state, action, params):
+        cue, time = state
+        done = time == self.length - 1
+        reward = jnp.where(done, action == cue, 0).astype(jnp.float32)
+        last = self.show(cue, time + 1)
+        moved = (last, (cue, time + 1))
+        obs, state = jax.tree.map(lambda f, m: jnp.where(done, f, m), self.reset(key, params), moved)
+        return obs, state, reward, done, jnp.array(False), {"final_observation": last}
+
+    def action_space(self, params):
+        return spaces.Discrete(2)

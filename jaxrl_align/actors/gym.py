@@ -158,7 +158,7 @@ def evaluate_policy(
     Raises:
       ValueError: for a count below 1, or for what `make_environment` refuses.
     """
-    _check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
+    check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
     environment, env_params = make_environment(env)
     to_env = to_environment(distribution, environment.action_space(env_params))
 
@@ -166,23 +166,30 @@ def evaluate_policy(
         key_reset, key_unroll = jax.random.split(key)
         begin = reset(environment, env_params, key_reset)
         _, steps = unroll(environment, env_params, policy, begin, key_unroll, max_steps, to_env)
-        done = steps.terminated | steps.truncated
-        finished = jnp.any(done)
-        last = jnp.where(finished, jnp.argmax(done), max_steps - 1)
-        return Episodes(steps.episode_return[last], steps.episode_length[last], finished)
+        return first_episode(steps)
 
     return jax.vmap(play)(jax.random.split(key, num_episodes))
 
 
-def _check_at_least_one(**counts: int) -> None:
+def first_episode(steps: Steps) -> Episodes:
+    """Return how the first episode of one environment's steps [T] went."""
+    done = steps.terminated | steps.truncated
+    finished = jnp.any(done)
+    last = jnp.where(finished, jnp.argmax(done), done.shape[0] - 1)
+    return Episodes(steps.episode_return[last], steps.episode_length[last], finished)
+
+
+def check_at_least_one(**counts: int) -> None:
+    """Raise ValueError for a count below 1."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1; got {name}={count}")
 
 
-def _to_trajectory(
+def to_trajectory(
     steps: Steps, judged: Evaluation, next_value: chex.Array, mask: chex.Array, hparams: Any
 ) -> Trajectory:
+    """Join steps [B, T] and how they were judged; a termination wins over a truncation."""
     goes_on = mask * (1.0 - steps.terminated)
     return Trajectory(
         obs=steps.obs,
@@ -248,10 +255,10 @@ def make_actor(
       ValueError: before any compilation, for a count below 1, an action space that the distribution does not
         fit, a net whose outputs have other shapes, or for what `make_environment` refuses.
     """
-    _check_at_least_one(num_envs=num_envs, num_steps=num_steps)
+    check_at_least_one(num_envs=num_envs, num_steps=num_steps)
     environment, env_params = make_environment(env)
     space = environment.action_space(env_params)
-    _check_net(net, distribution, critic, environment, env_params)
+    check_net(net, distribution, critic, environment, env_params)
     to_env = to_environment(distribution, space)
 
     def judge(params: Params, obs: chex.Array, action: chex.Array) -> Evaluation:
@@ -298,7 +305,7 @@ def make_actor(
             terminated=steps.terminated & (mask > 0), truncated=steps.truncated & (mask > 0)
         )
         env_state, metrics = record_episodes(env_state, envs, played)
-        trajectory = _to_trajectory(steps, judged, next_value, mask, hparams)
+        trajectory = to_trajectory(steps, judged, next_value, mask, hparams)
         return env_state, trajectory, metrics
 
     def evaluate(params: Params, frozen: Any, trajectory: Trajectory | Steps) -> Evaluation:
@@ -309,9 +316,10 @@ def make_actor(
     return Actor(init_params, init_env, rollout, evaluate)
 
 
-def _check_net(
+def check_net(
     net: Net, distribution: Distribution, critic: Critic, environment: Any, env_params: Any
 ) -> None:
+    """Raise ValueError unless a net's outputs have the shapes that an environment and its critic need."""
     policy_shape = output_shape(distribution, environment.action_space(env_params))
     if critic not in ("state", "sarsa", "max"):
         raise ValueError(f"critic must be state, sarsa or max; got {critic!r}")

@@ -20,6 +20,7 @@ __all__ = [
     "merge",
     "normalise_steps",
     "normalised",
+    "normalised_obs",
     "standardise",
     "start_normaliser",
 ]
@@ -98,15 +99,18 @@ def standardise(moments: Moments, x: chex.Array) -> chex.Array:
     return jnp.clip(scaled, -LIMIT, LIMIT)
 
 
+def normalised_obs(normaliser: Normaliser | None, obs: chex.Array) -> chex.Array:
+    """Return an observation [...] as the policy sees it; the statistics are read, never moved."""
+    return obs if normaliser is None or normaliser.obs is None else standardise(normaliser.obs, obs)
+
+
 def normalised(policy: Policy, normaliser: Normaliser | None) -> Policy:
-    """Return the policy that sees standardised observations; the statistics are read, never moved.
+    """Return the policy that sees standardised observations.
 
     `gym.evaluate_policy(env, normalised(gym.greedy(net, params), state.env_state.normaliser), ...)` plays a
     trained policy.
     """
-    if normaliser is None or normaliser.obs is None:
-        return policy
-    return lambda key, obs: policy(key, standardise(normaliser.obs, obs))
+    return lambda key, obs: policy(key, normalised_obs(normaliser, obs))
 
 
 def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: chex.Numeric) -> tuple[Normaliser, Steps]:

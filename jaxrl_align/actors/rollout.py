@@ -18,6 +18,7 @@ __all__ = [
     "GymState",
     "Policy",
     "Steps",
+    "advance",
     "first_episodes",
     "record_episodes",
     "reset",
@@ -83,6 +84,28 @@ def reset(environment: Any, env_params: Any, key: chex.PRNGKey) -> EnvState:
     return EnvState(obs, state, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
+def advance(
+    environment: Any,
+    env_params: Any,
+    env_state: EnvState,
+    action: chex.Array,
+    key: chex.PRNGKey,
+    to_env: Callable[[chex.Array], chex.Array],
+) -> tuple[EnvState, Steps]:
+    """Take one step in one environment; see `unroll`."""
+    obs, state, reward, terminated, truncated, info = environment.step(
+        key, env_state.state, to_env(action), env_params
+    )
+    reward = jnp.asarray(reward, jnp.float32)
+    terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
+    total, length = env_state.episode_return + reward, env_state.episode_length + 1
+    step = Steps(
+        env_state.obs, action, reward, terminated, truncated, info["final_observation"], total, length
+    )
+    running = ~(terminated | truncated)
+    return EnvState(obs, state, total * running, length * running), step
+
+
 def unroll(
     environment: Any,
     env_params: Any,
@@ -113,17 +136,8 @@ def unroll(
         env_state, key = carry
         key, key_action, key_step = jax.random.split(key, 3)
         action = policy(key_action, env_state.obs)
-        obs, state, reward, terminated, truncated, info = environment.step(
-            key_step, env_state.state, to_env(action), env_params
-        )
-        reward = jnp.asarray(reward, jnp.float32)
-        terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
-        total, length = env_state.episode_return + reward, env_state.episode_length + 1
-        steps = Steps(
-            env_state.obs, action, reward, terminated, truncated, info["final_observation"], total, length
-        )
-        running = ~(terminated | truncated)
-        return (EnvState(obs, state, total * running, length * running), key), steps
+        env_state, step = advance(environment, env_params, env_state, action, key_step, to_env)
+        return (env_state, key), step
 
     # The key is carried: jax's check for reused keys takes a vmapped scan over split keys for a reuse.
     (env_state, _), steps = jax.lax.scan(one_step, (env_state, key), None, num_steps)

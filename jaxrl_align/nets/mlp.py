@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl_align.types import Params
 
-__all__ = ["Net", "make_actor_critic_net", "make_gaussian_net", "make_multi_discrete_net"]
+__all__ = ["Net", "make_actor_critic_net", "make_gaussian_net", "make_multi_discrete_net", "orthogonal"]
 
 Activation = Callable[[chex.Array], chex.Array]
 
@@ -35,7 +35,7 @@ def _orthonormal_columns(gaussian: chex.Array) -> chex.Array:
     return q * jnp.sign(jnp.diag(r))[None]
 
 
-def _orthogonal(scale: float) -> Callable[..., chex.Array]:
+def orthogonal(scale: float) -> Callable[..., chex.Array]:
     """Return an initialiser of Haar-distributed matrices with orthonormal columns or rows, times `scale`."""
 
     def init(key: chex.PRNGKey, shape: tuple[int, int], dtype: chex.ArrayDType = jnp.float32) -> chex.Array:
@@ -64,12 +64,12 @@ class _ActorCritic(nn.Module):
 
     def trunk(self, name: str, x: chex.Array) -> chex.Array:
         for i, width in enumerate(self.hidden):
-            dense = nn.Dense(width, kernel_init=_orthogonal(2**0.5), name=f"{name}_{i}")
+            dense = nn.Dense(width, kernel_init=orthogonal(2**0.5), name=f"{name}_{i}")
             x = self.activation(dense(x))
         return x
 
     def head(self, name: str, x: chex.Array, outputs: int, scale: float) -> chex.Array:
-        return nn.Dense(outputs, kernel_init=_orthogonal(scale), name=f"{name}_head")(x)
+        return nn.Dense(outputs, kernel_init=orthogonal(scale), name=f"{name}_head")(x)
 
 
 def make_actor_critic_net(

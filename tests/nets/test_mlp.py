@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.nets.mlp import _orthogonal, make_actor_critic_net
+from jaxrl_align.nets.mlp import make_actor_critic_net, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
 def test_orthogonal_kernels_are_orthonormal_times_scale(shape):
-    kernel = np.asarray(_orthogonal(2.0)(jax.random.key(1), shape))
+    kernel = np.asarray(orthogonal(2.0)(jax.random.key(1), shape))
     gram = kernel.T @ kernel if shape[0] >= shape[1] else kernel @ kernel.T
     np.testing.assert_allclose(gram, 4.0 * np.eye(min(shape)), atol=1e-5)
     np.testing.assert_array_equal(kernel, jax.nn.initializers.orthogonal(2.0)(jax.random.key(1), shape))

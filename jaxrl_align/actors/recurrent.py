@@ -1,0 +1,207 @@
+"""Policies with memory: the same trajectories and the same learners, judged by running the sequence again.
+
+A memory starts anew with every episode, in the rollout and when the rollout is judged; an episode that goes
+on in the next rollout takes its memory along, through `GymState.envs`.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align.actors import gym
+from jaxrl_align.actors.actions import Distribution, make_distribution, to_environment
+from jaxrl_align.actors.normalisation import Normaliser, normalise_steps, normalised_obs, start_normaliser
+from jaxrl_align.actors.rollout import EnvState, GymState, Steps, advance, record_episodes, reset, start
+from jaxrl_align.losses import Categorical
+from jaxrl_align.nets.mlp import Net
+from jaxrl_align.nets.recurrent import RecurrentNet
+from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
+
+__all__ = ["Sequence", "evaluate_recurrent_policy", "make_recurrent_actor"]
+
+
+class Sequence(NamedTuple):
+    """What a policy with memory reads in T steps: the `obs` of its trajectories."""
+
+    obs: chex.Array
+    """[T, ...]."""
+    first: chex.Array
+    """[T] bool: the step is an episode's first, before which the memory starts anew."""
+    memory: chex.Array
+    """[T, H] before the step, by the parameters that acted. Only the first of a segment is read; all are kept
+    so that a rollout can be cut into segments of any length."""
+
+
+class _Seen(NamedTuple):
+    """What the net made of T steps; each field [T, ...]."""
+
+    before: chex.Array
+    after: chex.Array
+    log_prob: chex.Array
+    value: chex.Array
+
+
+def _unroll(
+    environment: Any,
+    env_params: Any,
+    net: RecurrentNet,
+    params: Params,
+    begin: tuple[EnvState, chex.Array],
+    key: chex.PRNGKey,
+    num_steps: int,
+    distribution: Distribution,
+    normaliser: Normaliser | None = None,
+    greedy: bool = False,
+) -> tuple[tuple[EnvState, chex.Array], tuple[Steps, _Seen]]:
+    to_env = to_environment(distribution, environment.action_space(env_params))
+
+    def one_step(carry: tuple, _: None) -> tuple:
+        env_state, memory, key = carry
+        key, key_action, key_step = jax.random.split(key, 3)
+        after, output, value = net.apply(params, memory, normalised_obs(normaliser, env_state.obs))
+        policy = make_distribution(distribution, output)
+        action = policy.mode() if greedy else policy.sample(key_action)
+        env_state, step = advance(environment, env_params, env_state, action, key_step, to_env)
+        seen = _Seen(memory, after, policy.log_prob(action), value)
+        memory = jnp.where(step.terminated | step.truncated, net.initial, after)
+        return (env_state, memory, key), (step, seen)
+
+    (env_state, memory, _), steps = jax.lax.scan(one_step, (*begin, key), None, num_steps)
+    return (env_state, memory), steps
+
+
+def make_recurrent_actor(
+    env: gym.Environment,
+    net: RecurrentNet,
+    *,
+    num_envs: int,
+    num_steps: int,
+    distribution: Distribution = Categorical,
+    normalise_obs: bool = False,
+    normalise_reward: bool = False,
+) -> Actor:
+    """Build the actor of a policy with memory; the learners are those of `gym.make_actor`.
+
+    Judging runs the sequence again from the memory that the first step was taken with, so gradients flow
+    through time; a learner's `segment_length` is how far back they go.
+
+    Args:
+      env: a gymnax name such as "CartPole-v1", or (environment, params).
+      net: `(params, memory, obs) -> (memory, policy, value)`, for example of `nets.recurrent.with_memory`.
+      num_envs: B, environments side by side.
+      num_steps: T, steps of each per rollout.
+      distribution: what the policy output parametrises.
+      normalise_obs: as for `gym.make_actor`.
+      normalise_reward: as for `gym.make_actor`.
+
+    Returns:
+      An `Actor`, as `gym.make_actor` returns it; its trajectories' `obs` is a `Sequence`, and
+      `env_state.envs` a pair of the environments and their memories [B, H].
+
+    Raises:
+      ValueError: as `gym.make_actor` does.
+    """
+    gym.check_at_least_one(num_envs=num_envs, num_steps=num_steps)
+    environment, env_params = gym.make_environment(env)
+    memoryless = Net(net.init, lambda params, obs: net.apply(params, net.initial, obs)[1:])
+    gym.check_net(memoryless, distribution, "state", environment, env_params)
+
+    def init_params(key: chex.PRNGKey) -> Params:
+        obs, _ = jax.eval_shape(environment.reset, key, env_params)
+        return net.init(key, jnp.zeros(obs.shape, obs.dtype))
+
+    def init_env(key: chex.PRNGKey, hparams: Any) -> GymState:
+        state = start(environment, env_params, key, num_envs)
+        normaliser = start_normaliser(state.envs.obs, of_obs=normalise_obs, of_reward=normalise_reward)
+        memory = jnp.broadcast_to(net.initial, (num_envs, *net.initial.shape))
+        return state._replace(envs=(state.envs, memory), normaliser=normaliser)
+
+    def rollout(
+        params: Params, frozen: Any, env_state: GymState, key: chex.PRNGKey, hparams: Any, batch: Any = None
+    ) -> tuple[GymState, Trajectory, Metrics]:
+        def play(begin: tuple[EnvState, chex.Array], key: chex.PRNGKey) -> tuple:
+            normaliser = env_state.normaliser
+            return _unroll(
+                environment, env_params, net, params, begin, key, num_steps, distribution, normaliser
+            )
+
+        envs, (steps, seen) = jax.vmap(play)(env_state.envs, jax.random.split(key, num_envs))
+        env_state, metrics = record_episodes(env_state, envs, steps)
+        if env_state.normaliser is not None:
+            normaliser, steps = normalise_steps(env_state.normaliser, steps, hparams.gamma)
+            env_state = env_state._replace(normaliser=normaliser)
+        next_value = over_steps(params, seen.after, steps.final_obs)
+        mask = jnp.ones_like(steps.reward)
+        trajectory = gym.to_trajectory(steps, seen, next_value, mask, hparams)
+        sequence = Sequence(steps.obs, steps.episode_length == 1, seen.before)
+        return env_state, trajectory._replace(obs=sequence), metrics
+
+    def evaluate(params: Params, frozen: Any, trajectory: Trajectory) -> Evaluation:
+        def one_step(memory: chex.Array, step: tuple) -> tuple[chex.Array, Evaluation]:
+            obs, first, action = step
+            memory, output, value = net.apply(params, jnp.where(first, net.initial, memory), obs)
+            policy = make_distribution(distribution, output)
+            return memory, Evaluation(policy.log_prob(action), policy.entropy(), value, policy)
+
+        obs, first, memory = trajectory.obs
+        return jax.lax.scan(one_step, memory[0], (obs, first, trajectory.action))[1]
+
+    value_of = lambda params, memory, obs: net.apply(params, memory, obs)[2]
+    over_steps = jax.vmap(jax.vmap(value_of, (None, 0, 0)), (None, 0, 0))
+    return Actor(init_params, init_env, rollout, evaluate)
+
+
+def evaluate_recurrent_policy(
+    env: gym.Environment,
+    net: RecurrentNet,
+    params: Params,
+    key: chex.PRNGKey,
+    *,
+    num_episodes: int,
+    max_steps: int,
+    distribution: Distribution = Categorical,
+    normaliser: Normaliser | None = None,
+    greedy: bool = True,
+) -> gym.Episodes:
+    """Play one episode in each of `num_episodes` fresh environments; jittable.
+
+    Args:
+      env: a gymnax name or (environment, params).
+      net: the policy's.
+      params: its parameters.
+      key: seeds the starts, the policy and the dynamics.
+      num_episodes: N.
+      max_steps: at most this many steps are played of each.
+      distribution: what the policy output parametrises.
+      normaliser: `env_state.normaliser` of the training, read but not moved.
+      greedy: take the distribution's mode instead of a draw.
+
+    Returns:
+      `Episodes` with leaves [N].
+
+    Raises:
+      ValueError: for a count below 1, or for what `gym.make_environment` refuses.
+    """
+    gym.check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
+    environment, env_params = gym.make_environment(env)
+
+    def play(key: chex.PRNGKey) -> gym.Episodes:
+        key_reset, key_unroll = jax.random.split(key)
+        begin = (reset(environment, env_params, key_reset), net.initial)
+        _, (steps, _) = _unroll(
+            environment,
+            env_params,
+            net,
+            params,
+            begin,
+            key_unroll,
+            max_steps,
+            distribution,
+            normaliser,
+            greedy,
+        )
+        return gym.first_episode(steps)
+
+    return jax.vmap(play)(jax.random.split(key, num_episodes))
