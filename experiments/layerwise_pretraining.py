@@ -42,7 +42,7 @@ class Era(NamedTuple):
 
 
 ERAS = {
-    "2006": Era(jax.nn.sigmoid, fan_in_uniform, None, "bernoulli", 0.5, 0.1, (0.1, 0.3, 1.0)),
+    "2006": Era(jax.nn.sigmoid, fan_in_uniform, None, "bernoulli", 0.5, 0.1, (0.1, 0.3, 1.0, 3.0)),
     "modern": Era(
         jax.nn.relu,
         jax.nn.initializers.he_normal(),
@@ -50,7 +50,7 @@ ERAS = {
         "squared",
         1e-3,
         1e-3,
-        (3e-4, 1e-3, 3e-3),
+        (3e-4, 1e-3, 3e-3, 1e-2),
     ),
 }
 
@@ -74,7 +74,7 @@ class Config:
     """Of each layer."""
     finetune_epochs: int = 40
     finetune_rates: tuple[float, ...] | None = None
-    """Each start takes the one with the lowest validation error; none means the era's three."""
+    """Each start takes the one with the lowest validation error; none means the era's four."""
     corruption: float = 0.25
     """Share of the inputs that the autoencoders must fill in."""
     tied: bool = False

@@ -42,7 +42,7 @@ class Config:
     finetune_steps: int = 3_000
     """Gradient steps, whatever the number of labels."""
     finetune_rates: tuple[float, ...] | None = None
-    """Each start takes the one with the lowest validation error; none means the era's three."""
+    """Each start takes the one with the lowest validation error; none means the era's four."""
     corruption: float = 0.25
     tied: bool = False
     validation_share: float = 0.2

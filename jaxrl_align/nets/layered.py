@@ -81,6 +81,11 @@ def make_layered_net(
 
     def encode(layers: Sequence[Params], x: chex.Array) -> chex.Array:
         chex.assert_rank(x, 1)
+        if layers and x.shape != (rows := layers[0]["kernel"].shape[:1]):
+            raise ValueError(
+                f"an example must have the {rows[0]} values that the layer reads; got {x.shape[0]}; "
+                f"images of another size need a net of their own: make_layered_net({x.shape[0]}, ...)"
+            )
         for layer in layers:
             x = activation(x @ layer["kernel"] + layer["bias"])
         return x
