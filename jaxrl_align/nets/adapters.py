@@ -12,17 +12,19 @@ import jax.numpy as jnp
 from jaxrl_align.types import Params
 
 TARGETS = ("query", "key", "value", "attention_out", "up", "down")
-"""The linear layers of a transformer block, all of which an adapter can reach."""
+"""The linear layers of GPT-2's blocks; blocks with SwiGLU also have a `gate`."""
 
 
-def init_lora(key: chex.PRNGKey, params: Params, *, rank: int, targets: tuple[str, ...] = TARGETS) -> Params:
-    """Return an adapter for every linear layer named in `targets`; it starts as the identity, since B = 0.
+def init_lora(
+    key: chex.PRNGKey, params: Params, *, rank: int, targets: tuple[str, ...] | None = None
+) -> Params:
+    """Return an adapter for linear layers of the base; it starts as the identity, since B = 0.
 
     Args:
       key: source of A, drawn from U(-1/sqrt(in), 1/sqrt(in)).
       params: the base; a linear layer is a dict with a `kernel` of shape [..., in, out].
       rank: inner dimension, at least 1.
-      targets: names of the layers to adapt.
+      targets: names of the layers to adapt; None, every linear layer.
 
     Returns:
       A tree of the base's form that holds only the targets: `{"a": [..., in, rank], "b": [..., rank, out]}`.
@@ -34,6 +36,7 @@ def init_lora(key: chex.PRNGKey, params: Params, *, rank: int, targets: tuple[st
         raise ValueError(f"rank must be at least 1; got {rank}")
     places = _linear_layers(params, ())
     names = {path[-1] for path in places}
+    targets = tuple(sorted(names)) if targets is None else targets
     if missing := sorted(set(targets) - names):
         raise ValueError(f"targets must name linear layers; got {missing}, the model has {sorted(names)}")
     places = [path for path in places if path[-1] in targets]
@@ -69,7 +72,7 @@ def _linear_layers(params: Params, path: tuple[str, ...]) -> list[tuple[str, ...
     if not isinstance(params, dict):
         return []
     if "kernel" in params:
-        return [path]
+        return [path] if params["kernel"].ndim > 1 else []  # a scalar head's kernel is a vector
     return [found for name, sub in params.items() for found in _linear_layers(sub, (*path, name))]
 
 

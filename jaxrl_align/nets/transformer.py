@@ -1,5 +1,7 @@
 """A decoder-only transformer language model with a key-value cache and room for a LoRA adapter.
 
+One `TransformerConfig` covers GPT-2 (its default), Llama, Qwen2 and Qwen3, and each part can be left out.
+
 The functions work on ONE sequence, the caller vmaps. A sequence may be padded anywhere: `mask` says which
 tokens are real, positions count real tokens only, and no token attends to padding, so a real token's output
 does not depend on how its sequence was padded. The layers are stacked: every leaf under `layers` has a
@@ -7,42 +9,27 @@ leading axis [layers], which one scan runs through.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.nets.blocks import Cache, Decoder
+from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 from jaxrl_align.types import Params
 
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The model's shape; GPT-2's layout (learned positions, pre-layer-norm, GELU, biases, tied head)."""
-
-    vocab_size: int
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    context: int = 64
-    """The most real tokens of a sequence, prompt and response together."""
-
-    def __post_init__(self) -> None:
-        """Refuse shapes that cannot be built."""
-        for name in ("vocab_size", "width", "layers", "heads", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width; got width={self.width}, heads={self.heads}")
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens read so far; `length` slots, each leaf [layers, length, heads, depth]."""
-
-    key: chex.Array
-    value: chex.Array
+__all__ = [
+    "Cache",
+    "LanguageModel",
+    "RopeScaling",
+    "TransformerConfig",
+    "apply_scalar_head",
+    "init_scalar_head",
+    "make_transformer",
+    "positions_of",
+    "reachable",
+]
 
 
 class LanguageModel(NamedTuple):
@@ -51,13 +38,16 @@ class LanguageModel(NamedTuple):
     config: TransformerConfig
     init: Callable[[chex.PRNGKey], Params]
     encode: Callable[..., tuple[chex.Array, Cache | None]]
-    """`(params, tokens[L], mask[L], cache=None, start=0, positions=None, adapter=None, segments=None)
+    """`(params, tokens[L], mask=None, cache=None, start=0, positions=None, adapter=None, segments=None)
     -> (hidden, cache)`.
 
-    Without a cache, `mask` covers the tokens. With one, the tokens are written to its slots `start, ...`,
-    `mask` covers all of its slots, and `positions` [L] must be given. Several documents may be packed into
-    one sequence, one behind the other, without a cache: `segments` [L] int gives each document's number, tokens
-    attend within their own document and positions restart with it. `hidden` is [L, width], after the last norm.
+    Without a cache, `mask` [L] covers the tokens; None, all are real. With one, the tokens are written to its
+    slots `start, ...`, `mask` covers all of its slots, and `positions` [L] must be given.
+
+    Several documents may be packed into one sequence, one behind the other, without a cache: `segments` [L]
+    int numbers them, no token reads another document and positions restart with each.
+
+    `hidden` is [L, width], after the last norm.
     """
     logits: Callable[[Params, chex.Array], chex.Array]
     """`(params, hidden[..., width]) -> [..., vocab_size]`, float32."""
@@ -86,90 +76,6 @@ def positions_of(mask: chex.Array, segments: chex.Array | None = None) -> chex.A
     return before * mask
 
 
-class Linear(nn.Module):
-    """`x W + b`, plus `scale * (x A) B` where the adapter has weights for this place (Hu et al. 2021)."""
-
-    features: int
-    stddev: float
-    lora_scale: float
-
-    @nn.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
-        """Map [..., in] to [..., features]."""
-        kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = x @ kernel + jnp.expand_dims(bias, range(x.ndim - 1))
-        if self.has_variable("lora", "a"):
-            y = y + self.lora_scale * ((x @ self.get_variable("lora", "a")) @ self.get_variable("lora", "b"))
-        return y
-
-
-class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each behind a layer norm and around a residual."""
-
-    config: TransformerConfig
-    lora_scale: float
-
-    @nn.compact
-    def __call__(
-        self, x: chex.Array, cache: Cache | None, start: chex.Array, attend: chex.Array
-    ) -> tuple[chex.Array, Cache | None]:
-        """Map x [L, width] under `attend` [L, S] (True where a token may read a slot)."""
-        config = self.config
-        length, depth = x.shape[0], config.width // config.heads
-        residual_stddev = 0.02 / (2 * config.layers) ** 0.5
-
-        def linear(name: str, features: int, stddev: float = 0.02) -> Linear:
-            return Linear(features, stddev, self.lora_scale, name=name)
-
-        h = nn.LayerNorm(epsilon=1e-5, name="attention_norm")(x)
-        query, key, value = (
-            linear(name, config.width)(h).reshape(length, config.heads, depth)
-            for name in ("query", "key", "value")
-        )
-        if cache is not None:
-            key = jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, 0)
-            value = jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, 0)
-            cache = Cache(key, value)
-        h = jax.nn.dot_product_attention(query, key, value, mask=attend[None])
-        x = x + linear("attention_out", config.width, residual_stddev)(h.reshape(length, config.width))
-        h = nn.LayerNorm(epsilon=1e-5, name="feed_forward_norm")(x)
-        h = nn.gelu(linear("up", 4 * config.width)(h), approximate=True)
-        return x + linear("down", config.width, residual_stddev)(h), cache
-
-
-class Decoder(nn.Module):
-    """Embeddings, the stack of blocks and the final norm."""
-
-    config: TransformerConfig
-    lora_scale: float
-
-    @nn.compact
-    def __call__(
-        self,
-        tokens: chex.Array,
-        positions: chex.Array,
-        attend: chex.Array,
-        cache: Cache | None,
-        start: chex.Array,
-    ) -> tuple[chex.Array, Cache | None]:
-        """Map tokens [L] to hidden states [L, width]."""
-        config = self.config
-        table = self.param("tokens", nn.initializers.normal(0.02), (config.vocab_size, config.width))
-        place = self.param("positions", nn.initializers.normal(0.02), (config.context, config.width))
-        # A position past the context reads NaN: loud, where clamping would be silently wrong.
-        x = table[tokens] + place.at[positions].get(mode="fill", fill_value=jnp.nan)
-        stack = nn.scan(
-            Block,
-            variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=config.layers,
-        )
-        x, cache = stack(config, self.lora_scale, name="layers")(x, cache, start, attend)
-        return nn.LayerNorm(epsilon=1e-5, name="final_norm")(x), cache
-
-
 def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> LanguageModel:
     """Build the language model of a configuration.
 
@@ -184,44 +90,82 @@ def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> L
 
     def init(key: chex.PRNGKey) -> Params:
         one = jnp.zeros(1, jnp.int32)
-        return decoder.init(key, one, one, jnp.ones((1, 1), bool), None, 0)["params"]
+        return decoder.init(key, one, one, None, None, None, 0)["params"]
 
     def encode(
         params: Params,
         tokens: chex.Array,
-        mask: chex.Array,
+        mask: chex.Array | None = None,
         cache: Cache | None = None,
         start: chex.Numeric = 0,
         positions: chex.Array | None = None,
         adapter: Params | None = None,
         segments: chex.Array | None = None,
     ) -> tuple[chex.Array, Cache | None]:
-        chex.assert_rank([tokens, mask], 1)
+        chex.assert_rank(tokens, 1)
         if cache is None:
-            chex.assert_equal_shape([tokens, mask])
-            positions = positions_of(mask, segments) if positions is None else positions
-        elif positions is None:
-            raise ValueError("encode with a cache needs the tokens' positions")
+            slots = jnp.ones(tokens.shape, jnp.int32) if mask is None else mask
+            chex.assert_equal_shape([tokens, slots])
+            positions = positions_of(slots, segments) if positions is None else positions
+        elif positions is None or mask is None:
+            raise ValueError("encode with a cache needs the tokens' positions and the mask of its slots")
         elif segments is not None:
             raise ValueError("packed documents have no cache; pass segments without one, or one document")
-        query_slot = start + jnp.arange(tokens.shape[0])[:, None]
-        key_slot = jnp.arange(mask.shape[0])[None, :]
-        real = (mask > 0)[None, :]
-        if segments is not None:
-            real = real & (segments[:, None] == segments[None, :])
-        # A padded token reads itself, so that its softmax has something to sum and stays finite.
-        attend = ((key_slot <= query_slot) & real) | (key_slot == query_slot)
+        else:
+            slots = mask
+        attend, near = None, None
+        if not (mask is None and segments is None and config.window is None):
+            attend, near = reachable(config, slots, tokens.shape[0], start, segments)
         variables = {"params": params} | ({} if adapter is None else {"lora": adapter})
-        return decoder.apply(variables, tokens, positions, attend, cache, start)
+        return decoder.apply(variables, tokens, positions, attend, near, cache, start)
 
     def logits(params: Params, hidden: chex.Array) -> chex.Array:
-        return hidden.astype(jnp.float32) @ params["tokens"].T.astype(jnp.float32)
+        head = params["tokens"].T if config.tied_head else params["head"]
+        return jnp.matmul(
+            hidden.astype(config.dtype), head.astype(config.dtype), preferred_element_type=jnp.float32
+        )
 
     def init_cache(length: int) -> Cache:
-        shape = (config.layers, length, config.heads, config.width // config.heads)
-        return Cache(jnp.zeros(shape), jnp.zeros(shape))
+        shape = (config.layers, length, config.kv_heads, config.depth)
+        return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
     return LanguageModel(config, init, encode, logits, init_cache)
+
+
+def reachable(
+    config: TransformerConfig,
+    mask: chex.Array,
+    length: int,
+    start: chex.Numeric,
+    segments: chex.Array | None,
+) -> tuple[chex.Array, chex.Array | None]:
+    """Return which slots [S] each of `length` tokens from slot `start` on may read.
+
+    Args:
+      config: says whether all, some or no layers have a window.
+      mask: [S] 1 where a slot holds a real token.
+      length: L.
+      start: slot of the first token.
+      segments: [S] number of each slot's document, or None.
+
+    Returns:
+      `(attend, near)`, [L, S] bool: what a token may read, and what lies within the window where only some
+      layers have one, otherwise None.
+    """
+    query_slot = start + jnp.arange(length)[:, None]
+    key_slot = jnp.arange(mask.shape[0])[None, :]
+    real = (mask > 0)[None, :]
+    if segments is not None:
+        real = real & (segments[:, None] == segments[None, :])
+    # A padded token reads itself, so that its softmax has something to sum and stays finite.
+    itself = key_slot == query_slot
+    attend = ((key_slot <= query_slot) & real) | itself
+    if config.window is None:
+        return attend, None
+    count = jnp.cumsum((mask > 0).astype(jnp.int32))
+    here = jax.lax.dynamic_slice_in_dim(count, start, length)
+    near = (here[:, None] - count[None, :] < config.window) | itself
+    return (attend & near, None) if config.window_layers is None else (attend, near)
 
 
 def init_scalar_head(key: chex.PRNGKey | None, width: int) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""The shape of a decoder-only transformer: one configuration from GPT-2 to Llama and Qwen."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+__all__ = ["LINEARS", "RopeScaling", "TransformerConfig"]
+
+LINEARS = ("query", "key", "value", "attention_out", "gate", "up", "down")
+"""The linear layers that a block may have; `gate` belongs to SwiGLU alone."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Rotary frequencies stretched to a longer context.
+
+    With low and high the bounds of Llama 3 (Grattafiori et al. 2024, arXiv:2407.21783), a frequency whose
+    wavelength exceeds `original_context / low` is divided by `factor`, one below `original_context / high` is
+    kept, and what lies between is interpolated. Without bounds every frequency is divided (Chen et al. 2023,
+    arXiv:2306.15595).
+    """
+
+    factor: float
+    low: float | None = None
+    high: float | None = None
+    original_context: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse factors that would not stretch and bounds that are out of order."""
+        bounds = (self.low, self.high, self.original_context)
+        if not self.factor >= 1.0:
+            raise ValueError(f"a rope scaling's factor must be at least 1; got {self.factor}")
+        if any(b is None for b in bounds) and bounds != (None, None, None):
+            raise ValueError(f"give low, high and original_context together, or none of them; got {bounds}")
+        if self.low is not None and not (0 < self.low < self.high and self.original_context > 0):
+            raise ValueError(
+                f"expected 0 < low < high and original_context > 0; got low={self.low}, high={self.high}, "
+                f"original_context={self.original_context}"
+            )
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The model's shape; by default GPT-2's layout (Radford et al. 2019).
+
+    Every part can be taken away on its own: `positions="none"`, `norm="none"`, `feed_forward="none"`,
+    `residual=False`.
+    """
+
+    vocab_size: int
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    context: int = 64
+    """The most real tokens of a sequence, prompt and response together."""
+    positions: Literal["learned", "rotary", "none"] = "learned"
+    """A learned vector per position, or queries and keys rotated by it (Su et al. 2021, arXiv:2104.09864)."""
+    norm: Literal["layer", "rms", "none"] = "layer"
+    feed_forward: Literal["gelu", "swiglu", "none"] = "gelu"
+    """GELU in its tanh form, or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+    residual: bool = True
+    biased: tuple[str, ...] = LINEARS
+    """The linear layers that add a bias."""
+    tied_head: bool = True
+    """Logits read the token embeddings; otherwise a matrix of their own."""
+    key_value_heads: int | None = None
+    """Grouped queries: heads / key_value_heads queries share a key and a value; None, each has its own."""
+    head_width: int | None = None
+    """None: width / heads."""
+    feed_forward_width: int | None = None
+    """None: 4 width."""
+    query_key_norm: bool = False
+    """Queries and keys pass through an RMS norm of each head before they are compared."""
+    norm_epsilon: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None
+    """A token reads at most this many real tokens, itself and those just before it; None, all."""
+    window_layers: tuple[int, ...] | None = None
+    """The layers that `window` holds for; None, all."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What layers compute in; softmax, norms and logits accumulate in float32, parameters keep their own."""
+    remat: bool = False
+    """Recompute each block's inside in the backward pass instead of storing it."""
+    attention: Literal["xla", "cudnn"] = "xla"
+    """Kernel of the attention; cuDNN's flash attention needs a GPU and bfloat16."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be built."""
+        for field in dataclasses.fields(self):
+            choices = get_args(field.type)
+            value = getattr(self, field.name)
+            if field.name in _COUNTS and value is not None and value < 1:
+                raise ValueError(f"{field.name} must be at least 1; got {value}")
+            if all(isinstance(c, str) for c in choices) and choices and value not in choices:
+                raise ValueError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}")
+        if self.head_width is None and self.width % self.heads:
+            raise ValueError(f"heads must divide width; got width={self.width}, heads={self.heads}")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"key_value_heads must divide heads; got heads={self.heads}, key_value_heads={self.kv_heads}"
+            )
+        if self.positions == "rotary" and self.depth % 2:
+            raise ValueError(f"rotary positions turn pairs: a head's width must be even; got {self.depth}")
+        if unknown := sorted(set(self.biased) - set(LINEARS)):
+            raise ValueError(f"biased must name linear layers among {LINEARS}; got {unknown}")
+        if outside := [i for i in self.window_layers or () if not 0 <= i < self.layers]:
+            raise ValueError(f"window_layers must lie in 0..{self.layers - 1}; got {outside}")
+        if self.window_layers is not None and self.window is None:
+            raise ValueError(f"window_layers={self.window_layers} needs a window; got window=None")
+
+    @property
+    def depth(self) -> int:
+        """Width of one head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of heads that keys and values have."""
+        return self.key_value_heads or self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the feed-forward layer."""
+        return self.feed_forward_width or 4 * self.width
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Names of the linear layers of a block."""
+        absent = {"gelu": ("gate",), "swiglu": (), "none": ("gate", "up", "down")}[self.feed_forward]
+        return tuple(name for name in LINEARS if name not in absent)
+
+
+_COUNTS = (
+    "vocab_size",
+    "width",
+    "layers",
+    "heads",
+    "context",
+    "key_value_heads",
+    "head_width",
+    "feed_forward_width",
+    "window",
+)
