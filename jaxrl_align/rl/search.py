@@ -1,0 +1,334 @@
+"""Policy improvement by tree search on a model, known or learned: the lectures' last chapter.
+
+The search is Gumbel AlphaZero's (Danihelka et al. 2022, "Policy improvement by planning with Gumbel"): few
+simulations suffice, because actions are drawn without replacement and halved, and what it returns is a better
+policy whenever the values are right. It plans from ONE state with arrays of a fixed size; the caller vmaps.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrl_align.learner import descend, linear_decay, make_optimizer
+from jaxrl_align.losses import categorical_kl, entropy, masked_mean, squared
+from jaxrl_align.rl.actor_critic import check_divides, gae_advantages
+from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Trajectory
+
+__all__ = ["Leaf", "Plan", "SearchHParams", "halving", "make_search_learner", "search"]
+
+VISIT_OFFSET, VALUE_SCALE = 50.0, 0.1
+"""sigma(q) = (50 + max_b N(b)) 0.1 q, q brought to [0, 1] (Danihelka et al. 2022, section 5).
+
+What is 0 and what is 1 is common to the whole tree, as in MuZero. Were it apart for each state, as in
+mctx 0.0.71, the first action tried and a completed value a thousandth below it would become 1 and 0, and with
+a network whose values are too low nothing else would ever be tried there.
+"""
+
+
+class Leaf(NamedTuple):
+    """What model and network say of the state that an action leads to."""
+
+    reward: chex.Array
+    """[] of the action."""
+    discount: chex.Array
+    """[] gamma, or 0 if the episode ends there."""
+    state: Any
+    """Whatever the model continues from; a pytree of arrays."""
+    logits: chex.Array
+    """[A] the network's policy there."""
+    value: chex.Array
+    """[] the network's value there."""
+
+
+Expand = Callable[[Any, chex.Array], Leaf]
+"""`(state, action) -> Leaf`, one step of the model, judged by the network."""
+
+
+class Plan(NamedTuple):
+    """What a search recommends."""
+
+    action: chex.Array
+    """[] int32, to be played."""
+    logits: chex.Array
+    """[A] of the improved policy, to be learned from."""
+    q: chex.Array
+    """[A] values of the actions; those never tried have the state's."""
+    visits: chex.Array
+    """[A] int32 simulations through each action."""
+
+
+class _Tree(NamedTuple):
+    """N + 1 nodes, the root first; a node's number is the simulation that added it."""
+
+    parent: chex.Array
+    children: chex.Array
+    """[N + 1, A], -1 where not yet expanded."""
+    visits: chex.Array
+    value: chex.Array
+    """[N + 1] mean of the network's value and of the returns that were backed up."""
+    leaf: Leaf
+
+
+def halving(considered: int, simulations: int) -> np.ndarray:
+    """Return sequential halving's schedule: how often an action must have been tried to be tried next.
+
+    All considered actions are tried equally often, then the better half of them, and so on down to two, with
+    about the same number of simulations for each round (Karnin, Koren & Somekh 2013).
+
+    Args:
+      considered: actions in the first round.
+      simulations: N.
+
+    Returns:
+      [N] int32.
+    """
+    rounds = max(1, int(np.ceil(np.log2(considered))))
+    tried, schedule = 0, []
+    while len(schedule) < simulations:
+        repeats = max(1, simulations // (rounds * considered))
+        for _ in range(repeats):
+            schedule += [tried] * considered
+            tried += 1
+        considered = max(min(2, considered), considered // 2)
+    return np.array(schedule[:simulations], np.int32)
+
+
+def search(
+    key: chex.PRNGKey, root: Leaf, expand: Expand, *, simulations: int, considered: int | None = None
+) -> Plan:
+    """Plan from ONE state with a deterministic model.
+
+        improved policy = softmax(logits + sigma(q)),   q completed by the state's value where never tried
+
+    Args:
+      key: the Gumbel noise that draws the root's actions without replacement.
+      root: the state to plan from; its reward and discount are not read.
+      expand: the model and the network.
+      simulations: N, states that are added to the tree.
+      considered: actions drawn at the root; default all, or N if that is less.
+
+    Returns:
+      A `Plan`.
+
+    Raises:
+      ValueError: if a count is below 1.
+    """
+    actions = root.logits.shape[-1]
+    considered = min(actions, simulations) if considered is None else min(considered, actions)
+    if simulations < 1 or considered < 1:
+        raise ValueError(
+            f"simulations and considered must be at least 1; got simulations={simulations}, "
+            f"considered={considered}"
+        )
+    noise = jax.random.gumbel(key, (actions,))
+    tree = _start(root, simulations)
+
+    def simulate(tree: _Tree, step: tuple[chex.Array, chex.Array]) -> tuple[_Tree, None]:
+        number, tried = step
+        first = _choose_at_root(tree, noise, tried)
+        node, action = _descend(tree, first)
+        leaf = expand(jax.tree.map(lambda x: x[node], tree.leaf.state), action)
+        return _back_up(_add(tree, number, node, action, leaf), number), None
+
+    steps = (jnp.arange(1, simulations + 1), jnp.asarray(halving(considered, simulations)))
+    tree, _ = jax.lax.scan(simulate, tree, steps)
+    visits, q, improved = _improved(tree, 0)
+    best = jnp.where(visits == jnp.max(visits), noise + improved, -jnp.inf)
+    return Plan(jnp.argmax(best).astype(jnp.int32), improved, q, visits)
+
+
+def _start(root: Leaf, simulations: int) -> _Tree:
+    places = simulations + 1
+    room = lambda x: jnp.zeros((places, *jnp.shape(x)), jnp.result_type(x)).at[0].set(x)
+    unknown = jnp.full((places, root.logits.shape[-1]), -1, jnp.int32)
+    leaf = jax.tree.map(room, root)
+    return _Tree(unknown[:, 0], unknown, jnp.zeros(places, jnp.int32).at[0].set(1), leaf.value, leaf)
+
+
+def _children(tree: _Tree, node: chex.Numeric) -> tuple[chex.Array, chex.Array]:
+    """Return how often each action of a node was tried [A], and its completed value [A]."""
+    child = tree.children[node]
+    tried = child >= 0
+    visits = jnp.where(tried, tree.visits[child], 0)
+    q = tree.leaf.reward[child] + tree.leaf.discount[child] * tree.value[child]
+    # The state's value where nothing was tried: the network's, and what the tried actions were worth under
+    # its policy, by the number of simulations.
+    weight = jnp.where(tried, jax.nn.softmax(tree.leaf.logits[node]), 0.0)
+    seen = jnp.sum(weight * jnp.where(tried, q, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-8)
+    total = jnp.sum(visits)
+    mixed = (tree.leaf.value[node] + total * seen) / (1 + total)
+    return visits, jnp.where(tried, q, mixed)
+
+
+def _improved(tree: _Tree, node: chex.Numeric) -> tuple[chex.Array, chex.Array, chex.Array]:
+    """Return a node's visits [A], completed values [A] and the improved policy's logits [A]."""
+    visits, q = _children(tree, node)
+    arrived = tree.leaf.reward + tree.leaf.discount * tree.value
+    # A place that is still empty, and the root, into which no action leads, say what the root is worth.
+    known = jnp.where(tree.parent >= 0, arrived, tree.value[0])
+    low, high = jnp.min(known), jnp.max(known)
+    scaled = (q - low) / jnp.maximum(high - low, 1e-8)
+    sigma = (VISIT_OFFSET + jnp.max(visits)) * VALUE_SCALE * scaled
+    return visits, q, tree.leaf.logits[node] + sigma
+
+
+def _choose_at_root(tree: _Tree, noise: chex.Array, tried: chex.Array) -> chex.Array:
+    visits, _, logits = _improved(tree, 0)
+    return jnp.argmax(jnp.where(visits == tried, noise + logits, -jnp.inf))
+
+
+def _choose_below(tree: _Tree, node: chex.Array) -> chex.Array:
+    """Return the action that brings the visits nearest to the improved policy; no noise, no constants."""
+    visits, _, logits = _improved(tree, node)
+    return jnp.argmax(jax.nn.softmax(logits) - visits / (1 + jnp.sum(visits)))
+
+
+def _descend(tree: _Tree, first: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """Return the node and its action from which the tree grows."""
+
+    def deeper(at: tuple[chex.Array, chex.Array]) -> tuple[chex.Array, chex.Array]:
+        child = tree.children[at]
+        return child, _choose_below(tree, child)
+
+    return jax.lax.while_loop(lambda at: tree.children[at] >= 0, deeper, (jnp.zeros_like(first), first))
+
+
+def _add(tree: _Tree, number: chex.Array, node: chex.Array, action: chex.Array, leaf: Leaf) -> _Tree:
+    return _Tree(
+        tree.parent.at[number].set(node),
+        tree.children.at[node, action].set(number),
+        tree.visits.at[number].set(1),
+        tree.value.at[number].set(leaf.value),
+        jax.tree.map(lambda all_, new: all_.at[number].set(new), tree.leaf, leaf),
+    )
+
+
+def _back_up(tree: _Tree, number: chex.Array) -> _Tree:
+    """Let every state on the way to a new one know what it is worth."""
+
+    # Only what changes is carried: under vmap a loop selects its whole carry in every round.
+    def up(carry: tuple) -> tuple:
+        node, worth, visits, value = carry
+        worth = tree.leaf.reward[node] + tree.leaf.discount[node] * worth
+        node = tree.parent[node]
+        visits = visits.at[node].add(1)
+        return node, worth, visits, value.at[node].add((worth - value[node]) / visits[node])
+
+    carry = (number, tree.value[number], tree.visits, tree.value)
+    _, _, visits, value = jax.lax.while_loop(lambda carry: carry[0] > 0, up, carry)
+    return tree._replace(visits=visits, value=value)
+
+
+class SearchHParams(NamedTuple):
+    """The traced scalars of learning from search."""
+
+    learning_rate: Any = 1e-3
+    gamma: Any = 0.99
+    """Also what the learner's model is asked to discount by."""
+    gae_lambda: Any = 0.95
+    """The value's target is the lambda return of what was played."""
+    value_coef: Any = 0.5
+
+
+def make_search_learner(
+    actor: Actor,
+    apply: Callable[[Params, chex.Array], tuple[chex.Array, chex.Array]],
+    model: Callable[[chex.Array, chex.Array], tuple[chex.Array, chex.Array, chex.Array]],
+    *,
+    simulations: int = 16,
+    epochs: int = 4,
+    minibatches: int = 4,
+    total_steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Learner:
+    """Build expert iteration: plan at every state of a rollout, and move the network towards the plans.
+
+        L = KL(improved policy || pi) + c_v (target - V)^2 / 2
+
+    Args:
+      actor: with discrete actions, whose observation is a state that the model continues from.
+      apply: the actor's network, `(params, obs) -> (logits [A], value [])`.
+      model: `(obs, action) -> (reward, goes_on, obs)`, goes_on 0 where the episode ends and else 1; known or
+        learned.
+      simulations: of each search.
+      epochs: passes over each rollout.
+      minibatches: gradient steps per pass; must divide the number of steps.
+      total_steps: the learning rate falls linearly to 0 over this many learner steps; None keeps it constant.
+      optimizer: an update rule without its learning rate; default `make_optimizer()`.
+
+    Returns:
+      A `Learner` for `SearchHParams`. Its metrics are the rollout's and `loss/policy_avg`, `loss/value_avg`,
+      `policy/entropy_avg` and `search/kl`, how far the plans are from the network before it moves.
+
+    Raises:
+      ValueError: at trace time, if `minibatches` does not divide.
+
+    Source: Anthony, Tian & Barber 2017; Silver et al. 2018.
+    """
+    optimizer = optimizer or make_optimizer()
+
+    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
+        key_params, key_env, key = jax.random.split(key, 3)
+        params = actor.init_params(key_params) if params is None else params
+        hparams = jax.tree.map(jnp.float32, hparams)
+        env_state = actor.init_env(key_env, hparams)
+        return State(
+            params, optimizer.init(params), jnp.zeros((), jnp.int32), hparams, frozen, env_state, key
+        )
+
+    def plan(params: Params, gamma: chex.Array, obs: chex.Array, key: chex.PRNGKey) -> chex.Array:
+        def expand(obs: chex.Array, action: chex.Array) -> Leaf:
+            reward, goes_on, after = model(obs, action)
+            return Leaf(reward, gamma * goes_on, after, *apply(params, after))
+
+        root = Leaf(jnp.zeros(()), jnp.ones(()), obs, *apply(params, obs))
+        return search(key, root, expand, simulations=simulations).logits
+
+    def loss(params: Params, batch: tuple, hparams: Any) -> tuple[chex.Array, Metrics]:
+        obs, logits, target, mask = batch
+        policy, value = jax.vmap(apply, (None, 0))(params, obs)
+        metrics = {
+            "loss/policy_avg": masked_mean(categorical_kl(logits, policy), mask),
+            "loss/value_avg": masked_mean(squared(target - value), mask),
+            "policy/entropy_avg": masked_mean(entropy(policy), mask),
+        }
+        return metrics["loss/policy_avg"] + hparams.value_coef * metrics["loss/value_avg"], metrics
+
+    def distil(state: State, trajectory: Trajectory, key: chex.PRNGKey) -> tuple[State, Metrics]:
+        key_plan, key_order = jax.random.split(key)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory)
+        rows = flat.mask.shape[0]
+        check_divides(minibatches, rows, "minibatches", "steps per rollout")
+        target = gae_advantages(trajectory)[1].ravel()
+        over_steps = jax.vmap(plan, (None, None, 0, 0))
+        logits = over_steps(state.params, state.hparams.gamma, flat.obs, jax.random.split(key_plan, rows))
+        batch = (flat.obs, logits, target, flat.mask)
+        learning_rate = state.hparams.learning_rate * linear_decay(state.step, total_steps)
+
+        def descend_once(carry: tuple, index: chex.Array) -> tuple:
+            params, opt_state = carry
+            minibatch = jax.tree.map(lambda x: x[index], batch)
+            grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch, state.hparams)
+            return descend(optimizer, grads, opt_state, params, learning_rate), metrics
+
+        order = jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key_order, epochs))
+        order = order.reshape(epochs * minibatches, rows // minibatches)
+        (params, opt_state), metrics = jax.lax.scan(descend_once, (state.params, state.opt_state), order)
+        before = loss(state.params, batch, state.hparams)[1]["loss/policy_avg"]
+        metrics = jax.tree.map(jnp.mean, metrics) | {"search/kl": before}
+        return state._replace(params=params, opt_state=opt_state), metrics
+
+    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
+        key, key_rollout, key_update = jax.random.split(state.key, 3)
+        env_state, trajectory, rollout_metrics = actor.rollout(
+            state.params, state.frozen, state.env_state, key_rollout, state.hparams, batch
+        )
+        state, metrics = distil(state, trajectory, key_update)
+        return state._replace(step=state.step + 1, env_state=env_state, key=key), rollout_metrics | metrics
+
+    return Learner(init, step)

@@ -1,0 +1,131 @@
+"""Tree search: against brute force, against its own guarantees, and as a teacher."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.actors import gym
+from jaxrl_align.actors.tabular import make_environment
+from jaxrl_align.learner import train
+from jaxrl_align.nets.mlp import Net
+from jaxrl_align.rl.search import Leaf, SearchHParams, halving, make_search_learner, search
+from jaxrl_align.rl.tabular import value_iteration
+from tests.environments import PROBES
+
+A, DEPTH, GAMMA = 3, 3, 0.9
+REWARDS = jnp.asarray(np.random.default_rng(0).normal(size=(DEPTH, A**DEPTH, A)), jnp.float32)
+
+
+def expand_game(state, action):
+    """A tree of three moves, each paying its own reward; a state is (depth, number)."""
+    depth, number = state
+    goes_on = depth < DEPTH
+    reward = jnp.where(goes_on, REWARDS[jnp.minimum(depth, DEPTH - 1), number, action], 0.0)
+    after = (jnp.minimum(depth + 1, DEPTH), jnp.where(goes_on, number * A + action, number) % A**DEPTH)
+    return Leaf(reward, GAMMA * (depth + 1 < DEPTH), after, jnp.zeros(A), jnp.zeros(()))
+
+
+ROOT = Leaf(
+    jnp.zeros(()), jnp.ones(()), (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), jnp.zeros(A), 0.0
+)
+
+
+def best_returns():
+    """Return the best return after each first action, of all 27 games."""
+    rewards, best = np.asarray(REWARDS), np.full(A, -np.inf)
+    for moves in itertools.product(range(A), repeat=DEPTH):
+        number, total = 0, 0.0
+        for depth, move in enumerate(moves):
+            total += GAMMA**depth * rewards[depth, number, move]
+            number = number * A + move
+        best[moves[0]] = max(best[moves[0]], total)
+    return best
+
+
+@pytest.fixture(scope="module")
+def plans():
+    """32 searches with different noise in one program, of 300 simulations."""
+    run = lambda key: search(key, ROOT, expand_game, simulations=300)
+    with jax.debug_key_reuse(True):
+        return jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 32))
+
+
+def test_every_search_finds_the_best_of_all_games(plans):
+    best = best_returns()
+    np.testing.assert_array_equal(plans.action, np.argmax(best))
+    np.testing.assert_array_equal(plans.visits.sum(-1), 300)
+    # Its value tends to that of the best play, although the network thinks that every state is worth 0.
+    np.testing.assert_allclose(plans.q[:, np.argmax(best)], best.max(), atol=0.25)
+
+
+def test_the_improved_policy_is_better_than_the_network(plans):
+    """Under the true values of the actions."""
+    best = best_returns()
+    expected = jax.nn.softmax(plans.logits) @ jnp.asarray(best)
+    assert (expected > best.mean()).all() and expected.mean() > 0.95 * best.max()
+
+
+def test_one_step_by_hand():
+    """Two simulations of a bandit: both arms tried once, the better one recommended."""
+    pay = jnp.array([1.0, 3.0])
+    expand = lambda state, action: Leaf(pay[action], 0.0, state, jnp.zeros(2), jnp.zeros(()))
+    root = Leaf(0.0, 1.0, jnp.zeros(()), jnp.array([0.5, 0.0]), jnp.float32(2.0))
+    plan = search(jax.random.key(1), root, expand, simulations=2)
+    np.testing.assert_array_equal(plan.visits, [1, 1])
+    np.testing.assert_allclose(plan.q, pay)
+    np.testing.assert_allclose(plan.logits, [0.5, (50 + 1) * 0.1])  # sigma of q brought to [0, 1]
+    assert plan.action == 1
+    # One action tried: the other is worth (2 + 1 * its value) / 2.
+    one = search(jax.random.key(1), root, expand, simulations=1)
+    tried = int(jnp.argmax(one.visits))
+    np.testing.assert_allclose(one.q[tried], pay[tried])
+    np.testing.assert_allclose(one.q[1 - tried], (2.0 + pay[tried]) / 2)
+    assert one.action == tried
+
+
+def test_the_schedule_of_sequential_halving():
+    np.testing.assert_array_equal(halving(4, 8), [0] * 4 + [1] * 2 + [2] * 2)
+    np.testing.assert_array_equal(halving(2, 5), [0, 0, 1, 1, 2])
+    np.testing.assert_array_equal(halving(1, 3), [0, 1, 2])
+    np.testing.assert_array_equal(halving(8, 3), [0, 0, 0])
+
+
+def test_no_simulation_is_refused():
+    with pytest.raises(ValueError, match="simulations and considered must be at least 1; got simulations=0"):
+        search(jax.random.key(0), ROOT, expand_game, simulations=0)
+
+
+MDP = PROBES["policy-dependent"]
+NET = Net(
+    lambda key, obs: {"logits": jnp.zeros((3, 2)), "value": jnp.zeros(3)},
+    lambda params, state: (params["logits"][state], params["value"][state]),
+)
+
+
+def model(state, action):
+    """Return what the probe does, read from its arrays."""
+    after = jnp.argmax(MDP.transition[state, action]).astype(jnp.int32)
+    return MDP.reward[state, action, after], 1.0 - MDP.terminal[after], after
+
+
+def test_a_network_learns_from_its_plans():
+    actor = gym.make_actor(make_environment(MDP), NET, num_envs=4, num_steps=4)
+    learner = make_search_learner(actor, NET.apply, model, simulations=4)
+    state, metrics = jax.jit(train(learner, 60))(jax.random.key(0), SearchHParams(0.05, gamma=0.9))
+    exact = value_iteration(MDP)
+    going_on = ~MDP.terminal
+    np.testing.assert_array_equal(
+        jnp.argmax(state.params["logits"], -1)[going_on], jnp.argmax(exact.q, -1)[going_on]
+    )
+    np.testing.assert_allclose(state.params["value"][going_on], jnp.max(exact.q, -1)[going_on], atol=0.1)
+    assert metrics["search/kl"][0] > 0.2 and metrics["search/kl"][-1] < 0.05
+
+
+def test_minibatches_that_do_not_divide_are_refused_before_compilation():
+    actor = gym.make_actor(make_environment(MDP), NET, num_envs=4, num_steps=4)
+    learner = make_search_learner(actor, NET.apply, model, minibatches=3)
+    with pytest.raises(ValueError, match="minibatches must divide steps per rollout; got .*=16, minibatches"):
+        jax.eval_shape(lambda key: learner.step(learner.init(key, SearchHParams())), jax.random.key(0))
