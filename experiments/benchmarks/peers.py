@@ -54,6 +54,7 @@ INSTALL = {
     "sb3": "pip install stable-baselines3 torch",
     "rejax": "pip install rejax==0.1.3 gymnax==0.0.9",
     "rejax_ppo": "pip install rejax==0.1.3 gymnax==0.0.9",
+    "torch_sgd": "pip install torch",
     "purejaxrl": "pip install gymnax==0.0.9 distrax, and give the folder of its ppo.py",
 }
 
@@ -227,9 +228,38 @@ def purejaxrl(envs: int, seeds: int, steps: int, timesteps: int, folder: str) ->
     return measure
 
 
+def torch_sgd(sizes: list[int], num: int, batch: int, seeds: int, threads: int) -> Round:
+    """Train sigmoid classifiers by mini-batch SGD, one seed after the other, an epoch a round."""
+    import torch
+
+    torch.set_num_threads(threads)
+    x, y = torch.rand(num, sizes[0]), torch.randint(sizes[-1], (num,))
+
+    def make() -> tuple[Any, Any]:
+        layers = []
+        for rows, columns in zip(sizes[:-2], sizes[1:-1], strict=True):
+            layers += [torch.nn.Linear(rows, columns), torch.nn.Sigmoid()]
+        net = torch.nn.Sequential(*layers, torch.nn.Linear(*sizes[-2:]))
+        return net, torch.optim.SGD(net.parameters(), lr=0.1)
+
+    members = [make() for _ in range(seeds)]
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        for net, optimizer in members:
+            for rows in torch.randperm(num)[: num // batch * batch].view(-1, batch):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+                optimizer.step()
+        return seeds * (num // batch * batch) / (time.perf_counter() - begin)
+
+    measure()
+    return measure
+
+
 def serve(name: str, arguments: dict[str, Any]) -> None:
     """Answer every line with a round's rate."""
-    known = (flashbax, sb3, rejax, rejax_ppo, purejaxrl)
+    known = (flashbax, sb3, rejax, rejax_ppo, purejaxrl, torch_sgd)
     measure = {make.__name__: make for make in known}[name](**arguments)
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -10,7 +10,17 @@ import numpy as np
 
 from jaxrl_align.data.files import DataFile, find_file
 
-__all__ = ["Images", "Split", "choose_labelled", "load_digits", "load_idx_folder", "load_mnist", "read_idx"]
+__all__ = [
+    "Images",
+    "Split",
+    "choose_labelled",
+    "load_digits",
+    "load_idx_folder",
+    "load_mnist",
+    "load_photo_patches",
+    "read_idx",
+    "shrink_mnist",
+]
 
 NUM_CLASSES = 10
 
@@ -172,6 +182,56 @@ def load_mnist() -> Split:
     for name, sha256 in _MNIST_SHA256.items():
         path = find_file(DataFile(f"images/mnist/{name}", _MNIST_URL + name, sha256))
     return load_idx_folder(path.parent)
+
+
+def shrink_mnist(x: np.ndarray) -> np.ndarray:
+    """Shrink MNIST's images to the digits' size and grey levels: a frame of 2, then means of 4 x 4 pixels.
+
+    Args:
+      x: [N, 784] in [0, 1].
+
+    Returns:
+      [N, 64] float32 in [0, 1].
+
+    Raises:
+      ValueError: if the images are not 28 x 28.
+    """
+    if x.ndim != 2 or x.shape[1] != 784:
+        raise ValueError(f"expected images [N, 784], 28 x 28 each; got {list(x.shape)}")
+    framed = np.pad(x.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
+    return framed.reshape(-1, 8, 4, 8, 4).mean((2, 4)).reshape(-1, 64).astype(np.float32)
+
+
+def load_photo_patches(num: int, side: int, *, seed: int = 0) -> np.ndarray:
+    """Cut random grey patches from scikit-learn's two photographs, each stretched to fill [0, 1].
+
+    Args:
+      num: of patches.
+      side: their height and width in pixels.
+      seed: of where they are cut.
+
+    Returns:
+      [num, side * side] float32.
+
+    Raises:
+      ImportError: scikit-learn or pillow is not installed.
+    """
+    try:
+        from sklearn.datasets import load_sample_images
+
+        photos = load_sample_images().images
+    except ImportError as error:
+        raise ImportError(
+            "the photographs need scikit-learn and pillow: pip install jaxrl-align[data]"
+        ) from error
+    rng = np.random.default_rng(seed)
+    patches = np.empty((num, side * side), np.float32)
+    for i in range(num):
+        photo = photos[rng.integers(len(photos))]
+        top, left = (rng.integers(size - side + 1) for size in photo.shape[:2])
+        patches[i] = photo[top : top + side, left : left + side].mean(-1).ravel()
+    low, high = patches.min(1, keepdims=True), patches.max(1, keepdims=True)
+    return (patches - low) / np.maximum(high - low, 1e-6)
 
 
 def choose_labelled(labels: np.ndarray, num: int, *, seed: int) -> np.ndarray:

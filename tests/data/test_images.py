@@ -108,6 +108,27 @@ def test_the_digits_need_no_file():
         I.load_digits(test_share=1.0)
 
 
+def test_mnist_shrinks_as_the_digits_were_made():
+    """Of one white pixel at (2, 2), which lies at (4, 4) of the framed image: block (1, 1) holds 1/16."""
+    x = np.zeros((1, 28, 28), np.float32)
+    x[0, 2, 2] = 1.0
+    expected = np.zeros((8, 8))
+    expected[1, 1] = 1 / 16
+    np.testing.assert_allclose(I.shrink_mnist(x.reshape(1, -1)).reshape(8, 8), expected)
+    with pytest.raises(ValueError, match="28 x 28"):
+        I.shrink_mnist(np.zeros((1, 64)))
+
+
+def test_photo_patches_fill_the_range():
+    pytest.importorskip("sklearn")
+    pytest.importorskip("PIL")
+    patches = I.load_photo_patches(50, 8)
+    assert patches.shape == (50, 64) and patches.dtype == np.float32
+    np.testing.assert_allclose(patches.min(1), 0.0, atol=1e-6)
+    np.testing.assert_allclose(patches.max(1), 1.0, atol=1e-3)
+    assert len({patch.tobytes() for patch in patches}) == 50
+
+
 def test_labels_are_chosen_evenly_and_anew_for_each_seed():
     labels = np.repeat([3, 5, 8], [4, 40, 2])
     chosen = I.choose_labelled(labels, 9, seed=0)

@@ -1,7 +1,9 @@
 import json
 
+import numpy as np
 import pytest
 
+from jaxrl_align.data.images import Images, Split
 from tests.experiments.loading import load
 
 pytest.importorskip("sklearn")
@@ -37,6 +39,21 @@ def test_tiny_labels_in_miniature(tmp_path):
         "labels_10.json",
         "labels_1150.json",
     ]
+    assert (tmp_path / "run" / "test_error.png").exists()
+
+
+def test_pretraining_sources_in_miniature(tmp_path, monkeypatch):
+    """With blank images in place of MNIST's, which need a file."""
+    pytest.importorskip("PIL")
+    experiment = load("pretraining_source")
+    blank = Images(np.zeros((60_000, 784), np.float32), np.zeros(60_000, np.int32))
+    monkeypatch.setattr(experiment, "load_mnist", lambda: Split(blank, blank))
+    config = experiment.Config(
+        labels=(10,), depth=1, finetune_steps=2, out=str(tmp_path / "run"), era="modern", **SMALL
+    )
+    experiment.main(config)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [len(row) for row in result["test_error"]["10"]] == [2, 2, 2, 2]
     assert (tmp_path / "run" / "test_error.png").exists()
 
 

@@ -69,7 +69,7 @@ def test_one_step_is_the_lectures_sgd(data, start):
 
 
 def test_an_epochs_batches_average_to_the_full_gradient(data, start):
-    """Without moving, the mean update of an epoch's batches is the full batch's: E[batch grad] = full grad."""
+    """Without moving, the mean over an epoch equals the full batch: E[batch grad] = full grad."""
     still = lw.ClassifierHParams(0.0)
     keep = optax.GradientTransformation(lambda _: jax.tree.map(jnp.zeros_like, start), _add)
     learner = lw.make_classifier_learner(NET, optimizer=keep)

@@ -1,0 +1,78 @@
+"""Our mini-batch SGD's examples a second against a plain PyTorch loop of the same training, in turn.
+
+DOCSTRING
+"""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+
+from jaxrl_align.nets.layered import make_layered_net
+from jaxrl_align.pretrain.layerwise import ClassifierHParams, finetune
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sigmoid classifiers on random images: the arithmetic of training does not depend on them."""
+
+    sizes: tuple[int, ...] = (64, 100, 100, 100, 10)
+    """Inputs, hidden layers, classes: the digits' net of the experiments."""
+    num: int = 1_438
+    """Images."""
+    batch_size: int = 20
+    seeds: int = 8
+    epochs: int = 20
+    """Of ours in a round; the peer takes one."""
+    rounds: int = 7
+    torch: str = ""
+    """An interpreter with PyTorch; empty leaves it out."""
+
+
+def ours(config: Config) -> peers.Round:
+    """Return the measurement of all our seeds in one program."""
+    net = make_layered_net(config.sizes[0], config.sizes[1:-1], config.sizes[-1])
+    train = finetune(net, epochs=config.epochs, batch_size=config.batch_size)
+    many = jax.jit(jax.vmap(lambda *args: train(*args)[0], (0, 0, None, None)))
+    key_x, key_y, *keys = jax.random.split(jax.random.key(0), 2 + config.seeds)
+    x = jax.random.uniform(key_x, (config.num, config.sizes[0]))
+    data = x, jax.random.randint(key_y, (config.num,), 0, config.sizes[-1])
+    keys = shard_members(jnp.stack(keys))
+    params = shard_members(jax.vmap(net.init)(keys))
+    hparams = ClassifierHParams(0.1)
+    jax.block_until_ready(many(keys, params, data, hparams))
+    taken = config.seeds * config.epochs * (config.num // config.batch_size * config.batch_size)
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(many(keys, params, data, hparams))
+        return taken / (time.perf_counter() - begin)
+
+    return measure
+
+
+def main(config: Config) -> None:
+    """Run ours and PyTorch with one and with all threads in turn; medians and ranges over rounds."""
+    use_cpu_devices()
+    measure = ours(config)
+    threads = sorted({1, len(jax.devices())})
+    shared = {"sizes": config.sizes, "num": config.num, "batch": config.batch_size, "seeds": config.seeds}
+    others = [peers.start(config.torch, "torch_sgd", **shared, threads=n) for n in threads if config.torch]
+    rates = np.array([[measure(), *map(peers.ask, others)] for _ in range(config.rounds)])
+    print(f"{config.sizes}, batch {config.batch_size}, {config.seeds} seeds:", end=" ")
+    print(f"ours {np.median(rates[:, 0]):,.0f} examples/s")
+    for n, other, rate in zip(threads, others, rates.T[1:], strict=False):
+        peers.stop(other)
+        low, middle, high = np.quantile(rates[:, 0] / rate, [0, 0.5, 1])
+        print(f"  PyTorch, {n} thread(s), {np.median(rate):,.0f}: {middle:.1f} times [{low:.1f}, {high:.1f}]")
+    if not others:
+        print("  PyTorch is left out, give --torch PYTHON, an interpreter that has it")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
