@@ -1,0 +1,201 @@
+"""Language models from and to local Hugging Face folders: GPT-2, Llama, Qwen2 and Qwen3.
+
+`load_model` reads `config.json` and safetensors, one file or many, and takes all or nothing: every tensor
+must be there, none may be left over, each must have its shape and be finite. Pickles are never opened.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.nets.transformer import TransformerConfig
+from jaxrl_align.runtime.huggingface_config import FAMILIES, family_of, read_config, write_config
+from jaxrl_align.runtime.huggingface_tensors import (
+    PREFIXES,
+    empty_params,
+    pack,
+    tensor_shape,
+    tensors_of,
+    unpack,
+)
+from jaxrl_align.runtime.safetensors_files import (
+    Stored,
+    read_tensors,
+    require_safetensors,
+    stored_tensors,
+    write_tensors,
+)
+from jaxrl_align.types import Params
+
+__all__ = ["FAMILIES", "Pretrained", "load_model", "save_model"]
+
+_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
+"""Constants that old checkpoints store beside the weights."""
+_HEAD = "lm_head.weight"
+
+
+class Pretrained(NamedTuple):
+    """A language model read from a folder."""
+
+    config: TransformerConfig
+    params: Params
+    """What `make_transformer(config)` takes, float32."""
+    stop_tokens: tuple[int, ...]
+    """The tokens that end a text; empty if the folder names none."""
+
+
+def load_model(folder: str | os.PathLike) -> Pretrained:
+    """Read a language model from a local folder in Hugging Face's format.
+
+    Args:
+      folder: holds `config.json`, and `model.safetensors` or the files that its index names.
+
+    Returns:
+      The configuration, the parameters and the stop tokens.
+
+    Raises:
+      ImportError: if `safetensors` is not installed.
+      ValueError: for anything unsupported, missing, left over, mis-shaped, of another type, NaN or damaged;
+        it names the file and the entry.
+    """
+    folder = Path(folder)
+    require_safetensors()
+    values = _read_json(folder / "config.json")
+    try:
+        config, family = read_config(values), values["model_type"]
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    stored = _with_prefix(folder, stored_tensors(folder), PREFIXES[family])
+    params = empty_params(config)
+    tensors = {tensor.name: tensor for tensor in tensors_of(config, family)}
+    _check_shapes(folder, stored, {name: tensor_shape(t, params) for name, t in tensors.items()})
+    for name, array in read_tensors(stored, tensors):
+        unpack(tensors[name], array, params)
+    if config.tied_head and _HEAD in stored:
+        ((_, head),) = read_tensors(stored, [_HEAD])
+        if not np.array_equal(head, params["tokens"]):
+            raise ValueError(
+                f"{folder}: tie_word_embeddings is true, but {_HEAD} differs from the embeddings; "
+                "set it to false in config.json if the head is a matrix of its own"
+            )
+    return Pretrained(config, jax.tree.map(jnp.asarray, params), _stop_tokens(folder, values, config))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; give the local folder of a saved model") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); download it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold an object; got {type(values).__name__}")
+    return values
+
+
+def _with_prefix(folder: Path, stored: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
+    """Return the tensors by their full names, without the constants of old checkpoints."""
+    full: dict[str, Stored] = {}
+    for name, place in stored.items():
+        if _BUFFERS.search(name):
+            continue
+        whole = name if name.startswith(prefix) or name == _HEAD else prefix + name
+        if whole in full:
+            raise ValueError(f"{folder} holds {whole} twice, with and without {prefix!r}; remove one")
+        full[whole] = Stored(place.path, place.shape)
+    return full
+
+
+def _check_shapes(folder: Path, stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    optional = set() if _HEAD in shapes else {_HEAD}
+    missing, left_over = (
+        sorted(shapes.keys() - stored.keys()),
+        sorted(stored.keys() - shapes.keys() - optional),
+    )
+    wrong = [name for name in shapes.keys() & stored.keys() if stored[name].shape != shapes[name]]
+    faults = [f"{len(missing)} missing: {', '.join(missing[:3])}"] if missing else []
+    faults += [f"{len(left_over)} unexpected: {', '.join(left_over[:3])}"] if left_over else []
+    faults += [f"{n} expected {shapes[n]}, got {stored[n].shape}" for n in sorted(wrong)[:3]]
+    if faults:
+        raise ValueError(
+            f"the tensors in {folder} do not fit its config.json: {'; '.join(faults)}; "
+            "take both from the same model"
+        )
+
+
+def _stop_tokens(folder: Path, values: Mapping[str, Any], config: TransformerConfig) -> tuple[int, ...]:
+    path = folder / "generation_config.json"
+    named = (_read_json(path) if path.is_file() else {}).get("eos_token_id", values.get("eos_token_id"))
+    named = [] if named is None else named if isinstance(named, list) else [named]
+    # A default that lies outside a small vocabulary is never written and ends nothing.
+    return tuple(i for i in named if isinstance(i, int) and 0 <= i < config.vocab_size)
+
+
+def save_model(
+    folder: str | os.PathLike, config: TransformerConfig, params: Params, *, stop_tokens: Iterable[int] = ()
+) -> Path:
+    """Write a language model as a folder that `transformers` opens; whole or not at all.
+
+    Args:
+      folder: a new name; its parent exists.
+      config: a shape that GPT-2, Llama, Qwen2 or Qwen3 can hold.
+      params: its parameters, all float32 or all bfloat16; merge an adapter first (`merge_lora`).
+      stop_tokens: the tokens that end a text.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ImportError: if `safetensors` is not installed.
+      ValueError: if the folder exists, no family can hold the configuration, or a parameter is missing, left
+        over, mis-shaped, of another type or not finite.
+    """
+    folder = Path(folder)
+    require_safetensors()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already; give a new name, or remove it")
+    family = family_of(config)
+    dtype = _check_params(config, params)
+    stop_tokens = list(stop_tokens)
+    if outside := [i for i in stop_tokens if not 0 <= i < config.vocab_size]:
+        raise ValueError(f"stop_tokens must lie in the vocabulary of {config.vocab_size}; got {outside}")
+    stop = stop_tokens[0] if len(stop_tokens) == 1 else (stop_tokens or None)
+    values = write_config(config, family)
+    values |= {"dtype": dtype, "bos_token_id": None, "eos_token_id": stop, "pad_token_id": None}
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir()
+        write_tensors(temporary, {tensor.name: pack(tensor, params) for tensor in tensors_of(config, family)})
+        (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _check_params(config: TransformerConfig, params: Params) -> str:
+    """Return the parameters' common dtype."""
+    flat = lambda tree: {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+    wanted, got = flat(empty_params(config)), flat(params)
+    if wanted.keys() != got.keys():
+        raise ValueError(
+            f"params do not fit the configuration: missing {sorted(wanted.keys() - got.keys())}, "
+            f"unexpected {sorted(got.keys() - wanted.keys())}"
+        )
+    for name, leaf in got.items():
+        if leaf.shape != wanted[name].shape:
+            raise ValueError(f"params{name} must be of shape {wanted[name].shape}; got {leaf.shape}")
+        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+            raise ValueError(f"params{name} holds NaN or infinite values; nothing was written")
+    dtypes = {str(leaf.dtype) for leaf in got.values()}
+    if dtypes not in ({"float32"}, {"bfloat16"}):
+        raise ValueError(f"params must all be float32 or all bfloat16; got {', '.join(sorted(dtypes))}")
+    return dtypes.pop()

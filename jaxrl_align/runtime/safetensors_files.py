@@ -1,0 +1,133 @@
+"""The safetensors files of a model's folder: what they hold, read from their headers, and their content."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Stored", "read_tensors", "require_safetensors", "stored_tensors", "write_tensors"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_FLOATS = ("F32", "BF16", "F16")
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies, and its shape."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+
+def require_safetensors() -> Any:
+    """Return the `safetensors` package.
+
+    Raises:
+      ImportError: naming the extra that brings it.
+    """
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError("safetensors is not installed; pip install 'jaxrl-align[hf]'") from error
+    return safetensors
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Return what the folder's `model.safetensors`, or the files of its index, hold.
+
+    Only headers are read; each is checked against its file's size.
+
+    Raises:
+      ValueError: for a folder without safetensors, a damaged file, a tensor that is not floating point, or an
+        index that disagrees with its files.
+    """
+    if (folder / SINGLE).is_file():
+        return _headers(folder / SINGLE)
+    if not (folder / INDEX).is_file():
+        pickled = sorted(p.name for end in ("*.bin", "*.pt", "*.pth") for p in folder.glob(end))
+        if pickled:
+            raise ValueError(
+                f"{folder} holds pickled weights ({pickled[0]}), which could run any code and are never "
+                "opened; have transformers save them as safetensors (model.save_pretrained)"
+            )
+        raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; give the folder of a saved model")
+    return _indexed(folder)
+
+
+def _indexed(folder: Path) -> dict[str, Stored]:
+    path = folder / INDEX
+    try:
+        places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); download it again") from error
+    found: dict[str, Stored] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{path} must name safetensors files of its own folder; got {name!r}")
+        if not (folder / name).is_file():
+            raise ValueError(f"{path} names {name}, which is missing; download it too")
+        found |= _headers(folder / name)
+    wrong = [n for n in {**places, **found} if n not in found or places.get(n) != found[n].path.name]
+    if wrong:
+        raise ValueError(
+            f"{path} and its files disagree about {_some(wrong)}; they belong to different models, or a file "
+            "is damaged: download them again"
+        )
+    return found
+
+
+def _headers(path: Path) -> dict[str, Stored]:
+    found = {}
+    with _open(path) as file:
+        for name in file.keys():  # noqa: SIM118, the library's object is no mapping
+            header = file.get_slice(name)
+            if header.get_dtype() not in _FLOATS:
+                raise ValueError(
+                    f"{name} in {path} is of dtype {header.get_dtype()}; expected {', '.join(_FLOATS)}: "
+                    "save the model unquantised, in one of them"
+                )
+            found[name] = Stored(path, tuple(header.get_shape()))
+    return found
+
+
+def _open(path: Path) -> Any:
+    safetensors = require_safetensors()
+    try:
+        return safetensors.safe_open(str(path), framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({error}); download it again"
+        ) from error
+
+
+def read_tensors(stored: Mapping[str, Stored], names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield `(name, array)` as float32, one tensor in memory at a time.
+
+    Raises:
+      ValueError: at a tensor that holds NaN or infinity.
+    """
+    by_file: dict[Path, list[str]] = {}
+    for name in names:
+        by_file.setdefault(stored[name].path, []).append(name)
+    for path, inside in by_file.items():
+        with _open(path) as file:
+            for name in inside:
+                array = file.get_tensor(name).astype(np.float32)
+                if not np.isfinite(array).all():
+                    raise ValueError(
+                        f"{name} in {path} holds {np.sum(~np.isfinite(array))} NaN or infinite values; "
+                        "the model is broken: take another checkpoint"
+                    )
+                yield name, array
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write contiguous arrays as the folder's `model.safetensors`, marked as torch reads them."""
+    require_safetensors().numpy.save_file(dict(tensors), str(folder / SINGLE), metadata={"format": "pt"})
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
