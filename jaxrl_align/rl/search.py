@@ -99,14 +99,20 @@ def halving(considered: int, simulations: int) -> np.ndarray:
 
 
 def search(
-    key: chex.PRNGKey, root: Leaf, expand: Expand, *, simulations: int, considered: int | None = None
+    key: chex.PRNGKey | None,
+    root: Leaf,
+    expand: Expand,
+    *,
+    simulations: int,
+    considered: int | None = None,
 ) -> Plan:
     """Plan from ONE state with a deterministic model.
 
         improved policy = softmax(logits + sigma(q)),   q completed by the state's value where never tried
 
     Args:
-      key: the Gumbel noise that draws the root's actions without replacement.
+      key: the Gumbel noise that draws the root's actions without replacement; None plays without chance, as
+        in an evaluation.
       root: the state to plan from; its reward and discount are not read.
       expand: the model and the network.
       simulations: N, states that are added to the tree.
@@ -125,7 +131,7 @@ def search(
             f"simulations and considered must be at least 1; got simulations={simulations}, "
             f"considered={considered}"
         )
-    noise = jax.random.gumbel(key, (actions,))
+    noise = jnp.zeros(actions) if key is None else jax.random.gumbel(key, (actions,))
     tree = _start(root, simulations)
 
     def simulate(tree: _Tree, step: tuple[chex.Array, chex.Array]) -> tuple[_Tree, None]:

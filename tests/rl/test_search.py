@@ -84,6 +84,7 @@ def test_one_step_by_hand():
     np.testing.assert_allclose(one.q[tried], pay[tried])
     np.testing.assert_allclose(one.q[1 - tried], (2.0 + pay[tried]) / 2)
     assert one.action == tried
+    assert search(None, root, expand, simulations=1).visits[0] == 1  # without noise the likelier is tried
 
 
 def test_the_schedule_of_sequential_halving():

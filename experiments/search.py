@@ -1,0 +1,151 @@
+"""Search plus network beats the network alone, and a network learns more from search than from rewards.
+
+Claim (the lectures' closing chapter; Anthony et al. 2017; Silver et al. 2018): planning on a model with a
+policy and a value network improves the policy, so a network that was trained too briefly plays better with a
+few simulations a move, and one that is trained towards its own plans learns from fewer steps. The worlds are
+random decision processes with certain transitions and normal rewards, each its own "seed", whose optimal
+policy is known by value iteration. Two networks get the same few steps in each: one by PPO, one by expert
+iteration (a search at every state of a rollout). Both are then played alone, greedily, and with searches.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.actors import gym
+from jaxrl_align.actors.tabular import make_environment
+from jaxrl_align.learner import train
+from jaxrl_align.nets.mlp import Net, make_actor_critic_net
+from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
+from jaxrl_align.rl.search import Leaf, SearchHParams, make_search_learner, search
+from jaxrl_align.rl.tabular import value_iteration
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.plots import figure, save_figure
+from jaxrl_align.types import MDP
+
+Model = Callable[[jax.Array, jax.Array], tuple[jax.Array, float, jax.Array]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Networks that were trained too briefly, and what search makes of them."""
+
+    seeds: int = 24
+    """Decision processes; the intervals are over them."""
+    seed: int = 0
+    states: int = 100
+    actions: int = 4
+    gamma: float = 0.95
+    horizon: int = 50
+    """Steps of an episode, which is cut then."""
+    updates: int = 10
+    """Rollouts of 8 environments x 64 steps for either way of training."""
+    learning_rate: float = 1e-3
+    training_simulations: int = 16
+    """Of expert iteration."""
+    simulations: tuple[int, ...] = (4, 16, 64)
+    """A move, when playing."""
+    episodes: int = 16
+    """Played in each process in each way, from the same starts."""
+    out: str = "runs/search"
+
+
+def make_process(key: jax.Array, config: Config) -> tuple[MDP, Model]:
+    """Draw a decision process with certain transitions; return it as arrays and as a model."""
+    key_next, key_reward = jax.random.split(key)
+    states, actions = config.states, config.actions
+    after = jax.random.randint(key_next, (states, actions), 0, states)
+    reward = jax.random.normal(key_reward, (states, actions))
+    every_reward = jnp.broadcast_to(reward[..., None], (states, actions, states))
+    uniform = jnp.full(states, 1.0 / states)
+    mdp = MDP(
+        jax.nn.one_hot(after, states),
+        every_reward,
+        jnp.float32(config.gamma),
+        uniform,
+        jnp.zeros(states, bool),
+    )
+    return mdp, lambda state, action: (reward[state, action], 1.0, after[state, action])
+
+
+def one_hot_net(config: Config) -> Net:
+    """Return a perceptron that reads a state's number as a unit vector."""
+    net = make_actor_critic_net(config.actions)
+    read = lambda state: jax.nn.one_hot(state, config.states)
+    return Net(
+        lambda key, state: net.init(key, read(state)), lambda params, state: net.apply(params, read(state))
+    )
+
+
+def play(key: jax.Array, config: Config, way: str) -> jax.Array:
+    """Train in one process; return the mean returns alone, with each search, and of the optimal policy."""
+    key_process, key_train, key_play = jax.random.split(key, 3)
+    mdp, model = make_process(key_process, config)
+    env, net = make_environment(mdp, config.horizon), one_hot_net(config)
+    actor = gym.make_actor(env, net, num_envs=8, num_steps=64)
+    if way == "PPO":
+        learner = make_actor_critic(actor, segment_length=1)
+        hparams = PPOHParams(config.learning_rate, config.gamma)
+    else:
+        learner = make_search_learner(actor, net.apply, model, simulations=config.training_simulations)
+        hparams = SearchHParams(config.learning_rate, config.gamma)
+    params = train(learner, config.updates)(key_train, hparams)[0].params
+
+    def expand(state: jax.Array, action: jax.Array) -> Leaf:
+        reward, goes_on, after = model(state, action)
+        return Leaf(reward, config.gamma * goes_on, after, *net.apply(params, after))
+
+    def plan(key: jax.Array, state: jax.Array, simulations: int) -> jax.Array:
+        root = Leaf(jnp.zeros(()), jnp.ones(()), state, *net.apply(params, state))
+        return search(None, root, expand, simulations=simulations).action
+
+    best = jnp.argmax(value_iteration(mdp).q, axis=-1).astype(jnp.int32)
+    policies = [gym.greedy(net, params)]
+    policies += [functools.partial(plan, simulations=size) for size in config.simulations]
+    policies += [lambda key, state: best[state]]
+    size = {"num_episodes": config.episodes, "max_steps": config.horizon}
+    returns = [gym.evaluate_policy(env, policy, key_play, **size).episode_return for policy in policies]
+    return jnp.mean(jnp.stack(returns), axis=-1)
+
+
+def main(config: Config) -> None:
+    """Train and play in every process, print and draw each way's share of the optimal return."""
+    if config.seeds < 2 or config.updates < 1 or min(config.simulations) < 1:
+        raise ValueError(
+            f"need at least 2 seeds, 1 update and 1 simulation; got seeds={config.seeds}, "
+            f"updates={config.updates}, simulations={config.simulations}"
+        )
+    use_cpu_devices()
+    folder = open_run(config.out, config)
+    keys = shard_members(jax.random.split(jax.random.key(config.seed), config.seeds))
+    names = ["alone", *(f"with {size} simulations a move" for size in config.simulations)]
+    shares = {}
+    fig, ax = figure(
+        "simulations a move", "share of the optimal return", title=f"{config.seeds} random decision processes"
+    )
+    for way in ("PPO", "expert iteration"):
+        run = functools.partial(play, config=config, way=way)
+        returns = np.asarray(jax.jit(jax.vmap(run))(keys))
+        shares[way] = returns[:, :-1] / returns[:, -1:]
+        mean, half = mean_interval(shares[way])
+        gain, gain_half = mean_interval(shares[way] - shares[way][:, :1])
+        print(f"trained by {way}: share of the optimal return, and gain over the network alone")
+        for row in zip(names, mean, half, gain, gain_half, strict=True):
+            print("  {:28}{:6.3f} +- {:.3f}   {:+.3f} +- {:.3f}".format(*row), flush=True)
+        ax.errorbar(range(len(names)), mean, half, marker="o", capsize=3, label=f"trained by {way}")
+    folder.write_json("results.json", shares)
+    ax.set_xticks(range(len(names)), ["none", *map(str, config.simulations)])
+    ax.legend()
+    save_figure(fig, folder.path / "search.png")
+    print(f"wrote {folder.path / 'search.png'}")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
