@@ -6,6 +6,20 @@ few simulations a move, and one that is trained towards its own plans learns fro
 random decision processes with certain transitions and normal rewards, each its own "seed", whose optimal
 policy is known by value iteration. Two networks get the same few steps in each: one by PPO, one by expert
 iteration (a search at every state of a rollout). Both are then played alone, greedily, and with searches.
+
+Measured (`python experiments/search.py`: 24 processes of 100 states and 4 actions, 5,120 steps of training in
+each, 16 episodes of 50 steps; share of the optimal return with 95% t intervals, and the paired gain over the
+network alone; CPU, one and a half minutes):
+
+                                trained by PPO                        by expert iteration
+    network alone               0.676 +- 0.074                        0.852 +- 0.050
+    4 simulations a move        0.767 +- 0.054 (+0.091 +- 0.072)      0.845 +- 0.046 (-0.008 +- 0.032)
+    16 simulations a move       0.845 +- 0.043 (+0.170 +- 0.076)      0.859 +- 0.051 (+0.007 +- 0.021)
+    64 simulations a move       0.883 +- 0.049 (+0.207 +- 0.078)      0.900 +- 0.039 (+0.048 +- 0.024)
+
+The claim holds here; a network that learned from searches of 16 gains nothing from one of 16 more. It does
+not hold everywhere: on CartPole after as many steps (a former version of this script, 8 seeds) a greedy PPO
+network returned 324 +- 96 alone and 194 +- 93 with 64 simulations, for its values were still far too low.
 """
 
 import functools

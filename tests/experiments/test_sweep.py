@@ -1,0 +1,43 @@
+"""A grid in miniature: figures, times, and who is who."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.experiments.loading import load
+
+sweep = load("sweep")
+SMALL = {
+    "seeds": 2,
+    "learning_rates": (1e-3, 1e-2),
+    "clips": (0.1, 0.2),
+    "num_envs": 2,
+    "num_steps": 64,
+    "total_env_steps": 256,
+}
+
+
+def test_the_grid_runs_and_is_ordered_as_it_is_reported(tmp_path, capsys):
+    config = sweep.Config(out=str(tmp_path), timed=(8,), **SMALL)
+    sweep.main(config)
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    returns = np.array(results["returns"])
+    assert returns.shape == (2, 2, 2) and [row["runs"] for row in results["times"]] == [8]
+    keys, hparams = sweep.make_grid(config)
+    member = 6  # the second seed, the second rate, the first clip
+    assert keys.shape == (8,) and keys[4] == keys[7] != keys[0]
+    assert hparams.learning_rate[member] == np.float32(1e-2) and hparams.clip[member] == np.float32(0.1)
+    assert len(set(returns.ravel())) > 4
+    for figure in ("return_by_learning_rate.png", "return_by_clip.png"):
+        assert (tmp_path / figure).stat().st_size > 5_000
+    assert "8 runs:" in capsys.readouterr().out
+
+
+def test_refuses_before_a_folder_is_made(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(
+        ValueError, match=r"need at least 2 seeds, and timed sizes .* timed=\(64,\) of 8 runs"
+    ):
+        sweep.main(sweep.Config(out=str(out), timed=(64,), **SMALL))
+    assert not out.exists()
