@@ -3,6 +3,19 @@
 Claim: hyperparameters are traced scalars in a learner's state, so a sweep is one compiled program and needs
 neither a scheduler nor processes. CartPole-v1 by PPO; every member is the single run of its seed and
 hyperparameters.
+
+Measured (`python experiments/sweep.py`: 4 seeds x 4 learning rates x 4 clips, 99,840 steps each; 2 shared CPU
+cores that were not idle): 1 run took 0.8 s after 8.8 s of compilation, 8 runs 4.6 s after 9.6 s, and 64 runs
+32.8 s after 10.2 s, 195,000 environment steps a second; one after the other in fresh programs they would
+compile for nine minutes. Return of the last 100 training episodes with its 95% t interval:
+
+    learning rate      clip 0.05          clip 0.1           clip 0.2           clip 0.4
+    0.0001           214.6 +- 24.3      213.5 +- 9.6       210.0 +- 11.8      210.0 +- 11.8
+    0.0005           357.2 +- 57.2      378.8 +- 109.4     378.5 +- 122.9     406.2 +- 54.2
+    0.0025           489.9 +- 15.3      479.1 +- 19.8      456.1 +- 73.6      371.8 +- 257.7
+    0.0125           487.0 +- 28.1      488.9 +- 31.4      493.7 +- 13.1      465.9 +- 107.3
+
+The learning rate matters and the clip hardly, but at the two larger rates the widest clip is the least sure.
 """
 
 import itertools
