@@ -1,0 +1,205 @@
+"""Compare ours with `transformers` both ways, and write what it answers into a fixture for the test suite.
+
+Run where torch and transformers are installed beside this library:
+
+    python -m tests.runtime.make_huggingface_fixtures [--write]
+
+Every case is a model that transformers builds and saves; its weights are drawn by name from a fixed seed, so
+the fixture needs to hold only the configuration, the tensors' names and shapes, and the answers. The check is
+repeated on a wider, deeper version of each case. Made with transformers 5.23.0 and torch 2.13.0.
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.nets.transformer import make_transformer
+from jaxrl_align.runtime.huggingface import load_model, save_model
+
+FIXTURE = Path(__file__).parent / "fixtures" / "huggingface.json"
+NEW_TOKENS = 12
+LLAMA = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+CASES = {
+    "gpt2": (
+        "GPT2",
+        {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
+        | {"bos_token_id": None, "eos_token_id": None},
+    ),
+    "llama": (
+        "Llama",
+        LLAMA
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+    "llama_biased": (
+        "Llama",
+        LLAMA
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 6}
+        | {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
+    ),
+    "qwen2": (
+        "Qwen2",
+        LLAMA
+        | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "num_key_value_heads": 1},
+    ),
+    "qwen3": ("Qwen3", LLAMA | {"head_dim": 8, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
+}
+WIDER = {
+    "hidden_size": 128,
+    "n_embd": 128,
+    "num_hidden_layers": 4,
+    "n_layer": 4,
+    "intermediate_size": 256,
+    "vocab_size": 500,
+}
+
+
+def draw_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Return a checkpoint's tensors, drawn in the order of their names; NumPy keeps this stream frozen."""
+    draw = np.random.RandomState(7)
+    center = lambda name, shape: float(
+        len(shape) == 1 and "norm" in name or ".ln_" in name and "weight" in name
+    )
+    return {
+        name: (
+            center(name, shape) + draw.standard_normal(shape) * 0.3 / max(1, shape[-1] / 16) ** 0.5
+        ).astype(np.float32)
+        for name, shape in sorted(shapes.items())
+    }
+
+
+def draw_tokens(vocab_size: int) -> np.ndarray:
+    """Return a prompt [20]."""
+    return np.random.RandomState(8).randint(0, vocab_size, 20)
+
+
+def ours(config, params, tokens: np.ndarray, new: int) -> tuple[np.ndarray, list[int]]:
+    """Return the prompt's logits [20, V] and the tokens written greedily after it."""
+    lm, length = make_transformer(config), len(tokens)
+
+    @jax.jit
+    def write(params, tokens):
+        mask = jnp.ones(length + new)
+        hidden, cache = lm.encode(params, tokens, mask, lm.init_cache(length + new), 0, jnp.arange(length))
+        logits = lm.logits(params, hidden)
+
+        def step(carry, slot):
+            token, cache = carry
+            hidden, cache = lm.encode(params, token[None], mask, cache, slot, slot[None])
+            return (jnp.argmax(lm.logits(params, hidden[0])), cache), token
+
+        steps = length + jnp.arange(new)
+        return logits, jax.lax.scan(step, (jnp.argmax(logits[-1]), cache), steps)[1]
+
+    logits, written = write(params, jnp.asarray(tokens))
+    return np.asarray(logits), np.asarray(written).tolist()
+
+
+def theirs(model, tokens: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Return the same of a torch model."""
+    import torch
+
+    row = torch.tensor(tokens)[None]
+    with torch.no_grad():
+        logits = model(row).logits[0].numpy()
+        written = model.generate(
+            row, attention_mask=torch.ones_like(row), max_new_tokens=NEW_TOKENS, do_sample=False
+        )
+    return logits, written[0, len(tokens) :].tolist()
+
+
+def opened_without_a_warning(folder: Path):
+    """Return the model that transformers reads from a folder; any warning, logged or raised, is an error."""
+    import transformers
+
+    said = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, attn_implementation="eager"
+        )
+    logger.removeHandler(handler)
+    if said or any(info.values()):
+        raise SystemExit(f"{folder}: transformers warns: {said} {info}")
+    return model.eval()
+
+
+def compare(name: str, folder: Path, changes: dict[str, int]) -> dict:
+    """Check one case both ways and return its fixture."""
+    import torch
+    import transformers
+
+    kind, values = CASES[name]
+    values = values | {key: value for key, value in changes.items() if key in values}
+    config_class = getattr(transformers, f"{kind}Config")
+    head = {"gpt2": "LMHeadModel"}.get(name, "ForCausalLM")
+    model = getattr(transformers, f"{kind}{head}")(config_class(**values, attn_implementation="eager")).eval()
+    model.save_pretrained(folder / "unused")
+    from safetensors import safe_open
+
+    with safe_open(folder / "unused" / "model.safetensors", "numpy") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    model.load_state_dict({k: torch.tensor(x) for k, x in draw_weights(shapes).items()}, strict=False)
+    model.save_pretrained(folder / "theirs")
+    tokens = draw_tokens(values["vocab_size"])
+    logits, greedy = theirs(model, tokens)
+    read = load_model(folder / "theirs")
+    our_logits, our_greedy = ours(read.config, read.params, tokens, NEW_TOKENS)
+    save_model(folder / "ours", read.config, read.params, stop_tokens=read.stop_tokens)
+    back_logits, back_greedy = theirs(opened_without_a_warning(folder / "ours"), tokens)
+    error, back = np.abs(our_logits - logits).max(), np.abs(back_logits - logits).max()
+    same = greedy == our_greedy == back_greedy
+    print(f"{name:13} error {error:.1e}, back {back:.1e}, std {logits.std():.2f}, greedy equal: {same}")
+    if error > 1e-4 or back > 0 or not same:
+        raise SystemExit(f"{name}: no parity")
+    config = json.loads((folder / "theirs" / "config.json").read_text(encoding="utf-8"))
+    rounded = [[round(float(x), 5) for x in row] for row in logits]
+    return {"config": config, "shapes": shapes, "logits": rounded, "greedy": greedy}
+
+
+def main() -> None:
+    """Check every case at both sizes; write the fixture on request."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    write = parser.parse_args().write
+    cases = {}
+    for name in CASES:
+        for changes in (WIDER, {}):
+            with tempfile.TemporaryDirectory() as folder:
+                cases[name] = compare(name, Path(folder), changes)
+    if write:
+        FIXTURE.parent.mkdir(exist_ok=True)
+        FIXTURE.write_text(json.dumps(cases) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
