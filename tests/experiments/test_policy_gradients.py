@@ -11,13 +11,13 @@ policy_gradients = load("policy_gradients")
 
 def test_methods_run_and_are_reported(tmp_path, capsys, monkeypatch):
     every = policy_gradients.methods()
-    assert len(every) == 7
-    two = {name: every[name] for name in ("average baseline", "Q actor-critic")}
+    assert len(every) == 9
+    two = {name: every[name] for name in ("average baseline", "Q actor-critic, at once")}
     monkeypatch.setattr(policy_gradients, "methods", lambda: two)
     small = {"seeds": 2, "episodes": 2, "time_limit": 16, "updates": 2, "learning_rates": (1e-2,)}
     policy_gradients.main(policy_gradients.Config(out=str(tmp_path / "run"), **small))
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
-    assert results.keys() == {"average baseline, 0.01", "Q actor-critic, 0.01"}
+    assert results.keys() == {"average baseline, 0.01", "Q actor-critic, at once, 0.01"}
     assert all(8 < row["mean"][0] <= 16 for row in results.values())
     assert (tmp_path / "run" / "returns_0.01.png").stat().st_size > 5_000
     assert "learning rate 0.01, 2 seeds" in capsys.readouterr().out

@@ -1,0 +1,134 @@
+"""PPO with continuous actions, and what running normalisation of observations and rewards is worth.
+
+Claim: the learner that balances CartPole swings up a pendulum when only the distribution changes; unit scales
+(Engstrom et al. 2020; Andrychowicz et al. 2021) decide whether it does. Three policies play the same
+environment: a Gaussian with and without normalisation, and a tanh-Gaussian with it. At the end each plays
+greedily in fresh environments, the moments frozen.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.actors import gym
+from jaxrl_align.actors.actions import Distribution
+from jaxrl_align.actors.normalisation import normalised
+from jaxrl_align.losses import DiagonalGaussian, TanhGaussian
+from jaxrl_align.nets.mlp import make_gaussian_net
+from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.types import State
+
+WAYS: dict[str, tuple[Distribution, bool]] = {
+    "Gaussian, normalised": (DiagonalGaussian, True),
+    "tanh-Gaussian, normalised": (TanhGaussian, True),
+    "Gaussian, as it is": (DiagonalGaussian, False),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """PPO on an environment with a Box of actions."""
+
+    env: str = "Pendulum-v1"
+    """A gymnax name."""
+    seeds: int = 8
+    seed: int = 0
+    num_envs: int = 16
+    num_steps: int = 128
+    total_env_steps: int = 300_000
+    """Of each member."""
+    epochs: int = 10
+    minibatches: int = 8
+    learning_rate: float = 1e-3
+    """At the start; it falls linearly to 0."""
+    gamma: float = 0.95
+    entropy_coef: float = 0.0
+    episodes: int = 128
+    """Played greedily by each member at the end."""
+    out: str = "runs/ppo_continuous"
+    resume: bool = False
+
+
+def train(config: Config, folder: RunFolder, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Train every seed in one program; return training [updates, seeds] and final greedy [seeds] returns."""
+    distribution, unit_scale = WAYS[name]
+    environment, env_params = gym.make_environment(config.env)
+    space = environment.action_space(env_params)
+    net = make_gaussian_net(space.shape)
+    size = {"num_envs": config.num_envs, "num_steps": config.num_steps, "distribution": distribution}
+    actor = gym.make_actor(config.env, net, normalise_obs=unit_scale, normalise_reward=unit_scale, **size)
+    updates = config.total_env_steps // (config.num_envs * config.num_steps)
+    learner = make_actor_critic(
+        actor,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        segment_length=1,
+        total_steps=updates,
+    )
+    hparams = PPOHParams(
+        config.learning_rate, config.gamma, entropy_coef=config.entropy_coef, value_clip=jnp.inf
+    )
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    state, history = run(
+        jax.vmap(learner.step),
+        shard_members(jax.jit(jax.vmap(learner.init, (0, None)))(keys, hparams)),
+        updates,
+        chunk=max(1, updates // 5),
+        folder=folder.sub(name.replace(", ", "_").replace(" ", "_")),
+        label=f"{name:26}",
+        show=("episode_return_last100",),
+    )
+
+    def play(state: State, key: jax.Array) -> jax.Array:
+        policy = normalised(gym.greedy(net, state.params, distribution), state.env_state.normaliser)
+        episodes = gym.evaluate_policy(
+            config.env,
+            policy,
+            key,
+            num_episodes=config.episodes,
+            max_steps=int(env_params.max_steps_in_episode),
+            distribution=distribution,
+        )
+        return jnp.mean(episodes.episode_return)
+
+    keys_play = jax.random.split(jax.random.key(config.seed + 1), config.seeds)
+    return history["episode_return_last100"], np.asarray(jax.jit(jax.vmap(play))(state, keys_play))
+
+
+def main(config: Config) -> None:
+    """Train in all ways, print and draw the returns."""
+    if config.seeds < 2 or config.total_env_steps < config.num_envs * config.num_steps:
+        raise ValueError(
+            f"need at least 2 seeds and one update of num_envs * num_steps steps; got seeds={config.seeds}, "
+            f"num_envs={config.num_envs}, num_steps={config.num_steps}, "
+            f"total_env_steps={config.total_env_steps}"
+        )
+    use_cpu_devices()
+    gym.make_environment(config.env)
+    folder = open_run(config.out, config, resume=config.resume)
+    results = {name: train(config, folder, name) for name in WAYS}
+    print(f"{config.env}, {config.seeds} seeds, {config.total_env_steps} steps each; return +- 95% interval")
+    print(f"  {'':26}{'greedy':>20}{'last 100 sampled':>20}")
+    fig, ax = figure("environment steps per seed", "return, last 100 episodes", title=f"PPO on {config.env}")
+    for name, (training, final) in results.items():
+        both = (mean_interval(final), mean_interval(training[-1]))
+        cells = "".join(f"{f'{mean:.1f} +- {half:.1f}':>20}" for mean, half in both)
+        print(f"  {name:26}{cells}   seeds: {' '.join(f'{x:.1f}' for x in final)}")
+        steps = np.arange(1, len(training) + 1) * config.num_envs * config.num_steps
+        curve_with_interval(ax, steps, training, name)
+    ax.legend()
+    folder.write_json("results.json", {name: final for name, (_, final) in results.items()})
+    save_figure(fig, folder.path / "learning_curves.png")
+    print(f"wrote {folder.path / 'learning_curves.png'}")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
