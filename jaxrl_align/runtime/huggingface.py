@@ -110,7 +110,7 @@ def _with_prefix(folder: Path, stored: Mapping[str, Stored], prefix: str) -> dic
         whole = name if name.startswith(prefix) or name == _HEAD else prefix + name
         if whole in full:
             raise ValueError(f"{folder} holds {whole} twice, with and without {prefix!r}; remove one")
-        full[whole] = Stored(place.path, place.shape)
+        full[whole] = place
     return full
 
 

@@ -15,9 +15,10 @@ _FLOATS = ("F32", "BF16", "F16")
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies, and its shape."""
+    """Where a tensor lies, under which name, and its shape."""
 
     path: Path
+    name: str
     shape: tuple[int, ...]
 
 
@@ -88,7 +89,7 @@ def _headers(path: Path) -> dict[str, Stored]:
                     f"{name} in {path} is of dtype {header.get_dtype()}; expected {', '.join(_FLOATS)}: "
                     "save the model unquantised, in one of them"
                 )
-            found[name] = Stored(path, tuple(header.get_shape()))
+            found[name] = Stored(path, name, tuple(header.get_shape()))
     return found
 
 
@@ -114,7 +115,7 @@ def read_tensors(stored: Mapping[str, Stored], names: Iterable[str]) -> Iterator
     for path, inside in by_file.items():
         with _open(path) as file:
             for name in inside:
-                array = file.get_tensor(name).astype(np.float32)
+                array = file.get_tensor(stored[name].name).astype(np.float32)
                 if not np.isfinite(array).all():
                     raise ValueError(
                         f"{name} in {path} holds {np.sum(~np.isfinite(array))} NaN or infinite values; "
