@@ -7,7 +7,7 @@ leaves the observation before the reset in `info["final_observation"]` (gymnax >
 
 import difflib
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import gymnax
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from jaxrl_align.actors.actions import Distribution, make_distribution, output_shape, to_environment
+from jaxrl_align.actors.actions import Distribution, make_distribution, to_environment
+from jaxrl_align.actors.checks import Critic, check_at_least_one, check_first_observation, check_net
 from jaxrl_align.actors.normalisation import normalise_steps, normalised, start_normaliser
 from jaxrl_align.actors.rollout import (
     WINDOW,
@@ -55,10 +56,6 @@ __all__ = [
 
 Environment = str | tuple[Any, Any]
 """A gymnax name, or (environment, parameters)."""
-
-Critic = Literal["state", "sarsa", "max"]
-"""What a net's critic output means: V(s) [], or Q(s, .) [A] whose next value is that of the action taken next
-("sarsa", which learns the policy's Q) or of the best one ("max", which learns the optimal Q)."""
 
 
 class Episodes(NamedTuple):
@@ -179,13 +176,6 @@ def first_episode(steps: Steps) -> Episodes:
     return Episodes(steps.episode_return[last], steps.episode_length[last], finished)
 
 
-def check_at_least_one(**counts: int) -> None:
-    """Raise ValueError for a count below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1; got {name}={count}")
-
-
 def to_trajectory(
     steps: Steps, judged: Evaluation, next_value: chex.Array, mask: chex.Array, hparams: Any
 ) -> Trajectory:
@@ -253,11 +243,14 @@ def make_actor(
 
     Raises:
       ValueError: before any compilation, for a count below 1, an action space that the distribution does not
-        fit, a net whose outputs have other shapes, or for what `make_environment` refuses.
+        fit, a net whose outputs have other shapes, a first observation of your own environment that is not
+        finite, or for what `make_environment` refuses.
     """
     check_at_least_one(num_envs=num_envs, num_steps=num_steps)
     environment, env_params = make_environment(env)
     space = environment.action_space(env_params)
+    if not isinstance(env, str):
+        check_first_observation(environment, env_params)
     check_net(net, distribution, critic, environment, env_params)
     to_env = to_environment(distribution, space)
 
@@ -314,24 +307,3 @@ def make_actor(
     evaluate_all = jax.vmap(lambda params, steps: evaluate(params, None, steps), (None, 0))
     over_steps = jax.vmap(jax.vmap(value_of, (None, 0)), (None, 0))
     return Actor(init_params, init_env, rollout, evaluate)
-
-
-def check_net(
-    net: Net, distribution: Distribution, critic: Critic, environment: Any, env_params: Any
-) -> None:
-    """Raise ValueError unless a net's outputs have the shapes that an environment and its critic need."""
-    policy_shape = output_shape(distribution, environment.action_space(env_params))
-    if critic not in ("state", "sarsa", "max"):
-        raise ValueError(f"critic must be state, sarsa or max; got {critic!r}")
-    if critic != "state" and distribution is not Categorical:
-        raise ValueError(f"a critic of actions ({critic!r}) needs discrete actions; take critic='state'")
-    value_shape = () if critic == "state" else policy_shape
-    key = jax.random.key(0)
-    obs, _ = jax.eval_shape(environment.reset, key, env_params)
-    outputs = jax.eval_shape(lambda k, x: net.apply(net.init(k, x), x), key, obs)
-    got = jax.tree.map(lambda x: x.shape, outputs)
-    if got != (policy_shape, value_shape):
-        raise ValueError(
-            f"the net must return a policy of shape {policy_shape} and a value of shape {value_shape} for "
-            f"{type(environment).__name__}; got {got}"
-        )

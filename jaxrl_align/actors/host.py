@@ -125,6 +125,8 @@ class HostEnvironment:
         return running.last
 
     def _shaped(self, obs: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
+        if not np.isfinite(obs).all():
+            raise ValueError("an environment returned an observation that is NaN or infinite")
         return np.asarray(obs, self._obs.dtype).reshape(*batch, *self._obs.shape)
 
 

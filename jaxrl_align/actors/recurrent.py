@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxrl_align.actors import gym
 from jaxrl_align.actors.actions import Distribution, make_distribution, to_environment
+from jaxrl_align.actors.checks import check_at_least_one, check_first_observation, check_net
 from jaxrl_align.actors.normalisation import Normaliser, normalise_steps, normalised_obs, start_normaliser
 from jaxrl_align.actors.rollout import EnvState, GymState, Steps, advance, record_episodes, reset, start
 from jaxrl_align.losses import Categorical
@@ -103,10 +104,12 @@ def make_recurrent_actor(
     Raises:
       ValueError: as `gym.make_actor` does.
     """
-    gym.check_at_least_one(num_envs=num_envs, num_steps=num_steps)
+    check_at_least_one(num_envs=num_envs, num_steps=num_steps)
     environment, env_params = gym.make_environment(env)
+    if not isinstance(env, str):
+        check_first_observation(environment, env_params)
     memoryless = Net(net.init, lambda params, obs: net.apply(params, net.initial, obs)[1:])
-    gym.check_net(memoryless, distribution, "state", environment, env_params)
+    check_net(memoryless, distribution, "state", environment, env_params)
 
     def init_params(key: chex.PRNGKey) -> Params:
         obs, _ = jax.eval_shape(environment.reset, key, env_params)
@@ -184,7 +187,7 @@ def evaluate_recurrent_policy(
     Raises:
       ValueError: for a count below 1, or for what `gym.make_environment` refuses.
     """
-    gym.check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
+    check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
     environment, env_params = gym.make_environment(env)
 
     def play(key: chex.PRNGKey) -> gym.Episodes:

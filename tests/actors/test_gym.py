@@ -6,8 +6,10 @@ import pytest
 
 from jaxrl_align.actors import gym
 from jaxrl_align.actors.tabular import make_environment, make_mdp
-from jaxrl_align.nets.mlp import Net, make_actor_critic_net
+from jaxrl_align.losses import DiagonalGaussian
+from jaxrl_align.nets.mlp import Net, make_actor_critic_net, make_gaussian_net
 from jaxrl_align.rl.actor_critic import PPOHParams
+from tests.environments import Target
 from tests.tiny import bits
 
 B, T = 3, 60
@@ -199,6 +201,13 @@ class FiveValues:
         return gym.spaces.Discrete(2)
 
 
+class Broken(Target):
+    """A division by zero in the reset."""
+
+    def reset(self, key, params):
+        return jnp.array([1.0, jnp.nan]), jnp.zeros(())
+
+
 @pytest.mark.parametrize(
     "env, net, sizes, message",
     [
@@ -206,6 +215,12 @@ class FiveValues:
         ("Chess", NET, {}, "unknown environment 'Chess'"),
         ("Pendulum-v1", NET, {}, "Categorical does not fit the action space Box; .*DiagonalGaussian"),
         ((FiveValues(), None), NET, {}, "FiveValues returns 5 values"),
+        (
+            (Broken(), None),
+            make_gaussian_net((1,)),
+            {"distribution": DiagonalGaussian},
+            "observations must be finite; the first one of Broken has 1 of 2 entries that are NaN",
+        ),
         (FiveValues(), NET, {}, r"a pair \(environment, params\)"),
         (
             "CartPole-v1",

@@ -111,3 +111,20 @@ def test_boxes_are_taken_and_other_spaces_refused():
     Odd.single_observation_space = spaces.Dict({"a": spaces.Discrete(2)})
     with pytest.raises(ValueError, match="expected observations that are one array"):
         HostEnvironment(lambda num_envs: Odd())
+
+
+def test_an_observation_that_is_not_finite_is_refused():
+    class Broken:
+        num_envs = 1
+        single_action_space = gymnasium.spaces.Discrete(2)
+        single_observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,))
+
+        def reset(self, seed):
+            return np.full((1, 1), np.nan), {}
+
+        def close(self):
+            pass
+
+    environment = HostEnvironment(lambda num_envs: Broken())
+    with pytest.raises(Exception, match="returned an observation that is NaN"):
+        jax.block_until_ready(environment.reset(jax.random.key(0)))
