@@ -5,6 +5,36 @@ and to actor-critics, each estimator has less variance and learns faster; the Q 
 follows Q itself, lacks the baseline that A2C has. Every method plays 8 whole episodes of CartPole-v1, cut at
 200 steps, and takes one gradient step; nothing but the weight of the log-probabilities differs. The two
 actor-critics, which need not wait for an episode's end, run a second time with a step every 8 steps.
+
+Measured (`python experiments/policy_gradients.py`: 8 seeds, 200 rounds of at most 8 x 200 steps; mean return
+with its 95% t interval; 2 shared CPU cores, 4 minutes of CPU time):
+
+    mean over all rounds       rate 0.001     rate 0.003      rate 0.01
+    REINFORCE, whole return    75.2 +- 13.1  110.0 +- 28.9  134.8 +- 24.9
+    reward-to-go               124.8 +- 3.6   166.8 +- 3.8  172.5 +- 10.7
+    discounted                 124.6 +- 3.3   164.7 +- 4.6  160.6 +- 14.0
+    average baseline           133.4 +- 2.3   173.3 +- 1.4   189.9 +- 1.1
+    learned baseline            97.8 +- 4.5   159.0 +- 3.3   174.7 +- 6.3
+    Q actor-critic             28.1 +- 11.7    21.8 +- 8.0   20.8 +- 10.3
+    A2C                         95.4 +- 3.4   154.4 +- 3.4   171.8 +- 9.5
+    Q actor-critic, at once    26.8 +- 15.9   31.5 +- 38.5   28.8 +- 32.5
+    A2C, at once               184.0 +- 2.1   188.0 +- 2.4   190.6 +- 4.5
+
+    over the last 20           rate 0.001     rate 0.003      rate 0.01
+    REINFORCE, whole return   136.0 +- 35.3  144.9 +- 51.3  183.1 +- 33.3
+    reward-to-go               196.7 +- 1.6   198.5 +- 1.6  190.6 +- 10.8
+    discounted                 193.6 +- 5.3   197.1 +- 2.7  180.5 +- 17.3
+    average baseline           199.0 +- 0.7   200.0 +- 0.0   200.0 +- 0.0
+    learned baseline           177.9 +- 2.8   189.9 +- 9.5  176.5 +- 26.2
+    Q actor-critic              20.9 +- 9.7    14.3 +- 5.5   27.9 +- 30.6
+    A2C                        173.6 +- 1.8  183.1 +- 18.6  176.6 +- 36.2
+    Q actor-critic, at once    29.6 +- 18.2   34.6 +- 51.6   35.8 +- 51.6
+    A2C, at once              193.0 +- 14.0   200.0 +- 0.0   200.0 +- 0.0
+
+Reward-to-go and the average baseline help as claimed; the discount alone does not. A critic that must first
+be learned, by 200 gradient steps, is worth less than the other episodes' average, and A2C pays only where it
+need not wait. The Q actor-critic as the lectures write it does not learn here at all: every action is weighed
+by a positive number before Q knows one from the other, and the policy closes on whatever it did first.
 """
 
 import functools

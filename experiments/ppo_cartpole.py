@@ -20,7 +20,7 @@ from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.metrics import interquartile_mean, mean_interval
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
 
 SOLVED = 475.0
@@ -88,6 +88,9 @@ def main(config: Config) -> None:
     mean, half_width = mean_interval(returns[-1])
     print("last 100 episodes, per seed:", " ".join(f"{r:.1f}" for r in returns[-1]))
     print(f"mean {mean:.1f} +- {half_width:.1f} (95% interval over {config.seeds} seeds)")
+    print(
+        "interquartile mean {:.1f} [{:.1f}, {:.1f}] (95% bootstrap)".format(*interquartile_mean(returns[-1]))
+    )
     print(f"at least {SOLVED:.0f}: {int(np.sum(returns[-1] >= SOLVED))} of {config.seeds} seeds")
     print(f"{config.seeds * steps[-1]} env steps in {seconds:.1f} s, compilation included")
     folder.write_json("result.json", {"env_steps": steps[-1], "episode_return_last100": returns[-1]})
