@@ -1,44 +1,117 @@
-"""Byte-pair tokenizers with a padding and a stop token, on the `tokenizers` library."""
+"""Tokenizers with a padding and a stop token: byte-pair, bytes, characters, and those of published models.
 
-from collections.abc import Iterable, Sequence
+All stand on the `tokenizers` library, whose `tokenizer.json` is the format they are read from and written to.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-__all__ = ["Tokenizer", "left_pad", "right_pad", "train_bpe"]
+from jaxrl_align.data.chat import ChatTemplate
+
+__all__ = [
+    "Tokenizer",
+    "byte_tokenizer",
+    "character_tokenizer",
+    "left_pad",
+    "load_tokenizer",
+    "right_pad",
+    "save_tokenizer",
+    "train_bpe",
+]
 
 PAD, STOP = "<pad>", "<stop>"
+OURS = {"pad_token": PAD, "eos_token": STOP}
 
 
 class Tokenizer:
-    """Text to token ids and back; ids 0 and 1 are padding and stop, which no text encodes to."""
+    """Text to token ids and back; padding and stop are ids that no text encodes to.
 
-    pad_token = 0
-    stop_token = 1
+    Args:
+      backend: what splits text; the tokenizers made here have padding and stop at ids 0 and 1.
+      special: the texts of the special tokens by Hugging Face's names: `pad_token`, `eos_token` (stop),
+        `bos_token`.
+      chat_template: how a conversation is written; None, not at all.
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    Raises:
+      ValueError: if a special token is not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special: Mapping[str, str] = OURS,
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
         self._backend = backend
         # Text that spells a special token is text: only code may write one.
         self._backend.encode_special_tokens = True
+        self.special = dict(special)
+        self.chat_template = chat_template
+        self.vocab_size: int = 1 + max(backend.get_vocab().values(), default=-1)
+        """Number of rows that an embedding needs: the largest id and one, special tokens included."""
+        self.pad_token, self.stop_token = (self._id(name) for name in ("pad_token", "eos_token"))
+        """Ids; None where the tokenizer has no such token."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, the two special ones included."""
-        return self._backend.get_vocab_size()
+    def _id(self, name: str) -> int | None:
+        if name not in self.special:
+            return None
+        found = self._backend.token_to_id(self.special[name])
+        if found is None:
+            raise ValueError(f"{name} must be in the vocabulary; got {self.special[name]!r}")
+        return found
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text; none is unknown, since every byte is a token."""
-        return self._backend.encode(text).ids
+        """Return the token ids of a text, with what the tokenizer itself puts around every text.
+
+        Raises:
+          ValueError: for a character outside a character tokenizer's vocabulary.
+        """
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of many texts."""
-        return [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
+        texts = list(texts)
+        rows = [encoding.ids for encoding in self._backend.encode_batch(texts)]
+        if getattr(self._backend.model, "unk_token", None) == PAD:
+            for text, row in zip(texts, rows, strict=True):
+                if self.pad_token in row:
+                    unknown = sorted({c for c in text if self._backend.token_to_id(c) is None})
+                    raise ValueError(f"these characters are not in the vocabulary: {unknown}; remove them")
+        return rows
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids, without padding and stop."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
+    ) -> list[int]:
+        """Return the token ids of a conversation, whose turns the template marks with special tokens.
+
+        A special token spelled in a message becomes one, as it does in `transformers`: remove them from
+        messages that you do not trust.
+
+        Args:
+          messages: one mapping a turn, with `role` and `content`.
+          add_generation_prompt: end where the assistant's next turn begins.
+
+        Raises:
+          ValueError: without a template, or for a conversation that it refuses.
+        """
+        if self.chat_template is None:
+            raise ValueError("this tokenizer has no chat template; load one that has, or pass chat_template")
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        self._backend.encode_special_tokens = False
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self._backend.encode_special_tokens = True
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as a `tokenizer.json`."""
@@ -51,10 +124,7 @@ class Tokenizer:
         Raises:
           ValueError: if the file cannot be read, or ids 0 and 1 are not `<pad>` and `<stop>`.
         """
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"cannot read a tokenizer from {path}: {error}") from error
+        backend = _read_backend(path)
         got = backend.id_to_token(0), backend.id_to_token(1)
         if got != (PAD, STOP):
             raise ValueError(f"tokens 0 and 1 of {path} must be {PAD} and {STOP}; got {got[0]} and {got[1]}")
@@ -91,6 +161,113 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
             "ask for less or give more text"
         )
     return Tokenizer(backend)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Return the tokenizer of single bytes: 258 tokens, nothing to learn, no text unknown."""
+    backend = _single_tokens(pre_tokenizers.ByteLevel.alphabet(), unknown=None)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend)
+
+
+def character_tokenizer(text: str) -> Tokenizer:
+    """Return the tokenizer whose tokens are the characters of a text, in the order of their code points.
+
+    Args:
+      text: has every character that will be encoded; encoding any other raises a `ValueError`.
+
+    Raises:
+      ValueError: for an empty text.
+    """
+    if not text:
+        raise ValueError("the text is empty: its characters are the vocabulary; give a file with text")
+    backend = _single_tokens(set(text), unknown=PAD)
+    backend.decoder = decoders.Fuse()
+    return Tokenizer(backend)
+
+
+def _single_tokens(characters: Iterable[str], unknown: str | None) -> tokenizers.Tokenizer:
+    vocab = {PAD: 0, STOP: 1} | {character: 2 + i for i, character in enumerate(sorted(characters))}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token=unknown))
+    backend.add_special_tokens([PAD, STOP])
+    return backend
+
+
+def load_tokenizer(
+    folder: str | Path, *, pad_token: str | None = None, stop_token: str | None = None
+) -> Tokenizer:
+    """Read any tokenizer from a local Hugging Face folder, with its special tokens and chat template.
+
+    Args:
+      folder: holds `tokenizer.json`, and what there is of `tokenizer_config.json`, `special_tokens_map.json`
+        and `chat_template.jinja`.
+      pad_token: text of the padding token, where the folder names none or another is wanted.
+      stop_token: likewise of the stop token.
+
+    Raises:
+      ImportError: if it has a chat template and `jinja2` is not installed.
+      ValueError: for a file that cannot be read, or a special token outside the vocabulary.
+    """
+    folder = Path(folder)
+    backend = _read_backend(folder / "tokenizer.json")
+    # What a model was trained with may have cut and filled its texts; here the caller does.
+    backend.no_padding()
+    backend.no_truncation()
+    values = {
+        **_read_object(folder / "special_tokens_map.json"),
+        **_read_object(folder / "tokenizer_config.json"),
+    }
+    special = {"pad_token": pad_token, "eos_token": stop_token}
+    for name in ("pad_token", "eos_token", "bos_token"):
+        stated = values.get(name)
+        stated = stated.get("content") if isinstance(stated, dict) else stated
+        special[name] = special.get(name) or stated
+    special = {name: text for name, text in special.items() if text}
+    source = _chat_source(folder, values)
+    template = None if source is None else ChatTemplate(source, special)
+    try:
+        return Tokenizer(backend, special, template)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
+    """Write a tokenizer into an existing folder, as `load_tokenizer` and `transformers` read it."""
+    folder = Path(folder)
+    tokenizer.save(folder / "tokenizer.json")
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special}
+    if tokenizer.chat_template is not None:
+        values["chat_template"] = tokenizer.chat_template.source
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _read_backend(path: str | Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"cannot read a tokenizer from {path}: {error}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); download it again") from error
+
+
+def _chat_source(folder: Path, values: Mapping[str, Any]) -> str | None:
+    """Return the chat template: a file of its own, or an entry, which may hold several by name."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    source = values.get("chat_template")
+    if isinstance(source, list):
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    return source
 
 
 def left_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.runtime.huggingface_config import FAMILIES, family_of, read_config, write_config
 from jaxrl_align.runtime.huggingface_tensors import (
@@ -50,6 +51,8 @@ class Pretrained(NamedTuple):
     """What `make_transformer(config)` takes, float32."""
     stop_tokens: tuple[int, ...]
     """The tokens that end a text; empty if the folder names none."""
+    tokenizer: Tokenizer | None
+    """None if the folder has no `tokenizer.json`."""
 
 
 def load_model(folder: str | os.PathLike) -> Pretrained:
@@ -59,10 +62,10 @@ def load_model(folder: str | os.PathLike) -> Pretrained:
       folder: holds `config.json`, and `model.safetensors` or the files that its index names.
 
     Returns:
-      The configuration, the parameters and the stop tokens.
+      The configuration, the parameters, the stop tokens and the tokenizer.
 
     Raises:
-      ImportError: if `safetensors` is not installed.
+      ImportError: if `safetensors` is not installed, or `jinja2` where there is a chat template.
       ValueError: for anything unsupported, missing, left over, mis-shaped, of another type, NaN or damaged;
         it names the file and the entry.
     """
@@ -73,6 +76,8 @@ def load_model(folder: str | os.PathLike) -> Pretrained:
         config, family = read_config(values), values["model_type"]
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    _check_vocabulary(tokenizer, config)
     stored = _with_prefix(folder, stored_tensors(folder), PREFIXES[family])
     params = empty_params(config)
     tensors = {tensor.name: tensor for tensor in tensors_of(config, family)}
@@ -86,7 +91,8 @@ def load_model(folder: str | os.PathLike) -> Pretrained:
                 f"{folder}: tie_word_embeddings is true, but {_HEAD} differs from the embeddings; "
                 "set it to false in config.json if the head is a matrix of its own"
             )
-    return Pretrained(config, jax.tree.map(jnp.asarray, params), _stop_tokens(folder, values, config))
+    stop_tokens = _stop_tokens(folder, values, config)
+    return Pretrained(config, jax.tree.map(jnp.asarray, params), stop_tokens, tokenizer)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -99,6 +105,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold an object; got {type(values).__name__}")
     return values
+
+
+def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the embedding {config.vocab_size} rows; "
+            "take both from the same model"
+        )
 
 
 def _with_prefix(folder: Path, stored: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
@@ -140,7 +154,12 @@ def _stop_tokens(folder: Path, values: Mapping[str, Any], config: TransformerCon
 
 
 def save_model(
-    folder: str | os.PathLike, config: TransformerConfig, params: Params, *, stop_tokens: Iterable[int] = ()
+    folder: str | os.PathLike,
+    config: TransformerConfig,
+    params: Params,
+    *,
+    stop_tokens: Iterable[int] = (),
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
     """Write a language model as a folder that `transformers` opens; whole or not at all.
 
@@ -149,6 +168,7 @@ def save_model(
       config: a shape that GPT-2, Llama, Qwen2 or Qwen3 can hold.
       params: its parameters, all float32 or all bfloat16; merge an adapter first (`merge_lora`).
       stop_tokens: the tokens that end a text.
+      tokenizer: is written beside the weights.
 
     Returns:
       The folder.
@@ -156,25 +176,29 @@ def save_model(
     Raises:
       ImportError: if `safetensors` is not installed.
       ValueError: if the folder exists, no family can hold the configuration, or a parameter is missing, left
-        over, mis-shaped, of another type or not finite.
+        over, mis-shaped, of another type or not finite, or the tokenizer has more tokens than the embedding.
     """
     folder = Path(folder)
     require_safetensors()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already; give a new name, or remove it")
     family = family_of(config)
+    _check_vocabulary(tokenizer, config)
     dtype = _check_params(config, params)
     stop_tokens = list(stop_tokens)
     if outside := [i for i in stop_tokens if not 0 <= i < config.vocab_size]:
         raise ValueError(f"stop_tokens must lie in the vocabulary of {config.vocab_size}; got {outside}")
     stop = stop_tokens[0] if len(stop_tokens) == 1 else (stop_tokens or None)
     values = write_config(config, family)
-    values |= {"dtype": dtype, "bos_token_id": None, "eos_token_id": stop, "pad_token_id": None}
+    pad = None if tokenizer is None else tokenizer.pad_token
+    values |= {"dtype": dtype, "bos_token_id": None, "eos_token_id": stop, "pad_token_id": pad}
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir()
         write_tensors(temporary, {tensor.name: pack(tensor, params) for tensor in tensors_of(config, family)})
         (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            save_tokenizer(temporary, tokenizer)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -4,11 +4,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
-from jaxrl_align.data.tokenizers import Tokenizer, left_pad, right_pad, train_bpe
+from jaxrl_align.data.tokenizers import (
+    Tokenizer,
+    byte_tokenizer,
+    character_tokenizer,
+    left_pad,
+    load_tokenizer,
+    right_pad,
+    save_tokenizer,
+    train_bpe,
+)
 
 TEXTS = ["the cat sees the dog", "the dog sees the cat there", "then the cats see dogs"] * 4
 TOKENIZER = train_bpe(TEXTS, 270)
+BYTES = byte_tokenizer()
 
 
 def test_padding_and_stop_are_the_first_two_tokens():
@@ -77,6 +88,75 @@ def test_vocabularies_that_cannot_be_learned_are_refused(texts, vocab_size, mess
 def test_bytes_alone_are_a_vocabulary():
     assert train_bpe(["a"], 258).encode("ü") != train_bpe(["a"], 258).encode("u")
     assert len(train_bpe(["a"], 258).encode("ü")) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text())
+def test_every_byte_is_a_token(text):
+    ids = BYTES.encode(text)
+    assert len(ids) == len(text.encode()) and BYTES.decode(ids) == text
+    assert (BYTES.vocab_size, BYTES.pad_token, BYTES.stop_token) == (258, 0, 1)
+    assert not set(ids) & {0, 1}
+
+
+def test_characters_are_numbered_by_code_point_and_strangers_are_named(tmp_path):
+    tokenizer = character_tokenizer("cab\n日 a")
+    assert tokenizer.encode("a\nb日") == [4, 2, 5, 7] and tokenizer.vocab_size == 8
+    assert tokenizer.decode([0, 4, 2, 5, 3, 7, 1]) == "a\nb 日"
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for each in (tokenizer, Tokenizer.load(tmp_path / "tokenizer.json")):
+        assert each.encode("c a") == [6, 3, 4] and each.encode("") == []
+        with pytest.raises(ValueError, match=r"not in the vocabulary: \['<', '>', 'd', 'p'\]; remove them"):
+            each.encode_batch(["ab", "<pad>"])
+    with pytest.raises(ValueError, match="the text is empty: .*give a file with text"):
+        character_tokenizer("")
+
+
+def published(path, *, special=None, **config):
+    """Write what a published model brings: its own special tokens, a start before every text, other files."""
+    path.mkdir(exist_ok=True)
+    backend = train_bpe(TEXTS, 270)._backend
+    backend.add_special_tokens(["<s>", "</s>"])
+    start = backend.token_to_id("<s>")
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
+    backend.enable_padding(length=32)
+    backend.enable_truncation(4)
+    backend.save(str(path / "tokenizer.json"))
+    for name, values in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
+        if values:
+            (path / name).write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def test_any_tokenizer_is_read_with_its_special_tokens(tmp_path):
+    folder = published(tmp_path / "a", eos_token={"content": "</s>", "lstrip": False}, bos_token="<s>")
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.vocab_size, tokenizer.pad_token, tokenizer.stop_token) == (272, None, 271)
+    text = "the cat sees the dog there <s>"
+    ids = tokenizer.encode(text)
+    assert ids == [270, *TOKENIZER.encode(text)], "all of the text, its start, and no padding"
+    assert tokenizer.decode([*ids, 271]) == text
+    named = load_tokenizer(folder, pad_token="<pad>", stop_token="<stop>")
+    assert (named.pad_token, named.stop_token) == (0, 1)
+    mapped = load_tokenizer(published(tmp_path / "b", special={"eos_token": "</s>", "pad_token": "<pad>"}))
+    assert (mapped.pad_token, mapped.stop_token) == (0, 271)
+    (tmp_path / "c").mkdir()
+    save_tokenizer(tmp_path / "c", named)
+    again = load_tokenizer(tmp_path / "c")
+    assert again.encode(text) == ids and again.special == named.special
+    assert (again.pad_token, again.stop_token) == (0, 1)
+
+
+def test_a_published_tokenizer_that_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot read a tokenizer from .*tokenizer.json"):
+        load_tokenizer(tmp_path)
+    folder = published(tmp_path / "a", eos_token="</s>")
+    with pytest.raises(ValueError, match="a: pad_token must be in the vocabulary; got '<padding>'"):
+        load_tokenizer(folder, pad_token="<padding>")
+    for text in ("{", "3"):
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="tokenizer_config.json is damaged .*; download it again"):
+            load_tokenizer(folder)
 
 
 def test_padding_left_and_right():

@@ -19,7 +19,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
+from jaxrl_align.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.runtime.huggingface import load_model, save_model
 
@@ -186,11 +188,55 @@ def compare(name: str, folder: Path, changes: dict[str, int]) -> dict:
     return {"config": config, "shapes": shapes, "logits": rounded, "greedy": greedy}
 
 
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if loop.first and m.role not in ['system', 'user'] %}"
+    "{{ raise_exception('start with the user') }}{% endif %}<turn>{{ m['role'] }}\n{{ m['content'] | trim }}"
+    "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+def compare_tokenizer(folder: Path) -> None:
+    """Check ids, texts and conversations against transformers, and the way back."""
+    import transformers
+
+    texts = ["the cat sees <turn> the dogs", "", " ü日 the\n\n  then", "dog" * 9]
+    chat = [{"role": "user", "content": " the cat?\n"}, {"role": "assistant", "content": "<turn> dogs ü"}]
+    backend = train_bpe(["the cat sees the dog", "then the cats see dogs"] * 4, 270)._backend
+    backend.add_special_tokens(["<turn>", "<s>"])
+    starts = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    backend.post_processor = starts
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<stop>", bos_token="<s>", chat_template=CHAT
+    )
+    wrapped.save_pretrained(folder / "theirs")
+    read = load_tokenizer(folder / "theirs")
+    (folder / "ours").mkdir()
+    save_tokenizer(folder / "ours", read)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = transformers.AutoTokenizer.from_pretrained(folder / "ours")
+    for other in (wrapped, back):
+        plain = [other(text, split_special_tokens=True).input_ids for text in texts]
+        assert plain == read.encode_batch(texts), (plain, read.encode_batch(texts))
+        assert [other.decode(row, skip_special_tokens=True) for row in plain] == [
+            read.decode(r) for r in plain
+        ]
+        for prompt in (False, True):
+            ids = other.apply_chat_template(chat, add_generation_prompt=prompt)["input_ids"]
+            assert ids == read.encode_chat(chat, add_generation_prompt=prompt)
+        assert (other.pad_token_id, other.eos_token_id) == (read.pad_token, read.stop_token)
+    print("tokenizer     ids, texts and conversations equal, both ways")
+
+
 def main() -> None:
     """Check every case at both sizes; write the fixture on request."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
     write = parser.parse_args().write
+    with tempfile.TemporaryDirectory() as folder:
+        compare_tokenizer(Path(folder))
     cases = {}
     for name in CASES:
         for changes in (WIDER, {}):

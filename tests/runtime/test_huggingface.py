@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.data.tokenizers import character_tokenizer, save_tokenizer
 from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig
 from jaxrl_align.runtime.huggingface import load_model, save_model
 from jaxrl_align.runtime.huggingface_config import family_of, read_config, write_config
@@ -392,6 +393,27 @@ def test_stop_tokens_beyond_the_vocabulary_are_not_saved(tmp_path):
     pytest.importorskip("safetensors")
     with pytest.raises(ValueError, match=r"stop_tokens must lie in the vocabulary of 40; got \[40\]"):
         save_model(tmp_path / "m", QWEN3, ones(QWEN3), stop_tokens=[3, 40])
+
+
+def test_a_tokenizer_travels_with_its_model_if_it_fits_the_embedding(tmp_path):
+    folder = make_folder(tmp_path / "m", "qwen3")
+    assert load_model(folder).tokenizer is None
+    tokenizer = character_tokenizer("abcdefgh ")
+    save_tokenizer(folder, tokenizer)
+    model = load_model(folder)
+    again = load_model(save_model(tmp_path / "n", model.config, model.params, tokenizer=model.tokenizer))
+    for each in (model, again):
+        assert each.tokenizer.encode("a bad cab") == tokenizer.encode("a bad cab")
+        assert (each.tokenizer.pad_token, each.tokenizer.stop_token) == (0, 1)
+    assert json.loads((tmp_path / "n" / "config.json").read_text(encoding="utf-8"))["pad_token_id"] == 0
+    large = character_tokenizer("".join(chr(97 + i) for i in range(39)))
+    message = "the tokenizer has 41 tokens, but the embedding 40 rows; take both from the same model"
+    with pytest.raises(ValueError, match=message):
+        save_model(tmp_path / "o", model.config, model.params, tokenizer=large)
+    assert not (tmp_path / "o").exists()
+    save_tokenizer(folder, large)
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
 
 
 def test_no_folder_is_overwritten(tmp_path):
