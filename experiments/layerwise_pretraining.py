@@ -1,6 +1,33 @@
 """Three starts of one descent: random, or layers pre-trained one by one with labels or without.
 
-DOCSTRING
+Claim (lecture 000, C3-C7; Bengio et al. 2006, Larochelle et al. 2009): deep networks that start from layers
+pre-trained greedily, with labels or better without, end at a lower test error than from a random start.
+
+Measured (8 seeds, mean test error in per cent with its 95% t interval, two shared CPU cores). On
+scikit-learn's digits (`python experiments/layerwise_pretraining.py`, 2 min: sigmoid units, plain SGD, four
+learning rates of which each start has the one that validation chose):
+
+    hidden layers         1              2              3              4               5
+    random          2.51 +- 0.35   2.86 +- 0.30   3.52 +- 0.75   64.07 +- 15.75  90.70 +- 1.08
+    supervised      2.44 +- 0.35   2.68 +- 0.25   2.89 +- 0.25    4.07 +- 0.37    4.07 +- 0.35
+    unsupervised    1.81 +- 0.28   2.33 +- 0.43   2.58 +- 0.39    2.65 +- 0.28    2.65 +- 0.85
+
+so the claim holds: without labels beats random with intervals apart at 1, 4 and 5 layers, and with labels
+at 4 and 5. On all of MNIST (`--data mnist --batch-size 100 --pretrain-epochs 3 --finetune-epochs 8
+--finetune-rates 1.0`, 2 to 6 min a depth; the published 1.65 and 1.3 are of nets ten times as wide, trained
+many times as long):
+
+    random          2.89 +- 0.06   3.22 +- 0.25   4.20 +- 0.36   33.78 +- 16.34
+    supervised      2.98 +- 0.07   2.98 +- 0.16   3.04 +- 0.25    3.14 +- 0.23
+    unsupervised    3.35 +- 0.15   3.19 +- 0.13   3.22 +- 0.27    3.19 +- 0.23
+
+Why, at 5 layers of the digits: the random start cannot leave its plateau (90% error in training too), and
+three and a half times the epochs (`--depths 5 --finetune-epochs 140`, more than pre-training took) leave it
+at 91.43 +- 0.82. Better kernels alone do not help (`--era 2006+glorot`: 90.70 +- 1.08), Adam does (`--era
+2006+adam`: 6.09 +- 1.07 random, 2.65 +- 0.35 without labels). ReLU units, He's kernels and Adam close the
+gap (`--era modern`): 1.50 +- 0.17, 1.60 +- 0.27, 1.53 +- 0.25 at one layer and, at five, 2.12 +- 0.37, 1.74
++- 0.49, 1.57 +- 0.30 for the three. Pre-training repaired the descent more than it informed it; where
+labels are few it does inform: see tiny_labels.
 """
 
 import functools
@@ -16,7 +43,7 @@ import optax
 
 from jaxrl_align.data.images import Images, Split, load_digits, load_idx_folder, load_mnist
 from jaxrl_align.learner import make_optimizer
-from jaxrl_align.nets.layered import LayeredNet, fan_in_uniform, make_layered_net
+from jaxrl_align.nets.layered import GLOROT, LayeredNet, fan_in_uniform, make_layered_net
 from jaxrl_align.pretrain import layerwise as lw
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder, open_run
@@ -41,18 +68,17 @@ class Era(NamedTuple):
     finetune_rates: tuple[float, ...]
 
 
+_SIGMOID, _RELU, _ADAM = jax.nn.sigmoid, jax.nn.relu, make_optimizer(max_grad_norm=None, eps=1e-8)
+_SGD_RATES, _ADAM_RATES = (0.1, 0.3, 1.0, 3.0), (3e-4, 1e-3, 3e-3, 1e-2)
+
 ERAS = {
-    "2006": Era(jax.nn.sigmoid, fan_in_uniform, None, "bernoulli", 0.5, 0.1, (0.1, 0.3, 1.0, 3.0)),
-    "modern": Era(
-        jax.nn.relu,
-        jax.nn.initializers.he_normal(),
-        make_optimizer(max_grad_norm=None, eps=1e-8),
-        "squared",
-        1e-3,
-        1e-3,
-        (3e-4, 1e-3, 3e-3, 1e-2),
-    ),
+    "2006": Era(_SIGMOID, fan_in_uniform, None, "bernoulli", 0.5, 0.1, _SGD_RATES),
+    "2006+glorot": Era(_SIGMOID, GLOROT, None, "bernoulli", 0.5, 0.1, _SGD_RATES),
+    "2006+adam": Era(_SIGMOID, fan_in_uniform, _ADAM, "bernoulli", 1e-3, 1e-3, _ADAM_RATES),
+    "modern": Era(_RELU, jax.nn.initializers.he_normal(), _ADAM, "squared", 1e-3, 1e-3, _ADAM_RATES),
 }
+"""2006: sigmoid units, kernels from U(-1/sqrt(in), 1/sqrt(in)), plain SGD; the same with Glorot's kernels, or
+with Adam; and what is usual now: ReLU, He's kernels and Adam."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +87,8 @@ class Config:
 
     data: str = "digits"
     """digits, mnist, or a folder of four IDX files (Fashion-MNIST's, for example)."""
-    era: Literal["2006", "modern"] = "2006"
-    """Sigmoid, kernels from U(-1/sqrt(in), 1/sqrt(in)), plain SGD; or ReLU, He's kernels, Adam."""
+    era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
+    """Sigmoid units, their old kernels and plain SGD; with better kernels, with Adam; or ReLU and Adam."""
     depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Hidden layers."""
     width: int = 100

@@ -1,6 +1,21 @@
 """Few labels, a large model: what the three starts make of them.
 
-DOCSTRING
+Claim (lecture 000, C4-C6): with few labels a large model over-fits, and pre-training on unlabelled images
+helps most there.
+
+Measured (`python experiments/tiny_labels.py`, digits, 3 layers of 100 units, 28,000 weights: 8 seeds with
+labels of their own, mean test error in per cent with its 95% t interval; two shared CPU cores, 6 min):
+
+    labels                10            20            50           100           200          1150, all
+    random          55.95 +- 3.12  47.18 +- 4.47  33.84 +- 3.97  27.19 +- 1.94  16.02 +- 3.63  3.69 +- 0.37
+    supervised      56.13 +- 2.51  48.29 +- 3.18  30.99 +- 4.41  17.31 +- 2.14   9.12 +- 1.84  3.13 +- 0.21
+    unsupervised    40.04 +- 3.58  27.99 +- 4.06  15.42 +- 1.37  11.80 +- 1.17   6.82 +- 1.81  3.17 +- 0.30
+
+Up to 100 labels all of them make next to no error on those, so that the whole error is over-fitting. Images
+without labels halve it at 50 and 100 labels, with intervals apart from 10 to 200; labels can pre-train
+nothing that they do not know (10 to 50). With ReLU units, He's kernels and Adam (`--era modern`) the three
+starts are level from 10 (47.46 +- 4.01, 46.31 +- 3.72, 43.38 +- 5.74) to 200 labels (6.06 +- 1.18, 5.88 +-
+1.01, 6.41 +- 1.28) and on: the modern random start is as good as the unsupervised one of 2006.
 """
 
 import time
@@ -25,7 +40,7 @@ class Config:
 
     data: str = "digits"
     """digits, mnist, or a folder of four IDX files."""
-    era: Literal["2006", "modern"] = "2006"
+    era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
     """Sigmoid units and plain SGD, or ReLU and Adam; see layerwise_pretraining."""
     labels: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)
     """How many images keep theirs; all of them are always the last point."""

@@ -185,7 +185,9 @@ def load_mnist() -> Split:
 
 
 def shrink_mnist(x: np.ndarray) -> np.ndarray:
-    """Shrink MNIST's images to the digits' size and grey levels: a frame of 2, then means of 4 x 4 pixels.
+    """Shrink MNIST's images to the digits' size: without their margin of 2, means of 3 x 3 pixels.
+
+    MNIST's figures have 20 rows of 28, the digits all of their 8; more margin would shrink them further.
 
     Args:
       x: [N, 784] in [0, 1].
@@ -198,8 +200,8 @@ def shrink_mnist(x: np.ndarray) -> np.ndarray:
     """
     if x.ndim != 2 or x.shape[1] != 784:
         raise ValueError(f"expected images [N, 784], 28 x 28 each; got {list(x.shape)}")
-    framed = np.pad(x.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
-    return framed.reshape(-1, 8, 4, 8, 4).mean((2, 4)).reshape(-1, 64).astype(np.float32)
+    inner = x.reshape(-1, 28, 28)[:, 2:-2, 2:-2]
+    return inner.reshape(-1, 8, 3, 8, 3).mean((2, 4)).reshape(-1, 64).astype(np.float32)
 
 
 def load_photo_patches(num: int, side: int, *, seed: int = 0) -> np.ndarray:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from jaxrl_align.types import Params
 
-__all__ = ["LayeredNet", "fan_in_uniform", "make_layered_net"]
+__all__ = ["GLOROT", "LayeredNet", "fan_in_uniform", "make_layered_net"]
 
 
 GLOROT = jax.nn.initializers.glorot_uniform()
+"""Kernels that keep the scale of what passes through, forward and backward (Glorot & Bengio 2010)."""
 
 
 class LayeredNet(NamedTuple):

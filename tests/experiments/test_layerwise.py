@@ -53,7 +53,7 @@ def test_pretraining_sources_in_miniature(tmp_path, monkeypatch):
     )
     experiment.main(config)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert [len(row) for row in result["test_error"]["10"]] == [2, 2, 2, 2]
+    assert [len(row) for row in result["test_error"]["10"]] == [2] * 5
     assert (tmp_path / "run" / "test_error.png").exists()
 
 
