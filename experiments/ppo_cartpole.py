@@ -5,6 +5,9 @@ Claim: proximal policy optimisation balances the pole (the lecture's policy-grad
 
 Measured: all 8 seeds return 500.0, the most there is, over their last 100 episodes, with `--seed 0` and with
 `--seed 1` (499,712 steps each). Four million steps took 20 to 27 s with compilation, on 2 shared CPU cores.
+With `--seeds 10` the interquartile mean is 500.0 [500.0, 500.0] (95% bootstrap interval), and on Acrobot
+(`--seeds 10 --env Acrobot-v1`) -82.4 [-84.3, -80.7]; CleanRL's documentation lists 490.0 +- 6.1 and -86.4 for
+its PPO after as many steps.
 """
 
 import time
@@ -14,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxrl_align.actors import gym
-from jaxrl_align.nets.mlp import make_actor_critic_net
+from jaxrl_align.nets.mlp import Net, make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import open_run
@@ -22,8 +25,6 @@ from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.runtime.metrics import interquartile_mean, mean_interval
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
-
-SOLVED = 475.0
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,20 @@ class Config:
     learning_rate: float = 1e-3
     """At the start; it falls linearly to 0."""
     entropy_coef: float = 0.01
+    solved: float = 475.0
+    """The return that is counted and drawn as solved."""
     out: str = "runs/ppo_cartpole"
     resume: bool = False
 
 
 def main(config: Config) -> None:
-    """Train, print each seed's verdict, and draw the learning curve."""
+    """Train two perceptrons, print each seed's verdict, and draw the learning curve."""
     use_cpu_devices()
+    play(config, make_actor_critic_net(gym.num_actions(config.env)))
+
+
+def play(config: Config, net: Net) -> None:
+    """Train a net, print each seed's verdict, and draw the learning curve."""
     updates = config.total_env_steps // (config.num_envs * config.num_steps)
     if updates < 1 or config.seeds < 1:
         raise ValueError(
@@ -60,7 +68,6 @@ def main(config: Config) -> None:
             f"num_envs={config.num_envs}, num_steps={config.num_steps}, "
             f"total_env_steps={config.total_env_steps}"
         )
-    net = make_actor_critic_net(gym.num_actions(config.env))
     actor = gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
     learner = make_actor_critic(
         actor,
@@ -91,7 +98,9 @@ def main(config: Config) -> None:
     print(
         "interquartile mean {:.1f} [{:.1f}, {:.1f}] (95% bootstrap)".format(*interquartile_mean(returns[-1]))
     )
-    print(f"at least {SOLVED:.0f}: {int(np.sum(returns[-1] >= SOLVED))} of {config.seeds} seeds")
+    print(
+        f"at least {config.solved:.0f}: {int(np.sum(returns[-1] >= config.solved))} of {config.seeds} seeds"
+    )
     print(f"{config.seeds * steps[-1]} env steps in {seconds:.1f} s, compilation included")
     folder.write_json("result.json", {"env_steps": steps[-1], "episode_return_last100": returns[-1]})
 
@@ -99,7 +108,7 @@ def main(config: Config) -> None:
         "environment steps per seed", "return, mean of last 100 episodes", title=f"PPO on {config.env}"
     )
     curve_with_interval(ax, steps, returns, f"{config.seeds} seeds, 95% interval")
-    ax.axhline(SOLVED, color="#777777", linestyle=":", label=f"solved ({SOLVED:.0f})")
+    ax.axhline(config.solved, color="#777777", linestyle=":", label=f"solved ({config.solved:.0f})")
     ax.legend(loc="lower right")
     save_figure(fig, folder.path / "learning_curve.png")
     print(f"wrote {folder.path / 'learning_curve.png'}")

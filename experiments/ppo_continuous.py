@@ -4,6 +4,21 @@ Claim: the learner that balances CartPole swings up a pendulum when only the dis
 (Engstrom et al. 2020; Andrychowicz et al. 2021) decide whether it does. Three policies play the same
 environment: a Gaussian with and without normalisation, and a tanh-Gaussian with it. At the end each plays
 greedily in fresh environments, the moments frozen.
+
+Measured (`python experiments/ppo_continuous.py`, and with `--env MountainCarContinuous-v0 --gamma 0.99`: 8
+seeds, 300,000 steps each, 128 greedy episodes a seed; mean with its 95% t interval; 2 shared CPU cores, two
+and three minutes of CPU time):
+
+                                 Pendulum-v1          MountainCarContinuous-v0
+    Gaussian, normalised         -163.3 +- 11.1       70.6 +- 36.4   (94 on 6 seeds, 0 on 2)
+    tanh-Gaussian, normalised    -161.1 +- 14.6       58.9 +- 40.8   (94 on 5 seeds, 0 on 3)
+    Gaussian, as it is           -168.2 +- 12.3        0.0 +- 0.0    (0 on 8 seeds)
+
+On the car normalisation decides: the reward for arriving is so rare and so large that without it no seed
+learns to leave the valley. On the pendulum it shows in the speed alone: after a third of the steps the curves
+are far apart, at the end they are not. Published, one agent each: PPO of rl-baselines3-zoo (benchmark.md)
+-172.2 on Pendulum after 1e5 steps and 88.3 on the car after 2e4, there with state-dependent exploration;
+gymnax's README lists agents of -130 and 92.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.nets.q_networks import patches
 from jaxrl_align.types import Params
 
 __all__ = ["Net", "make_actor_critic_net", "make_gaussian_net", "make_multi_discrete_net", "orthogonal"]
@@ -51,18 +52,23 @@ class _ActorCritic(nn.Module):
     hidden: tuple[int, ...]
     activation: Activation
     shared: bool
+    channels: int = 0
 
     @nn.compact
     def __call__(self, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
-        flat = jnp.ravel(obs).astype(jnp.float32)
+        x = obs.astype(jnp.float32)
         if self.shared:
-            below = above = self.trunk("trunk", flat)
+            below = above = self.trunk("trunk", x)
         else:
-            below, above = self.trunk("policy", flat), self.trunk("value", flat)
+            below, above = self.trunk("policy", x), self.trunk("value", x)
         policy = self.head("policy", below, self.policy_outputs, 0.01)
         return policy, self.head("value", above, self.value_outputs, 1.0)
 
     def trunk(self, name: str, x: chex.Array) -> chex.Array:
+        if self.channels:
+            conv = nn.Dense(self.channels, kernel_init=orthogonal(2**0.5), name=f"{name}_conv")
+            x = nn.relu(conv(patches(x)))
+        x = jnp.ravel(x)
         for i, width in enumerate(self.hidden):
             dense = nn.Dense(width, kernel_init=orthogonal(2**0.5), name=f"{name}_{i}")
             x = self.activation(dense(x))
@@ -79,6 +85,7 @@ def make_actor_critic_net(
     *,
     shared: bool = False,
     action_values: bool = False,
+    channels: int = 0,
 ) -> Net:
     """Build a softmax policy and a critic.
 
@@ -92,6 +99,8 @@ def make_actor_critic_net(
       activation: applied after every hidden layer.
       shared: policy and critic read the same hidden layers instead of their own.
       action_values: the critic estimates Q(s, .) [A] instead of V(s) [].
+      channels: a 3 x 3 convolution of this many channels before the hidden layers, for images [H, W, C]
+        (16 for MinAtar); 0 flattens the observation instead.
 
     Returns:
       A `Net`. An observation of any shape is flattened; parameters are `{"policy_0": {"kernel", "bias"}, ...,
@@ -102,7 +111,7 @@ def make_actor_critic_net(
     """
     _check_sizes(num_actions=num_actions, hidden=tuple(hidden))
     values = num_actions if action_values else 1
-    module = _ActorCritic(num_actions, values, tuple(hidden), activation, shared)
+    module = _ActorCritic(num_actions, values, tuple(hidden), activation, shared, channels)
 
     def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
         return module.init(key, obs)["params"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrl_align.types import Params
 
-__all__ = ["QNet", "make_q_net", "make_state_action_net", "make_table", "support_between"]
+__all__ = ["QNet", "make_q_net", "make_state_action_net", "make_table", "patches", "support_between"]
 
 
 class QNet(NamedTuple):
@@ -52,8 +52,16 @@ class _Dense(nn.Module):
         return x @ kernel + bias
 
 
-def _patches(image: chex.Array) -> chex.Array:
-    """Return the 3 x 3 neighbourhoods of an image: [H, W, C] -> [H - 2, W - 2, 9 C]."""
+def patches(image: chex.Array) -> chex.Array:
+    """Return the 3 x 3 neighbourhoods of an image: [H, W, C] -> [H - 2, W - 2, 9 C].
+
+    Raises:
+      ValueError: if it is no image of at least 3 x 3 places.
+    """
+    if image.ndim != 3 or min(image.shape[:2]) < 3:
+        raise ValueError(
+            f"a convolution needs an image [H >= 3, W >= 3, C]; got shape {image.shape}; take channels=0"
+        )
     height, width = image.shape[0] - 2, image.shape[1] - 2
     shifts = [image[i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return jnp.concatenate(shifts, axis=-1)
@@ -75,7 +83,7 @@ class _QModule(nn.Module):
         if self.channels:
             # A convolution as a product with patches: vmapping a convolution over members makes it a grouped
             # one, which XLA's CPU backend runs many times slower than a batched product.
-            x = nn.relu(nn.Dense(self.channels, name="conv")(_patches(x)))
+            x = nn.relu(nn.Dense(self.channels, name="conv")(patches(x)))
         x = jnp.ravel(x)
         for i, width in enumerate(self.hidden):
             x = nn.relu(_Dense(width, self.noisy, name=f"hidden_{i}")(x, next(keys)))
@@ -140,11 +148,6 @@ def make_q_net(
     distributional = support is not None or quantiles is not None
 
     def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
-        if channels and (jnp.ndim(obs) != 3 or min(jnp.shape(obs)[:2]) < 3):
-            raise ValueError(
-                f"a convolution needs an image [H >= 3, W >= 3, C]; got shape {jnp.shape(obs)}; "
-                f"take channels=0"
-            )
         return module.init(key, obs, None)["params"]
 
     def apply(params: Params, obs: chex.Array, key: chex.PRNGKey | None = None) -> chex.Array:

@@ -88,9 +88,12 @@ def test_continuous_actions_remember_too():
     net = with_memory(make_gaussian_net((1,), hidden=(4,)), width=3)
     settings = {"num_envs": 2, "num_steps": 3, "distribution": DiagonalGaussian}
     actor = make_recurrent_actor((Target(), None), net, **settings)
-    params = actor.init_params(jax.random.key(0))
-    state = actor.init_env(jax.random.key(1), HPARAMS)
-    _, trajectory, _ = actor.rollout(params, None, state, jax.random.key(2), HPARAMS)
+
+    def roll(key):
+        params, state = actor.init_params(key), actor.init_env(key, HPARAMS)
+        return actor.rollout(params, None, state, key, HPARAMS)[1]
+
+    trajectory = jax.eval_shape(roll, jax.random.key(0))
     assert trajectory.action.shape == (2, 3, 1) and trajectory.log_prob.shape == (2, 3)
 
 

@@ -70,3 +70,18 @@ def test_the_first_policy_is_nearly_uniform_and_nothing_is_shared():
 def test_empty_layers_are_refused(actions, hidden):
     with pytest.raises(ValueError, match="must be at least 1; got num_actions="):
         make_actor_critic_net(actions, hidden=hidden)
+
+
+def test_a_convolution_reads_images_alone():
+    net = make_actor_critic_net(2, hidden=(3,), activation=jax.nn.relu, shared=True, channels=2)
+    image = jax.random.normal(jax.random.key(1), (4, 5, 2))
+    params = jax.jit(net.init)(jax.random.key(0), image)
+    kernel = np.asarray(params["trunk_conv"]["kernel"]).reshape(3, 3, 2, 2)
+    x = jax.lax.conv_general_dilated(
+        image[None], kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    x = np.maximum(np.asarray(x), 0).ravel()
+    x = np.maximum(x @ params["trunk_0"]["kernel"], 0)
+    np.testing.assert_allclose(net.apply(params, image)[0], x @ params["policy_head"]["kernel"], atol=1e-5)
+    with pytest.raises(ValueError, match=r"needs an image .* got shape \(4,\); take channels=0"):
+        net.init(jax.random.key(0), jnp.zeros(4))

@@ -1,0 +1,44 @@
+"""PPO plays Breakout, MinAtar's, from images, by the program that balances CartPole.
+
+Claim: nothing but the network changes between a pole and a game: one 3 x 3 convolution of 16 channels before
+a hidden layer of 128, as Young & Tian (2019, arXiv:1903.03176) have it for DQN.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import ppo_cartpole
+
+from jaxrl_align.actors import gym
+from jaxrl_align.nets.mlp import make_actor_critic_net
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.mesh import use_cpu_devices
+
+
+@dataclass(frozen=True)
+class Config(ppo_cartpole.Config):
+    """PPO on a MinAtar game."""
+
+    env: str = "Breakout-MinAtar"
+    """Or another gymnax name with images."""
+    num_envs: int = 32
+    num_steps: int = 64
+    total_env_steps: int = 1_000_000
+    solved: float = 28.0
+    """Of gymnax's own PPO agent (its README)."""
+    hidden: int = 128
+    channels: int = 16
+    out: str = "runs/ppo_minatar"
+
+
+def main(config: Config) -> None:
+    """Train, print each seed's return, and draw the learning curve."""
+    use_cpu_devices()
+    net = make_actor_critic_net(
+        gym.num_actions(config.env), (config.hidden,), jax.nn.relu, shared=True, channels=config.channels
+    )
+    ppo_cartpole.play(config, net)
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
