@@ -15,10 +15,10 @@ and three minutes of CPU time):
     Gaussian, as it is           -168.2 +- 12.3        0.0 +- 0.0    (0 on 8 seeds)
 
 On the car normalisation decides: the reward for arriving is so rare and so large that without it no seed
-learns to leave the valley. On the pendulum it shows in the speed alone: after a third of the steps the curves
-are far apart, at the end they are not. Published, one agent each: PPO of rl-baselines3-zoo (benchmark.md)
--172.2 on Pendulum after 1e5 steps and 88.3 on the car after 2e4, there with state-dependent exploration;
-gymnax's README lists agents of -130 and 92.
+learns to leave the valley. On the pendulum it shows in the speed alone: the last 100 episodes return -212,
+-192 and -553 after 119,000 steps, and cannot be told apart at the end. Published, one agent each: PPO of
+rl-baselines3-zoo (benchmark.md) -172.2 on the pendulum after 1e5 steps and 88.3 on the car after 2e4, there
+with state-dependent exploration; gymnax's README lists agents of -130 and 92.
 """
 
 from dataclasses import dataclass

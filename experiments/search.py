@@ -115,7 +115,7 @@ def play(key: jax.Array, config: Config, way: str) -> jax.Array:
         return Leaf(reward, config.gamma * goes_on, after, *net.apply(params, after))
 
     def plan(key: jax.Array, state: jax.Array, simulations: int) -> jax.Array:
-        root = Leaf(jnp.zeros(()), jnp.ones(()), state, *net.apply(params, state))
+        root = Leaf(0.0, 1.0, state, *net.apply(params, state))
         return search(None, root, expand, simulations=simulations).action
 
     best = jnp.argmax(value_iteration(mdp).q, axis=-1).astype(jnp.int32)

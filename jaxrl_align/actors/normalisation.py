@@ -60,13 +60,14 @@ def start_normaliser(obs: chex.Array, *, of_obs: bool, of_reward: bool) -> Norma
       of_obs: standardise observations.
       of_reward: scale rewards.
     """
-    fresh = lambda shape: Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+    zeros = lambda shape: jnp.zeros(shape, jnp.float32)
+    fresh = lambda shape: Moments(zeros(()), zeros(shape), jnp.ones(shape, jnp.float32))
     if not of_obs and not of_reward:
         return None
     return Normaliser(
         fresh(obs.shape[1:]) if of_obs else None,
         fresh(()) if of_reward else None,
-        jnp.zeros(obs.shape[0]) if of_reward else None,
+        zeros(obs.shape[0]) if of_reward else None,
     )
 
 

@@ -57,7 +57,7 @@ def with_memory(net: Net, width: int = 64) -> RecurrentNet:
     """
     if width < 1:
         raise ValueError(f"width must be at least 1; got width={width}")
-    gru, initial = _GRU(width), jnp.zeros(width)
+    gru, initial = _GRU(width), jnp.zeros(width, jnp.float32)
     flatten = lambda obs: jnp.ravel(obs).astype(jnp.float32)
 
     def init(key: chex.PRNGKey, obs: chex.Array) -> Params:

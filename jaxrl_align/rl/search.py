@@ -131,21 +131,29 @@ def search(
             f"simulations and considered must be at least 1; got simulations={simulations}, "
             f"considered={considered}"
         )
-    noise = jnp.zeros(actions) if key is None else jax.random.gumbel(key, (actions,))
-    tree = _start(root, simulations)
+    noise = (
+        jnp.zeros(actions, jnp.float32) if key is None else jax.random.gumbel(key, (actions,), jnp.float32)
+    )
+    tree = _start(_as_float32(root), simulations)
 
     def simulate(tree: _Tree, step: tuple[chex.Array, chex.Array]) -> tuple[_Tree, None]:
         number, tried = step
         first = _choose_at_root(tree, noise, tried)
         node, action = _descend(tree, first)
         leaf = expand(jax.tree.map(lambda x: x[node], tree.leaf.state), action)
-        return _back_up(_add(tree, number, node, action, leaf), number), None
+        return _back_up(_add(tree, number, node, action, _as_float32(leaf)), number), None
 
-    steps = (jnp.arange(1, simulations + 1), jnp.asarray(halving(considered, simulations)))
+    steps = (jnp.arange(1, simulations + 1, dtype=jnp.int32), jnp.asarray(halving(considered, simulations)))
     tree, _ = jax.lax.scan(simulate, tree, steps)
     visits, q, improved = _improved(tree, 0)
     best = jnp.where(visits == jnp.max(visits), noise + improved, -jnp.inf)
     return Plan(jnp.argmax(best).astype(jnp.int32), improved, q, visits)
+
+
+def _as_float32(leaf: Leaf) -> Leaf:
+    *numbers, state = leaf.reward, leaf.discount, leaf.logits, leaf.value, leaf.state
+    reward, discount, logits, value = (jnp.asarray(x, jnp.float32) for x in numbers)
+    return Leaf(reward, discount, state, logits, value)
 
 
 def _start(root: Leaf, simulations: int) -> _Tree:
@@ -166,7 +174,7 @@ def _children(tree: _Tree, node: chex.Numeric) -> tuple[chex.Array, chex.Array]:
     # its policy, by the number of simulations.
     weight = jnp.where(tried, jax.nn.softmax(tree.leaf.logits[node]), 0.0)
     seen = jnp.sum(weight * jnp.where(tried, q, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-8)
-    total = jnp.sum(visits)
+    total = jnp.sum(visits, dtype=jnp.int32)
     mixed = (tree.leaf.value[node] + total * seen) / (1 + total)
     return visits, jnp.where(tried, q, mixed)
 
@@ -185,13 +193,13 @@ def _improved(tree: _Tree, node: chex.Numeric) -> tuple[chex.Array, chex.Array, 
 
 def _choose_at_root(tree: _Tree, noise: chex.Array, tried: chex.Array) -> chex.Array:
     visits, _, logits = _improved(tree, 0)
-    return jnp.argmax(jnp.where(visits == tried, noise + logits, -jnp.inf))
+    return jnp.argmax(jnp.where(visits == tried, noise + logits, -jnp.inf)).astype(jnp.int32)
 
 
 def _choose_below(tree: _Tree, node: chex.Array) -> chex.Array:
     """Return the action that brings the visits nearest to the improved policy; no noise, no constants."""
     visits, _, logits = _improved(tree, node)
-    return jnp.argmax(jax.nn.softmax(logits) - visits / (1 + jnp.sum(visits)))
+    return jnp.argmax(jax.nn.softmax(logits) - visits / (1 + jnp.sum(visits))).astype(jnp.int32)
 
 
 def _descend(tree: _Tree, first: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -292,7 +300,7 @@ def make_search_learner(
             reward, goes_on, after = model(obs, action)
             return Leaf(reward, gamma * goes_on, after, *apply(params, after))
 
-        root = Leaf(jnp.zeros(()), jnp.ones(()), obs, *apply(params, obs))
+        root = Leaf(0.0, 1.0, obs, *apply(params, obs))
         return search(key, root, expand, simulations=simulations).logits
 
     def loss(params: Params, batch: tuple, hparams: Any) -> tuple[chex.Array, Metrics]:

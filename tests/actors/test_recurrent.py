@@ -116,6 +116,19 @@ def test_what_does_not_fit_is_refused(make, message):
         make()
 
 
+@jax.enable_x64(True)
+def test_double_precision_changes_no_type():
+    def two(key):
+        params, state = ACTOR.init_params(key), ACTOR.init_env(key, HPARAMS)
+        after, trajectory, _ = ACTOR.rollout(params, None, state, key, HPARAMS)
+        return state, after, trajectory
+
+    state, after, trajectory = jax.eval_shape(two, jax.random.key(0))
+    types = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
+    assert types(state) == types(after)
+    assert trajectory.log_prob.dtype == trajectory.obs.memory.dtype == after.normaliser.obs.mean.dtype == "f4"
+
+
 @pytest.mark.slow
 def test_the_cue_is_recalled_with_a_memory_and_not_without():
     """One of two cues, gone after the first step: 1 with memory, 0.5 without. 4 seeds each."""

@@ -125,6 +125,31 @@ def test_a_network_learns_from_its_plans():
     assert metrics["search/kl"][0] > 0.2 and metrics["search/kl"][-1] < 0.05
 
 
+@pytest.mark.slow
+def test_members_are_the_single_runs_and_a_grid_compiles_once():
+    actor = gym.make_actor(make_environment(MDP), NET, num_envs=4, num_steps=4)
+    run = train(make_search_learner(actor, NET.apply, model, simulations=4), 5)
+    members = jax.jit(jax.vmap(lambda key, hparams: run(key, hparams)[0].params))
+    keys = jax.random.split(jax.random.key(0), 8)
+    grid = jax.tree.map(lambda x: jnp.full(8, x), SearchHParams())
+    grid = grid._replace(learning_rate=jnp.logspace(-3, -1, 8))
+    params = members(keys, grid)
+    one = jax.jit(lambda key, hparams: run(key, hparams)[0].params)(
+        keys[5], jax.tree.map(lambda x: x[5], grid)
+    )
+    np.testing.assert_allclose(params["value"][5], one["value"], atol=1e-5)
+    np.testing.assert_allclose(params["logits"][5], one["logits"], atol=1e-5)
+    members(keys, jax.tree.map(lambda x: 0.9 * x, grid))
+    assert members._cache_size() == 1
+    assert len({row.tobytes() for row in np.asarray(params["value"])}) == 8
+
+
+@jax.enable_x64(True)
+def test_double_precision_changes_no_type():
+    plan = search(jax.random.key(0), ROOT, expand_game, simulations=5)
+    assert plan.q.dtype == plan.logits.dtype == jnp.float32 and plan.visits.sum() == 5
+
+
 def test_minibatches_that_do_not_divide_are_refused_before_compilation():
     actor = gym.make_actor(make_environment(MDP), NET, num_envs=4, num_steps=4)
     learner = make_search_learner(actor, NET.apply, model, minibatches=3)
