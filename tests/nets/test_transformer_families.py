@@ -10,7 +10,7 @@ import pytest
 from jaxrl_align.nets.adapters import init_lora, merge_lora
 from jaxrl_align.nets.rope import rope_frequencies, rotate
 from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig, make_transformer, positions_of
-from tests.tiny import disturb, primitives
+from tests.tiny import primitives
 
 SMALL = TransformerConfig(20, width=16, layers=2, heads=4, context=40)
 MODERN = dataclasses.replace(
@@ -32,12 +32,17 @@ FAMILIES = {
 TOKENS = jnp.array([5, 3, 9, 17, 4, 11, 2])
 
 
-def weights(config):
-    """Return a model and parameters in which norms and biases too matter, drawn without compiling a draw."""
-    lm, draw = make_transformer(config, lora_scale=2.0), np.random.default_rng(0)
-    shapes = jax.eval_shape(lm.init, jax.random.key(0))
+def fill(shapes):
+    """Return random leaves, drawn without compiling a draw; norms stay around 1."""
+    draw = np.random.default_rng(0)
     around = lambda path, x: float(path[-1].key == "scale") + 0.2 * draw.standard_normal(x.shape)
-    return lm, jax.tree_util.tree_map_with_path(lambda *leaf: jnp.asarray(around(*leaf), jnp.float32), shapes)
+    return jax.tree_util.tree_map_with_path(lambda *leaf: jnp.asarray(around(*leaf), jnp.float32), shapes)
+
+
+def weights(config):
+    """Return a model and parameters in which norms and biases too matter."""
+    lm = make_transformer(config, lora_scale=2.0)
+    return lm, fill(jax.eval_shape(lm.init, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -46,8 +51,8 @@ def family(request):
     lm, params = weights(FAMILIES[request.param])
 
     @jax.jit
-    def forward(params, tokens, mask, adapter=None):
-        return lm.logits(params, lm.encode(params, tokens, mask, adapter=adapter)[0])
+    def forward(params, tokens, mask):
+        return lm.logits(params, lm.encode(params, tokens, mask)[0])
 
     return lm, params, forward
 
@@ -116,11 +121,13 @@ def test_padding_changes_no_logit(family):
     )
 
 
-def test_no_mask_says_that_all_is_real(family):
-    lm, params, forward = family
-    hidden, cache = jax.jit(lm.encode)(params, TOKENS)
-    assert cache is None
-    np.testing.assert_allclose(lm.logits(params, hidden), forward(params, TOKENS, jnp.ones(7)), atol=1e-6)
+def test_no_mask_says_that_all_is_real_and_beyond_the_context_all_is_nan():
+    lm, params = weights(FAMILIES["llama"])
+    encode, tokens, mask = jax.jit(lm.encode), jnp.ones(41, int), jnp.ones(41)
+    (plain, cache), masked = encode(params, tokens[1:]), encode(params, tokens, mask.at[0].set(0.0))[0]
+    assert cache is None and np.isfinite(plain).all()
+    np.testing.assert_allclose(plain, masked[1:], atol=1e-5)
+    assert np.isnan(encode(params, tokens, mask)[0]).all()
 
 
 def test_cached_logits_equal_a_full_pass(family):
@@ -149,25 +156,19 @@ def test_packed_documents_equal_documents_alone(family):
 
 def test_an_adapter_reaches_every_linear_layer_and_merges(family):
     lm, params, forward = family
-    fresh = init_lora(jax.random.key(2), params, rank=2)
-    assert set(fresh["layers"]) == {"query", "key", "value", "attention_out", "gate", "up", "down"}
-    plain = forward(params, TOKENS, jnp.ones(7))
-    adapter = disturb(fresh, jax.random.key(3), 0.2)
-    adapted = forward(params, TOKENS, jnp.ones(7), adapter)
-    merged = forward(merge_lora(params, adapter, scale=2.0), TOKENS, jnp.ones(7))
-    np.testing.assert_allclose(forward(params, TOKENS, jnp.ones(7), fresh), plain, atol=1e-5)
-    assert jnp.abs(adapted - plain).max() > 0.1
-    np.testing.assert_allclose(merged, adapted, atol=2e-5)
-    loss = lambda adapter: jnp.sum(forward(params, TOKENS, jnp.ones(7), adapter) ** 2)
-    for name, gradient in jax.jit(jax.grad(loss))(adapter)["layers"].items():
+    adapter = fill(jax.eval_shape(lambda key: init_lora(key, params, rank=2), jax.random.key(2)))
+    assert set(adapter["layers"]) == {"query", "key", "value", "attention_out", "gate", "up", "down"}
+
+    def loss(adapter):
+        logits = lm.logits(params, lm.encode(params, TOKENS, jnp.ones(7), adapter=adapter)[0])
+        return jnp.sum(logits**2), logits
+
+    gradients, adapted = jax.jit(jax.grad(loss, has_aux=True))(adapter)
+    for name, gradient in gradients["layers"].items():
         assert gradient["a"].any() and gradient["b"].any(), name
-
-
-def test_beyond_the_context_everything_is_loudly_nan(family):
-    _, params, forward = family
-    tokens, mask = jnp.ones(41, int), jnp.ones(41)
-    assert np.isfinite(forward(params, tokens, mask.at[0].set(0.0))).all()
-    assert np.isnan(forward(params, tokens, mask)).all()
+    assert jnp.abs(adapted - forward(params, TOKENS, jnp.ones(7))).max() > 0.1
+    merged = forward(merge_lora(params, adapter, scale=2.0), TOKENS, jnp.ones(7))
+    np.testing.assert_allclose(merged, adapted, atol=2e-5)
 
 
 def test_bfloat16_computes_in_half_and_keeps_parameters_logits_and_gradients_whole():
@@ -178,16 +179,15 @@ def test_bfloat16_computes_in_half_and_keeps_parameters_logits_and_gradients_who
         np.dtype(np.float32)
     }
 
-    def forward(params, lm):
+    def judge(params, lm):
         hidden = lm.encode(params, TOKENS)[0]
-        return lm.logits(params, hidden), hidden
+        logits = lm.logits(params, hidden)
+        return jnp.mean(logits**2), (logits, hidden)
 
-    (logits, hidden), expected = jax.jit(forward, static_argnums=1)(params, half), forward(params, lm)[0]
+    judge = jax.jit(jax.grad(judge, has_aux=True), static_argnums=1)
+    (gradient, (logits, hidden)), (whole, (expected, _)) = judge(params, half), judge(params, lm)
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
-    error = np.abs(logits - expected).max()
-    assert 0 < error < 0.1 * expected.std()
-    gradient = jax.jit(jax.grad(lambda p: jnp.mean(forward(p, half)[0] ** 2)))(params)
-    whole = jax.jit(jax.grad(lambda p: jnp.mean(forward(p, lm)[0] ** 2)))(params)
+    assert 0 < np.abs(logits - expected).max() < 0.1 * expected.std()
     for got, want in zip(jax.tree.leaves(gradient), jax.tree.leaves(whole), strict=True):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, want, atol=0.1 * np.abs(want).max() + 1e-6)
