@@ -14,12 +14,12 @@ learning rates of which each start has the one that validation chose):
 
 so the claim holds: without labels beats random with intervals apart at 1, 4 and 5 layers, and with labels
 at 4 and 5. On all of MNIST (`--data mnist --batch-size 100 --pretrain-epochs 3 --finetune-epochs 8
---finetune-rates 1.0`, 2 to 6 min a depth; the published 1.65 and 1.3 are of nets ten times as wide, trained
-many times as long):
+--finetune-rates 1.0`, 2 to 8 min a depth on a loaded machine; the published 1.65 and 1.3 are of nets ten
+times as wide, trained many times as long):
 
-    random          2.89 +- 0.06   3.22 +- 0.25   4.20 +- 0.36   33.78 +- 16.34
-    supervised      2.98 +- 0.07   2.98 +- 0.16   3.04 +- 0.25    3.14 +- 0.23
-    unsupervised    3.35 +- 0.15   3.19 +- 0.13   3.22 +- 0.27    3.19 +- 0.23
+    random          2.89 +- 0.06   3.22 +- 0.25   4.20 +- 0.36   33.78 +- 16.34  88.94 +- 0.45
+    supervised      2.98 +- 0.07   2.98 +- 0.16   3.04 +- 0.25    3.14 +- 0.23    3.17 +- 0.22
+    unsupervised    3.35 +- 0.15   3.19 +- 0.13   3.22 +- 0.27    3.19 +- 0.23    3.34 +- 0.22
 
 Why, at 5 layers of the digits: the random start cannot leave its plateau (90% error in training too), and
 three and a half times the epochs (`--depths 5 --finetune-epochs 140`, more than pre-training took) leave it

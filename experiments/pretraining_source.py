@@ -19,8 +19,10 @@ CPU cores, 7 min):
 
 so it holds from 10 to 100 labels with every paired interval below 0 (at 200 photographs are level with
 none). MNIST must be cut to the digits' frame: with its margins left on it was no better than the
-photographs. It does not hold for ReLU units, He's kernels and Adam (`--era modern`), where no source
-differs from none by more than its interval at 50 to 200 labels.
+photographs. It does not hold for ReLU units, He's kernels and Adam (`--era modern`), where no source helps
+by more than its interval at 50 to 200 labels, unless the layers stay as they were pre-trained (`--era
+modern --unfreeze head`): then MNIST differs from none by -4.6 +- 3.0 at 50 labels and -2.7 +- 1.0 at 100,
+photographs by +2.1 +- 2.6 and +1.9 +- 2.9.
 """
 
 import time
