@@ -42,6 +42,9 @@ from jaxrl_align.runtime.metrics import mean_interval
 from jaxrl_align.runtime.plots import figure, save_figure
 from jaxrl_align.types import MDP
 
+WAYS = ("PPO", "expert iteration")
+"""How a network is trained."""
+
 Model = Callable[[jax.Array, jax.Array], tuple[jax.Array, float, jax.Array]]
 
 
@@ -142,7 +145,7 @@ def main(config: Config) -> None:
     fig, ax = figure(
         "simulations a move", "share of the optimal return", title=f"{config.seeds} random decision processes"
     )
-    for way in ("PPO", "expert iteration"):
+    for way in WAYS:
         run = functools.partial(play, config=config, way=way)
         returns = np.asarray(jax.jit(jax.vmap(run))(keys))
         shares[way] = returns[:, :-1] / returns[:, -1:]
