@@ -33,8 +33,9 @@ with its 95% t interval; 2 shared CPU cores, 4 minutes of CPU time):
 
 Reward-to-go and the average baseline help as claimed; the discount alone does not. A critic that must first
 be learned, by 200 gradient steps, is worth less than the other episodes' average, and A2C pays only where it
-need not wait. The Q actor-critic as the lectures write it does not learn here at all: every action is weighed
-by a positive number before Q knows one from the other, and the policy closes on whatever it did first.
+need not wait. The Q actor-critic as the lectures write it does not learn here, nor at rates of 0.0001 and
+0.0003 (at once: 26.9 +- 17.2 and 30.1 +- 16.5 over all rounds): every action is weighed by a positive number
+before Q knows one from the other, and the policy closes on whatever it did first.
 """
 
 import functools
