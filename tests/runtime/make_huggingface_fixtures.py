@@ -1,12 +1,13 @@
 """Compare ours with `transformers` both ways, and write what it answers into a fixture for the test suite.
 
-Run where torch and transformers are installed beside this library:
+In an environment of its own, from the repository's root:
 
+    pip install -e '.[hf]' torch transformers
     python -m tests.runtime.make_huggingface_fixtures [--write]
 
 Every case is a model that transformers builds and saves; its weights are drawn by name from a fixed seed, so
 the fixture needs to hold only the configuration, the tensors' names and shapes, and the answers. The check is
-repeated on a wider, deeper version of each case. Made with transformers 5.23.0 and torch 2.13.0.
+repeated on a wider, deeper version of each case.
 """
 
 import argparse
@@ -244,7 +245,13 @@ def main() -> None:
                 cases[name] = compare(name, Path(folder), changes)
     if write:
         FIXTURE.parent.mkdir(exist_ok=True)
-        FIXTURE.write_text(json.dumps(cases) + "\n", encoding="utf-8")
+        import torch
+        import transformers
+
+        origin = "Made by make_huggingface_fixtures.py from the libraries below; do not edit."
+        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        fixture = {"origin": origin, "versions": versions, "cases": cases}
+        FIXTURE.write_text(json.dumps(fixture) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from jaxrl_align.runtime.huggingface_config import family_of, read_config, write
 from jaxrl_align.runtime.huggingface_tensors import empty_params, tensor_shape, tensors_of, unpack
 from tests.runtime.make_huggingface_fixtures import FIXTURE, NEW_TOKENS, draw_tokens, draw_weights, ours
 
-CASES = json.loads(FIXTURE.read_text(encoding="utf-8"))
+CASES = json.loads(FIXTURE.read_text(encoding="utf-8"))["cases"]
 NAMES = tuple(CASES)
 
 
