@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.actors import gym
+from jaxrl_align.actors.checks import check_first_observation
 from jaxrl_align.nets.q_networks import QNet
 from jaxrl_align.types import Metrics, Params, Transition, ValueActor
 
@@ -66,9 +67,11 @@ def make_value_actor(
 
     Raises:
       ValueError: for a count below 1, actions that are not discrete, a net with another number of actions,
-        or for what `gym.make_environment` refuses.
+        a first observation of your own environment that is not finite, or for what `gym.make_environment` refuses.
     """
     environment, env_params = gym.make_environment(env)
+    if not isinstance(env, str):
+        check_first_observation(environment, env_params)
     actions = gym.num_actions((environment, env_params))
     seen = net._replace(
         init=lambda key, obs: net.init(key, preprocess(obs)),
