@@ -67,7 +67,8 @@ def make_value_actor(
 
     Raises:
       ValueError: for a count below 1, actions that are not discrete, a net with another number of actions,
-        a first observation of your own environment that is not finite, or for what `gym.make_environment` refuses.
+        a first observation of your own environment that is not finite, or for what `gym.make_environment`
+        refuses.
     """
     environment, env_params = gym.make_environment(env)
     if not isinstance(env, str):
