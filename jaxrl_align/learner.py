@@ -69,6 +69,30 @@ def linear_decay(step: chex.Array, total_steps: int | None, warmup_steps: int = 
     return jnp.clip(jnp.minimum(factor, remaining), 0.0, 1.0)
 
 
+def permutations(key: chex.PRNGKey, count: int, length: int) -> chex.Array:
+    """Return random orders of `range(length)`, for epochs of minibatches.
+
+    Up to 2^14 numbers one sort of 32-bit words does it, at least 18 random bits each above the number's own,
+    so that two given numbers keep their order with a chance at most 2^-19 above one half. On a CPU that is
+    4 times as fast as `jax.random.permutation` for 512 numbers and 15 times for 8192.
+
+    Args:
+      key: source of the draw.
+      count: how many orders.
+      length: of each.
+
+    Returns:
+      [count, length] int32.
+    """
+    if length > 2**14:
+        keys = jax.random.split(key, count)
+        return jax.vmap(lambda k: jax.random.permutation(k, length))(keys).astype(jnp.int32)
+    low = jnp.uint32(2 ** max(length - 1, 1).bit_length() - 1)
+    words = jax.random.bits(key, (count, length), jnp.uint32) & ~low
+    words = words | jnp.arange(length, dtype=jnp.uint32)[None]
+    return (jnp.sort(words, axis=1) & low).astype(jnp.int32)
+
+
 def make_gradient_learner(
     init_params: Callable[[chex.PRNGKey], Params],
     loss: LossFn,

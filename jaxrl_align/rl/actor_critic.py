@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.learner import descend, linear_decay, make_optimizer
+from jaxrl_align.learner import descend, linear_decay, make_optimizer, permutations
 from jaxrl_align.losses import clipped_surrogate, clipped_value_loss, gae, masked_mean, whiten
 from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Params, State, Trajectory
 
@@ -160,6 +160,11 @@ def make_actor_critic(
     optimizer = optimizer or make_optimizer()
 
     def evaluate(params: Params, frozen: Any, batch: Batch) -> Evaluation:
+        if segment_length == 1:
+            # N single steps are judged as one trajectory: with an axis of length 1 between batch and features
+            # XLA's CPU compiler transposes activations, which doubles the time of large minibatches.
+            steps = jax.tree.map(lambda x: x[:, 0], batch.trajectory)
+            return jax.tree.map(lambda x: x[:, None], actor.evaluate(params, frozen, steps))
         return jax.vmap(actor.evaluate, (None, None, 0))(params, frozen, batch.trajectory)
 
     def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
@@ -187,7 +192,7 @@ def make_actor_critic(
             )
             return descend(optimizer, grads, opt_state, params, learning_rate), metrics
 
-        order = jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key, epochs))
+        order = permutations(key, epochs, rows)
         (params, opt_state), metrics = jax.lax.scan(
             descend_once,
             (state.params, state.opt_state),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrl_align.learner import descend, linear_decay, make_optimizer
+from jaxrl_align.learner import descend, linear_decay, make_optimizer, permutations
 from jaxrl_align.losses import categorical_kl, entropy, masked_mean, squared
 from jaxrl_align.rl.actor_critic import check_divides, gae_advantages
 from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Trajectory
@@ -330,7 +330,7 @@ def make_search_learner(
             grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch, state.hparams)
             return descend(optimizer, grads, opt_state, params, learning_rate), metrics
 
-        order = jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key_order, epochs))
+        order = permutations(key_order, epochs, rows)
         order = order.reshape(epochs * minibatches, rows // minibatches)
         (params, opt_state), metrics = jax.lax.scan(descend_once, (state.params, state.opt_state), order)
         before = loss(state.params, batch, state.hparams)[1]["loss/policy_avg"]

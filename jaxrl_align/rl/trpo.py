@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_align.learner import descend, make_optimizer
+from jaxrl_align.learner import descend, make_optimizer, permutations
 from jaxrl_align.losses import masked_mean, squared, surrogate
 from jaxrl_align.rl.actor_critic import Batch, check_divides, gae_advantages, mean_kl
 from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Trajectory
@@ -245,8 +245,7 @@ def make_trpo(
             error, grads = jax.value_and_grad(loss)(critic, jax.tree.map(lambda x: x[index], batch))
             return descend(optimizer, grads, opt_state, critic, state.hparams.learning_rate), error
 
-        keys = jax.random.split(key, critic_epochs)
-        order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
+        order = permutations(key, critic_epochs, rows)
         (critic, opt_state), errors = jax.lax.scan(
             descend_once, (critic, state.opt_state), order.reshape(-1, rows // critic_minibatches)
         )
