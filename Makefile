@@ -17,7 +17,7 @@ help:
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,plots,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,hf,plots,test]'
 	@touch $@
 
 # --resume starts the run, or continues one that was interrupted.
