@@ -12,10 +12,10 @@ each, 16 episodes of 50 steps; share of the optimal return with 95% t intervals,
 network alone; CPU, one and a half minutes):
 
                                 trained by PPO                        by expert iteration
-    network alone               0.676 +- 0.074                        0.852 +- 0.050
-    4 simulations a move        0.767 +- 0.054 (+0.091 +- 0.072)      0.845 +- 0.046 (-0.008 +- 0.032)
-    16 simulations a move       0.845 +- 0.043 (+0.170 +- 0.076)      0.859 +- 0.051 (+0.007 +- 0.021)
-    64 simulations a move       0.883 +- 0.049 (+0.207 +- 0.078)      0.900 +- 0.039 (+0.048 +- 0.024)
+    network alone               0.715 +- 0.058                        0.864 +- 0.046
+    4 simulations a move        0.766 +- 0.045 (+0.051 +- 0.056)      0.857 +- 0.047 (-0.007 +- 0.025)
+    16 simulations a move       0.819 +- 0.051 (+0.105 +- 0.066)      0.868 +- 0.044 (+0.004 +- 0.016)
+    64 simulations a move       0.861 +- 0.042 (+0.146 +- 0.053)      0.913 +- 0.036 (+0.049 +- 0.027)
 
 The claim holds; a network that learned from searches of 16 simulations gains nothing from one of 16 more.
 """

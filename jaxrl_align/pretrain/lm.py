@@ -4,15 +4,19 @@ Both are one loss; they differ in the mask. `next_token_objective` reads `TokenB
 the tokens that are predicted: all of a window, or the completion alone.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
+from jaxrl_align.data.mixtures import normalise_weights
 from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer
-from jaxrl_align.losses import masked_mean, next_token_loss
+from jaxrl_align.losses import next_token_loss
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Learner, Metrics, Params, Sampler
 
@@ -31,7 +35,25 @@ class TokenBatch(NamedTuple):
     real: chex.Array
     """float, 1 where a token may be read, 0 for padding."""
     predict: chex.Array
-    """float, 1 where a token counts in the loss; the first of a sequence cannot be predicted."""
+    """float, 1 where a token counts in the loss; the first of a sequence or document cannot be predicted."""
+    segments: chex.Array | None = None
+    """int32 number of each token's document, where rows pack several that must not see each other."""
+
+
+def packed_batch(packed: Any) -> TokenBatch:
+    """Return rows of `data.packing.pack` as a `TokenBatch`: all tokens but each document's first count."""
+    segments = jnp.asarray(packed.segments)
+    real = (segments > 0).astype(jnp.float32)
+    return TokenBatch(jnp.asarray(packed.tokens), real, real, segments)
+
+
+def check_window(tokens: chex.Array, length: int) -> None:
+    """Raise ValueError unless a text holds `length` tokens to read and one more to predict."""
+    if tokens.shape[0] < length + 1:
+        raise ValueError(
+            f"the corpus must hold at least one window of {length + 1} tokens; got {tokens.shape[0]}; "
+            "give more text or a shorter context"
+        )
 
 
 def sample_windows(tokens: chex.Array, *, batch_size: int, length: int) -> Sampler:
@@ -45,15 +67,47 @@ def sample_windows(tokens: chex.Array, *, batch_size: int, length: int) -> Sampl
     Raises:
       ValueError: if the text is shorter than one window.
     """
-    if tokens.shape[0] < length + 1:
-        raise ValueError(
-            f"the corpus must hold at least one window of {length + 1} tokens; got {tokens.shape[0]}; "
-            "give more text or a shorter context"
-        )
+    check_window(tokens, length)
 
     def sample(key: chex.PRNGKey) -> TokenBatch:
         start = jax.random.randint(key, (batch_size,), 0, tokens.shape[0] - length)
         rows = jax.vmap(lambda i: jax.lax.dynamic_slice_in_dim(tokens, i, length + 1))(start)
+        ones = jnp.ones(rows.shape)
+        return TokenBatch(rows, ones, ones)
+
+    return sample
+
+
+def sample_mixture(
+    sources: Sequence[chex.Array], weights: ArrayLike, *, batch_size: int, length: int
+) -> Sampler:
+    """Return a sampler of windows whose source is drawn by weight, then its place within the source.
+
+    Args:
+      sources: the texts, [N_i] int32 each.
+      weights: [S] shares of the windows; normalised to sum to 1.
+      batch_size: windows per batch.
+      length: tokens that are read per window; one more is predicted.
+
+    Raises:
+      ValueError: if weights and sources do not match, or a source is shorter than one window.
+    """
+    shares = normalise_weights(weights)
+    if len(sources) != len(shares):
+        raise ValueError(f"every source needs a weight; got {len(sources)} sources, {len(shares)} weights")
+    for tokens in sources:
+        check_window(tokens, length)
+    sizes = np.array([tokens.shape[0] for tokens in sources])
+    text = jnp.concatenate([jnp.asarray(tokens) for tokens in sources])
+    first = jnp.asarray(np.cumsum(sizes) - sizes)
+    last = jnp.asarray(sizes - length)
+    log_shares = jnp.log(jnp.asarray(shares, jnp.float32))
+
+    def sample(key: chex.PRNGKey) -> TokenBatch:
+        key_source, key_start = jax.random.split(key)
+        source = jax.random.categorical(key_source, log_shares, shape=(batch_size,))
+        start = first[source] + jax.random.randint(key_start, (batch_size,), 0, last[source])
+        rows = jax.vmap(lambda i: jax.lax.dynamic_slice_in_dim(text, i, length + 1))(start)
         ones = jnp.ones(rows.shape)
         return TokenBatch(rows, ones, ones)
 
@@ -73,20 +127,38 @@ def sample_rows(data: Any, *, batch_size: int) -> Sampler:
     return sample
 
 
-def next_token_objective(lm: LanguageModel, *, lora: bool = False) -> LossFn:
+def predict_row(
+    lm: LanguageModel, base: Params, adapter: Params | None, row: TokenBatch
+) -> tuple[chex.Array, chex.Array, chex.Array]:
+    """Predict every next token of one row.
+
+    Returns:
+      nats: [L - 1] negative log-probability of each token but the first.
+      hit: [L - 1] 1 where the likeliest token was right.
+      counts: [L - 1] 1 where the token is real, counts, and is not the first of its document.
+    """
+    segments = None if row.segments is None else row.segments[:-1]
+    hidden, _ = lm.encode(base, row.tokens[:-1], row.real[:-1], adapter=adapter, segments=segments)
+    logits = lm.logits(base, hidden)
+    targets = row.tokens[1:]
+    hit = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
+    counts = row.predict[1:] * row.real[1:]
+    if row.segments is not None:
+        counts = counts * (row.segments[1:] == row.segments[:-1])
+    return next_token_loss(logits, targets), hit, counts
+
+
+def next_token_objective(lm: LanguageModel, *, lora: bool = False, microbatches: int = 1) -> LossFn:
     """Return the mean next-token loss of a `TokenBatch`, over the tokens marked `predict`.
 
-    With `lora` the trained parameters are an adapter, and the frozen tree is the base that it sits on.
+    With `lora` the trained parameters are an adapter, and the frozen tree is the base that it sits on. With
+    `microbatches` the batch is read in that many parts, one in memory at a time; tokens weigh as in the
+    whole, and the gradient is the whole batch's, at the price of a second forward pass.
     """
 
-    def one(
-        base: Params, adapter: Params | None, row: TokenBatch
-    ) -> tuple[chex.Array, chex.Array, chex.Array]:
-        hidden, _ = lm.encode(base, row.tokens[:-1], row.real[:-1], adapter=adapter)
-        logits = lm.logits(base, hidden)
-        targets = row.tokens[1:]
-        hit = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
-        return next_token_loss(logits, targets), hit, row.predict[1:] * row.real[1:]
+    def sums(base: Params, adapter: Params | None, batch: TokenBatch) -> chex.Array:
+        nats, hit, counts = jax.vmap(lambda row: predict_row(lm, base, adapter, row))(batch)
+        return jnp.stack([jnp.sum(nats * counts), jnp.sum(hit * counts), jnp.sum(counts)])
 
     def loss(
         params: Params, frozen: Any, batch: TokenBatch, key: chex.PRNGKey, hparams: Any
@@ -96,11 +168,20 @@ def next_token_objective(lm: LanguageModel, *, lora: bool = False) -> LossFn:
                 "an adapter needs its base; pass init(key, hparams, params=adapter, frozen=base)"
             )
         base, adapter = (frozen, params) if lora else (params, None)
-        nats, hit, counts = jax.vmap(one, (None, None, 0))(base, adapter, batch)
-        return masked_mean(nats, counts), {
-            "mean_token_accuracy": masked_mean(hit, counts),
-            "num_tokens": jnp.sum(counts),
-        }
+        if microbatches == 1:
+            total = sums(base, adapter, batch)
+        else:
+            size = batch.tokens.shape[0]
+            if size % microbatches:
+                raise ValueError(
+                    f"microbatches must divide the batch; got {size} rows and microbatches={microbatches}"
+                )
+            parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+            part_sums = jax.checkpoint(lambda part: sums(base, adapter, part), prevent_cse=False)
+            total, _ = jax.lax.scan(lambda s, part: (s + part_sums(part), None), jnp.zeros(3), parts)
+        nats, hits, counts = total
+        count = jnp.maximum(counts, 1.0)
+        return nats / count, {"mean_token_accuracy": hits / count, "num_tokens": counts}
 
     return loss
 
@@ -112,6 +193,7 @@ def make_lm_learner(
     total_steps: int | None = None,
     warmup_steps: int = 0,
     lora: bool = False,
+    microbatches: int = 1,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Learner:
     """Build the learner of next-token training; start from given parameters to fine-tune.
@@ -122,6 +204,7 @@ def make_lm_learner(
       total_steps: the learning rate falls linearly to 0 over this many steps.
       warmup_steps: it first rises over this many.
       lora: train an adapter: `init(key, hparams, params=adapter, frozen=base)`.
+      microbatches: parts in which a batch is read, to save memory; see `next_token_objective`.
       optimizer: an update rule without its learning rate; default Adam with b2 = 0.95, eps = 1e-8 behind a
         global norm of 1 (Brown et al. 2020, appendix B).
 
@@ -139,9 +222,63 @@ def make_lm_learner(
 
     return make_gradient_learner(
         init_params,
-        next_token_objective(lm, lora=lora),
+        next_token_objective(lm, lora=lora, microbatches=microbatches),
         sample,
         optimizer=optimizer or make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8),
         total_steps=total_steps,
         warmup_steps=warmup_steps,
     )
+
+
+def make_text_loss(
+    lm: LanguageModel, tokens: ArrayLike, *, length: int, batch_size: int = 32
+) -> Callable[[Params], tuple[chex.Array, chex.Array]]:
+    """Return `params -> (nats, num_tokens)`: a whole held-out text, read once in windows side by side.
+
+    Every token but the very first is predicted once, from at most `length` tokens before it. Divided, the two
+    are the loss; see `perplexity` and `bits_per_byte`.
+
+    Args:
+      lm: the language model.
+      tokens: [N] the text.
+      length: tokens that are read per window.
+      batch_size: windows at a time.
+
+    Raises:
+      ValueError: if the text has fewer than two tokens.
+    """
+    tokens = np.asarray(tokens, np.int32)
+    if tokens.ndim != 1 or len(tokens) < 2:
+        raise ValueError(f"a text must have at least two tokens, [N]; got shape {list(tokens.shape)}")
+    windows = -(-(len(tokens) - 1) // length)
+    batches = -(-windows // batch_size)
+    padded = np.zeros(batches * batch_size * length + 1, np.int32)
+    padded[: len(tokens)] = tokens
+    start = np.arange(batches * batch_size)[:, None] * length + np.arange(length + 1)[None]
+    real = jnp.asarray(start < len(tokens), jnp.float32)
+    rows = TokenBatch(jnp.asarray(padded[start]), real, real)
+    rows = jax.tree.map(lambda x: x.reshape(batches, batch_size, length + 1), rows)
+
+    def loss(params: Params) -> tuple[chex.Array, chex.Array]:
+        def add(total: chex.Array, batch: TokenBatch) -> tuple[chex.Array, None]:
+            nats, _, counts = jax.vmap(lambda row: predict_row(lm, params, None, row))(batch)
+            return total + jnp.sum(nats * counts), None
+
+        return jax.lax.scan(add, jnp.zeros(()), rows)[0], jnp.float32(len(tokens) - 1)
+
+    return loss
+
+
+def perplexity(nats: chex.Array, num_tokens: chex.Numeric) -> chex.Array:
+    """Return `exp(nats / num_tokens)`; it depends on the tokenizer."""
+    return jnp.exp(nats / num_tokens)
+
+
+def bits_per_byte(nats: chex.Array, num_bytes: chex.Numeric) -> chex.Array:
+    """Return `nats / (num_bytes ln 2)`, which models with different tokenizers share.
+
+    Args:
+      nats: [...] of the whole text.
+      num_bytes: the text's length in UTF-8.
+    """
+    return nats / (num_bytes * jnp.log(2.0))

@@ -82,7 +82,7 @@ def test_a_token_marked_predict_on_padding_does_not_count():
 @pytest.mark.parametrize("side", [(50, 0), (0, 50)])
 def test_padding_changes_neither_loss_nor_gradient(side):
     """Requirements 2, 15 and 17: left or right, 50 more pads."""
-    padded = TokenBatch(*(jnp.pad(x, ((0, 0), side)) for x in BATCH))
+    padded = TokenBatch(*(jnp.pad(x, ((0, 0), side)) for x in BATCH[:3]))
     (loss, metrics), grads = gradient(PARAMS, padded)
     (expected, expected_metrics), expected_grads = gradient(PARAMS, BATCH)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
