@@ -160,7 +160,8 @@ def make_actor_critic(
     optimizer = optimizer or make_optimizer()
 
     def evaluate(params: Params, frozen: Any, batch: Batch) -> Evaluation:
-        if segment_length == 1:
+        # A policy with memory runs through its trajectory, so there each step stays one of its own.
+        if segment_length == 1 and not hasattr(batch.trajectory.obs, "memory"):
             # N single steps are judged as one trajectory: with an axis of length 1 between batch and features
             # XLA's CPU compiler transposes activations, which doubles the time of large minibatches.
             steps = jax.tree.map(lambda x: x[:, 0], batch.trajectory)

@@ -54,6 +54,16 @@ def test_an_episode_that_goes_on_takes_its_memory_along(rollouts):
     np.testing.assert_array_equal(second.obs.memory[second.obs.first], 0.0)
 
 
+def test_a_learner_of_single_steps_gives_each_its_own_memory():
+    """Before the first gradient step the policy is the one that acted, so no ratio may differ from 1."""
+    learner = make_actor_critic(ACTOR, epochs=1, minibatches=1, segment_length=1)
+    state = learner.init(jax.random.key(0), HPARAMS)
+    state = state._replace(params=disturb(state.params, jax.random.key(9), 0.5))
+    _, metrics = jax.jit(learner.step)(state)
+    np.testing.assert_allclose(metrics["policy/approxkl_avg"], 0.0, atol=1e-9)
+    np.testing.assert_allclose(metrics["val/ratio_var"], 0.0, atol=1e-9)
+
+
 def test_nothing_passes_an_episodes_end(rollouts):
     params, first, *_ = rollouts
     sequence = first.obs
