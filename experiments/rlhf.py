@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from rlhf_report import STAGES, Samples, draw_losses, draw_path, draw_reward_model, report, show_samples
 
-from jaxrl_align.actors.text import Frozen, TextConfig, answer, join
+from jaxrl_align.actors.generation import TextConfig
+from jaxrl_align.actors.text import Frozen, answer, join
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner
 from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences

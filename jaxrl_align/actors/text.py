@@ -7,45 +7,19 @@ is not the stop token.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.actors.generation import TextConfig, generate, sampling_logits
 from jaxrl_align.losses import Categorical, entropy, proportional_kl_coefficient, token_log_prob
-from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head, positions_of
+from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Sampler, Trajectory
 
 Score = Callable[[Any, chex.Array, chex.Array], chex.Array]
 """`(reward_model, tokens[L], mask[L]) -> []`: how good a query and its response are, any pure function."""
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The shape of a query and its response."""
-
-    prompt_length: int
-    """P, tokens; prompts are left-padded to it."""
-    response_length: int
-    """T, the most tokens that are written."""
-    stop_token: int = 1
-    """Ends a response; another token than `pad_token`."""
-    pad_token: int = 0
-    missing_stop: Literal["replace", "subtract", "keep"] = "replace"
-    """What becomes of the score where no stop token was written: "replace" it by `-stop_penalty`, "subtract"
-    the penalty, or "keep" it."""
-
-    def __post_init__(self) -> None:
-        """Refuse empty queries and a stop token that cannot be told from padding."""
-        for name in ("prompt_length", "response_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.stop_token == self.pad_token:
-            raise ValueError(f"the stop token must not be the padding token; got {self.stop_token} for both")
-        if self.missing_stop not in ("replace", "subtract", "keep"):
-            raise ValueError(f"missing_stop must be replace, subtract or keep; got {self.missing_stop!r}")
 
 
 class Frozen(NamedTuple):
@@ -70,92 +44,11 @@ class KLController(NamedTuple):
     coef: chex.Array
 
 
-class Response(NamedTuple):
-    """What the policy wrote after one prompt, each leaf [T]."""
-
-    tokens: chex.Array
-    """[T] int32, the stop token included, then padding."""
-    log_prob: chex.Array
-    """[T] nats under the distribution that was sampled."""
-    value: chex.Array
-    """[T] the value head's estimate before each token; 0 without a head."""
-    mask: chex.Array
-    """[T] float, 1 up to and including the stop token."""
-
-
-def sampling_logits(logits: chex.Array, temperature: chex.Numeric, pad_token: int) -> chex.Array:
-    """Return the logits that are sampled: divided by the temperature, with padding excluded.
-
-    The acting policy, the reference and the update all read this function, so their log-probabilities speak
-    of the same distribution at every temperature.
-
-    Args:
-      logits: [..., V].
-      temperature: > 0.
-      pad_token: index that is never sampled.
-    """
-    logits = logits / temperature
-    barred = jnp.arange(logits.shape[-1]) == pad_token
-    return jnp.where(jnp.expand_dims(barred, range(logits.ndim - 1)), -1e9, logits)
-
-
 def policy_model(params: Params, frozen: Frozen | None) -> tuple[Params, Params | None]:
     """Return the (base, adapter) of a policy: `{"lm": ...}`, or `{"lora": ...}` on the frozen reference."""
     if "lm" in params:
         return params["lm"], None
     return frozen.reference, params["lora"]
-
-
-def generate(
-    lm: LanguageModel,
-    params: Params,
-    prompt: chex.Array,
-    key: chex.PRNGKey,
-    config: TextConfig,
-    *,
-    temperature: chex.Numeric = 1.0,
-    adapter: Params | None = None,
-    value_head: Params | None = None,
-) -> Response:
-    """Sample a response to ONE prompt with a key-value cache; the caller vmaps over prompts and keys.
-
-    Args:
-      lm: the language model.
-      params: its parameters.
-      prompt: [P] int32, left-padded.
-      key: the draw.
-      config: lengths and special tokens.
-      temperature: > 0; the reported log-probabilities are those of the tempered distribution.
-      adapter: LoRA weights to apply on `params`.
-      value_head: reads a value before every token.
-
-    Returns:
-      A `Response` with leaves [T].
-    """
-    chex.assert_shape(prompt, (config.prompt_length,))
-    size, length, pad_token = config.prompt_length, config.response_length, config.pad_token
-    mask = jnp.concatenate([(prompt != pad_token).astype(jnp.float32), jnp.ones(length)])
-    positions = positions_of(mask)
-    hidden, cache = lm.encode(
-        params, prompt, mask, lm.init_cache(size + length), 0, positions[:size], adapter
-    )
-
-    def write(carry, index):
-        hidden, cache, alive, key = carry
-        key, key_token = jax.random.split(key)
-        logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
-        drawn = jax.random.categorical(key_token, logits)
-        log_prob = jax.nn.log_softmax(logits)[drawn]
-        value = jnp.zeros(()) if value_head is None else apply_scalar_head(value_head, hidden)
-        token = jnp.where(alive, drawn, pad_token)
-        real = alive.astype(jnp.float32)
-        out = Response(token, log_prob * real, value * real, real)
-        hidden, cache = lm.encode(
-            params, token[None], mask, cache, index, jax.lax.dynamic_slice(positions, (index,), (1,)), adapter
-        )
-        return (hidden[0], cache, alive & (token != config.stop_token), key), out
-
-    return jax.lax.scan(write, (hidden[-1], cache, jnp.array(True), key), size + jnp.arange(length))[1]
 
 
 def join(

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import optax
 
-from jaxrl_align.actors.text import Score, TextConfig, make_actor
+from jaxrl_align.actors.generation import TextConfig
+from jaxrl_align.actors.text import Score, make_actor
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
 from jaxrl_align.rl.actor_critic import make_actor_critic
 from jaxrl_align.types import Learner, Params, Sampler

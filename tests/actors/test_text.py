@@ -5,17 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors.text import (
-    Frozen,
-    TextConfig,
-    generate,
-    join,
-    judge,
-    last_real,
-    make_actor,
-    sampling_logits,
-    token_rewards,
-)
+from jaxrl_align.actors.generation import TextConfig, generate, sampling_logits
+from jaxrl_align.actors.text import Frozen, join, judge, last_real, make_actor, token_rewards
 from jaxrl_align.align.rlhf import RLHFHParams
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.rl.actor_critic import gae_advantages

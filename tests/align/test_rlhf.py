@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_align.actors.text import Frozen, TextConfig, make_actor
+from jaxrl_align.actors.generation import TextConfig
+from jaxrl_align.actors.text import Frozen, make_actor
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner
 from jaxrl_align.losses import whiten
 from jaxrl_align.nets.adapters import init_lora, merge_lora

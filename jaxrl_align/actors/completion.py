@@ -1,0 +1,198 @@
+"""Completions of prompts of any lengths: a batch at once, or one token by token.
+
+complete = make_completer(lm, response_length=64, stop_tokens=(1,), pad_token=0, filters=Filters(top_p=0.9))
+for completion in complete(params, prompts, jax.random.key(0), temperature=0.8):
+    print(tokenizer.decode(completion.tokens))
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.actors.generation import (
+    WHOLE,
+    Filters,
+    Response,
+    TextConfig,
+    Writing,
+    generate,
+    make_slots,
+    read_prompt,
+    write_token,
+)
+from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.types import Params
+
+__all__ = ["Completion", "bucket_length", "make_completer", "stream"]
+
+
+class Completion(NamedTuple):
+    """What followed one prompt."""
+
+    tokens: list[int]
+    """Without the stop token."""
+    log_prob: list[float]
+    """Of each token, in nats, under the distribution that was sampled."""
+    stopped: bool
+    """Whether a stop token ended it, rather than the length."""
+
+
+def bucket_length(length: int, smallest: int = 16) -> int:
+    """Return the next power of two, at least `smallest`: prompts of many lengths share few programs."""
+    return max(smallest, 1 << (length - 1).bit_length())
+
+
+def _left_padded(lm: LanguageModel, prompts: Sequence[Sequence[int]], config: TextConfig) -> np.ndarray:
+    """Check prompts and return them as [B, P], P the bucket of the longest."""
+    longest = max(map(len, prompts), default=0)
+    if not prompts or not min(map(len, prompts)):
+        raise ValueError("every prompt must hold at least one token; give a start token for an empty one")
+    if longest + config.response_length > lm.config.context:
+        raise ValueError(
+            f"prompt and response must fit the context of {lm.config.context} tokens; got a prompt of "
+            f"{longest} and response_length={config.response_length}; shorten one of them"
+        )
+    rows = np.full((len(prompts), bucket_length(longest)), config.pad_token, np.int32)
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[len(row) - len(prompt) :] = prompt
+    if not ((rows >= 0) & (rows < lm.config.vocab_size)).all():
+        raise ValueError(
+            f"tokens must be from 0 to {lm.config.vocab_size - 1}; got {rows.min()} to {rows.max()}"
+        )
+    if any(config.pad_token in prompt for prompt in prompts):
+        raise ValueError(f"prompts must not hold the padding token {config.pad_token}; padding is added here")
+    return rows
+
+
+def make_completer(
+    lm: LanguageModel,
+    *,
+    response_length: int,
+    stop_tokens: Sequence[int],
+    pad_token: int,
+    filters: Filters = WHOLE,
+) -> Callable[..., list[Completion]]:
+    """Return `(params, prompts, key, temperature=1.0, adapter=None) -> completions`, a batch at a time.
+
+    Prompts may have any lengths; they are padded to buckets, so that a batch size compiles once per bucket,
+    not once per length.
+
+    Args:
+      lm: the language model.
+      response_length: the most tokens that are written.
+      stop_tokens: each ends a completion.
+      pad_token: fills the prompts up; never sampled, and no prompt may hold it.
+      filters: what of the distribution is sampled.
+
+    Returns:
+      A function; it raises ValueError for an empty prompt, one beyond the context, or tokens out of range.
+      Its `program` is the jitted function below.
+    """
+    if not stop_tokens or pad_token in stop_tokens:
+        raise ValueError(
+            f"stop_tokens must name some token other than padding ({pad_token}); got {stop_tokens}"
+        )
+
+    @jax.jit
+    def program(params: Any, rows: Any, keys: Any, temperature: Any, adapter: Any) -> Response:
+        config = TextConfig(rows.shape[1], response_length, stop_tokens[0], pad_token)
+        one = lambda prompt, key: generate(
+            lm,
+            params,
+            prompt,
+            key,
+            config,
+            temperature=temperature,
+            filters=filters,
+            stop_tokens=stop_tokens,
+            adapter=adapter,
+        )
+        return jax.vmap(one)(rows, keys)
+
+    def complete(
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        key: chex.PRNGKey,
+        temperature: float = 1.0,
+        adapter: Params | None = None,
+    ) -> list[Completion]:
+        check_temperature(temperature)
+        config = TextConfig(1, response_length, stop_tokens[0], pad_token)
+        rows = _left_padded(lm, prompts, config)
+        keys = jax.random.split(key, len(rows))
+        response = program(params, rows, keys, jnp.float32(temperature), adapter)
+        tokens, log_prob, _, mask = map(np.asarray, response)
+        return [_completion(*row, stop_tokens) for row in zip(tokens, log_prob, mask, strict=True)]
+
+    complete.program = program
+    return complete
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless a temperature is a number above 0."""
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be above 0; got {temperature}; for greedy take Filters(top_k=1)")
+
+
+def _completion(
+    tokens: np.ndarray, log_prob: np.ndarray, mask: np.ndarray, stop_tokens: Sequence[int]
+) -> Completion:
+    count = int(mask.sum())
+    stopped = int(tokens[count - 1]) in stop_tokens
+    kept = count - stopped
+    return Completion(tokens[:kept].tolist(), log_prob[:kept].tolist(), stopped)
+
+
+def stream(
+    lm: LanguageModel,
+    params: Params,
+    prompt: Sequence[int],
+    key: chex.PRNGKey,
+    *,
+    response_length: int,
+    stop_tokens: Sequence[int],
+    pad_token: int,
+    temperature: float = 1.0,
+    filters: Filters = WHOLE,
+    adapter: Params | None = None,
+) -> Iterator[int]:
+    """Yield the tokens of one completion as they are written, the same as `make_completer`'s under the key.
+
+    Every token is a call of its own, so this is slower than a completer: for people who watch.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      prompt: token ids.
+      key: the draw.
+      response_length: the most tokens that are written.
+      stop_tokens: each ends the completion and is not yielded.
+      pad_token: fills the prompt up to its bucket.
+      temperature: > 0.
+      filters: what of the distribution is sampled.
+      adapter: LoRA weights to apply on `params`.
+    """
+    check_temperature(temperature)
+    rows = _left_padded(lm, [prompt], TextConfig(1, response_length, stop_tokens[0], pad_token))
+    config = TextConfig(rows.shape[1], response_length, stop_tokens[0], pad_token)
+    padded = jnp.asarray(rows[0])
+    slots = make_slots(padded, config)
+    read = jax.jit(lambda p, k, a: read_prompt(lm, p, padded, slots, k, config, filters, a))
+
+    @jax.jit
+    def write(p: Any, writing: Writing, index: Any, a: Any) -> tuple[Writing, Response]:
+        return write_token(
+            lm, p, slots, writing, index, config, filters, tuple(stop_tokens), temperature, a, None
+        )
+
+    writing = read(params, jax.random.split(key, 1)[0], adapter)
+    for index in range(response_length):
+        writing, out = write(params, writing, jnp.int32(config.prompt_length + index), adapter)
+        token = int(out.tokens)
+        if token in stop_tokens:
+            return
+        yield token

@@ -1,0 +1,276 @@
+"""Generation: a prompt is read at once, then tokens are written one by one into a cache of fixed size.
+
+`generate` is pure and for one prompt: RLHF rolls out with it, and `actors/completion.py` serves people with
+it. The reported log-probabilities are those of the distribution that was sampled, after the temperature and
+every filter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align.nets.transformer import Cache, LanguageModel, apply_scalar_head, positions_of
+from jaxrl_align.types import Params
+
+__all__ = [
+    "Filters",
+    "Response",
+    "TextConfig",
+    "filter_logits",
+    "generate",
+    "make_slots",
+    "read_prompt",
+    "sampling_logits",
+    "write_token",
+]
+
+BARRED = -1e9
+"""The logit of what is never sampled: finite, so that differences of log-probabilities stay numbers."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The shape of a query and its response."""
+
+    prompt_length: int
+    """P, tokens; prompts are left-padded to it."""
+    response_length: int
+    """T, the most tokens that are written."""
+    stop_token: int = 1
+    """Ends a response; another token than `pad_token`."""
+    pad_token: int = 0
+    missing_stop: Literal["replace", "subtract", "keep"] = "replace"
+    """What becomes of the score where no stop token was written: "replace" it by `-stop_penalty`, "subtract"
+    the penalty, or "keep" it."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty queries and a stop token that cannot be told from padding."""
+        for name in ("prompt_length", "response_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.stop_token == self.pad_token:
+            raise ValueError(f"the stop token must not be the padding token; got {self.stop_token} for both")
+        if self.missing_stop not in ("replace", "subtract", "keep"):
+            raise ValueError(f"missing_stop must be replace, subtract or keep; got {self.missing_stop!r}")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What of the model's distribution is sampled; the defaults leave it whole, and `top_k=1` is greedy.
+
+    In this order: the repetition penalty on the model's logits, the temperature, then top-k, top-p and min-p,
+    each on what the one before has left.
+    """
+
+    top_k: int | None = None
+    """Keep the k likeliest tokens (Fan et al. 2018)."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens until their probabilities sum to p (Holtzman et al. 2020)."""
+    min_p: float = 0.0
+    """Keep the tokens at least this share as likely as the likeliest (Nguyen et al. 2024)."""
+    repetition_penalty: float = 1.0
+    """Divide the positive logits of tokens that the sequence already holds, multiply its negative ones
+    (Keskar et al. 2019)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would leave nothing to sample, or is no filter."""
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, or None for all; got {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must lie in (0, 1]; got {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must lie in [0, 1]; got {self.min_p}")
+        if not self.repetition_penalty > 0.0:
+            raise ValueError(f"repetition_penalty must be above 0; got {self.repetition_penalty}")
+
+
+WHOLE = Filters()
+
+
+class Response(NamedTuple):
+    """What the policy wrote after one prompt, each leaf [T]."""
+
+    tokens: chex.Array
+    """[T] int32, the stop token included, then padding."""
+    log_prob: chex.Array
+    """[T] nats under the distribution that was sampled."""
+    value: chex.Array
+    """[T] the value head's estimate before each token; 0 without a head."""
+    mask: chex.Array
+    """[T] float, 1 up to and including the stop token."""
+
+
+def sampling_logits(logits: chex.Array, temperature: chex.Numeric, pad_token: int) -> chex.Array:
+    """Return the logits that are sampled: divided by the temperature, with padding excluded.
+
+    The acting policy, the reference and the update all read this function, so their log-probabilities speak
+    of the same distribution at every temperature.
+
+    Args:
+      logits: [..., V].
+      temperature: > 0.
+      pad_token: index that is never sampled.
+    """
+    logits = logits / temperature
+    barred = jnp.arange(logits.shape[-1]) == pad_token
+    return jnp.where(jnp.expand_dims(barred, range(logits.ndim - 1)), BARRED, logits)
+
+
+def filter_logits(logits: chex.Array, filters: Filters) -> chex.Array:
+    """Bar what top-k, top-p and min-p leave out; of equally likely tokens all stay.
+
+    Args:
+      logits: [V] already divided by the temperature.
+      filters: the repetition penalty is not applied here.
+
+    Returns:
+      [V] the logits, about -1e9 where barred.
+    """
+    if filters.top_k is not None and filters.top_k < logits.shape[0]:
+        least = jax.lax.top_k(logits, filters.top_k)[0][-1]
+        logits = jnp.where(logits >= least, logits, BARRED)
+    if filters.top_p < 1.0:
+        ranked = jnp.sort(logits, descending=True)
+        share = jax.nn.softmax(ranked)
+        before = jnp.cumsum(share) - share
+        least = jnp.min(jnp.where(before < filters.top_p, ranked, jnp.inf))
+        logits = jnp.where(logits >= least, logits, BARRED)
+    if filters.min_p > 0.0:
+        logits = jnp.where(logits >= jnp.max(logits) + jnp.log(filters.min_p), logits, BARRED)
+    return logits
+
+
+def penalise(logits: chex.Array, seen: chex.Array, penalty: float) -> chex.Array:
+    """Make the tokens [V] that were seen less likely: positive logits divided, the others multiplied."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+class Writing(NamedTuple):
+    """What is carried from token to token."""
+
+    hidden: chex.Array
+    """[width] of the last token, which predicts the next."""
+    cache: Cache
+    alive: chex.Array
+    """[] bool, no stop token yet."""
+    key: chex.PRNGKey
+    seen: chex.Array | None
+    """[V] bool, tokens of prompt and response, where a repetition penalty needs them."""
+
+
+class Slots(NamedTuple):
+    """Prompt and response side by side, each leaf [P + T]."""
+
+    mask: chex.Array
+    """float, 0 on the prompt's padding."""
+    position: chex.Array
+    """int32."""
+
+
+def make_slots(prompt: chex.Array, config: TextConfig) -> Slots:
+    """Return the slots of ONE prompt [P] and its response."""
+    real = (prompt != config.pad_token).astype(jnp.float32)
+    mask = jnp.concatenate([real, jnp.ones(config.response_length)])
+    return Slots(mask, positions_of(mask))
+
+
+def read_prompt(
+    lm: LanguageModel,
+    params: Params,
+    prompt: chex.Array,
+    slots: Slots,
+    key: chex.PRNGKey,
+    config: TextConfig,
+    filters: Filters,
+    adapter: Params | None,
+) -> Writing:
+    """Read ONE prompt [P] at once."""
+    chex.assert_shape(prompt, (config.prompt_length,))
+    cache = lm.init_cache(slots.mask.shape[0])
+    positions = slots.position[: config.prompt_length]
+    hidden, cache = lm.encode(params, prompt, slots.mask, cache, 0, positions, adapter)
+    seen = None
+    if filters.repetition_penalty != 1.0:
+        seen = jnp.zeros(lm.config.vocab_size, bool).at[prompt].set(True).at[config.pad_token].set(False)
+    return Writing(hidden[-1], cache, jnp.array(True), key, seen)
+
+
+def write_token(
+    lm: LanguageModel,
+    params: Params,
+    slots: Slots,
+    writing: Writing,
+    index: chex.Array,
+    config: TextConfig,
+    filters: Filters,
+    stop_tokens: Sequence[int],
+    temperature: chex.Numeric,
+    adapter: Params | None,
+    value_head: Params | None,
+) -> tuple[Writing, Response]:
+    """Write the token of slot `index`."""
+    hidden, cache, alive, key, seen = writing
+    key, key_token = jax.random.split(key)
+    logits = lm.logits(params, hidden)
+    if seen is not None:
+        logits = penalise(logits, seen, filters.repetition_penalty)
+    logits = filter_logits(sampling_logits(logits, temperature, config.pad_token), filters)
+    drawn = jax.random.categorical(key_token, logits)
+    log_prob = jax.nn.log_softmax(logits)[drawn]
+    value = jnp.zeros(()) if value_head is None else apply_scalar_head(value_head, hidden)
+    token = jnp.where(alive, drawn, config.pad_token)
+    real = alive.astype(jnp.float32)
+    out = Response(token, log_prob * real, value * real, real)
+    place = jax.lax.dynamic_slice(slots.position, (index,), (1,))
+    hidden, cache = lm.encode(params, token[None], slots.mask, cache, index, place, adapter)
+    for stop in stop_tokens:
+        alive = alive & (token != stop)
+    seen = None if seen is None else seen.at[token].set(True).at[config.pad_token].set(False)
+    return Writing(hidden[0], cache, alive, key, seen), out
+
+
+def generate(
+    lm: LanguageModel,
+    params: Params,
+    prompt: chex.Array,
+    key: chex.PRNGKey,
+    config: TextConfig,
+    *,
+    temperature: chex.Numeric = 1.0,
+    filters: Filters = WHOLE,
+    stop_tokens: Sequence[int] | None = None,
+    adapter: Params | None = None,
+    value_head: Params | None = None,
+) -> Response:
+    """Sample a response to ONE prompt with a key-value cache; the caller vmaps over prompts and keys.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      prompt: [P] int32, left-padded.
+      key: the draw.
+      config: lengths and special tokens.
+      temperature: > 0; the reported log-probabilities are those of the distribution that is sampled.
+      filters: what of the distribution is sampled.
+      stop_tokens: each ends the response; None means `config.stop_token`.
+      adapter: LoRA weights to apply on `params`.
+      value_head: reads a value before every token.
+
+    Returns:
+      A `Response` with leaves [T].
+    """
+    stops = (config.stop_token,) if stop_tokens is None else tuple(stop_tokens)
+
+    slots = make_slots(prompt, config)
+
+    def write(writing: Writing, index: chex.Array) -> tuple[Writing, Response]:
+        return write_token(
+            lm, params, slots, writing, index, config, filters, stops, temperature, adapter, value_head
+        )
+
+    begin = read_prompt(lm, params, prompt, slots, key, config, filters, adapter)
+    return jax.lax.scan(write, begin, config.prompt_length + jnp.arange(config.response_length))[1]

@@ -1,0 +1,227 @@
+"""Filters by hand, prompts of any length, and what reaches people."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.actors.completion import bucket_length, make_completer, stream
+from jaxrl_align.actors.generation import Filters, TextConfig, filter_logits, generate, penalise
+from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from tests.tiny import VOCAB
+
+PAD, STOP, T = 0, 1, 6
+LM = make_transformer(TransformerConfig(VOCAB, width=16, layers=1, heads=2, context=48))
+PARAMS = jax.tree.map(lambda x: 5.0 * x, LM.init(jax.random.key(0)))
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(2, VOCAB, n).tolist() for n in (3, 1, 7)]
+PROBABILITY = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+
+
+def kept(filters, probability=PROBABILITY):
+    """Return the probabilities after the filter."""
+    return np.asarray(jax.nn.softmax(filter_logits(jnp.log(jnp.asarray(probability)), filters)))
+
+
+@pytest.mark.parametrize(
+    "filters, count",
+    [
+        (Filters(), 5),
+        (Filters(top_k=1), 1),
+        (Filters(top_k=3), 3),
+        (Filters(top_k=9), 5),
+        (Filters(top_p=0.39), 1),  # the likeliest always stays
+        (Filters(top_p=0.41), 2),
+        (Filters(top_p=0.69), 2),
+        (Filters(top_p=0.71), 3),
+        (Filters(min_p=0.2), 4),  # at least 0.08
+        (Filters(min_p=0.3), 3),  # at least 0.12
+        (Filters(min_p=1.0), 1),
+        (Filters(top_k=4, top_p=0.5, min_p=0.9), 1),
+        (Filters(top_k=2, top_p=0.58), 2),  # of the renormalised 4/7 and 3/7
+        (Filters(top_k=2, top_p=0.57), 1),
+    ],
+)
+def test_filters_keep_the_likeliest_and_renormalise(filters, count):
+    """Probabilities 0.4, 0.3, 0.15, 0.1, 0.05, in another order too."""
+    expected = np.where(np.arange(5) < count, PROBABILITY, 0.0)
+    np.testing.assert_allclose(kept(filters), expected / expected.sum(), rtol=1e-5, atol=1e-7)
+    order = np.array([3, 0, 4, 2, 1])
+    np.testing.assert_allclose(kept(filters, PROBABILITY[order]), kept(filters)[order], rtol=1e-5, atol=1e-7)
+
+
+def test_equally_likely_tokens_stay_together():
+    np.testing.assert_allclose(kept(Filters(top_k=1), [0.25, 0.25, 0.25, 0.25]), 0.25)
+
+
+def test_the_repetition_penalty_by_hand():
+    logits, seen = jnp.array([2.0, -2.0, 3.0, -3.0]), jnp.array([True, True, False, False])
+    np.testing.assert_allclose(penalise(logits, seen, 2.0), [1.0, -4.0, 3.0, -3.0])
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    return make_completer(
+        LM, response_length=T, stop_tokens=(STOP, 2), pad_token=PAD, filters=Filters(top_k=1)
+    )
+
+
+@pytest.fixture(scope="module")
+def next_logits():
+    """Return `tokens -> logits` of the next token, by an uncached pass over a fixed length."""
+
+    @jax.jit
+    def padded(tokens, count):
+        hidden, _ = LM.encode(PARAMS, tokens, (jnp.arange(32) < count).astype(jnp.float32))
+        return LM.logits(PARAMS, hidden[count - 1]).at[PAD].set(-jnp.inf)
+
+    return lambda tokens: np.asarray(padded(jnp.asarray(tokens + [0] * (32 - len(tokens))), len(tokens)))
+
+
+def test_greedy_completions_are_those_of_uncached_passes(greedy, next_logits):
+    """For prompts of three lengths in one batch: argmax after argmax until one of two stop tokens."""
+    completions = greedy(PARAMS, PROMPTS, jax.random.key(0))
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        tokens, stopped = list(prompt), False
+        while len(tokens) < len(prompt) + T and not stopped:
+            token = int(next_logits(tokens).argmax())
+            stopped = token in (STOP, 2)
+            tokens += [] if stopped else [token]
+        assert completion.tokens == tokens[len(prompt) :] and completion.stopped == stopped
+        np.testing.assert_allclose(completion.log_prob, 0.0, atol=1e-6)
+
+
+def test_twenty_lengths_compile_once_per_bucket(greedy):
+    """1 to 20 tokens lie in the buckets of 16 and 32; longer batches would be other programs."""
+    before = greedy.program._cache_size()
+    completions = [greedy(PARAMS, [[3] * n] * 2, jax.random.key(0)) for n in range(1, 21)]
+    assert len(completions) == 20
+    assert greedy.program._cache_size() - before == 2
+    assert [bucket_length(n) for n in (1, 16, 17, 32, 33)] == [16, 16, 32, 32, 64]
+
+
+def test_a_completion_does_not_depend_on_its_bucket_or_its_neighbours(greedy):
+    alone = greedy(PARAMS, PROMPTS[:1], jax.random.key(0))[0]
+    beside = greedy(PARAMS, [PROMPTS[0], [5] * 20], jax.random.key(0))[0]
+    assert alone.tokens == beside.tokens
+
+
+FILTERS = Filters(top_k=8, top_p=0.95, min_p=0.05, repetition_penalty=1.5)
+
+
+@pytest.fixture(scope="module")
+def filtered():
+    return make_completer(LM, response_length=T, stop_tokens=(STOP,), pad_token=PAD, filters=FILTERS)
+
+
+def test_log_probabilities_are_those_of_the_distribution_that_was_sampled(filtered, next_logits):
+    """Penalty, temperature and filters are redone in NumPy's order on uncached logits."""
+    completions = filtered(PARAMS, PROMPTS, jax.random.key(3), 0.7)
+    assert sum(len(c.tokens) for c in completions) > T
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        tokens = list(prompt)
+        for token, log_prob in zip(completion.tokens, completion.log_prob, strict=True):
+            logits = next_logits(tokens).astype(np.float64)
+            for old in set(tokens):
+                logits[old] = logits[old] / 1.5 if logits[old] > 0 else logits[old] * 1.5
+            logits = logits / 0.7
+            order = np.argsort(-logits)
+            logits[order[8:]] = -np.inf
+            probability = np.exp(logits - logits.max())
+            probability /= probability.sum()
+            before = np.cumsum(probability[order]) - probability[order]
+            probability[order[before >= 0.95]] = 0.0
+            probability /= probability.sum()
+            probability[probability < 0.05 * probability.max()] = 0.0
+            probability /= probability.sum()
+            np.testing.assert_allclose(log_prob, np.log(probability[token]), atol=1e-4)
+            tokens.append(token)
+
+
+def test_a_stream_is_the_completion_token_by_token(filtered):
+    tokens = stream(
+        LM,
+        PARAMS,
+        PROMPTS[2],
+        jax.random.key(5),
+        response_length=T,
+        stop_tokens=(STOP,),
+        pad_token=PAD,
+        temperature=0.9,
+        filters=FILTERS,
+    )
+    assert iter(tokens) is tokens
+    (completion,) = filtered(PARAMS, PROMPTS[2:], jax.random.key(5), 0.9)
+    assert list(tokens) == completion.tokens
+
+
+def test_filters_and_stop_tokens_change_nothing_where_they_are_off():
+    """What RLHF samples: the defaults give the bits of a filter that keeps everything."""
+    config = TextConfig(4, T, STOP, PAD)
+    prompt = jnp.array([0, 3, 4, 5])
+    plain, kept_all = (
+        jax.jit(lambda key, f=filters: generate(LM, PARAMS, prompt, key, config, filters=f))(
+            jax.random.key(0)
+        )
+        for filters in (Filters(), Filters(top_k=VOCAB, top_p=1.0, min_p=0.0))
+    )
+    assert all(map(np.array_equal, plain, kept_all))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"repetition_penalty": 0.0}, "above 0"),
+        ({"repetition_penalty": float("nan")}, "above 0"),
+    ],
+)
+def test_filters_that_are_none_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Filters(**arguments)
+
+
+def test_prompts_that_cannot_be_completed_are_refused(greedy):
+    complete = lambda *prompts, temperature=1.0: greedy(PARAMS, prompts, jax.random.key(0), temperature)
+    before = greedy.program._cache_size()
+    for call, message in (
+        (lambda: complete([3] * 43), "fit the context of 48 tokens; got a prompt of 43"),
+        (lambda: complete([3], []), "at least one token"),
+        (lambda: complete(), "at least one token"),
+        (lambda: complete([VOCAB]), f"from 0 to {VOCAB - 1}"),
+        (lambda: complete([3, PAD]), "padding token 0"),
+        (lambda: complete([3], temperature=0.0), r"above 0; got 0.0; for greedy take Filters\(top_k=1\)"),
+        (lambda: next(_stream([3], 0.0)), "above 0"),
+        (
+            lambda: make_completer(LM, response_length=1, stop_tokens=(PAD,), pad_token=PAD),
+            "other than padding",
+        ),
+        (
+            lambda: make_completer(LM, response_length=1, stop_tokens=(), pad_token=PAD),
+            "stop_tokens must name",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert greedy.program._cache_size() == before, "refused after a compilation"
+
+
+def _stream(prompt, temperature):
+    return itertools.islice(
+        stream(
+            LM,
+            PARAMS,
+            prompt,
+            jax.random.key(0),
+            response_length=T,
+            stop_tokens=(STOP,),
+            pad_token=PAD,
+            temperature=temperature,
+        ),
+        T,
+    )
