@@ -16,7 +16,7 @@ episodes with its 95% t interval; in brackets the largest KL of an update, in na
     A2C                 244.8 +- 23.7  [0.0003]    293.1 +- 165.5  [0.4]
     TRPO                446.6 +- 111.2 [0.0100]    499.0 +- 1.3    [0.0100]
 
-The claim holds. Without a constraint 4 of 8 seeds end below half of their own best at the higher rate and 6 at
+The claim holds. Without a constraint 4 of 8 seeds end below half of their own best at the higher rate, 6 at
 the lower one; with one, none and at most 3 (those of the adaptive penalty, whose coefficient starts too low
 there); TRPO never leaves its bound of 0.01. Neither the clip nor a penalty bounds the KL (erratum H13).
 """
