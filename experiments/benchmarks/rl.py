@@ -4,18 +4,18 @@ Claim: at equal configuration (128 steps of 4 or 64 environments, 4 epochs of 4 
 networks) at least 1.3 times either, for one seed and for 8.
 
 Measured (`python experiments/benchmarks/rl.py --timesteps 65536 --rejax PYTHON --purejaxrl PYTHON
---purejaxrl-folder FOLDER`, rejax 0.1.3, two CPU cores; medians of env steps/s and the range of the ratio over 5
-to 7 rounds): reached with 64 environments, not with 4.
+--purejaxrl-folder FOLDER`, rejax 0.1.3, two CPU cores; medians of env steps/s and the range of the ratio
+over 5 to 7 rounds): reached with 64 environments, not with 4.
 
-    64 environments, one seed                 354,885   1.50 times rejax [1.48, 1.62], 1.47 purejaxrl [1.35, 1.66]
-    4 environments, one seed                  172,386   0.97 times rejax [0.85, 1.34], 0.77 purejaxrl [0.62, 1.02]
-    the same on one core (`taskset -c 1`)     243,769   1.06 times rejax [1.01, 1.09], 1.10 purejaxrl [1.07, 1.14]
-    4 environments, 8 seeds on one device     313,193   1.15 times rejax [1.01, 1.44], 1.15 purejaxrl [0.88, 1.57]
+    64 environments, one seed               354,885 1.50 times rejax [1.48, 1.62], 1.47 purejaxrl [1.35, 1.66]
+    4 environments, one seed                172,386 0.97 times rejax [0.85, 1.34], 0.77 purejaxrl [0.62, 1.02]
+    the same on one core (`taskset -c 1`)   243,769 1.06 times rejax [1.01, 1.09], 1.10 purejaxrl [1.07, 1.14]
+    4 environments, 8 seeds on one device   313,193 1.15 times rejax [1.01, 1.44], 1.15 purejaxrl [0.88, 1.57]
 
-Of an update of 2.2 ms (4 environments, 512 steps, one core) the rollout and its judging take 0.7 ms and the 16
-gradient steps 1.4 ms. A step's six products of 128 x 64 x 64 take 33 us of its 84 at the 200 GFLOP/s that this
-core reaches on them, the tanhs 12 us, Adam 9 us. A second core slows small programs down: XLA shares out
-operations that are shorter than the wait for the other thread.
+Of an update of 2.2 ms (4 environments, 512 steps, one core) the rollout and its judging take 0.7 ms and the
+16 gradient steps 1.4 ms. A step's six products of 128 x 64 x 64 take 33 us of its 84 at the 200 GFLOP/s
+that this core reaches on them, the tanhs 12 us, Adam 9 us. A second core slows small programs down: XLA
+shares out operations that are shorter than the wait for the other thread.
 """
 
 import time
