@@ -17,12 +17,16 @@ from jaxrl_align.nets.transformer import Cache, LanguageModel, apply_scalar_head
 from jaxrl_align.types import Params
 
 __all__ = [
+    "WHOLE",
     "Filters",
     "Response",
+    "Slots",
     "TextConfig",
+    "Writing",
     "filter_logits",
     "generate",
     "make_slots",
+    "penalise",
     "read_prompt",
     "sampling_logits",
     "write_token",

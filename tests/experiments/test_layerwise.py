@@ -29,6 +29,7 @@ def test_layerwise_pretraining_in_miniature(tmp_path, capsys):
     assert "test error" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tiny_labels_in_miniature(tmp_path):
     experiment = load("tiny_labels")
     config = experiment.Config(
@@ -42,6 +43,7 @@ def test_tiny_labels_in_miniature(tmp_path):
     assert (tmp_path / "run" / "test_error.png").exists()
 
 
+@pytest.mark.slow
 def test_pretraining_sources_in_miniature(tmp_path, monkeypatch):
     """With blank images in place of MNIST's, which need a file."""
     pytest.importorskip("PIL")

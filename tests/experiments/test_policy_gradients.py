@@ -9,6 +9,7 @@ from tests.experiments.loading import load
 policy_gradients = load("policy_gradients")
 
 
+@pytest.mark.slow
 def test_methods_run_and_are_reported(tmp_path, capsys, monkeypatch):
     every = policy_gradients.methods()
     assert len(every) == 9

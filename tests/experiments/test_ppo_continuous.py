@@ -10,6 +10,7 @@ ppo = load("ppo_continuous")
 SMALL = {"seeds": 2, "num_envs": 2, "num_steps": 8, "total_env_steps": 32, "epochs": 1, "minibatches": 1}
 
 
+@pytest.mark.slow
 def test_it_trains_and_plays_with_frozen_moments(tmp_path, capsys, monkeypatch):
     assert len(ppo.WAYS) == 3
     name = "tanh-Gaussian, normalised"

@@ -14,6 +14,7 @@ from tests.experiments.loading import load
 search = load("search")
 
 
+@pytest.mark.slow
 def test_it_plays_with_and_without_search(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "WAYS", search.WAYS[1:])
     small = {"seeds": 2, "states": 5, "actions": 2, "horizon": 4, "updates": 1, "episodes": 2}

@@ -18,6 +18,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_the_grid_runs_and_is_ordered_as_it_is_reported(tmp_path, capsys):
     config = sweep.Config(out=str(tmp_path), timed=(8,), **SMALL)
     sweep.main(config)

@@ -204,6 +204,7 @@ def test_reconstruction_goes_up_and_back_down(data, pretrained, kind):
     np.testing.assert_allclose(lw.reconstruct(CODERS, coders, x, kind=kind), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_members_train_side_by_side_as_alone(data):
     """Vmapped seeds equal single runs; the data are shared."""
 
