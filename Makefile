@@ -7,7 +7,7 @@ DEMO ?= runs/rlhf
 .PHONY: help demo cartpole test test-slow lint clean
 
 help:
-	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 4 minutes; figures in $(DEMO)"
+	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 3 minutes; figures in $(DEMO)"
 	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the long learning runs"
