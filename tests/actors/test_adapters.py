@@ -162,6 +162,7 @@ def test_spaces_and_what_is_no_space():
         adapters._space_of(Spec())
 
 
+@pytest.mark.slow
 def test_ppo_learns_on_an_adapted_environment():
     """The door's best policy opens it at once: return 1 and length 1."""
     env = adapters.from_navix(Door())

@@ -10,6 +10,7 @@ trust_regions = load("trust_regions")
 SMALL = {"seeds": 2, "num_envs": 4, "num_steps": 32, "updates": 2, "learning_rates": (1e-2,)}
 
 
+@pytest.mark.slow
 def test_methods_run_and_report_their_kl(tmp_path, capsys, monkeypatch):
     every = trust_regions.methods
     two = lambda config: {name: every(config)[name] for name in ("A2C", "TRPO")}

@@ -27,6 +27,7 @@ def results(out):
     return json.loads((out / "result.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_dqn_learns_and_is_evaluated(experiment, tmp_path, capsys):
     module = experiment("dqn_cartpole")
     config = module.Config(

@@ -152,6 +152,7 @@ def kl_learner(**settings):
     return make_ppo_kl(actor, segment_length=1, minibatches=2, **settings)
 
 
+@pytest.mark.slow
 def test_the_adaptive_coefficient_holds_the_kl_near_its_target():
     hparams = PPOKLHParams(learning_rate=3e-3, kl_coef=0.1, kl_target=0.01)
     keys = jax.random.split(jax.random.key(0), 16)  # one run's mean is anywhere between 0.004 and 0.012
@@ -196,6 +197,7 @@ def test_continuous_actions_find_their_target(distribution):
         np.testing.assert_allclose(mean, 0.6, atol=0.1)
 
 
+@pytest.mark.slow
 def test_several_choices_at_once_open_the_lock():
     """Independent wheels: the best action is (2, 0, 3), and what a wheel lacks is never drawn."""
     net = make_multi_discrete_net((3, 2, 4), hidden=(8,), shared=True)

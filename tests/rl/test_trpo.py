@@ -109,6 +109,7 @@ def test_trpo_finds_the_best_actions_and_their_values():
     np.testing.assert_allclose(state.params["value"][:2], [1.8, 2.0], atol=0.1)
 
 
+@pytest.mark.slow
 def test_trpo_moves_continuous_actions_to_their_target_member_by_member():
     net = make_gaussian_net((1,), hidden=(8,))
     actor = gym.make_actor((Target(), None), net, num_envs=32, num_steps=1, distribution=DiagonalGaussian)
