@@ -5,6 +5,7 @@ line; the answer is a rate a second. Only the standard library is imported here,
 that runs this file has the peer and not this library.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -55,6 +56,8 @@ INSTALL = {
     "rejax": "pip install rejax==0.1.3 gymnax==0.0.9",
     "rejax_ppo": "pip install rejax==0.1.3 gymnax==0.0.9",
     "torch_sgd": "pip install torch",
+    "transformers_generate": "pip install transformers torch",
+    "trl_sft": "pip install trl torch",
     "purejaxrl": "pip install gymnax==0.0.9 distrax, and give the folder of its ppo.py",
 }
 
@@ -257,9 +260,133 @@ def torch_sgd(sizes: list[int], num: int, batch: int, seeds: int, threads: int) 
     return measure
 
 
+def _gpt2(vocab: int, width: int, layers: int, heads: int, context: int, threads: int) -> Any:
+    """Return a random GPT-2 in evaluation mode, for `threads` torch threads."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=context,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def transformers_generate(
+    shape: dict[str, int], batch: int, prompt: int, new: int, sample: bool, repeats: int, threads: int
+) -> Round:
+    """Generate `new` tokens after each of `batch` prompts with the cache, no early stop, `repeats` times."""
+    import torch
+
+    model = _gpt2(**shape, threads=threads)
+    tokens = torch.randint(2, shape["vocab"], (batch, prompt))
+    arguments = {
+        "attention_mask": torch.ones_like(tokens),
+        "max_new_tokens": new,
+        "do_sample": sample,
+        "top_k": 0 if sample else None,
+        "use_cache": True,
+        "pad_token_id": 0,
+    }
+
+    @torch.inference_mode()
+    def measure() -> float:
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            written = model.generate(tokens, **arguments)
+        seconds = time.perf_counter() - begin
+        if written.shape != (batch, prompt + new):
+            raise RuntimeError(f"expected {(batch, prompt + new)} tokens, got {tuple(written.shape)}")
+        return repeats * batch * new / seconds
+
+    measure()
+    return measure
+
+
+def trl_sft(shape: dict[str, int], batch: int, length: int, steps: int, threads: int) -> Round:
+    """Fine-tune by trl's SFTTrainer with AdamW on rows of `length` tokens, `steps` steps a round.
+
+    A round is timed from its second step to its last, without its set-up.
+    """
+    import os
+    import tempfile
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    model = _gpt2(**shape, threads=threads)
+    rows = torch.randint(2, shape["vocab"], (batch * (steps + 2), length)).tolist()
+
+    class Watch(TrainerCallback):
+        """Notes when the second and the last step begin and end."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 1:
+                self.begin = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.end = time.perf_counter()
+
+    watch = Watch()
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=batch,
+            max_steps=steps + 1,
+            max_length=length,
+            learning_rate=1e-3,
+            optim="adamw_torch",
+            bf16=False,
+            fp16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        processing_class=_tokenizer(PreTrainedTokenizerFast, shape["vocab"]),
+        callbacks=[watch],
+    )
+
+    def measure() -> float:
+        with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
+            trainer.train()
+        return steps * batch * length / (watch.end - watch.begin)
+
+    measure()
+    return measure
+
+
+def _tokenizer(kind: Any, vocab: int) -> Any:
+    """Return a tokenizer of `vocab` words, which trl wants even for rows that are tokens already."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = {f"w{i}": i for i in range(vocab)}
+    return kind(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w1")), pad_token="w0", eos_token="w1")
+
+
 def serve(name: str, arguments: dict[str, Any]) -> None:
     """Answer every line with a round's rate."""
-    known = (flashbax, sb3, rejax, rejax_ppo, purejaxrl, torch_sgd)
+    known = (flashbax, sb3, rejax, rejax_ppo, purejaxrl, torch_sgd, transformers_generate, trl_sft)
     measure = {make.__name__: make for make in known}[name](**arguments)
     print("ready", flush=True)
     for _ in sys.stdin:
