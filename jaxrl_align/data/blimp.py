@@ -1,0 +1,74 @@
+"""BLiMP: pairs of sentences that differ in one point of English grammar, one right and one wrong."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxrl_align.data.files import DataFile, find_file
+
+__all__ = ["HUMAN_AGREEMENT", "PUBLISHED_ACCURACY", "Paradigm", "load_blimp"]
+
+BLIMP = DataFile(
+    "glue/BLiMP.zip",
+    "https://raw.githubusercontent.com/alexwarstadt/blimp/master/BLiMP.zip",
+    "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73",
+)
+
+HUMAN_AGREEMENT = 0.964
+"""Share of the pairs on which most of the people asked agree with the label (Warstadt et al. 2020)."""
+
+PUBLISHED_ACCURACY = {
+    "5-gram": 0.612,
+    "LSTM": 0.698,
+    "Transformer-XL": 0.696,
+    "GPT-2": 0.815,
+    "one person": 0.886,
+}
+"""Warstadt et al. 2020, table 3: the mean over the paradigms, by the whole sentence's probability."""
+
+
+class Paradigm(NamedTuple):
+    """The pairs that test one contrast."""
+
+    name: str
+    field: str
+    """syntax, morphology, semantics, or two of them."""
+    term: str
+    """The phenomenon, one of 12."""
+    good: tuple[str, ...]
+    bad: tuple[str, ...]
+    """Each the wrong twin of the good sentence at its place."""
+
+
+def load_blimp(path: str | Path | None = None) -> list[Paradigm]:
+    """Read BLiMP (Warstadt et al. 2020, arXiv:1912.00582; CC BY 4.0): 67 paradigms of 1,000 pairs, by name.
+
+    Args:
+      path: the zip file; none means the data folder, the cache or a download.
+
+    Raises:
+      FileNotFoundError, ImportError: the file is nowhere and cannot be fetched; see `data.files.find_file`.
+      ValueError: if it is no such zip.
+    """
+    path = find_file(BLIMP) if path is None else Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sorted(archive.namelist())
+            names = [name for name in inside if name.startswith("data/") and name.endswith(".jsonl")]
+            texts = [archive.read(name).decode("utf-8") for name in names]
+        paradigms = [_paradigm(text) for text in texts]
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path} must be BLiMP's zip file; cannot read it: {error!r}") from error
+    if not paradigms:
+        raise ValueError(f"{path} must be BLiMP's zip file; it holds no data/*.jsonl")
+    return paradigms
+
+
+def _paradigm(text: str) -> Paradigm:
+    rows = [json.loads(line) for line in text.splitlines()]
+    good, bad = (tuple(row[f"sentence_{kind}"] for row in rows) for kind in ("good", "bad"))
+    term = rows[0]["linguistics_term"]
+    # The paper counts these two paradigms among the argument structures.
+    term = "argument_structure" if term == "s-selection" else term
+    return Paradigm(rows[0]["UID"], rows[0]["field"], term, good, bad)

@@ -1,0 +1,1 @@
+"""What a trained model can do, measured: the likelihood of texts, and counting models to compare with."""
