@@ -1,0 +1,139 @@
+"""Text classification by a language model whose last layer is exchanged for a linear head.
+
+Pre-training and fine-tuning share all weights but the last layer's: what predicted the next token is
+replaced by a new head on the mean hidden state, and every weight learns from the labels (lecture 000, C6).
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer
+from jaxrl_align.losses import token_log_prob
+from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.types import Learner, Metrics, Params, Sampler
+
+__all__ = [
+    "ClassifierHParams",
+    "LabelledText",
+    "attach_head",
+    "classification_objective",
+    "classify",
+    "make_text_classifier",
+    "mean_accuracy",
+    "mean_hidden",
+]
+
+
+class ClassifierHParams(NamedTuple):
+    """The traced scalars of text classification."""
+
+    learning_rate: Any = 1e-3
+
+
+class LabelledText(NamedTuple):
+    """Texts with their class, one per row."""
+
+    tokens: chex.Array
+    """[N, L] int32; padding anywhere."""
+    real: chex.Array
+    """[N, L] float, 1 for a token of the text, 0 for padding."""
+    label: chex.Array
+    """[N] int32."""
+
+
+def attach_head(lm: LanguageModel, params: Params, num_classes: int) -> Params:
+    """Return a classifier's parameters: the language model's own and a head that starts at zero.
+
+    A head of zeros gives every class the same probability and leaves the first step to the head alone, so
+    that no pre-trained weight is moved by a random head.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2; got {num_classes}")
+    head = {"kernel": jnp.zeros((lm.config.width, num_classes)), "bias": jnp.zeros(num_classes)}
+    return {"lm": params, "head": head}
+
+
+def mean_hidden(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
+    """Return the mean of one text's hidden states over its real tokens.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      tokens: [L] int32.
+      real: [L] 1 for a real token, 0 for padding.
+
+    Returns:
+      [width]; 0 for a text without tokens.
+    """
+    hidden, _ = lm.encode(params, tokens, real)
+    return real @ hidden / jnp.maximum(jnp.sum(real), 1.0)
+
+
+def classify(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
+    """Map one text, tokens and real [L], to logits [C]; `params` is what `attach_head` returned."""
+    head = params["head"]
+    return mean_hidden(lm, params["lm"], tokens, real) @ head["kernel"] + head["bias"]
+
+
+def classification_objective(lm: LanguageModel) -> LossFn:
+    """Return the mean cross-entropy of the classes of a batch of `LabelledText`."""
+
+    def loss(
+        params: Params, frozen: Any, batch: LabelledText, key: chex.PRNGKey, hparams: Any
+    ) -> tuple[chex.Array, Metrics]:
+        chex.assert_equal_shape([batch.tokens, batch.real])
+        chex.assert_equal_shape_prefix([batch.tokens, batch.label], 1)
+        logits = jax.vmap(lambda tokens, real: classify(lm, params, tokens, real))(batch.tokens, batch.real)
+        hit = jnp.argmax(logits, -1) == batch.label
+        return -jnp.mean(token_log_prob(logits, batch.label)), {"accuracy": jnp.mean(hit)}
+
+    return loss
+
+
+def make_text_classifier(
+    lm: LanguageModel,
+    num_classes: int,
+    sample: Sampler | None = None,
+    *,
+    total_steps: int | None = None,
+    warmup_steps: int = 0,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Learner:
+    """Build the learner that trains a language model and a new head to tell classes of texts.
+
+    Start from a pre-trained model with `init(key, hparams, params=attach_head(lm, params, num_classes))`.
+
+    Args:
+      lm: the language model.
+      num_classes: C.
+      sample: `key -> LabelledText`.
+      total_steps: the learning rate falls linearly to 0 over this many steps.
+      warmup_steps: it first rises over this many.
+      optimizer: an update rule without its learning rate; default Adam behind a global norm of 1.
+
+    Returns:
+      A `Learner` with metrics `loss` (nats), `accuracy`, `grad_norm`, `learning_rate`.
+    """
+    return make_gradient_learner(
+        lambda key: attach_head(lm, lm.init(key), num_classes),
+        classification_objective(lm),
+        sample,
+        optimizer=optimizer or make_optimizer(max_grad_norm=1.0, eps=1e-8),
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+    )
+
+
+def mean_accuracy(
+    lm: LanguageModel, params: Params, data: LabelledText, *, batch_size: int = 32
+) -> chex.Array:
+    """Return the share [] of texts whose likeliest class is theirs, `batch_size` at a time."""
+
+    def hit(row: LabelledText) -> chex.Array:
+        return jnp.argmax(classify(lm, params, row.tokens, row.real)) == row.label
+
+    return jnp.mean(jax.lax.map(hit, data, batch_size=batch_size).astype(jnp.float32))
