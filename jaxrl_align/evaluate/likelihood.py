@@ -117,7 +117,7 @@ def share_preferred(good: ArrayLike, bad: ArrayLike) -> np.ndarray:
 
 
 def rank_of(scores: ArrayLike, index: int) -> np.ndarray:
-    """Return the place of one candidate among all, 1 for the likeliest; ties share the better place.
+    """Return the place of one candidate among all, 1 for the likeliest; ties share the worse place.
 
     Args:
       scores: [..., C] log-probabilities of the candidates.
@@ -127,4 +127,4 @@ def rank_of(scores: ArrayLike, index: int) -> np.ndarray:
       [...] int, 1 to C.
     """
     scores = np.asarray(scores)
-    return 1 + (scores > scores[..., index, None]).sum(-1)
+    return (scores >= scores[..., index, None]).sum(-1)

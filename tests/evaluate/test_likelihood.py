@@ -90,5 +90,5 @@ def test_pairs_are_won_lost_or_tied():
 
 def test_the_place_of_a_candidate():
     scores = np.array([[-3.0, -1.0, -2.0], [-1.0, -1.0, -2.0]])
-    np.testing.assert_array_equal(rank_of(scores, 0), [3, 1])
+    np.testing.assert_array_equal(rank_of(scores, 0), [3, 2])
     np.testing.assert_array_equal(rank_of(scores, 2), [2, 3])
