@@ -1,0 +1,220 @@
+"""GPT-3's mixture on five small domains: sources weighted by quality or by size, loss per domain.
+
+Claim (lecture 000, C10): GPT-3 draws its sources by quality instead of by size, so that the small good ones
+are read two or three times and the large one less than once. Here five domains stand in for its five
+sources, cut to the same sizes at 5 kB instead of 1e9 tokens, and training is as long, 300 units; a third
+mixture has the published weights but new text wherever the second reads some again.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.data.books import childrens_books
+from jaxrl_align.data.corpora import python_topics, tiny_shakespeare
+from jaxrl_align.data.files import DataFile, find_file
+from jaxrl_align.data.mixtures import GPT3_SOURCES, epochs, normalise_weights
+from jaxrl_align.data.tokenizers import byte_tokenizer
+from jaxrl_align.learner import make_optimizer
+from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.pretrain.lm import LMHParams, bits_per_byte, make_lm_learner, make_text_loss, sample_mixture
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.plots import figure, save_figure
+
+GSM8K = DataFile(
+    "reasoning/gsm8k_train.jsonl",
+    "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/train.jsonl",
+    "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+)
+INSTRUCTIONS = DataFile(
+    "instruction/instructions_1100.json",
+    "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/"
+    "instruction-data.json",
+    "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
+)
+
+BILLIONS = np.array([source.tokens / 1e9 for source in GPT3_SOURCES])
+WEIGHTS = np.array([source.weight for source in GPT3_SOURCES])
+TRAINED = 300
+"""Billions of tokens that GPT-3 was trained on."""
+BY_SIZE, PUBLISHED, FRESH = "by size", "published", "published, new text"
+PIECE = 2_000
+"""Bytes that stay together when a domain's text is shuffled."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A byte-level transformer for each mixture and seed."""
+
+    unit: int = 5_000
+    """Bytes that stand for GPT-3's 1e9 tokens."""
+    held_out: int = 30_000
+    """Bytes of each domain."""
+    seeds: int = 4
+    """Members trained side by side; a seed starts every mixture from the same weights."""
+    seed: int = 0
+    layers: int = 3
+    heads: int = 4
+    width: int = 96
+    context: int = 64
+    """Bytes that are read."""
+    batch_size: int = 16
+    warmup_steps: int = 100
+    learning_rate: float = 3e-3
+    """After a linear rise it falls linearly to 0."""
+    out: str = "runs/mixture"
+    resume: bool = False
+
+
+def read_domains() -> dict[str, str]:
+    """Return five domains, each in the place of one of GPT-3's sources."""
+    books = [" ".join(words) for author in childrens_books().values() for words in author.values()]
+    lines = find_file(GSM8K).read_text(encoding="utf-8").splitlines()
+    tasks = json.loads(find_file(INSTRUCTIONS).read_text(encoding="utf-8"))
+    return {
+        "children's books": "\n".join(books),
+        "Python's manual": python_topics(),
+        "sums in words": "\n\n".join(json.loads(line)["question"] for line in lines),
+        "Shakespeare": tiny_shakespeare(),
+        "instructions": "\n\n".join("\n".join(filter(None, task.values())) for task in tasks),
+    }
+
+
+def split(text: str, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Return a domain's tokens to learn from and those held out, in shuffled pieces."""
+    tokens = np.asarray(byte_tokenizer().encode(text), np.int32)
+    pieces = [tokens[i : i + PIECE] for i in range(0, len(tokens), PIECE)]
+    order = np.random.default_rng(config.seed).permutation(len(pieces))
+    shuffled = np.concatenate([pieces[i] for i in order])
+    return shuffled[config.held_out :], shuffled[: config.held_out]
+
+
+def make_mixtures(
+    domains: dict[str, np.ndarray], unit: int
+) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
+    """Return each mixture's sources and weights.
+
+    Raises:
+      ValueError: if a domain is too small.
+    """
+    sizes = (BILLIONS * unit).astype(int)
+    published = normalise_weights(WEIGHTS)
+    new = np.maximum(sizes, np.ceil(published * TRAINED * unit).astype(int))
+    for (name, tokens), size in zip(domains.items(), new, strict=True):
+        if len(tokens) < size:
+            raise ValueError(f"{name} must hold {size} bytes to learn from; got {len(tokens)}; lower unit")
+    cut = lambda lengths: [tokens[:n] for tokens, n in zip(domains.values(), lengths, strict=True)]
+    return {
+        BY_SIZE: (cut(sizes), normalise_weights(sizes)),
+        PUBLISHED: (cut(sizes), published),
+        FRESH: (cut(new), published),
+    }
+
+
+def train(
+    config: Config,
+    sources: list[np.ndarray],
+    weights: np.ndarray,
+    judges: list[np.ndarray],
+    folder: RunFolder,
+) -> np.ndarray:
+    """Return the bits per byte [M, domains] after training on one mixture."""
+    steps = round(TRAINED * config.unit / (config.batch_size * config.context))
+    shape = (config.width, config.layers, config.heads, config.context + 1)
+    lm = make_transformer(TransformerConfig(byte_tokenizer().vocab_size, *shape))
+    learner = make_lm_learner(
+        lm,
+        sample_mixture(sources, weights, batch_size=config.batch_size, length=config.context),
+        total_steps=steps,
+        warmup_steps=config.warmup_steps,
+        optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8),
+    )
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    state, _ = run(
+        jax.vmap(learner.step),
+        shard_members(jax.jit(jax.vmap(learner.init, (0, None)))(keys, LMHParams(config.learning_rate))),
+        steps,
+        chunk=max(1, steps // 20),
+        folder=folder,
+        label=folder.path.name,
+    )
+    losses = [make_text_loss(lm, tokens, length=config.context) for tokens in judges]
+    judge = lambda params: jnp.stack([bits_per_byte(*loss(params)) for loss in losses])
+    return np.asarray(jax.jit(jax.vmap(judge))(state.params))
+
+
+def print_lecture() -> None:
+    """Print GPT-3's table with the epochs that its weights mean."""
+    print(
+        f"GPT-3's weights sum to {WEIGHTS.sum():.2f}; epochs of {TRAINED}e9 tokens, as printed, normalised:"
+    )
+    as_printed = epochs(WEIGHTS, BILLIONS, TRAINED)
+    normalised = epochs(normalise_weights(WEIGHTS), BILLIONS, TRAINED)
+    for source, a, b in zip(GPT3_SOURCES, as_printed, normalised, strict=True):
+        print(f"  {source.name:24}{source.tokens / 1e9:5.0f}e9 {source.weight:6.2f}{a:8.2f}{b:8.2f}")
+
+
+def report(names: list[str], unit: int, mixtures: dict, bits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Print each domain's loss under each mixture, and the paired differences, which are returned."""
+    pairs = {f"{a} - {b}": (a, b) for a, b in ((PUBLISHED, BY_SIZE), (FRESH, PUBLISHED), (FRESH, BY_SIZE))}
+    differences = {label: bits[a] - bits[b] for label, (a, b) in pairs.items()}
+    for i, name in enumerate(names):
+        print(f"{name}, {len(mixtures[BY_SIZE][0][i]) / 1e3:.0f} kB:")
+        for mixture, (sources, weights) in mixtures.items():
+            read = epochs(weights, [len(tokens) for tokens in sources], TRAINED * unit)[i]
+            mean, half = mean_interval(bits[mixture][:, i])
+            line = f"  {mixture:22} share {weights[i]:.3f}, epochs {read:5.2f}"
+            print(f"{line}: {mean:.3f} +- {half:.3f} bits a byte")
+        for label, found in differences.items():
+            mean, half = mean_interval(found[:, i])
+            print(f"  {label:40} {mean:+.3f} +- {half:.3f}")
+    for what, weights in (
+        ("all domains alike", np.ones(5)),
+        ("all bytes alike", BILLIONS),
+        ("by published weight", WEIGHTS),
+    ):
+        for label, found in differences.items():
+            mean, half = mean_interval(found @ normalise_weights(weights))
+            print(f"{what}: {label:40} {mean:+.3f} +- {half:.3f}")
+    return differences
+
+
+def main(config: Config) -> None:
+    """Train on each mixture at the same number of bytes, and compare the domains' held-out losses."""
+    use_cpu_devices()
+    start = time.perf_counter()
+    print_lecture()
+    parts = {name: split(text, config) for name, text in read_domains().items()}
+    mixtures = make_mixtures({name: train_part for name, (train_part, _) in parts.items()}, config.unit)
+    judges = [held_out for _, held_out in parts.values()]
+    folder = open_run(config.out, config, resume=config.resume)
+    bits = {
+        name: train(config, sources, weights, judges, folder.sub(name.replace(", ", "_").replace(" ", "_")))
+        for name, (sources, weights) in mixtures.items()
+    }
+    differences = report(list(parts), config.unit, mixtures, bits)
+    folder.write_json("result.json", {"domains": list(parts), "bits_per_byte": bits})
+    fig, ax = figure("", "bits a byte against mixing by size", title=f"{config.seeds} seeds, 95% interval")
+    for i, name in enumerate((PUBLISHED, FRESH)):
+        mean, half = mean_interval(differences[f"{name} - {BY_SIZE}"])
+        ax.bar(np.arange(len(parts)) + 0.4 * i - 0.2, mean, 0.4, yerr=half, label=name)
+    ax.axhline(0, color="#777777")
+    labels = [
+        f"{name}\n{size * config.unit / 1e3:.0f} kB" for name, size in zip(parts, BILLIONS, strict=True)
+    ]
+    ax.set_xticks(range(len(parts)), labels, fontsize=8)
+    ax.legend()
+    save_figure(fig, folder.path / "loss_per_domain.png")
+    print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
