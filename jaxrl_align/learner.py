@@ -146,14 +146,36 @@ def make_gradient_learner(
     return Learner(init, step)
 
 
-def train(learner: Learner, num_steps: int) -> Callable[[chex.PRNGKey, Any], tuple[State, Metrics]]:
+def train(
+    learner: Learner, num_steps: int, *, every: int = 1
+) -> Callable[[chex.PRNGKey, Any], tuple[State, Metrics]]:
     """Return `(key, hparams) -> (State, metrics)`, a whole run as one pure function.
 
     `jax.jit(jax.vmap(train(learner, n), (0, None)))` trains one member per key in one program; the metrics
-    gain a leading axis [num_steps].
+    gain a leading axis [num_steps / every].
+
+    Args:
+      learner: what is trained.
+      num_steps: of the learner.
+      every: metrics are means over this many steps, so that a long run's output stays small.
+
+    Raises:
+      ValueError: `every` does not divide `num_steps`.
     """
+    if every < 1 or num_steps % every:
+        raise ValueError(f"every must divide num_steps; got num_steps={num_steps}, every={every}")
+
+    def one_step(state: State, _: None) -> tuple[State, Metrics]:
+        return learner.step(state)
+
+    def block(state: State, _: None) -> tuple[State, Metrics]:
+        state, metrics = jax.lax.scan(one_step, state, None, every)
+        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 
     def run(key: chex.PRNGKey, hparams: Any) -> tuple[State, Metrics]:
-        return jax.lax.scan(lambda s, _: learner.step(s), learner.init(key, hparams), None, num_steps)
+        state = learner.init(key, hparams)
+        if every == 1:
+            return jax.lax.scan(one_step, state, None, num_steps)
+        return jax.lax.scan(block, state, None, num_steps // every)
 
     return run

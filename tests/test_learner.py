@@ -167,6 +167,16 @@ def test_train_is_a_scan_of_steps_under_used_once_keys():
     assert len(set(np.asarray(history["loss"]).tolist())) == 5
 
 
+def test_metrics_of_a_long_run_are_means_over_several_steps():
+    key, hparams = jax.random.key(0), HParams()
+    state, history = jax.jit(train(make(), 6))(key, hparams)
+    thinned, means = jax.jit(train(make(), 6, every=3))(key, hparams)
+    np.testing.assert_allclose(means["loss"], history["loss"].reshape(2, 3).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(thinned.params, state.params, rtol=1e-6)
+    with pytest.raises(ValueError, match="every must divide num_steps; got num_steps=6, every=4"):
+        train(make(), 6, every=4)
+
+
 def test_seeds_and_rates_train_side_by_side():
     keys, rates = jax.random.split(jax.random.key(0), 3), jnp.array([0.0, 0.01, 0.1])
     run = train(make(), 200)

@@ -14,7 +14,16 @@ from jaxrl_align.actors import gym
 from jaxrl_align.actors.actions import Distribution, make_distribution, to_environment
 from jaxrl_align.actors.checks import check_at_least_one, check_first_observation, check_net
 from jaxrl_align.actors.normalisation import Normaliser, normalise_steps, normalised_obs, start_normaliser
-from jaxrl_align.actors.rollout import EnvState, GymState, Steps, advance, record_episodes, reset, start
+from jaxrl_align.actors.rollout import (
+    EnvState,
+    GymState,
+    Steps,
+    advance,
+    record_episodes,
+    reset,
+    start,
+    step_keys,
+)
 from jaxrl_align.losses import Categorical
 from jaxrl_align.nets.mlp import Net
 from jaxrl_align.nets.recurrent import RecurrentNet
@@ -58,19 +67,18 @@ def _unroll(
 ) -> tuple[tuple[EnvState, chex.Array], tuple[Steps, _Seen]]:
     to_env = to_environment(distribution, environment.action_space(env_params))
 
-    def one_step(carry: tuple, _: None) -> tuple:
-        env_state, memory, key = carry
-        key, key_action, key_step = jax.random.split(key, 3)
+    def one_step(carry: tuple, words: chex.Array) -> tuple:
+        env_state, memory = carry
+        key_action, key_step = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
         after, output, value = net.apply(params, memory, normalised_obs(normaliser, env_state.obs))
         policy = make_distribution(distribution, output)
         action = policy.mode() if greedy else policy.sample(key_action)
         env_state, step = advance(environment, env_params, env_state, action, key_step, to_env)
         seen = _Seen(memory, after, policy.log_prob(action), value)
         memory = jnp.where(step.terminated | step.truncated, net.initial, after)
-        return (env_state, memory, key), (step, seen)
+        return (env_state, memory), (step, seen)
 
-    (env_state, memory, _), steps = jax.lax.scan(one_step, (*begin, key), None, num_steps)
-    return (env_state, memory), steps
+    return jax.lax.scan(one_step, begin, step_keys(key, num_steps))
 
 
 def make_recurrent_actor(

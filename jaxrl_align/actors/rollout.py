@@ -23,6 +23,7 @@ __all__ = [
     "record_episodes",
     "reset",
     "start",
+    "step_keys",
     "unroll",
 ]
 
@@ -130,18 +131,21 @@ def unroll(
       The environment's state after the last step, and `Steps` with leaves [T, ...].
     """
 
-    def one_step(
-        carry: tuple[EnvState, chex.PRNGKey], _: None
-    ) -> tuple[tuple[EnvState, chex.PRNGKey], Steps]:
-        env_state, key = carry
-        key, key_action, key_step = jax.random.split(key, 3)
+    def one_step(env_state: EnvState, words: chex.Array) -> tuple[EnvState, Steps]:
+        key_action, key_step = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
         action = policy(key_action, env_state.obs)
-        env_state, step = advance(environment, env_params, env_state, action, key_step, to_env)
-        return (env_state, key), step
+        return advance(environment, env_params, env_state, action, key_step, to_env)
 
-    # The key is carried: jax's check for reused keys takes a vmapped scan over split keys for a reuse.
-    (env_state, _), steps = jax.lax.scan(one_step, (env_state, key), None, num_steps)
-    return env_state, steps
+    return jax.lax.scan(one_step, env_state, step_keys(key, num_steps))
+
+
+def step_keys(key: chex.PRNGKey, num_steps: int) -> chex.Array:
+    """Return the words of two keys a step, [T, 2, ...]: for the policy and for the environment.
+
+    They are made at once, because a split inside a scan costs as much as a small network does. They pass into
+    the scan as words: jax's check for reused keys takes a vmapped scan over split keys for a reuse.
+    """
+    return jax.random.key_data(jax.random.split(key, (num_steps, 2)))
 
 
 def start(environment: Any, env_params: Any, key: chex.PRNGKey, num_envs: int) -> GymState:

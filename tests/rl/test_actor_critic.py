@@ -98,12 +98,14 @@ def test_a_grid_of_every_hyperparameter_compiles_once():
     assert bits(other) != bits(params)
 
 
-def test_an_infinite_run_keeps_a_fixed_memory_and_a_long_one_little():
-    """Output of ten million steps: at most 1 MB, one number a metric and update."""
-    learner = make_actor_critic(
-        gym.make_actor("CartPole-v1", NET, num_envs=8, num_steps=128), segment_length=1
-    )
-    state, metrics = jax.eval_shape(train(learner, 10**7 // 1024), jax.random.key(0), PPOHParams())
+@pytest.mark.parametrize(("num_envs", "every"), [(8, 1), (4, 20)])
+def test_an_infinite_run_keeps_a_fixed_memory_and_a_long_one_little(num_envs, every):
+    """Output of ten million steps: at most 1 MB, one number a metric and update, or of several updates."""
+    actor = gym.make_actor("CartPole-v1", NET, num_envs=num_envs, num_steps=128)
+    learner = make_actor_critic(actor, segment_length=1)
+    updates = 10**7 // (num_envs * 128) // every * every
+    state, metrics = jax.eval_shape(train(learner, updates, every=every), jax.random.key(0), PPOHParams())
+    assert {x.shape for x in jax.tree.leaves(metrics)} == {(updates // every,)}
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(metrics)) < 1e6
     assert sum(x.size for x in jax.tree.leaves(state._replace(key=None))) < 5000
 
