@@ -1,0 +1,246 @@
+"""Who wrote this children's book? From scratch, pre-trained on unrelated text and on related text."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.data.books import childrens_books, hold_out_first, passages, read_books
+from jaxrl_align.data.corpora import python_topics
+from jaxrl_align.data.tokenizers import Tokenizer, right_pad, train_bpe
+from jaxrl_align.learner import make_optimizer
+from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
+from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows, sample_windows
+from jaxrl_align.pretrain.text_classification import (
+    ClassifierHParams,
+    LabelledText,
+    attach_head,
+    make_text_classifier,
+    mean_accuracy,
+)
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+
+STARTS = ("from scratch", "unrelated text", "related text")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One small transformer, three starts, equal fine-tuning."""
+
+    books: str | None = None
+    """A folder of <author>/<title>.txt; none means 23 children's, from the data folder or the network."""
+    words: int = 64
+    """Of a passage."""
+    labels: tuple[int, ...] = (5, 20, 50, 200)
+    """Labelled passages per author."""
+    test_passages: int = 200
+    """Per author, spread over the held-out book."""
+    vocabulary: int = 2048
+    layers: int = 2
+    heads: int = 4
+    width: int = 128
+    context: int = 96
+    """Tokens that are read; what is longer is cut."""
+    pretrain_steps: int = 2_000
+    pretrain_batch: int = 16
+    pretrain_rate: float = 3e-3
+    finetune_epochs: int = 4
+    finetune_steps: int = 100
+    """At least so many, however few the passages."""
+    finetune_batch: int = 16
+    finetune_rate: float = 1e-3
+    seeds: int = 4
+    """Members trained side by side."""
+    seed: int = 0
+    out: str = "runs/author"
+    resume: bool = False
+
+
+class Task(NamedTuple):
+    """Passages by author, and the texts to pre-train on; no held-out book has a word in `train` or them."""
+
+    train: list[list[str]]
+    test: list[list[str]]
+    unrelated: str
+    related: str
+
+
+def make_task(config: Config) -> Task:
+    """Cut the books into passages and write the training books and the others' one behind the other."""
+    library = childrens_books() if config.books is None else read_books(config.books)
+    train, test, others = hold_out_first(library)
+    found = [passages(books, config.words) for books in train.values()]
+    if (fewest := min(map(len, found))) < max(config.labels):
+        author = list(train)[[len(texts) for texts in found].index(fewest)]
+        raise ValueError(
+            f"every author needs {max(config.labels)} passages to learn from; {author} has {fewest}; "
+            "lower --labels or --words"
+        )
+    tested = [passages(books, config.words) for books in test.values()]
+    if not all(tested):
+        raise ValueError(
+            f"a held-out book is shorter than one passage of {config.words} words; lower --words"
+        )
+    spread = lambda texts: np.linspace(0, len(texts) - 1, min(len(texts), config.test_passages)).astype(int)
+    books = [words for part in (train, others) for titles in part.values() for words in titles.values()]
+    return Task(
+        found,
+        [[texts[i] for i in spread(texts)] for texts in tested],
+        " ".join(python_topics().split()),
+        " ".join(" ".join(words) for words in books),
+    )
+
+
+def choose(train: list[list[str]], num: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Draw `num` passages an author; a seed's fewer passages are among its more."""
+    rng = np.random.default_rng(seed)
+    texts = [texts[i] for texts in train for i in rng.permutation(len(texts))[:num]]
+    return texts, np.repeat(np.arange(len(train), dtype=np.int32), num)
+
+
+def tokenize(tokenizer: Tokenizer, texts: list[str], label: np.ndarray, context: int) -> LabelledText:
+    """Return texts as padded rows; every text is cut to the context."""
+    rows = [row[:context] for row in tokenizer.encode_batch(texts)]
+    tokens = right_pad(rows, context, tokenizer.pad_token)
+    real = (np.arange(context)[None] < np.array([len(row) for row in rows])[:, None]).astype(np.float32)
+    return LabelledText(tokens, real, label)
+
+
+def n_gram_accuracy(texts: list[str], label: np.ndarray, test: list[str], truth: np.ndarray) -> float:
+    """Return the test accuracy in per cent of a linear SVM on tf-idf of 2 to 4 characters within words."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.svm import LinearSVC
+    except ImportError as error:
+        raise ImportError("the n-gram line needs scikit-learn: pip install jaxrl-align[data]") from error
+    features = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    found = LinearSVC().fit(features.fit_transform(texts), label).predict(features.transform(test))
+    return 100 * float(np.mean(found == truth))
+
+
+def pretrain(
+    config: Config, lm: LanguageModel, params: Any, tokens: np.ndarray, folder: RunFolder, label: str
+) -> Any:
+    """Return the members' parameters [M] after next-token training on one text, from the given ones."""
+    learner = make_lm_learner(
+        lm,
+        sample_windows(jnp.asarray(tokens), batch_size=config.pretrain_batch, length=config.context),
+        total_steps=config.pretrain_steps,
+        warmup_steps=config.pretrain_steps // 20,
+        optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8),
+    )
+    keys = jax.random.split(jax.random.key(config.seed + 1), config.seeds)
+    init = jax.jit(jax.vmap(learner.init, (0, None, 0)))
+    state, _ = run(
+        jax.vmap(learner.step),
+        shard_members(init(keys, LMHParams(config.pretrain_rate), params)),
+        config.pretrain_steps,
+        chunk=max(1, config.pretrain_steps // 20),
+        folder=folder,
+        label=label,
+        checkpoint_every=max(1, config.pretrain_steps // 4),
+    )
+    return state.params
+
+
+def make_tune(config: Config, lm: LanguageModel, num_classes: int, test: LabelledText) -> Any:
+    """Return `(key, params, labelled) -> accuracy [2]` in per cent, on the labelled and the test passages."""
+
+    def tune(key: jax.Array, params: Any, labelled: LabelledText) -> jax.Array:
+        steps = config.finetune_epochs * len(labelled.label) // config.finetune_batch
+        steps = max(steps, config.finetune_steps)
+        sample = sample_rows(labelled, batch_size=config.finetune_batch)
+        learner = make_text_classifier(lm, num_classes, sample, total_steps=steps, warmup_steps=steps // 20)
+        start = attach_head(lm, params, num_classes)
+        state = learner.init(key, ClassifierHParams(config.finetune_rate), params=start)
+        state, _ = jax.lax.scan(lambda s, _: learner.step(s), state, None, steps)
+        return 100 * jnp.stack([mean_accuracy(lm, state.params, part) for part in (labelled, test)])
+
+    return tune
+
+
+def report(num: int, train: np.ndarray, test: np.ndarray, n_grams: np.ndarray) -> None:
+    """Print the accuracies [starts, M] of one number of labels and the paired differences of neighbours."""
+    mean, half = mean_interval(n_grams)
+    print(f"{num} labelled passages an author (n-grams {mean:.1f} +- {half:.1f}%):")
+    for i, start in enumerate(STARTS):
+        mean, half = mean_interval(test[i])
+        line = f"  {start:15} test {mean:5.1f} +- {half:.1f}%, train {train[i].mean():5.1f}%"
+        if i:
+            mean, half = mean_interval(test[i] - test[i - 1])
+            line += f"   {start} - {STARTS[i - 1]}: {mean:+.1f} +- {half:.1f}"
+        print(line, flush=True)
+
+
+def draw(config: Config, test: np.ndarray, n_grams: np.ndarray, chance: float, folder: RunFolder) -> None:
+    """Draw accuracy [sizes, starts, M] against labels, with the n-grams' [sizes, M] and chance."""
+    fig, ax = figure(
+        "labelled passages per author",
+        "accuracy on held-out books [%]",
+        title=f"{config.words} words, {config.seeds} seeds, 95%",
+    )
+    for i in reversed(range(len(STARTS))):
+        curve_with_interval(ax, config.labels, test[:, i], STARTS[i])
+    ax.plot(config.labels, n_grams.mean(1), color="#777777", linestyle="--", label="n-grams")
+    ax.axhline(chance, color="#777777", linestyle=":", label="chance")
+    ax.set(xscale="log", ylim=(0, None), xticks=config.labels, xticklabels=config.labels)
+    ax.minorticks_off()
+    ax.legend()
+    save_figure(fig, folder.path / "author.png")
+
+
+def main(config: Config) -> None:
+    """Pre-train on both texts, fine-tune all starts on the same passages; print, save and draw."""
+    use_cpu_devices()
+    task = make_task(config)
+    tokenizer = train_bpe([task.unrelated, task.related], config.vocabulary)
+    lm = make_transformer(
+        TransformerConfig(config.vocabulary, config.width, config.layers, config.heads, config.context)
+    )
+    folder = open_run(config.out, config, resume=config.resume)
+    start = time.perf_counter()
+    keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
+    starts = [shard_members(jax.jit(jax.vmap(lm.init))(keys[0]))]
+    for name, text in zip(STARTS[1:], (task.unrelated, task.related), strict=True):
+        tokens = np.asarray(tokenizer.encode(text), np.int32)
+        print(f"{name}: {len(tokens)} tokens", flush=True)
+        starts.append(pretrain(config, lm, starts[0], tokens, folder.sub(name.replace(" ", "_")), name))
+    starts = jax.tree.map(lambda *x: jnp.stack(x, 1), *starts)
+    texts = [text for author in task.test for text in author]
+    truth = np.repeat(np.arange(len(task.test), dtype=np.int32), [len(author) for author in task.test])
+    test = jax.tree.map(jnp.asarray, tokenize(tokenizer, texts, truth, config.context))
+    tune = jax.vmap(make_tune(config, lm, len(task.test), test), (None, 0, None))
+    tune = jax.jit(jax.vmap(tune))
+    accuracy, n_grams = [], []
+    for num in config.labels:
+        chosen = [choose(task.train, num, config.seed + i) for i in range(config.seeds)]
+        n_grams.append(np.array([n_gram_accuracy(*labelled, texts, truth) for labelled in chosen]))
+        rows = [tokenize(tokenizer, *labelled, config.context) for labelled in chosen]
+        labelled = shard_members(jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows))
+        accuracy.append(np.moveaxis(np.asarray(tune(shard_members(keys[1]), starts, labelled)), 0, 1))
+        report(num, accuracy[-1][..., 0], accuracy[-1][..., 1], n_grams[-1])
+    accuracy, n_grams = np.stack(accuracy), np.stack(n_grams)
+    folder.write_json(
+        "result.json",
+        {
+            "labels": config.labels,
+            "starts": STARTS,
+            "train_accuracy": accuracy[..., 0],
+            "test_accuracy": accuracy[..., 1],
+            "n_gram_accuracy": n_grams,
+        },
+    )
+    draw(config, accuracy[..., 1], n_grams, 100 / len(task.test), folder)
+    print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
