@@ -14,8 +14,17 @@ LossFn = Callable[[Params, Any, Any, chex.PRNGKey, Any], tuple[chex.Array, Metri
 """`(params, frozen, batch, key, hparams) -> (loss, metrics)`: the scalar objective of one batch."""
 
 
+Decay = Callable[[chex.Array, int | None, int], chex.Array]
+"""`(step, total_steps, warmup_steps) -> the learning rate's factor`: `linear_decay`, `cosine_decay`."""
+
+
 def make_optimizer(
-    *, max_grad_norm: float | None = 0.5, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-5
+    *,
+    max_grad_norm: float | None = 0.5,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-5,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Return Adam behind global-norm clipping, with the learning rate left to `descend`.
 
@@ -26,12 +35,23 @@ def make_optimizer(
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment (1e-5 in the PPO literature, 1e-8 in Kingma & Ba 2015).
+      weight_decay: AdamW's: every step also takes `learning_rate * weight_decay` of each weight away
+        (Loshchilov & Hutter 2019), except of the leaves named "bias" and "scale".
 
     Returns:
       A transformation whose updates point downhill only after `descend` multiplies them by `-learning_rate`.
     """
-    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
-    return adam if max_grad_norm is None else optax.chain(optax.clip_by_global_norm(max_grad_norm), adam)
+    parts = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
+    parts.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, _decaying))
+    return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def _decaying(params: Params) -> Any:
+    """Mark the leaves that decay: by their names, since layers that are stacked give biases a second axis."""
+    kept = lambda path: getattr(path[-1], "key", None) in ("bias", "scale") if path else False
+    return jax.tree_util.tree_map_with_path(lambda path, _: not kept(path), params)
 
 
 def descend(
@@ -69,6 +89,31 @@ def linear_decay(step: chex.Array, total_steps: int | None, warmup_steps: int = 
     return jnp.clip(jnp.minimum(factor, remaining), 0.0, 1.0)
 
 
+def cosine_decay(
+    step: chex.Array, total_steps: int | None, warmup_steps: int = 0, *, final: float = 0.1
+) -> chex.Array:
+    """Return the learning rate's factor: a linear rise, then half a cosine's fall to `final`.
+
+    After the rise, at a share p of the way, it is `final + (1 - final) (1 + cos(pi p)) / 2` (Loshchilov &
+    Hutter 2017, without restarts; Brown et al. 2020, appendix B, with a tenth).
+
+    Args:
+      step: [] int32, the steps already taken.
+      total_steps: where the factor reaches `final`, and stays; None keeps it at 1 after the warm-up.
+      warmup_steps: length of the rise; the first step's factor is `1 / (warmup_steps + 1)`.
+      final: in [0, 1]; choose it by `functools.partial(cosine_decay, final=...)`.
+
+    Returns:
+      [] float32 in [0, 1].
+    """
+    step = jnp.asarray(step, jnp.float32)
+    rise = jnp.minimum(1.0, (step + 1.0) / (warmup_steps + 1.0))
+    if total_steps is None:
+        return rise
+    way = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+    return rise * (final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * way)))
+
+
 def permutations(key: chex.PRNGKey, count: int, length: int) -> chex.Array:
     """Return random orders of `range(length)`, for epochs of minibatches.
 
@@ -101,6 +146,7 @@ def make_gradient_learner(
     optimizer: optax.GradientTransformation | None = None,
     total_steps: int | None = None,
     warmup_steps: int = 0,
+    decay: Decay = linear_decay,
 ) -> Learner:
     """Build the learner that descends `loss` on one batch a step.
 
@@ -111,8 +157,9 @@ def make_gradient_learner(
       loss: `(params, frozen, batch, key, hparams) -> (scalar, metrics)`; hparams has a `learning_rate`.
       sample: `key -> batch`, used when `step` is called without a batch.
       optimizer: an update rule without its learning rate; default `make_optimizer()`.
-      total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.
+      total_steps: the learning rate falls over this many steps; None keeps it constant.
       warmup_steps: the learning rate first rises linearly over this many steps.
+      decay: how it falls: linearly to 0, or `cosine_decay`.
 
     Returns:
       A `Learner`; its metrics are the loss's own plus `loss`, `grad_norm` and `learning_rate`.
@@ -134,7 +181,7 @@ def make_gradient_learner(
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.frozen, batch, key_loss, state.hparams
         )
-        learning_rate = state.hparams.learning_rate * linear_decay(state.step, total_steps, warmup_steps)
+        learning_rate = state.hparams.learning_rate * decay(state.step, total_steps, warmup_steps)
         params, opt_state = descend(optimizer, grads, state.opt_state, state.params, learning_rate)
         metrics = metrics | {
             "loss": value,

@@ -1,3 +1,4 @@
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import optax
 import pytest
 
 from jaxrl_align.learner import (
+    cosine_decay,
     descend,
     linear_decay,
     make_gradient_learner,
@@ -62,6 +64,59 @@ def test_the_learning_rates_factor(step, total, warmup, expected):
         got = call(jnp.int32(step), total, warmup)
         assert got.dtype == jnp.float32 and got.shape == ()
         np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "warmup", "final", "expected"),
+    [
+        (0, 10, 0, 0.1, 1.0),
+        (5, 10, 0, 0.1, 0.55),  # halfway: the mean of 1 and a tenth
+        (10, 10, 0, 0.1, 0.1),
+        (25, 10, 0, 0.1, 0.1),
+        (10, 10, 0, 0.0, 0.0),
+        (0, 10, 4, 0.1, 0.2),
+        (4, 10, 4, 0.1, 1.0),
+        (6, 10, 4, 0.0, 0.75),  # a third of the way: (1 + cos 60) / 2
+        (8, 10, 4, 0.0, 0.25),
+        (9, None, 3, 0.1, 1.0),
+    ],
+)
+def test_the_cosines_factor(step, total, warmup, final, expected):
+    got = cosine_decay(jnp.int32(step), total, warmup, final=final)
+    assert got.dtype == jnp.float32 and got.shape == ()
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_a_learner_follows_the_cosine():
+    learner = make(total_steps=4, decay=functools.partial(cosine_decay, final=0.5))
+    _, metrics = jax.jit(train(learner, 6))(jax.random.key(0), HParams(0.1))
+    half = 0.75 + 0.25 * np.cos(np.pi * np.array([0, 0.25, 0.5, 0.75, 1.0, 1.0]))
+    np.testing.assert_allclose(metrics["learning_rate"], 0.1 * half, rtol=1e-6)
+
+
+def test_weights_decay_as_in_adamw_and_biases_and_scales_do_not():
+    """Two steps against optax.adamw; layers that are stacked give biases two axes."""
+    params = {
+        "layers": {
+            "up": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))},
+            "norm": {"scale": jnp.ones((2, 3))},
+        }
+    }
+    grads = jax.tree.map(lambda x: jnp.linspace(-1, 1, x.size).reshape(x.shape), params)
+    got, want, plain = params, params, params
+    ours = make_optimizer(max_grad_norm=None, eps=1e-8, weight_decay=0.1)
+    theirs = optax.adamw(0.01, weight_decay=0.1)
+    without = make_optimizer(max_grad_norm=None, eps=1e-8)
+    states = [optimizer.init(params) for optimizer in (ours, theirs, without)]
+    for _ in range(2):
+        got, states[0] = descend(ours, grads, states[0], got, 0.01)
+        updates, states[1] = theirs.update(grads, states[1], want)
+        want = optax.apply_updates(want, updates)
+        plain, states[2] = descend(without, grads, states[2], plain, 0.01)
+    np.testing.assert_allclose(got["layers"]["up"]["kernel"], want["layers"]["up"]["kernel"], rtol=1e-6)
+    assert bits(got["layers"]["up"]["bias"]) == bits(plain["layers"]["up"]["bias"])
+    assert bits(got["layers"]["norm"]) == bits(plain["layers"]["norm"])
+    assert bits(got["layers"]["up"]["kernel"]) != bits(plain["layers"]["up"]["kernel"])
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 512, 2**14, 2**14 + 1])

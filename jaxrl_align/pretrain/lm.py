@@ -15,7 +15,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from jaxrl_align.data.mixtures import normalise_weights
-from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer
+from jaxrl_align.learner import Decay, LossFn, linear_decay, make_gradient_learner, make_optimizer
 from jaxrl_align.losses import next_token_loss
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Learner, Metrics, Params, Sampler
@@ -192,6 +192,7 @@ def make_lm_learner(
     *,
     total_steps: int | None = None,
     warmup_steps: int = 0,
+    decay: Decay = linear_decay,
     lora: bool = False,
     microbatches: int = 1,
     optimizer: optax.GradientTransformation | None = None,
@@ -201,12 +202,14 @@ def make_lm_learner(
     Args:
       lm: the language model.
       sample: `key -> TokenBatch`.
-      total_steps: the learning rate falls linearly to 0 over this many steps.
+      total_steps: the learning rate falls over this many steps; None keeps it constant.
       warmup_steps: it first rises over this many.
+      decay: how it falls: linearly to 0, or `learner.cosine_decay`.
       lora: train an adapter: `init(key, hparams, params=adapter, frozen=base)`.
       microbatches: parts in which a batch is read, to save memory; see `next_token_objective`.
       optimizer: an update rule without its learning rate; default Adam with b2 = 0.95, eps = 1e-8 behind a
-        global norm of 1 (Brown et al. 2020, appendix B).
+        global norm of 1 (Brown et al. 2020, appendix B). Theirs decays weights too:
+        `make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8, weight_decay=0.1)`.
 
     Returns:
       A `Learner` with metrics `loss` (nats a token), `mean_token_accuracy`, `num_tokens`, `grad_norm`,
@@ -227,6 +230,7 @@ def make_lm_learner(
         optimizer=optimizer or make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8),
         total_steps=total_steps,
         warmup_steps=warmup_steps,
+        decay=decay,
     )
 
 
