@@ -19,10 +19,11 @@ from jaxrl_align.actors.generation import (
     Response,
     TextConfig,
     Writing,
+    draw_token,
     generate,
     make_slots,
     read_prompt,
-    write_token,
+    read_token,
 )
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Params
@@ -184,15 +185,16 @@ def stream(
     read = jax.jit(lambda p, k, a: read_prompt(lm, p, padded, slots, k, config, filters, a))
 
     @jax.jit
-    def write(p: Any, writing: Writing, index: Any, a: Any) -> tuple[Writing, Response]:
-        return write_token(
-            lm, p, slots, writing, index, config, filters, tuple(stop_tokens), temperature, a, None
-        )
+    def draw(p: Any, writing: Writing) -> tuple[Writing, Response]:
+        return draw_token(lm, p, writing, config, filters, tuple(stop_tokens), temperature, None)
 
+    follow = jax.jit(lambda p, w, token, index, a: read_token(lm, p, slots, w, token, index, a))
     writing = read(params, jax.random.split(key, 1)[0], adapter)
-    for index in range(response_length):
-        writing, out = write(params, writing, jnp.int32(config.prompt_length + index), adapter)
+    for index in range(config.prompt_length, config.prompt_length + response_length):
+        writing, out = draw(params, writing)
         token = int(out.tokens)
         if token in stop_tokens:
             return
         yield token
+        if index + 1 < config.prompt_length + response_length:
+            writing = follow(params, writing, out.tokens, jnp.int32(index), adapter)

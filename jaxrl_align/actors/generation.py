@@ -23,13 +23,14 @@ __all__ = [
     "Slots",
     "TextConfig",
     "Writing",
+    "draw_token",
     "filter_logits",
     "generate",
     "make_slots",
     "penalise",
     "read_prompt",
+    "read_token",
     "sampling_logits",
-    "write_token",
 ]
 
 BARRED = -1e9
@@ -135,7 +136,8 @@ def filter_logits(logits: chex.Array, filters: Filters) -> chex.Array:
       [V] the logits, about -1e9 where barred.
     """
     if filters.top_k is not None and filters.top_k < logits.shape[0]:
-        least = jax.lax.top_k(logits, filters.top_k)[0][-1]
+        # XLA sorts for every k, on a CPU at half the cost of a small model's token.
+        least = jnp.max(logits) if filters.top_k == 1 else jax.lax.top_k(logits, filters.top_k)[0][-1]
         logits = jnp.where(logits >= least, logits, BARRED)
     if filters.top_p < 1.0:
         ranked = jnp.sort(logits, descending=True)
@@ -203,20 +205,17 @@ def read_prompt(
     return Writing(hidden[-1], cache, jnp.array(True), key, seen)
 
 
-def write_token(
+def draw_token(
     lm: LanguageModel,
     params: Params,
-    slots: Slots,
     writing: Writing,
-    index: chex.Array,
     config: TextConfig,
     filters: Filters,
     stop_tokens: Sequence[int],
     temperature: chex.Numeric,
-    adapter: Params | None,
     value_head: Params | None,
 ) -> tuple[Writing, Response]:
-    """Write the token of slot `index`."""
+    """Draw the next token; `read_token` must follow before the one after it."""
     hidden, cache, alive, key, seen = writing
     key, key_token = jax.random.split(key)
     logits = lm.logits(params, hidden)
@@ -228,13 +227,25 @@ def write_token(
     value = jnp.zeros(()) if value_head is None else apply_scalar_head(value_head, hidden)
     token = jnp.where(alive, drawn, config.pad_token)
     real = alive.astype(jnp.float32)
-    out = Response(token, log_prob * real, value * real, real)
-    place = jax.lax.dynamic_slice(slots.position, (index,), (1,))
-    hidden, cache = lm.encode(params, token[None], slots.mask, cache, index, place, adapter)
     for stop in stop_tokens:
         alive = alive & (token != stop)
     seen = None if seen is None else seen.at[token].set(True).at[config.pad_token].set(False)
-    return Writing(hidden[0], cache, alive, key, seen), out
+    return Writing(hidden, cache, alive, key, seen), Response(token, log_prob * real, value * real, real)
+
+
+def read_token(
+    lm: LanguageModel,
+    params: Params,
+    slots: Slots,
+    writing: Writing,
+    token: chex.Array,
+    index: chex.Array,
+    adapter: Params | None,
+) -> Writing:
+    """Read the token that was written to slot `index`."""
+    place = jax.lax.dynamic_slice(slots.position, (index,), (1,))
+    hidden, cache = lm.encode(params, token[None], slots.mask, writing.cache, index, place, adapter)
+    return writing._replace(hidden=hidden[0], cache=cache)
 
 
 def generate(
@@ -271,10 +282,16 @@ def generate(
 
     slots = make_slots(prompt, config)
 
+    def draw(writing: Writing) -> tuple[Writing, Response]:
+        return draw_token(lm, params, writing, config, filters, stops, temperature, value_head)
+
     def write(writing: Writing, index: chex.Array) -> tuple[Writing, Response]:
-        return write_token(
-            lm, params, slots, writing, index, config, filters, stops, temperature, adapter, value_head
-        )
+        writing, out = draw(writing)
+        return read_token(lm, params, slots, writing, out.tokens, index, adapter), out
 
     begin = read_prompt(lm, params, prompt, slots, key, config, filters, adapter)
-    return jax.lax.scan(write, begin, config.prompt_length + jnp.arange(config.response_length))[1]
+    # Nothing follows the last token, so it is not read.
+    writing, response = jax.lax.scan(
+        write, begin, config.prompt_length + jnp.arange(config.response_length - 1)
+    )
+    return jax.tree.map(lambda x, last: jnp.append(x, last[None], 0), response, draw(writing)[1])

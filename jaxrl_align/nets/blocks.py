@@ -1,5 +1,6 @@
 """The transformer's parts as Linen modules: linear layers with room for an adapter, attention, blocks."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,20 +79,29 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: chex.Array, cache: Cache | None, windowed: chex.Array, places: Places
-    ) -> tuple[chex.Array, Cache | None]:
-        """Map x [L, width]; `windowed` [] says whether `places.near` holds for this layer."""
+        self,
+        carry: tuple[chex.Array, Cache | None],
+        layer: chex.Array,
+        windowed: chex.Array,
+        places: Places,
+    ) -> tuple[tuple[chex.Array, Cache | None], None]:
+        """Map x [L, width], and write to all layers' cache at `layer` [].
+
+        `windowed` [] says whether `places.near` holds for this layer. The cache is carried, because one cut
+        into layers and put together again would be copied with every token.
+        """
+        x, cache = carry
         residual = x if self.config.residual else 0.0
         h = make_norm(self.config, "attention_norm")(x)
-        h, cache = self.attention(h, cache, windowed, places)
+        h, cache = self.attention(h, cache, layer, windowed, places)
         x = residual + h
-        if self.config.feed_forward == "none":
-            return x, cache
-        residual = x if self.config.residual else 0.0
-        return residual + self.feed_forward(make_norm(self.config, "feed_forward_norm")(x)), cache
+        if self.config.feed_forward != "none":
+            residual = x if self.config.residual else 0.0
+            x = residual + self.feed_forward(make_norm(self.config, "feed_forward_norm")(x))
+        return (x, cache), None
 
     def attention(
-        self, h: chex.Array, cache: Cache | None, windowed: chex.Array, places: Places
+        self, h: chex.Array, cache: Cache | None, layer: chex.Array, windowed: chex.Array, places: Places
     ) -> tuple[chex.Array, Cache | None]:
         """Let every token read those it may: `softmax(q k / sqrt(depth)) v`, heads side by side."""
         config = self.config
@@ -108,9 +118,14 @@ class Block(nn.Module):
         if places.angle is not None:
             query, key = rotate(query, places.angle), rotate(key, places.angle)
         if cache is not None:
-            key = jax.lax.dynamic_update_slice_in_dim(cache.key, key, places.start, 0)
-            value = jax.lax.dynamic_update_slice_in_dim(cache.value, value, places.start, 0)
-            cache = Cache(key, value)
+            at = (layer, places.start, 0, 0)
+            cache = Cache(
+                *(
+                    jax.lax.dynamic_update_slice(c, n[None], at)
+                    for c, n in zip(cache, (key, value), strict=True)
+                )
+            )
+            key, value = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache)
         attend = places.attend
         if places.near is not None:
             attend = attend & (places.near | ~windowed)
@@ -128,10 +143,22 @@ class Block(nn.Module):
         """Map every token on its own: `gelu(h U) D`, or SwiGLU's `(silu(h G) * h U) D`."""
         up = self.linear("up", self.config.hidden)(h)
         if self.config.feed_forward == "swiglu":
-            up = nn.silu(self.linear("gate", self.config.hidden)(h)) * up
+            up = _swiglu(self.linear("gate", self.config.hidden)(h), up)
         else:
-            up = nn.gelu(up, approximate=True)
+            up = _gelu(up)
         return self.linear("down", self.config.width)(up)
+
+
+# Their backward passes read the arguments alone: what lies between, several times as wide as a token, costs
+# more to write and to read again than to compute again.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gelu(x: chex.Array) -> chex.Array:
+    return nn.gelu(x, approximate=True)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _swiglu(gate: chex.Array, up: chex.Array) -> chex.Array:
+    return nn.silu(gate) * up
 
 
 class Decoder(nn.Module):
@@ -178,5 +205,6 @@ class Decoder(nn.Module):
             length=config.layers,
         )
         places = Places(start, attend, near, angle)
-        x, cache = stack(config, self.lora_scale, name="layers")(x, cache, windowed, places)
+        layers = stack(config, self.lora_scale, name="layers")
+        (x, cache), _ = layers((x, cache), jnp.arange(config.layers), windowed, places)
         return make_norm(config, "final_norm")(x), cache

@@ -10,7 +10,6 @@ import pytest
 from jaxrl_align.nets.adapters import init_lora, merge_lora
 from jaxrl_align.nets.rope import rope_frequencies, rotate
 from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig, make_transformer, positions_of
-from tests.tiny import primitives
 
 SMALL = TransformerConfig(20, width=16, layers=2, heads=4, context=40)
 MODERN = dataclasses.replace(
@@ -216,9 +215,8 @@ def test_remat_recomputes_and_changes_nothing():
     ]
     for got, want in zip(*(jax.tree.leaves(jax.jit(g)(params)) for g in gradients), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
-    names = [primitives(jax.make_jaxpr(g)(params)) for g in gradients]
-    remat = {"checkpoint", "remat", "remat2"}  # its name differs between versions of JAX
-    assert not names[0] & remat and names[1] & remat
+    products = [str(jax.make_jaxpr(g)(params)).count("dot_general") for g in gradients]
+    assert products[1] > products[0]
 
 
 @pytest.mark.parametrize(
