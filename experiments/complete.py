@@ -1,0 +1,116 @@
+"""Completes a prompt by a published model, or answers it in the words of its chat template.
+
+    python experiments/complete.py --model FOLDER --prompt "Once upon a time" --stream
+
+FOLDER is a local Hugging Face folder of GPT-2, Llama, Qwen2 or Qwen3 with its `tokenizer.json`. With
+`--stream` the text appears as it is written; without, all samples are written side by side by one compiled
+program.
+"""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import jax
+
+from jaxrl_align.actors.completion import make_completer, stream
+from jaxrl_align.actors.generation import Filters
+from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.nets.transformer import LanguageModel, make_transformer
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.huggingface import Pretrained, load_model
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model, a prompt, and how the model's distribution is sampled."""
+
+    model: str
+    """A Hugging Face folder."""
+    prompt: str
+    chat: bool = False
+    """The prompt is the user's message in a conversation, written by the model's chat template."""
+    stream: bool = False
+    """Print one sample, every token as it is written."""
+    samples: int = 1
+    tokens: int = 64
+    """The most that are written."""
+    temperature: float = 1.0
+    top_k: int | None = None
+    """Sample among the k likeliest tokens; 1 is greedy."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+def spare_token(model: Pretrained, prompt: list[int]) -> int:
+    """Return a token to pad with, and never write: the model's own, or the last one of no use."""
+    used = {*model.stop_tokens, *prompt}
+    own = model.tokenizer.pad_token
+    return next(
+        t for t in (own, *reversed(range(model.config.vocab_size))) if t is not None and t not in used
+    )
+
+
+def print_as_written(tokenizer: Tokenizer, tokens: Iterable[int]) -> int:
+    """Print text as its tokens come, and return their number; a character may need several tokens."""
+    written, shown = [], ""
+    for token in tokens:
+        written.append(token)
+        text = tokenizer.decode(written)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print(tokenizer.decode(written)[len(shown) :])
+    return len(written)
+
+
+def main(config: Config) -> None:
+    """Load, encode, write."""
+    model = load_model(config.model)
+    if model.tokenizer is None:
+        raise ValueError(f"{config.model} holds no tokenizer.json, without which a prompt cannot be read")
+    if config.samples < 1 or (config.stream and config.samples > 1):
+        raise ValueError(f"samples must be at least 1, and 1 with --stream; got {config.samples}")
+    tokenizer, lm = model.tokenizer, make_transformer(model.config)
+    if config.chat:
+        message = [{"role": "user", "content": config.prompt}]
+        prompt = tokenizer.encode_chat(message, add_generation_prompt=True)
+    else:
+        prompt = tokenizer.encode(config.prompt)
+    begin = time.perf_counter()
+    count = write(config, model, lm, prompt)
+    seconds = time.perf_counter() - begin
+    print(f"[{count} tokens in {seconds:.1f} s, compilation included; seed {config.seed}]")
+
+
+def write(config: Config, model: Pretrained, lm: LanguageModel, prompt: list[int]) -> int:
+    """Print the samples and return how many tokens they have."""
+    if not model.stop_tokens:
+        raise ValueError(
+            f"{config.model} names no token that ends a text; give its config.json an eos_token_id"
+        )
+    settings = {
+        "response_length": config.tokens,
+        "stop_tokens": model.stop_tokens,
+        "pad_token": spare_token(model, prompt),
+        "filters": Filters(config.top_k, config.top_p, config.min_p, config.repetition_penalty),
+    }
+    key = jax.random.key(config.seed)
+    if config.stream:
+        tokens = stream(lm, model.params, prompt, key, temperature=config.temperature, **settings)
+        return print_as_written(model.tokenizer, tokens)
+    complete = make_completer(lm, **settings)
+    completions = complete(model.params, [prompt] * config.samples, key, config.temperature)
+    for number, completion in enumerate(completions, 1):
+        perplexity = math.exp(-sum(completion.log_prob) / max(len(completion.log_prob), 1))
+        end = "stopped" if completion.stopped else "cut"
+        print(f"--- sample {number}, {end}, perplexity as sampled {perplexity:.1f}")
+        print(model.tokenizer.decode(completion.tokens))
+    return sum(len(completion.tokens) for completion in completions)
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
