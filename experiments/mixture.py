@@ -2,7 +2,7 @@
 
 Claim (lecture 000, C10): GPT-3 draws its sources by quality instead of by size, so that the small good ones
 are read two or three times and the large one less than once. Here five domains stand in for its five
-sources, cut to the same sizes at 5 kB instead of 1e9 tokens, and training is as long, 300 units; a third
+sources, cut to the same sizes at 3 kB instead of 1e9 tokens, and training is as long, 300 units; a third
 mixture has the published weights but new text wherever the second reads some again.
 """
 
@@ -54,7 +54,7 @@ PIECE = 2_000
 class Config:
     """A byte-level transformer for each mixture and seed."""
 
-    unit: int = 5_000
+    unit: int = 3_000
     """Bytes that stand for GPT-3's 1e9 tokens."""
     held_out: int = 30_000
     """Bytes of each domain."""

@@ -49,7 +49,7 @@ class Config:
     corpus: str | None = None
     """A UTF-8 text file to pre-train on; none means the children's books, from the data folder or the
     network."""
-    pairs: int = 250
+    pairs: int = 200
     """The first of each of BLiMP's 67 paradigms, which have 1,000."""
     seeds: int = 4
     """Members trained side by side."""
@@ -64,7 +64,7 @@ class Config:
     width: int = 128
     context: int = 128
     batch_size: int = 8
-    steps: int = 3_000
+    steps: int = 1_500
     warmup_steps: int = 100
     learning_rate: float = 3e-3
     """After a linear rise it falls linearly to 0."""
