@@ -13,8 +13,8 @@ import pytest
 from jaxrl_align.data.tokenizers import character_tokenizer, save_tokenizer
 from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig
 from jaxrl_align.runtime.huggingface import load_model, save_model
-from jaxrl_align.runtime.huggingface_config import family_of, read_config, write_config
-from jaxrl_align.runtime.huggingface_tensors import empty_params, tensor_shape, tensors_of, unpack
+from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
+from jaxrl_align.runtime.huggingface.tensors import empty_params, tensor_shape, tensors_of, unpack
 from tests.runtime.make_huggingface_fixtures import FIXTURE, NEW_TOKENS, draw_tokens, draw_weights, ours
 
 CASES = json.loads(FIXTURE.read_text(encoding="utf-8"))["cases"]

@@ -18,21 +18,21 @@ import numpy as np
 
 from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
-from jaxrl_align.runtime.huggingface_config import FAMILIES, family_of, read_config, write_config
-from jaxrl_align.runtime.huggingface_tensors import (
+from jaxrl_align.runtime.huggingface.config import FAMILIES, family_of, read_config, write_config
+from jaxrl_align.runtime.huggingface.files import (
+    Stored,
+    read_tensors,
+    require_safetensors,
+    stored_tensors,
+    write_tensors,
+)
+from jaxrl_align.runtime.huggingface.tensors import (
     PREFIXES,
     empty_params,
     pack,
     tensor_shape,
     tensors_of,
     unpack,
-)
-from jaxrl_align.runtime.safetensors_files import (
-    Stored,
-    read_tensors,
-    require_safetensors,
-    stored_tensors,
-    write_tensors,
 )
 from jaxrl_align.types import Params
 
