@@ -27,6 +27,7 @@ from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.runtime.metrics import mean_interval
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.types import Learner
 
 STARTS = ("from scratch", "unrelated text", "related text")
 
@@ -37,20 +38,20 @@ class Config:
 
     books: str | None = None
     """A folder of <author>/<title>.txt; none means 23 children's, from the data folder or the network."""
-    words: int = 64
+    words: int = 60
     """Of a passage."""
     labels: tuple[int, ...] = (5, 20, 50, 200)
     """Labelled passages per author."""
     test_passages: int = 200
     """Per author, spread over the held-out book."""
-    vocabulary: int = 2048
+    vocabulary: int = 1024
     layers: int = 2
     heads: int = 4
-    width: int = 128
-    context: int = 96
+    width: int = 96
+    context: int = 120
     """Tokens that are read; what is longer is cut."""
-    pretrain_steps: int = 2_000
-    pretrain_batch: int = 16
+    pretrain_steps: int = 5_000
+    pretrain_batch: int = 8
     pretrain_rate: float = 3e-3
     finetune_epochs: int = 4
     finetune_steps: int = 100
@@ -58,7 +59,7 @@ class Config:
     finetune_batch: int = 16
     finetune_rate: float = 1e-3
     seeds: int = 4
-    """Members trained side by side."""
+    """Fine-tuned side by side: draws of the labelled passages."""
     seed: int = 0
     out: str = "runs/author"
     resume: bool = False
@@ -126,27 +127,30 @@ def n_gram_accuracy(texts: list[str], label: np.ndarray, test: list[str], truth:
     return 100 * float(np.mean(found == truth))
 
 
-def pretrain(
-    config: Config, lm: LanguageModel, params: Any, tokens: np.ndarray, folder: RunFolder, label: str
-) -> Any:
-    """Return the members' parameters [M] after next-token training on one text, from the given ones."""
-    learner = make_lm_learner(
-        lm,
-        sample_windows(jnp.asarray(tokens), batch_size=config.pretrain_batch, length=config.context),
-        total_steps=config.pretrain_steps,
-        warmup_steps=config.pretrain_steps // 20,
-        optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8),
-    )
-    keys = jax.random.split(jax.random.key(config.seed + 1), config.seeds)
-    init = jax.jit(jax.vmap(learner.init, (0, None, 0)))
+def pretrain(config: Config, lm: LanguageModel, corpora: list[np.ndarray], folder: RunFolder) -> Any:
+    """Return one model per corpus [C], trained on equally many tokens from the same weights."""
+    longest = max(map(len, corpora))
+    corpora = jnp.asarray(np.stack([np.resize(tokens, longest) for tokens in corpora]))
+
+    def learner(tokens: jax.Array) -> Learner:
+        return make_lm_learner(
+            lm,
+            sample_windows(tokens, batch_size=config.pretrain_batch, length=config.context),
+            total_steps=config.pretrain_steps,
+            warmup_steps=config.pretrain_steps // 20,
+            optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8),
+        )
+
+    keys = jnp.stack([jax.random.key(config.seed)] * len(corpora))
+    init = jax.jit(jax.vmap(learner(corpora[0]).init, (0, None)))
     state, _ = run(
-        jax.vmap(learner.step),
-        shard_members(init(keys, LMHParams(config.pretrain_rate), params)),
+        lambda state: jax.vmap(lambda tokens, s: learner(tokens).step(s))(corpora, state),
+        shard_members(init(keys, LMHParams(config.pretrain_rate))),
         config.pretrain_steps,
         chunk=max(1, config.pretrain_steps // 20),
         folder=folder,
-        label=label,
-        checkpoint_every=max(1, config.pretrain_steps // 4),
+        label="pre-training",
+        checkpoint_every=max(1, config.pretrain_steps // 10),
     )
     return state.params
 
@@ -207,13 +211,14 @@ def main(config: Config) -> None:
     )
     folder = open_run(config.out, config, resume=config.resume)
     start = time.perf_counter()
-    keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
-    starts = [shard_members(jax.jit(jax.vmap(lm.init))(keys[0]))]
-    for name, text in zip(STARTS[1:], (task.unrelated, task.related), strict=True):
-        tokens = np.asarray(tokenizer.encode(text), np.int32)
-        print(f"{name}: {len(tokens)} tokens", flush=True)
-        starts.append(pretrain(config, lm, starts[0], tokens, folder.sub(name.replace(" ", "_")), name))
-    starts = jax.tree.map(lambda *x: jnp.stack(x, 1), *starts)
+    corpora = [np.asarray(tokenizer.encode(text), np.int32) for text in (task.unrelated, task.related)]
+    read = config.pretrain_steps * config.pretrain_batch * config.context
+    print(f"corpora of {' and '.join(str(len(c)) for c in corpora)} tokens, {read} tokens read of each")
+    trained = pretrain(config, lm, corpora, folder)
+    keys = jax.random.split(jax.random.key(config.seed + 1), (2, config.seeds))
+    scratch = jax.jit(jax.vmap(lm.init))(keys[0])
+    start_from = lambda new, old: jnp.concatenate([new[:, None], jnp.stack([old] * config.seeds)], 1)
+    starts = shard_members(jax.tree.map(start_from, scratch, jax.tree.map(np.asarray, trained)))
     texts = [text for author in task.test for text in author]
     truth = np.repeat(np.arange(len(task.test), dtype=np.int32), [len(author) for author in task.test])
     test = jax.tree.map(jnp.asarray, tokenize(tokenizer, texts, truth, config.context))
