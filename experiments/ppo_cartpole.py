@@ -4,9 +4,9 @@ Claim: proximal policy optimisation balances the pole (the lecture's policy-grad
 2017). Solved means that the last 100 training episodes, played by the sampling policy, return at least 475.
 
 Measured: all 8 seeds return 500.0, the most there is, over their last 100 episodes, with `--seed 0` and with
-`--seed 1` (499,712 steps each). Four million steps took 20 to 27 s with compilation, on 2 shared CPU cores.
+`--seed 1` (499,712 steps each). Four million steps took 28 s with compilation, on 2 shared CPU cores.
 With `--seeds 10` the interquartile mean is 500.0 [500.0, 500.0] (95% bootstrap interval), and on Acrobot
-(`--seeds 10 --env Acrobot-v1`) -82.4 [-84.3, -80.7]; CleanRL's documentation lists 490.0 +- 6.1 and -86.4 for
+(`--seeds 10 --env Acrobot-v1`) -83.5 [-84.7, -82.6]; CleanRL's documentation lists 490.0 +- 6.1 and -86.4 for
 its PPO after as many steps.
 """
 
