@@ -61,9 +61,9 @@ class Config:
     seeds: int = 4
     """Members trained side by side; a seed starts every mixture from the same weights."""
     seed: int = 0
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
-    width: int = 96
+    width: int = 64
     context: int = 64
     """Bytes that are read."""
     batch_size: int = 16
