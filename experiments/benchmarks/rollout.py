@@ -1,0 +1,98 @@
+"""Environment steps a second of `unroll`, against a loop around gymnax's `step` as people write it.
+
+Claim: keeping episodes apart, their returns and every observation before a reset costs no speed.
+
+Measured (`python experiments/benchmarks/rollout.py`: 256 environments, 200 random actions each, the sum of the
+rewards; two CPU cores; medians in steps/s and the range of the ratio over 15 rounds):
+
+    CartPole-v1        9,172,688    plain loop 7,936,745    1.14 times [0.65, 1.67]
+    Acrobot-v1         3,520,850               3,289,034    1.08 times [0.86, 1.16]
+    Breakout-MinAtar   3,727,102               3,307,549    1.13 times [0.93, 1.44]
+    Asterix-MinAtar      822,442                 737,203    1.08 times [0.89, 1.25]
+
+Nobody reads the observations here, so the compiler drops them on both sides.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from jaxrl_align.actors import gym
+from jaxrl_align.runtime import cli
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is rolled out; a round is one rollout of either side."""
+
+    envs: tuple[str, ...] = ("CartPole-v1", "Acrobot-v1", "Breakout-MinAtar", "Asterix-MinAtar")
+    num_envs: int = 256
+    steps: int = 200
+    rounds: int = 15
+
+
+def ours(environment: Any, env_params: Any, steps: int) -> Callable[[chex.PRNGKey], chex.Array]:
+    """Return `key -> sum of rewards` of one environment, by `unroll`."""
+    space = environment.action_space(env_params)
+
+    def play(key: chex.PRNGKey) -> chex.Array:
+        key_reset, key_play = jax.random.split(key)
+        begin = gym.reset(environment, env_params, key_reset)
+        policy = lambda key, obs: space.sample(key)
+        return gym.unroll(environment, env_params, policy, begin, key_play, steps)[1].reward.sum()
+
+    return play
+
+
+def plain(environment: Any, env_params: Any, steps: int) -> Callable[[chex.PRNGKey], chex.Array]:
+    """Return the same by a scan around `environment.step` that splits its key as it goes."""
+    space = environment.action_space(env_params)
+
+    def play(key: chex.PRNGKey) -> chex.Array:
+        key_reset, key_play = jax.random.split(key)
+        _, state = environment.reset(key_reset, env_params)
+
+        def step(carry: tuple, _: None) -> tuple:
+            state, key = carry
+            key, key_action, key_step = jax.random.split(key, 3)
+            _, state, reward, *_ = environment.step(key_step, state, space.sample(key_action), env_params)
+            return (state, key), reward
+
+        # One step before the loop gives the state the types that it keeps.
+        return jax.lax.scan(step, step((state, key_play), None)[0], None, steps)[1].sum()
+
+    return play
+
+
+def seconds(play: Callable, keys: chex.PRNGKey) -> float:
+    """Return how long one rollout of all environments takes."""
+    begin = time.perf_counter()
+    jax.block_until_ready(play(keys))
+    return time.perf_counter() - begin
+
+
+def main(config: Config) -> None:
+    """Roll out both ways in turn, for every environment; medians and the range of the ratio."""
+    for name in config.envs:
+        environment, env_params = gym.make_environment(name)
+        keys = jax.random.split(jax.random.key(0), config.num_envs)
+        sides = [jax.jit(jax.vmap(make(environment, env_params, config.steps))) for make in (ours, plain)]
+        for side in sides:
+            seconds(side, keys)
+        times = np.array([[seconds(side, keys) for side in sides] for _ in range(config.rounds)])
+        mine, other = config.num_envs * config.steps / np.median(times, axis=0)
+        low, middle, high = np.quantile(times[:, 1] / times[:, 0], [0, 0.5, 1])
+        print(
+            f"{name:18s} ours {mine:10,.0f} steps/s, plain loop {other:10,.0f}: "
+            f"{middle:.2f} times [{low:.2f}, {high:.2f}]",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
