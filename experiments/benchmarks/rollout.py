@@ -2,8 +2,8 @@
 
 Claim: keeping episodes apart, their returns and every observation before a reset costs no speed.
 
-Measured (`python experiments/benchmarks/rollout.py`: 256 environments, 200 random actions each, the sum of the
-rewards; two CPU cores; medians in steps/s and the range of the ratio over 15 rounds):
+Measured (`python experiments/benchmarks/rollout.py`: 256 environments, 200 random actions each, the sum of
+the rewards; two CPU cores; medians in steps/s and the range of the ratio over 15 rounds):
 
     CartPole-v1        9,172,688    plain loop 7,936,745    1.14 times [0.65, 1.67]
     Acrobot-v1         3,520,850               3,289,034    1.08 times [0.86, 1.16]
