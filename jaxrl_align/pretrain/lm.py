@@ -15,6 +15,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from jaxrl_align.data.mixtures import normalise_weights
+from jaxrl_align.data.streams import stream_rows
 from jaxrl_align.learner import Decay, LossFn, linear_decay, make_gradient_learner, make_optimizer
 from jaxrl_align.losses import next_token_loss
 from jaxrl_align.nets.transformer import LanguageModel
@@ -112,6 +113,24 @@ def sample_mixture(
         return TokenBatch(rows, ones, ones)
 
     return sample
+
+
+def stream_windows(
+    tokens: np.ndarray, *, batch_size: int, length: int, seed: int = 0
+) -> Callable[[int, int], TokenBatch]:
+    """Return `(first_step, steps) -> TokenBatch` of [steps, B, L + 1]: windows of a text on the host.
+
+    `runtime.loop.run(learner.step, ..., batches=stream_windows(open_tokens(path), ...))` trains on a file
+    that is larger than memory; see `data.streams.stream_rows`, which draws the windows.
+    """
+    rows = stream_rows(tokens, batch_size=batch_size, length=length, seed=seed)
+
+    def batches(first_step: int, steps: int) -> TokenBatch:
+        drawn = rows(first_step, steps)
+        ones = np.ones(drawn.shape, np.float32)
+        return TokenBatch(drawn, ones, ones)
+
+    return batches
 
 
 def sample_rows(data: Any, *, batch_size: int) -> Sampler:

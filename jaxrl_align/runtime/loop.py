@@ -17,8 +17,8 @@ from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, cut_metrics, read_metrics
 
-Step = Callable[[Any], tuple[Any, dict[str, Any]]]
-"""`state -> (state, metrics)`: a learner's step, or several under `jax.vmap`."""
+Step = Callable[..., tuple[Any, dict[str, Any]]]
+"""`state -> (state, metrics)`, or `(state, batch) -> ...` with batches: a learner's, or several by `vmap`."""
 
 
 def run(
@@ -33,6 +33,7 @@ def run(
     progress: bool = True,
     checkpoint_every: int | None = None,
     on_chunk: Callable[[int, Any], None] | None = None,
+    batches: Callable[[int, int], Any] | None = None,
 ) -> tuple[Any, History]:
     """Take `num_steps` steps from `state`, entering Python once a chunk.
 
@@ -58,6 +59,9 @@ def run(
       on_chunk: `(steps done, state)`, called after each chunk and before its checkpoint, for example to
         evaluate; after an interruption it may see a step again. It must not keep the state, which the next
         chunk consumes.
+      batches: data from the host, `(first step, steps) -> tree of arrays [steps, ...]`, one row for each call
+        `step(state, row)`. A function of its arguments alone makes a continued run end in the same bits. The
+        next chunk's are made while this one is computed.
 
     Returns:
       `(state, history)`; the history maps each metric to [num_steps, ...], read back where the run was
@@ -70,17 +74,25 @@ def run(
       ValueError: an argument out of range, or a checkpoint that does not fit this run.
     """
     _check_arguments(num_steps, chunk, folder, checkpoint_every)
-    done, state, history = _start(step, state, num_steps, folder)
+    first = None if batches is None else batches(0, 1)
+    take = (lambda c, _: step(c)) if batches is None else step
+    one = lambda c: take(c, jax.tree.map(lambda x: x[0], first))
+    done, state, history = _start(one, state, num_steps, folder)
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
 
-    def advance(carry: Any, size: int) -> tuple[Any, dict[str, Any]]:
-        return jax.lax.scan(lambda c, _: step(c), carry, None, size)
+    def advance(carry: Any, rows: Any, size: int) -> tuple[Any, dict[str, Any]]:
+        return jax.lax.scan(take, carry, rows, size)
 
-    advance = jax.jit(advance, static_argnums=1, donate_argnums=0)
+    def draw(begin: int) -> tuple[int, Any]:
+        end = min(begin - begin % chunk + chunk, num_steps)
+        return end, None if batches is None or begin == end else batches(begin, end - begin)
+
+    advance = jax.jit(advance, static_argnums=2, donate_argnums=0)
     with _deferred_interrupt() as interrupted:
+        end, rows = draw(done)
         while done < num_steps:
-            end = min(done - done % chunk + chunk, num_steps)
-            state, metrics = advance(state, end - done)
+            state, metrics = advance(state, rows, end - done)
+            following = draw(end)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             if on_chunk is not None:
                 on_chunk(end, state)
@@ -90,7 +102,7 @@ def run(
                 _record(folder, done, end, metrics, state, save=stop or due or end == num_steps)
             _check_finite(metrics, done, folder)
             history.append(metrics)
-            done = end
+            done, (end, rows) = end, following
             report(done, {name: metrics[name] for name in show if name in metrics})
             if stop:
                 raise KeyboardInterrupt

@@ -7,16 +7,20 @@ import pytest
 
 from jaxrl_align.data.packing import pack
 from jaxrl_align.pretrain.lm import (
+    LMHParams,
     TokenBatch,
     bits_per_byte,
+    make_lm_learner,
     make_text_loss,
     next_token_objective,
     packed_batch,
     perplexity,
     predict_row,
     sample_mixture,
+    stream_windows,
 )
-from tests.tiny import LM, PARAMS, VOCAB
+from jaxrl_align.runtime.loop import run
+from tests.tiny import BIGRAM, LM, PARAMS, VOCAB
 
 LENGTH = 10
 RNG = np.random.default_rng(3)
@@ -113,3 +117,19 @@ def test_perplexity_and_bits_per_byte_by_hand():
 def test_a_text_of_one_token_is_refused():
     with pytest.raises(ValueError, match="at least two tokens"):
         make_text_loss(LM, [3], length=4)
+
+
+def test_streamed_windows_train_as_the_same_batches_by_hand():
+    text = RNG.integers(2, VOCAB, 300).astype(np.uint16)
+    batches = stream_windows(text, batch_size=4, length=LENGTH - 1, seed=5)
+    learner = make_lm_learner(BIGRAM)
+    start = learner.init(jax.random.key(0), LMHParams(0.1))
+    state, history = run(learner.step, start, 5, chunk=2, progress=False, batches=batches)
+    expected = start
+    step = jax.jit(learner.step)
+    for i in range(5):
+        row = jax.tree.map(lambda x: jnp.asarray(x[0]), batches(i, 1))
+        assert row.tokens.shape == (4, LENGTH) and row.tokens.dtype == jnp.int32
+        expected, metrics = step(expected, row)
+        np.testing.assert_allclose(history["loss"][i], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(state.params, expected.params, rtol=1e-4, atol=1e-6)

@@ -311,3 +311,47 @@ def test_interrupted_program_continues_in_a_new_process_to_the_same_bits(program
     assert states[0][1] == states[1][1] == 3002
     assert bits(states[0][0]) == bits(states[1][0])
     assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == metrics.read_bytes()
+
+
+def drift(state, row):
+    """Move by noise and by the row; the loss says where."""
+    key, draw = jax.random.split(state["key"])
+    x = 0.9 * state["x"] + row["a"].sum() + jax.random.normal(draw)
+    return {"key": key, "x": x}, {"loss": x}
+
+
+def rows_of(first, steps):
+    draws = [np.random.default_rng((7, step)).normal(size=3) for step in range(first, first + steps)]
+    return {"a": np.stack(draws).astype(np.float32)}
+
+
+def test_batches_from_the_host_reach_their_steps():
+    start = {"key": jax.random.key(0), "x": jnp.zeros(())}
+    asked = []
+    batches = lambda first, steps: asked.append((first, steps)) or rows_of(first, steps)
+    _, history = run(drift, start, 7, chunk=3, progress=False, batches=batches)
+    expected, state = [], start
+    for step in range(7):
+        state, metrics = drift(state, {"a": rows_of(step, 1)["a"][0]})
+        expected.append(metrics["loss"])
+    np.testing.assert_allclose(history["loss"], np.stack(expected), rtol=1e-5)
+    assert asked[1:] == [(0, 3), (3, 3), (6, 1)]
+
+
+def test_a_run_on_streamed_batches_resumes_in_the_same_bits(tmp_path):
+    """Interrupted in its second chunk of four, and continued from the checkpoint after it."""
+    start = {"key": jax.random.key(0), "x": jnp.zeros(())}
+    options = {"chunk": 3, "progress": False, "batches": rows_of}
+    want, want_history = run(drift, start, 11, **options)
+    folder = tmp_path / "run"
+
+    def interrupt(done, state):
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(drift, start, 11, folder=open_run(folder, {}), on_chunk=interrupt, **options)
+    assert checkpoint.latest_step(folder) == 6
+    got, history = run(drift, start, 11, folder=open_run(folder, {}, resume=True), **options)
+    assert bits(got) == bits(want)
+    assert_same_history(history, want_history)
