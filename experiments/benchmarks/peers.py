@@ -130,25 +130,15 @@ def sb3(envs: int, steps: int, batch: int, capacity: int, hidden: list[int], tim
     return measure
 
 
-def sb3_ppo(envs: int, steps: int, timesteps: int) -> Round:
-    """Train stable-baselines3's PPO on CartPole: 4 epochs of 4 minibatches over `envs * steps` steps."""
+def sb3_ppo(envs: int, timesteps: int, settings: dict[str, Any]) -> Round:
+    """Train stable-baselines3's PPO on CartPole, with its defaults where `settings` says nothing."""
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
     torch.set_num_threads(1)  # faster than more for networks this small
-    model = PPO(
-        "MlpPolicy",
-        make_vec_env("CartPole-v1", envs),
-        n_steps=steps,
-        batch_size=envs * steps // 4,
-        n_epochs=4,
-        learning_rate=2.5e-4,
-        ent_coef=0.01,
-        policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [64, 64]}},
-        device="cpu",
-    )
-    model.learn(envs * steps)
+    model = PPO("MlpPolicy", make_vec_env("CartPole-v1", envs), device="cpu", **settings)
+    model.learn(1)
 
     def measure() -> float:
         before, begin = model.num_timesteps, time.perf_counter()

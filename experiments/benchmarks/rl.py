@@ -18,6 +18,7 @@ that this core reaches on them, the tanhs 12 us, Adam 9 us. A second core slows 
 shares out operations that are shorter than the wait for the other thread.
 """
 
+import functools
 import subprocess
 import time
 from dataclasses import dataclass
@@ -86,8 +87,11 @@ def start_peers(config: Config, envs: int, seeds: int) -> dict[str, subprocess.P
         folder = config.purejaxrl_folder
         others["purejaxrl"] = peers.start(config.purejaxrl, "purejaxrl", seeds=seeds, folder=folder, **shared)
     if config.sb3 and seeds == 1:
-        short = shared | {"timesteps": config.timesteps // 32}
-        others["stable-baselines3"] = peers.start(config.sb3, "sb3_ppo", **short)
+        short = config.timesteps // 32
+        equal = {"n_steps": config.steps, "batch_size": envs * config.steps // 4, "n_epochs": 4}
+        start = functools.partial(peers.start, config.sb3, "sb3_ppo", timesteps=short)
+        others["stable-baselines3"] = start(envs=envs, settings=equal)
+        others["stable-baselines3 with its defaults"] = start(envs=1, settings={})
     return others
 
 
@@ -109,9 +113,10 @@ def compare(config: Config, envs: int, seeds: int, matrix_rate: float) -> None:
     for name, process in others.items():
         peers.stop(process)
         low, middle, high = np.quantile(mine / rates[name], [0, 0.5, 1])
+        seconds = process.compile_seconds
+        compiled = "" if np.isnan(seconds) else f", compiled in {seconds:.1f} s"
         print(
-            f"  {name} {np.median(rates[name]):,.0f}, compiled in {process.compile_seconds:.1f} s: "
-            f"{middle:.2f} times [{low:.2f}, {high:.2f}]",
+            f"  {name} {np.median(rates[name]):,.0f}{compiled}: {middle:.2f} times [{low:.2f}, {high:.2f}]",
             flush=True,
         )
 
