@@ -17,9 +17,10 @@ from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows, sam
 from jaxrl_align.pretrain.text_classification import (
     ClassifierHParams,
     LabelledText,
-    attach_head,
+    fit_head,
     make_text_classifier,
     mean_accuracy,
+    mean_features,
 )
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder, open_run
@@ -42,7 +43,7 @@ class Config:
     """Of a passage."""
     labels: tuple[int, ...] = (5, 20, 50, 200)
     """Labelled passages per author."""
-    test_passages: int = 200
+    test_passages: int = 100
     """Per author, spread over the held-out book."""
     vocabulary: int = 1024
     layers: int = 2
@@ -53,11 +54,11 @@ class Config:
     pretrain_steps: int = 5_000
     pretrain_batch: int = 8
     pretrain_rate: float = 3e-3
-    finetune_epochs: int = 4
-    finetune_steps: int = 100
+    finetune_epochs: int = 2
+    finetune_steps: int = 60
     """At least so many, however few the passages."""
     finetune_batch: int = 16
-    finetune_rate: float = 1e-3
+    finetune_rate: float = 3e-4
     seeds: int = 4
     """Fine-tuned side by side: draws of the labelled passages."""
     seed: int = 0
@@ -156,31 +157,36 @@ def pretrain(config: Config, lm: LanguageModel, corpora: list[np.ndarray], folde
 
 
 def make_tune(config: Config, lm: LanguageModel, num_classes: int, test: LabelledText) -> Any:
-    """Return `(key, params, labelled) -> accuracy [2]` in per cent, on the labelled and the test passages."""
+    """Return `(key, params, labelled) -> accuracy [2, 2]`: frozen and fine-tuned, labelled and test, in %."""
 
     def tune(key: jax.Array, params: Any, labelled: LabelledText) -> jax.Array:
         steps = config.finetune_epochs * len(labelled.label) // config.finetune_batch
         steps = max(steps, config.finetune_steps)
         sample = sample_rows(labelled, batch_size=config.finetune_batch)
-        learner = make_text_classifier(lm, num_classes, sample, total_steps=steps, warmup_steps=steps // 20)
-        start = attach_head(lm, params, num_classes)
+        learner = make_text_classifier(lm, num_classes, sample, total_steps=steps)
+        read = lambda row: mean_features(lm, params, row.tokens, row.real)
+        features = jax.lax.map(read, labelled, batch_size=32)
+        start = {"lm": params, "head": fit_head(features, labelled.label, num_classes)}
         state = learner.init(key, ClassifierHParams(config.finetune_rate), params=start)
         state, _ = jax.lax.scan(lambda s, _: learner.step(s), state, None, steps)
-        return 100 * jnp.stack([mean_accuracy(lm, state.params, part) for part in (labelled, test)])
+        accuracy = lambda p: jnp.stack([mean_accuracy(lm, p, part) for part in (labelled, test)])
+        return 100 * jnp.stack([accuracy(start), accuracy(state.params)])
 
     return tune
 
 
-def report(num: int, train: np.ndarray, test: np.ndarray, n_grams: np.ndarray) -> None:
-    """Print the accuracies [starts, M] of one number of labels and the paired differences of neighbours."""
+def report(num: int, accuracy: np.ndarray, n_grams: np.ndarray) -> None:
+    """Print accuracies [starts, M, 2, 2] for one number of labels and paired differences."""
     mean, half = mean_interval(n_grams)
     print(f"{num} labelled passages an author (n-grams {mean:.1f} +- {half:.1f}%):")
     for i, start in enumerate(STARTS):
-        mean, half = mean_interval(test[i])
-        line = f"  {start:15} test {mean:5.1f} +- {half:.1f}%, train {train[i].mean():5.1f}%"
-        if i:
-            mean, half = mean_interval(test[i] - test[i - 1])
-            line += f"   {start} - {STARTS[i - 1]}: {mean:+.1f} +- {half:.1f}"
+        frozen, tuned = accuracy[i, :, 0], accuracy[i, :, 1]
+        mean, half = mean_interval(tuned[:, 1])
+        line = f"  {start:14} {mean:5.1f} +- {half:.1f}% (training {tuned[:, 0].mean():.1f}%"
+        line += f"; frozen {frozen[:, 1].mean():.1f}%, training {frozen[:, 0].mean():.1f}%)"
+        for other in range(i):
+            mean, half = mean_interval(tuned[:, 1] - accuracy[other, :, 1, 1])
+            line += f"   from {STARTS[other]} {mean:+.1f} +- {half:.1f}"
         print(line, flush=True)
 
 
@@ -230,20 +236,15 @@ def main(config: Config) -> None:
         n_grams.append(np.array([n_gram_accuracy(*labelled, texts, truth) for labelled in chosen]))
         rows = [tokenize(tokenizer, *labelled, config.context) for labelled in chosen]
         labelled = shard_members(jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows))
-        accuracy.append(np.moveaxis(np.asarray(tune(shard_members(keys[1]), starts, labelled)), 0, 1))
-        report(num, accuracy[-1][..., 0], accuracy[-1][..., 1], n_grams[-1])
-    accuracy, n_grams = np.stack(accuracy), np.stack(n_grams)
-    folder.write_json(
-        "result.json",
-        {
+        accuracy.append(np.swapaxes(tune(shard_members(keys[1]), starts, labelled), 0, 1))
+        report(num, accuracy[-1], n_grams[-1])
+        result = {
             "labels": config.labels,
             "starts": STARTS,
-            "train_accuracy": accuracy[..., 0],
-            "test_accuracy": accuracy[..., 1],
-            "n_gram_accuracy": n_grams,
-        },
-    )
-    draw(config, accuracy[..., 1], n_grams, 100 / len(task.test), folder)
+            "axes": "label, start, seed, frozen/tuned, train/test",
+        }
+        folder.write_json("result.json", result | {"accuracy": accuracy, "n_gram_accuracy": n_grams})
+    draw(config, np.stack(accuracy)[..., 1, 1], np.stack(n_grams), 100 / len(task.test), folder)
     print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
 
 

@@ -1,7 +1,8 @@
 """Text classification by a language model whose last layer is exchanged for a linear head.
 
 Pre-training and fine-tuning share all weights but the last layer's: what predicted the next token is
-replaced by a new head on the mean hidden state, and every weight learns from the labels (lecture 000, C6).
+replaced by a head that reads the text's mean features, and every weight learns from the labels (lecture 000,
+C6).
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer
+from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer, train
 from jaxrl_align.losses import token_log_prob
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Learner, Metrics, Params, Sampler
@@ -22,9 +23,10 @@ __all__ = [
     "attach_head",
     "classification_objective",
     "classify",
+    "fit_head",
     "make_text_classifier",
     "mean_accuracy",
-    "mean_hidden",
+    "mean_features",
 ]
 
 
@@ -45,20 +47,10 @@ class LabelledText(NamedTuple):
     """[N] int32."""
 
 
-def attach_head(lm: LanguageModel, params: Params, num_classes: int) -> Params:
-    """Return a classifier's parameters: the language model's own and a head that starts at zero.
+def mean_features(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
+    """Return the mean over one text's real tokens of the last hidden state and of the token's embedding.
 
-    A head of zeros gives every class the same probability and leaves the first step to the head alone, so
-    that no pre-trained weight is moved by a random head.
-    """
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2; got {num_classes}")
-    head = {"kernel": jnp.zeros((lm.config.width, num_classes)), "bias": jnp.zeros(num_classes)}
-    return {"lm": params, "head": head}
-
-
-def mean_hidden(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
-    """Return the mean of one text's hidden states over its real tokens.
+    The embeddings' mean is the text's bag of tokens; the hidden states add what the order says.
 
     Args:
       lm: the language model.
@@ -67,16 +59,66 @@ def mean_hidden(lm: LanguageModel, params: Params, tokens: chex.Array, real: che
       real: [L] 1 for a real token, 0 for padding.
 
     Returns:
-      [width]; 0 for a text without tokens.
+      [2 width]; 0 for a text without tokens.
     """
     hidden, _ = lm.encode(params, tokens, real)
-    return real @ hidden / jnp.maximum(jnp.sum(real), 1.0)
+    states = jnp.concatenate([hidden, params["tokens"][tokens]], axis=-1)
+    return real @ states / jnp.maximum(jnp.sum(real), 1.0)
+
+
+def attach_head(lm: LanguageModel, params: Params, num_classes: int) -> Params:
+    """Return a classifier's parameters: the language model's own and a head of zeros.
+
+    Raises:
+      ValueError: for fewer than two classes.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2; got {num_classes}")
+    head = {"kernel": jnp.zeros((2 * lm.config.width, num_classes)), "bias": jnp.zeros(num_classes)}
+    return {"lm": params, "head": head}
+
+
+def fit_head(
+    features: chex.Array, label: chex.Array, num_classes: int, *, penalty: float = 30.0, steps: int = 200
+) -> Params:
+    """Return the head that classifies fixed features best: logistic regression on standardised features.
+
+        min over K, b of   mean_n CE(x_n K + b, y_n) + penalty |K|^2 / (2 N)
+        x = (features - mean) / deviation
+
+    Fine-tuning that starts from it moves the pre-trained weights less than from a new head, whose errors
+    would pass through them (Kumar et al. 2022, arXiv:2202.10054).
+
+    Args:
+      features: [N, F].
+      label: [N] int32.
+      num_classes: C.
+      penalty: weight of the squared kernel, as against the sum of the N losses.
+      steps: of Adam on all rows.
+
+    Returns:
+      `{"kernel": [F, C], "bias": [C]}`, which reads the features as they are.
+    """
+    chex.assert_equal_shape_prefix([features, label], 1)
+    mean, deviation = jnp.mean(features, 0), jnp.std(features, 0) + 1e-6
+    x = (features - mean[None]) / deviation[None]
+
+    def loss(params: Params, frozen: Any, batch: Any, key: Any, hparams: Any) -> tuple[chex.Array, Metrics]:
+        logits = x @ params["kernel"] + params["bias"][None]
+        size = penalty / (2 * len(label)) * jnp.sum(params["kernel"] ** 2)
+        return size - jnp.mean(token_log_prob(logits, label)), {}
+
+    zeros = {"kernel": jnp.zeros((x.shape[1], num_classes)), "bias": jnp.zeros(num_classes)}
+    learner = make_gradient_learner(lambda key: zeros, loss, lambda key: None, total_steps=steps)
+    state, _ = train(learner, steps)(jax.random.key(0), ClassifierHParams(0.03))
+    kernel = state.params["kernel"] / deviation[:, None]
+    return {"kernel": kernel, "bias": state.params["bias"] - mean @ kernel}
 
 
 def classify(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
     """Map one text, tokens and real [L], to logits [C]; `params` is what `attach_head` returned."""
     head = params["head"]
-    return mean_hidden(lm, params["lm"], tokens, real) @ head["kernel"] + head["bias"]
+    return mean_features(lm, params["lm"], tokens, real) @ head["kernel"] + head["bias"]
 
 
 def classification_objective(lm: LanguageModel) -> LossFn:

@@ -11,17 +11,19 @@ from jaxrl_align.pretrain.text_classification import (
     attach_head,
     classification_objective,
     classify,
+    fit_head,
     make_text_classifier,
     mean_accuracy,
-    mean_hidden,
+    mean_features,
 )
 from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, encode_all
 
 BIGRAM_CLASSIFIER = {
-    "lm": jnp.zeros(()),
-    "head": {"kernel": jnp.eye(VOCAB)[:, :3] * 2.0, "bias": jnp.array([0.0, 0.0, 0.5])},
+    "lm": {"tokens": jnp.eye(VOCAB)[::-1]},
+    "head": {"kernel": jnp.eye(2 * VOCAB)[:, :3] * 2.0, "bias": jnp.array([0.0, 0.0, 0.5])},
 }
-"""On a model whose hidden state is its token's one-hot: token i votes for class i, below 3."""
+"""On a model whose hidden state is its token's one-hot, and whose embedding is that of 19 minus the token:
+the hidden state's token i votes for class i, below 3, and the embedding says nothing."""
 
 
 def text(*rows):
@@ -54,20 +56,42 @@ def test_objective_is_the_mean_cross_entropy_and_the_accuracy():
 
 def test_padding_changes_nothing_in_a_transformer():
     tokens, real = text([3, 4, 5], [3, 4, 5, 6, 8])
-    hidden = jax.jit(jax.vmap(lambda t, r: mean_hidden(LM, PARAMS, t, r)))
-    short = hidden(tokens, real)
-    other = hidden(jnp.where(real > 0, tokens, 11), real)
+    features = jax.jit(jax.vmap(lambda t, r: mean_features(LM, PARAMS, t, r)))
+    short = features(tokens, real)
+    other = features(jnp.where(real > 0, tokens, 11), real)
     np.testing.assert_allclose(short, other, atol=1e-6)
-    np.testing.assert_allclose(short[1], encode_all(PARAMS, tokens, real)[0][1].mean(0), atol=1e-5)
+    np.testing.assert_allclose(short[1, :16], encode_all(PARAMS, tokens, real)[0][1].mean(0), atol=1e-5)
+    np.testing.assert_allclose(short[0, 16:], PARAMS["tokens"][3:6].mean(0), atol=1e-6)
 
 
 def test_a_new_head_gives_every_class_the_same_chance_and_keeps_the_model():
     assert attach_head(LM, PARAMS, 4)["lm"] is PARAMS
     tokens, real = text([3, 4, 5])
-    logits = classify(BIGRAM, attach_head(BIGRAM, jnp.zeros(()), 4), tokens[0], real[0])
+    logits = classify(BIGRAM, attach_head(BIGRAM, BIGRAM_CLASSIFIER["lm"], 4), tokens[0], real[0])
     np.testing.assert_array_equal(logits, np.zeros(4))
     with pytest.raises(ValueError, match="num_classes must be at least 2; got 1"):
         attach_head(LM, PARAMS, 1)
+
+
+def test_the_fitted_head_is_penalised_logistic_regression():
+    """At the minimum the gradient vanishes; the head reads features of any scale and offset alike."""
+    rng = np.random.default_rng(0)
+    label = jnp.asarray(np.arange(30) % 3, jnp.int32)
+    x = jnp.asarray(rng.normal(size=(30, 4)) + np.eye(3, 4)[np.arange(30) % 3], jnp.float32)
+    x = (x - x.mean(0, keepdims=True)) / x.std(0, keepdims=True)
+    fit = jax.jit(lambda x: fit_head(x, label, 3, penalty=3.0))
+
+    def loss(head):
+        log_prob = jax.nn.log_softmax(x @ head["kernel"] + head["bias"][None])
+        return 3.0 / 60 * jnp.sum(head["kernel"] ** 2) - jnp.mean(log_prob[jnp.arange(30), label])
+
+    head = fit(x)
+    assert loss(head) < 1.0 < loss({"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)})
+    assert max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(jax.grad(loss)(head))) < 2e-3
+    scale, offset = jnp.array([[10.0, 0.1, 1.0, 3.0]]), jnp.array([[5.0, -2.0, 0.0, 1.0]])
+    moved = fit(x * scale + offset)
+    logits = (x * scale + offset) @ moved["kernel"] + moved["bias"][None]
+    np.testing.assert_allclose(logits, x @ head["kernel"] + head["bias"][None], atol=1e-3)
 
 
 def test_the_learner_tells_texts_apart_by_a_token_and_moves_every_weight():
