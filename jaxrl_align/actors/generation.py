@@ -72,7 +72,7 @@ class Filters:
     """
 
     top_k: int | None = None
-    """Keep the k likeliest tokens (Fan et al. 2018)."""
+    """Keep the k likeliest tokens (Fan et al. 2018); with 1, the first of equally likely ones is written."""
     top_p: float = 1.0
     """Keep the likeliest tokens until their probabilities sum to p (Holtzman et al. 2020)."""
     min_p: float = 0.0
@@ -222,7 +222,9 @@ def draw_token(
     if seen is not None:
         logits = penalise(logits, seen, filters.repetition_penalty)
     logits = filter_logits(sampling_logits(logits, temperature, config.pad_token), filters)
-    drawn = jax.random.categorical(key_token, logits)
+    # The likeliest needs no draw, whose random numbers, one for each logit, cost as much as a small layer.
+    greedy = filters.top_k == 1
+    drawn = jnp.argmax(logits) if greedy else jax.random.categorical(key_token, logits)
     log_prob = jax.nn.log_softmax(logits)[drawn]
     value = jnp.zeros(()) if value_head is None else apply_scalar_head(value_head, hidden)
     token = jnp.where(alive, drawn, config.pad_token)

@@ -16,7 +16,7 @@ __all__ = ["Cache", "Decoder", "Places"]
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens read so far, each leaf [layers, slots, kv_heads, depth]."""
+    """Keys and values of the tokens read so far, each leaf [layers, kv_heads, slots, depth]."""
 
     key: chex.Array
     value: chex.Array
@@ -25,13 +25,15 @@ class Cache(NamedTuple):
 class Places(NamedTuple):
     """Where the tokens stand and what they may read; the same for every layer."""
 
-    start: chex.Numeric
-    """The cache slot of the first token."""
-    attend: chex.Array | None
-    """[L, S] True where a token may read a slot; None, its own and all before it, without a cache."""
-    near: chex.Array | None
-    """[L, S] True within the window, where only some layers have one; otherwise None."""
-    angle: chex.Array | None
+    attend: chex.Array | None = None
+    """[L, L] True where a token may read another; None, itself and all before it."""
+    near: chex.Array | None = None
+    """[L, L] True within the window, where only some layers have one; otherwise None."""
+    attend_cache: chex.Array | None = None
+    """[L, S] True where a token may read a slot of the cache; None, nothing is read there."""
+    near_cache: chex.Array | None = None
+    """[L, S], as `near`."""
+    angle: chex.Array | None = None
     """[L, depth / 2] radians of rotary positions, or None."""
 
 
@@ -80,28 +82,27 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[chex.Array, Cache | None],
+        x: chex.Array,
         layer: chex.Array,
         windowed: chex.Array,
+        cache: Cache | None,
         places: Places,
-    ) -> tuple[tuple[chex.Array, Cache | None], None]:
-        """Map x [L, width], and write to all layers' cache at `layer` [].
+    ) -> tuple[chex.Array, Cache | None]:
+        """Map x [L, width] and return the keys and values [kv_heads, L, depth] where there is a cache.
 
-        `windowed` [] says whether `places.near` holds for this layer. The cache is carried, because one cut
-        into layers and put together again would be copied with every token.
+        `layer` [] picks from the cache of all layers, and `windowed` [] says whether this one has the window.
         """
-        x, cache = carry
         residual = x if self.config.residual else 0.0
         h = make_norm(self.config, "attention_norm")(x)
-        h, cache = self.attention(h, cache, layer, windowed, places)
+        h, written = self.attention(h, layer, windowed, cache, places)
         x = residual + h
-        if self.config.feed_forward != "none":
-            residual = x if self.config.residual else 0.0
-            x = residual + self.feed_forward(make_norm(self.config, "feed_forward_norm")(x))
-        return (x, cache), None
+        if self.config.feed_forward == "none":
+            return x, written
+        residual = x if self.config.residual else 0.0
+        return residual + self.feed_forward(make_norm(self.config, "feed_forward_norm")(x)), written
 
     def attention(
-        self, h: chex.Array, cache: Cache | None, layer: chex.Array, windowed: chex.Array, places: Places
+        self, h: chex.Array, layer: chex.Array, windowed: chex.Array, cache: Cache | None, places: Places
     ) -> tuple[chex.Array, Cache | None]:
         """Let every token read those it may: `softmax(q k / sqrt(depth)) v`, heads side by side."""
         config = self.config
@@ -117,27 +118,25 @@ class Block(nn.Module):
             )
         if places.angle is not None:
             query, key = rotate(query, places.angle), rotate(key, places.angle)
-        if cache is not None:
-            at = (layer, places.start, 0, 0)
-            cache = Cache(
-                *(
-                    jax.lax.dynamic_update_slice(c, n[None], at)
-                    for c, n in zip(cache, (key, value), strict=True)
-                )
-            )
-            key, value = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache)
-        attend = places.attend
-        if places.near is not None:
-            attend = attend & (places.near | ~windowed)
-        h = jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=None if attend is None else attend[None],
-            is_causal=attend is None,
-            implementation=config.attention,
+        attend, attend_cache = (
+            mask if near is None else mask & (near | ~windowed)
+            for mask, near in ((places.attend, places.near), (places.attend_cache, places.near_cache))
         )
-        return self.linear("attention_out", config.width)(h.reshape(length, config.heads * depth)), cache
+        written = None if cache is None else Cache(*(jnp.swapaxes(t, 0, 1) for t in (key, value)))
+        if attend_cache is None:
+            h = jax.nn.dot_product_attention(
+                query,
+                key,
+                value,
+                mask=None if attend is None else attend[None],
+                is_causal=attend is None,
+                implementation=config.attention,
+            )
+        else:
+            # An index, not the scan's own slices: those would copy the whole cache, members first to last.
+            read = Cache(*(jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache))
+            h = attend_both(query, read, attend_cache, written, attend)
+        return self.linear("attention_out", config.width)(h.reshape(length, config.heads * depth)), written
 
     def feed_forward(self, h: chex.Array) -> chex.Array:
         """Map every token on its own: `gelu(h U) D`, or SwiGLU's `(silu(h G) * h U) D`."""
@@ -147,6 +146,42 @@ class Block(nn.Module):
         else:
             up = _gelu(up)
         return self.linear("down", self.config.width)(up)
+
+
+def attend_both(
+    query: chex.Array, read: Cache, attend_read: chex.Array, written: Cache, attend_written: chex.Array
+) -> chex.Array:
+    """Return one softmax's mean of values in two places: a cache, and the tokens themselves.
+
+    Writing the tokens to the cache first would copy it in every layer.
+
+    Args:
+      query: [L, heads, depth].
+      read: the cache, [kv_heads, S, depth].
+      attend_read: [L, S] True where a token may read a slot.
+      written: the tokens' own, [kv_heads, L, depth].
+      attend_written: [L, L] True where a token may read another; each may read itself.
+
+    Returns:
+      [L, heads, depth].
+    """
+    length, heads, depth = query.shape
+    query = query.reshape(length, read.key.shape[0], -1, depth)
+    scores = [
+        jnp.where(
+            attend[None, None],
+            jnp.einsum("lkgd,ksd->kgls", query, keys, preferred_element_type=jnp.float32) * depth**-0.5,
+            -0.7 * jnp.finfo(jnp.float32).max,
+        )
+        for keys, attend in ((read.key, attend_read), (written.key, attend_written))
+    ]
+    weight = jax.nn.softmax(jnp.concatenate(scores, -1)).astype(query.dtype)
+    parts = jnp.split(weight, [attend_read.shape[1]], -1)
+    sums = (
+        jnp.einsum("kgls,ksd->lkgd", part, values, preferred_element_type=jnp.float32)
+        for part, values in zip(parts, (read.value, written.value), strict=True)
+    )
+    return sum(sums).astype(query.dtype).reshape(length, heads, depth)
 
 
 # Their backward passes read the arguments alone: what lies between, several times as wide as a token, costs
@@ -172,8 +207,7 @@ class Decoder(nn.Module):
         self,
         tokens: chex.Array,
         positions: chex.Array,
-        attend: chex.Array | None,
-        near: chex.Array | None,
+        places: Places,
         cache: Cache | None,
         start: chex.Numeric,
     ) -> tuple[chex.Array, Cache | None]:
@@ -201,10 +235,14 @@ class Decoder(nn.Module):
             nn.remat(Block, prevent_cse=False) if config.remat else Block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=config.layers,
         )
-        places = Places(start, attend, near, angle)
         layers = stack(config, self.lora_scale, name="layers")
-        (x, cache), _ = layers((x, cache), jnp.arange(config.layers), windowed, places)
+        x, written = layers(x, jnp.arange(config.layers), windowed, cache, places._replace(angle=angle))
+        if cache is not None:
+            at = (0, 0, start, 0)
+            cache = Cache(
+                *(jax.lax.dynamic_update_slice(*both, at) for both in zip(cache, written, strict=True))
+            )
         return make_norm(config, "final_norm")(x), cache

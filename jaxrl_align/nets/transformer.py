@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.nets.blocks import Cache, Decoder
+from jaxrl_align.nets.blocks import Cache, Decoder, Places
 from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 from jaxrl_align.types import Params
 
@@ -90,7 +90,7 @@ def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> L
 
     def init(key: chex.PRNGKey) -> Params:
         one = jnp.zeros(1, jnp.int32)
-        return decoder.init(key, one, one, None, None, None, 0)["params"]
+        return decoder.init(key, one, one, Places(), None, 0)["params"]
 
     def encode(
         params: Params,
@@ -113,11 +113,12 @@ def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> L
             raise ValueError("packed documents have no cache; pass segments without one, or one document")
         else:
             slots = mask
-        attend, near = None, None
+        places = Places()
         if not (mask is None and segments is None and config.window is None):
             attend, near = reachable(config, slots, tokens.shape[0], start, segments)
+            places = Places(attend, near) if cache is None else around(attend, near, start)
         variables = {"params": params} | ({} if adapter is None else {"lora": adapter})
-        return decoder.apply(variables, tokens, positions, attend, near, cache, start)
+        return decoder.apply(variables, tokens, positions, places, cache, start)
 
     def logits(params: Params, hidden: chex.Array) -> chex.Array:
         head = params["tokens"].T if config.tied_head else params["head"]
@@ -126,7 +127,7 @@ def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> L
         )
 
     def init_cache(length: int) -> Cache:
-        shape = (config.layers, length, config.kv_heads, config.depth)
+        shape = (config.layers, config.kv_heads, length, config.depth)
         return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
     return LanguageModel(config, init, encode, logits, init_cache)
@@ -166,6 +167,15 @@ def reachable(
     here = jax.lax.dynamic_slice_in_dim(count, start, length)
     near = (here[:, None] - count[None, :] < config.window) | itself
     return (attend & near, None) if config.window_layers is None else (attend, near)
+
+
+def around(attend: chex.Array, near: chex.Array | None, start: chex.Numeric) -> Places:
+    """Part what tokens may read, [L, S] each, into the tokens themselves and the slots before `start`."""
+    length, slots = attend.shape
+    own = lambda m: None if m is None else jax.lax.dynamic_slice_in_dim(m, start, length, 1)
+    if isinstance(start, int) and start == 0:  # known when it is compiled: a prompt reads no cache
+        return Places(own(attend), own(near))
+    return Places(own(attend), own(near), attend & (jnp.arange(slots) < start)[None], near)
 
 
 def init_scalar_head(key: chex.PRNGKey | None, width: int) -> dict[str, Any]:

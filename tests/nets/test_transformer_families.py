@@ -142,7 +142,7 @@ def test_cached_logits_equal_a_full_pass(family):
 
     got = lm.logits(params, one_by_one(params))
     np.testing.assert_allclose(got[3:], forward(params, TOKENS, jnp.ones(7)), atol=1e-5)
-    assert lm.init_cache(10).key.shape == (2, 10, lm.config.kv_heads, lm.config.depth)
+    assert lm.init_cache(10).key.shape == (2, lm.config.kv_heads, 10, lm.config.depth)
 
 
 def test_packed_documents_equal_documents_alone(family):
