@@ -1,4 +1,37 @@
-"""Who wrote this children's book? From scratch, pre-trained on unrelated text and on related text."""
+"""Who wrote this children's book? From scratch, pre-trained on unrelated text and on related text.
+
+Claim (lecture 000, C8 and C9): a model that has read other, unlabelled books tells authors apart from fewer
+labelled passages, and related text helps more than unrelated text, which helps more than none.
+
+The task: passages of 60 words by 9 authors (chance 11.1%); of every author the first book by title is held
+out whole and is in no corpus. With 60 words a linear SVM on character n-grams is about where another n-gram
+classifier was measured on these books (26.5% at 5 labelled passages an author, 55.2% at 50, 64.5% at 200).
+Unrelated text is CPython's reference, related text the training books without labels and `Peter Pan`, whose
+author is none of the 9; both are read for equally many tokens, with one byte-pair vocabulary of both. All
+starts share the labelled passages and the fine-tuning: the head is fitted to frozen features, then every
+weight learns (linear probing, then fine-tuning). What was tried first, a head of zeros on the last hidden
+state alone, learnt the labelled passages by heart and little else (C4). That, the rates and the features were
+chosen on training books alone: 4 authors have two of them.
+
+Measured (the defaults, 4 draws of the labelled passages, test accuracy in per cent on 900 passages of the
+held-out books, 95% t intervals, of paired differences below; two busy shared cores, 24 min of pre-training):
+
+    labelled passages an author        5              20
+    from scratch                 18.9 +- 2.2     27.4 +- 3.5
+    unrelated text               23.9 +- 5.3     32.1 +- 5.3
+    related text                 29.0 +- 3.5     37.9 +- 2.4
+    n-grams                      30.0 +- 3.5     44.1 +- 4.6
+
+    unrelated - scratch          +5.1 +- 7.2     +4.7 +- 7.7
+    related - unrelated          +5.1 +- 3.9     +5.8 +- 3.0
+    related - scratch           +10.2 +- 4.4    +10.5 +- 5.5
+
+so related text is better than unrelated text and than none; unrelated text looks better than none, but its
+interval includes 0. Every start classifies its labelled passages almost without error (99 to 100%). The
+n-grams stay ahead: 4.8 million tokens for 0.3 million weights are little. 50 and 200 passages were not
+measured to the end. The intervals cover the labelled passages and the fine-tuning, not the pre-training, of
+which there is one per text.
+"""
 
 import time
 from dataclasses import dataclass
@@ -186,7 +219,7 @@ def report(num: int, accuracy: np.ndarray, n_grams: np.ndarray) -> None:
         line += f"; frozen {frozen[:, 1].mean():.1f}%, training {frozen[:, 0].mean():.1f}%)"
         for other in range(i):
             mean, half = mean_interval(tuned[:, 1] - accuracy[other, :, 1, 1])
-            line += f"   from {STARTS[other]} {mean:+.1f} +- {half:.1f}"
+            line += f"   vs {STARTS[other]} {mean:+.1f} +- {half:.1f}"
         print(line, flush=True)
 
 

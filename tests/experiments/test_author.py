@@ -50,7 +50,7 @@ def test_author_in_miniature(tmp_path, capsys):
     assert accuracy.shape == (1, 3, 2, 2, 2)
     assert accuracy[..., 1, :].min() > 85 and np.min(result["n_gram_accuracy"]) > 85
     assert (tmp_path / "run" / "author.png").stat().st_size > 5_000
-    assert "from unrelated text" in capsys.readouterr().out
+    assert "vs unrelated text" in capsys.readouterr().out
 
 
 def test_no_held_out_word_is_in_what_is_trained_on(tmp_path):
