@@ -1,21 +1,34 @@
-"""Our PPO's environment steps a second on CartPole against purejaxrl's and rejax's, in turn in one run.
+"""Our PPO's environment steps a second on CartPole against purejaxrl's, rejax's and stable-baselines3's.
 
 Claim: at equal configuration (128 steps of 4 or 64 environments, 4 epochs of 4 minibatches, two 64-64 tanh
-networks) at least 1.3 times either, for one seed and for 8.
+networks) at least 1.3 times purejaxrl and rejax, for one seed and for 8, and 50 times stable-baselines3.
 
-Measured (`python experiments/benchmarks/rl.py --timesteps 65536 --rejax PYTHON --purejaxrl PYTHON
---purejaxrl-folder FOLDER`, rejax 0.1.3, two CPU cores; medians of env steps/s and the range of the ratio
-over 5 to 7 rounds): reached with 64 environments, not with 4.
+Measured (`python experiments/benchmarks/rl.py --timesteps 131072 --rejax PYTHON --purejaxrl PYTHON
+--purejaxrl-folder FOLDER --sb3 PYTHON`, 65536 with 8 seeds; rejax 0.1.3, stable-baselines3 2.9, two CPU cores;
+medians of env steps/s and the range of the ratio over 5 rounds in turn): it holds with 64 environments, and
+with 4 it does not.
 
-    64 environments, one seed               354,885 1.50 times rejax [1.48, 1.62], 1.47 purejaxrl [1.35, 1.66]
-    4 environments, one seed                172,386 0.97 times rejax [0.85, 1.34], 0.77 purejaxrl [0.62, 1.02]
-    the same on one core (`taskset -c 1`)   243,769 1.06 times rejax [1.01, 1.09], 1.10 purejaxrl [1.07, 1.14]
-    4 environments, 8 seeds on one device   313,193 1.15 times rejax [1.01, 1.44], 1.15 purejaxrl [0.88, 1.57]
+                               ours    rejax                 purejaxrl             stable-baselines3
+    64 environments         395,329    1.41 [1.29, 1.58]     1.37 [1.28, 1.48]     9.3 [8.5, 9.4]
+    64, 8 seeds             401,561    1.43 [1.31, 1.49]     locks up
+    4, on one core          253,125    1.06 [1.00, 1.18]     1.11 [1.06, 1.18]     25 [24, 27]
+    4, on two               161,067    0.99 [0.86, 1.10]     0.94 [0.70, 1.15]     27 [18, 32]
+    4, 8 seeds              331,190    1.14 [1.11, 1.24]     1.17 [1.11, 1.31]
 
-Of an update of 2.2 ms (4 environments, 512 steps, one core) the rollout and its judging take 0.7 ms and the
-16 gradient steps 1.4 ms. A step's six products of 128 x 64 x 64 take 33 us of its 84 at the 200 GFLOP/s
-that this core reaches on them, the tanhs 12 us, Adam 9 us. A second core slows small programs down: XLA
-shares out operations that are shorter than the wait for the other thread.
+Against stable-baselines3 with its own defaults (one environment, 2,048 steps, 10 epochs of minibatches of 64;
+2,547 to 2,672 steps/s) it is 94 [91, 99] times with 4 environments and 153 [139, 170] with 64. Compiling takes
+4.6 to 7.6 s, a second more than rejax (3.6 to 6.0) and less than purejaxrl (4.9 to 7.7). With 8 seeds of 64
+environments purejaxrl did not come back in three trials, as far as we see from batched QR decompositions that
+wait for one another's threads (`nets/mlp.py` has the story).
+
+Of an update of 1.93 ms (4 environments, 512 steps, one core) acting takes 0.57 ms, judging the steps 0.14, the
+orders of the minibatches 0.05 and 16 gradient steps 1.17. A gradient step of 73 us spends 33 on its six
+products of 128 x 64 x 64, which run at this core's 200 GFLOP/s, 12 on the tanhs, 9 on Adam, 4 on the loss and
+the rest on ten products too thin to be fast: all in all 30% of the matrix rate with 4 environments and 48%
+with 64. What the peers share with us is at least those 1.17 ms of their 2.2, so with 4 environments a factor
+of 1.3 would leave 0.5 ms for everything else. Reset states drawn at once for all steps would save 0.2 ms here
+and cost half the speed of a thousand MinAtar games. A second core slows small programs down: XLA shares out
+operations that are shorter than the wait for the other thread (`PJRT_NPROC=1` gives 15% back).
 """
 
 import functools
