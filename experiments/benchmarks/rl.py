@@ -4,9 +4,9 @@ Claim: at equal configuration (128 steps of 4 or 64 environments, 4 epochs of 4 
 networks) at least 1.3 times purejaxrl and rejax, for one seed and for 8, and 50 times stable-baselines3.
 
 Measured (`python experiments/benchmarks/rl.py --timesteps 131072 --rejax PYTHON --purejaxrl PYTHON
---purejaxrl-folder FOLDER --sb3 PYTHON`, 65536 with 8 seeds; rejax 0.1.3, stable-baselines3 2.9, two CPU cores;
-medians of env steps/s and the range of the ratio over 5 rounds in turn): it holds with 64 environments, and
-with 4 it does not.
+--purejaxrl-folder FOLDER --sb3 PYTHON`, 65536 with 8 seeds; rejax 0.1.3, stable-baselines3 2.9, two CPU
+cores; medians of env steps/s and the range of the ratio over 5 rounds in turn): it holds with 64
+environments, and with 4 it does not.
 
                                ours    rejax                 purejaxrl             stable-baselines3
     64 environments         395,329    1.41 [1.29, 1.58]     1.37 [1.28, 1.48]     9.3 [8.5, 9.4]
@@ -16,13 +16,13 @@ with 4 it does not.
     4, 8 seeds              331,190    1.14 [1.11, 1.24]     1.17 [1.11, 1.31]
 
 Against stable-baselines3 with its own defaults (one environment, 2,048 steps, 10 epochs of minibatches of 64;
-2,547 to 2,672 steps/s) it is 94 [91, 99] times with 4 environments and 153 [139, 170] with 64. Compiling takes
-4.6 to 7.6 s, a second more than rejax (3.6 to 6.0) and less than purejaxrl (4.9 to 7.7). With 8 seeds of 64
-environments purejaxrl did not come back in three trials, as far as we see from batched QR decompositions that
-wait for one another's threads (`nets/mlp.py` has the story).
+2,547 to 2,672 steps/s) it is 94 [91, 99] times with 4 environments and 153 [139, 170] with 64. Compiling
+takes 4.6 to 7.6 s, a second more than rejax (3.6 to 6.0) and less than purejaxrl (4.9 to 7.7). With 8 seeds
+of 64 environments purejaxrl did not come back in three trials, as far as we see from batched QR
+decompositions that wait for one another's threads (`nets/mlp.py` has the story).
 
-Of an update of 1.93 ms (4 environments, 512 steps, one core) acting takes 0.57 ms, judging the steps 0.14, the
-orders of the minibatches 0.05 and 16 gradient steps 1.17. A gradient step of 73 us spends 33 on its six
+Of an update of 1.93 ms (4 environments, 512 steps, one core) acting takes 0.57 ms, judging the steps 0.14,
+the orders of the minibatches 0.05 and 16 gradient steps 1.17. A gradient step of 73 us spends 33 on its six
 products of 128 x 64 x 64, which run at this core's 200 GFLOP/s, 12 on the tanhs, 9 on Adam, 4 on the loss and
 the rest on ten products too thin to be fast: all in all 30% of the matrix rate with 4 environments and 48%
 with 64. What the peers share with us is at least those 1.17 ms of their 2.2, so with 4 environments a factor
