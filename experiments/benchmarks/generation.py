@@ -1,6 +1,24 @@
-"""Language models against transformers' generate and trl's SFTTrainer, in turn in one run, and the floor.
+"""Language models beside transformers' generate and trl's SFTTrainer, in turn in one run, and the floor.
 
-TODO
+Claim: with GPT-2's layout (4 layers of 128, 4 heads, 256 tokens, float32) at least 3 times transformers'
+generation of 32 tokens after 32, and at least 1.5 times the training of trl on 32 rows of 64.
+
+Measured (`python experiments/benchmarks/generation.py --rounds 5 --peers PYTHON`, once with `--no-training`
+and once with `--no-generation`; two shared CPU cores; torch 2.13.0, transformers 5.23.0, trl 1.16.0 with one
+and with two torch threads, the better of each round counts; medians and the range over 5 rounds):
+
+    generation, batch 32, greedy   31,900 new tokens/s; transformers 8,600 and 12,200: 2.70 times [2.35, 3.13]
+                          sampled  28,700; 8,300 and 10,100: 2.84 times [2.63, 2.93]
+    generation, batch 1, greedy    7,360; 1,290 and 1,270: 5.7 times [3.1, 6.2]
+                         sampled   6,960; 1,130 and 1,060: 6.1 times [3.8, 6.5]
+    training, AdamW                28,700 tokens/s; trl 10,100 and 15,500: 1.77 times [1.66, 1.89]
+
+So the factor of 3 is missed at batch 32 beside two torch threads, and reached beside one. The floor is the
+work over this machine's own rates at these shapes: at batch 32 4.0 ms for the prompts (1.71 GFLOP at 429 a
+second) and 7.8 ms for 31 single tokens (1.72 GFLOP at 221; 297 MB at 198 GB/s would take 1.5 ms), 87,000
+tokens a second, of which we reach 37%; at batch 1 26%; in training 35% of 82,600 (10.3 GFLOP at 416 a
+second). What is missing at batch 32 is mostly each layer's keys and values, which XLA cuts out of the cache
+into a copy before it multiplies.
 """
 
 import time
