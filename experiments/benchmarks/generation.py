@@ -1,6 +1,6 @@
 """Language models beside transformers' generate and trl's SFTTrainer, in turn in one run, and the floor.
 
-Claim: with GPT-2's layout (4 layers of 128, 4 heads, 256 tokens, float32) at least 3 times transformers'
+Aim: with GPT-2's layout (4 layers of 128, 4 heads, 256 tokens, float32) at least 3 times transformers'
 generation of 32 tokens after 32, and at least 1.5 times the training of trl on 32 rows of 64.
 
 Measured (`python experiments/benchmarks/generation.py --rounds 5 --peers PYTHON`, once with `--no-training`
