@@ -203,7 +203,7 @@ def make_tune(config: Config, lm: LanguageModel, num_classes: int, test: Labelle
         state = learner.init(key, ClassifierHParams(config.finetune_rate), params=start)
         state, _ = jax.lax.scan(lambda s, _: learner.step(s), state, None, steps)
         accuracy = lambda p: jnp.stack([mean_accuracy(lm, p, part) for part in (labelled, test)])
-        return 100 * jnp.stack([accuracy(start), accuracy(state.params)])
+        return 100 * jax.lax.map(accuracy, jax.tree.map(lambda *x: jnp.stack(x), start, state.params))
 
     return tune
 
