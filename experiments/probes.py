@@ -2,6 +2,32 @@
 
 Claim (lecture 002, C14): a model that only predicts text learns syntax, coreference, topics and more, and
 it can be seen without training it further: it finds the right one of two texts likelier.
+
+Measured (`python experiments/probes.py`: 1.1 million weights, 1.5 million tokens of the children's books,
+the first 200 pairs of each paradigm, 4 seeds, 95% t intervals over the seeds alone; right pairs in per
+cent, ties count half; about 13 min of CPU time):
+
+                               before training  after          difference      3-gram  shorter
+    all of BLiMP               48.7 +- 0.8      51.4 +- 1.0     +2.7 +- 1.0    50.8    48.4
+    irregular forms            53.5 +- 6.9      71.2 +- 6.8    +17.8 +- 10.2   55.0    51.4
+    filler-gap dependencies    50.9 +- 1.8      65.6 +- 1.7    +14.6 +- 3.4    63.3    50.0
+    quantifiers                28.1 +- 7.1      41.6 +- 2.0    +13.5 +- 8.1    47.8    28.4
+    anaphor agreement          47.1 +- 10.8     59.0 +- 2.3    +11.9 +- 10.1   60.5    50.0
+    control and raising        56.1 +- 0.6      59.7 +- 1.2     +3.6 +- 1.1    60.9    56.2
+    binding                    54.0 +- 8.0      59.3 +- 0.7     +5.3 +- 7.8    56.5    48.2
+    determiner-noun agreement  52.0 +- 3.0      55.3 +- 1.8     +3.3 +- 3.4    55.1    50.7
+    subject-verb agreement     48.6 +- 1.5      49.4 +- 1.8     +0.8 +- 2.9    52.8    49.5
+    NPI licensing              38.8 +- 10.8     38.6 +- 6.9     -0.2 +- 9.5    32.1    41.2
+    argument structure         52.2 +- 1.1      50.0 +- 0.5     -2.1 +- 0.7    49.8    52.6
+    island effects             51.6 +- 3.5      43.6 +- 3.7     -8.0 +- 1.3    44.6    52.4
+    ellipsis                   36.9 +- 0.7      18.9 +- 1.1    -18.0 +- 0.7    25.2    38.0
+
+so at this size the claim hardly holds. Training moves the whole by 2.7 points, and what counting three
+tokens cannot do is learnt in irregular forms (16 points above it), binding and filler-gap dependencies (2 to
+3 points); elsewhere training follows the counts, up or down. Even there it is a habit: "that" is preferred
+to "wh", right in 99% of the pairs without a gap and in 1% of those with one. Of the seven gaps' expected
+words 1 of 28 comes first (chance 20%, the 3-gram 1 of 7). Published models, which read far more text: 5-gram
+61.2, LSTM 69.8, GPT-2 81.5; `--model` asks one from a folder.
 """
 
 import re
@@ -174,7 +200,7 @@ def report_probes(places: dict[str, np.ndarray], continued: list[str]) -> None:
 
 def draw(path: Any, by_term: dict[str, np.ndarray], terms: list[str]) -> None:
     """Draw each phenomenon's accuracy, the models' side by side."""
-    fig, ax = figure("right pairs [%]", "", title="BLiMP by phenomenon, 95% interval over the seeds")
+    fig, ax = figure("right pairs [%]", "", title="BLiMP, 95% interval over the seeds")
     fig.set_size_inches(6.4, 5.2)
     names = sorted(set(terms))
     height = 0.8 / len(by_term)
