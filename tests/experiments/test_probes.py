@@ -39,7 +39,7 @@ def test_probes_in_miniature(data, capsys):
             heads=2,
             width=16,
             batch_size=8,
-            steps=60,
+            steps=300,
             warmup_steps=5,
             learning_rate=1e-2,
             out=str(data / "run"),
@@ -48,7 +48,8 @@ def test_probes_in_miniature(data, capsys):
     result = json.loads((data / "run" / "result.json").read_text())
     assert result["paradigms"] == ["agreement", "reversed"]
     assert result["blimp"]["after"] == [[1.0, 0.0]] * 2 and result["blimp"]["3-gram"] == [[1.0, 0.0]]
-    assert result["blimp"]["shorter"] == [[0.0, 0.5]]
+    # The wrong twins have fewer tokens: they lack an s, or stand in the order whose pieces were merged.
+    assert result["blimp"]["shorter"] == [[0.0, 0.0]]
     assert all(len(row) == 7 for rows in result["places"].values() for row in rows)
     assert (data / "run" / "blimp.png").stat().st_size > 5_000
     assert "GPT-2 81.5" in capsys.readouterr().out
