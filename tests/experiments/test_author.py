@@ -1,3 +1,5 @@
+"""The author experiment in miniature, on books made up of words of their own."""
+
 import json
 
 import numpy as np
@@ -20,6 +22,7 @@ def write_books(folder):
             (folder / author / f"{title}.txt").write_text("title " * 500 + " ".join(rng.choice(own, 240)))
 
 
+@pytest.mark.slow
 def test_author_in_miniature(tmp_path, capsys):
     """On made-up books: every start and the n-grams tell the authors apart; the run's folder is complete."""
     pytest.importorskip("sklearn")

@@ -1,8 +1,6 @@
 """The script that completes prompts: streamed and batched text agree, and what is missing is named."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import pytest
@@ -10,17 +8,13 @@ import pytest
 from jaxrl_align.data.tokenizers import character_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime.huggingface import save_model
+from tests.experiments.loading import load
 from tests.tiny import disturb
-
-SCRIPT = Path(__file__).parents[2] / "experiments" / "complete.py"
 
 
 @pytest.fixture(scope="module")
 def complete():
-    spec = importlib.util.spec_from_file_location("complete", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("complete")
 
 
 @pytest.fixture(scope="module")
