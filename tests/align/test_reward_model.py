@@ -133,6 +133,7 @@ def test_margins_and_metrics_by_hand():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
     """The annotators like the token 3; by noise they err on one pair in ten."""
     tokens, mask = make_texts(2000, 1)

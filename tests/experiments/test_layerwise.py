@@ -10,6 +10,7 @@ pytest.importorskip("sklearn")
 SMALL = {"seeds": 2, "width": 4, "pretrain_epochs": 1, "batch_size": 200, "finetune_rates": (0.1,)}
 
 
+@pytest.mark.slow
 def test_layerwise_pretraining_in_miniature(tmp_path, capsys):
     """Every figure is written, and a resumed run keeps the depths that are done."""
     experiment = load("layerwise_pretraining")

@@ -18,6 +18,7 @@ def arrays(path):
         return {name: file[name].tobytes() for name in file.files if name != "__metadata__"}
 
 
+@pytest.mark.slow
 def test_a_run_of_two_halves_is_the_uninterrupted_run(tmp_path):
     small = ppo.Config(seeds=2, num_envs=2, num_steps=16, total_env_steps=512, minibatches=2)
     config = dataclasses.replace(small, out=str(tmp_path / "whole"))

@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from tests.experiments.loading import load
 
 
+@pytest.mark.slow
 def test_shakespeare_in_miniature(tmp_path):
     """On a text of its own: figure, result, and the loss of a text that is easy to predict falls."""
     experiment = load("shakespeare")

@@ -13,6 +13,7 @@ def experiment():
     return load("variance_reduction")
 
 
+@pytest.mark.slow
 def test_the_chain_lowers_the_variance_and_is_drawn(experiment, tmp_path, capsys):
     config = experiment.Config(seeds=4, paths=2000, horizon=8, states=3, actions=2, out=str(tmp_path / "run"))
     experiment.main(config)

@@ -173,6 +173,7 @@ def test_a_large_coefficient_holds_the_policy_where_it_was():
     np.testing.assert_allclose(held["policy/kl_coef"], 300.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", [DiagonalGaussian, TanhGaussian])
 def test_continuous_actions_find_their_target(distribution):
     """The best action is 0.6 of a space [-1, 2]: a Gaussian's mean, or a tanh of 1/15."""

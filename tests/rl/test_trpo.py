@@ -82,6 +82,7 @@ def test_a_step_that_is_too_long_is_shortened_and_one_that_cannot_rise_is_not_ta
         jax.tree.map(np.testing.assert_array_equal, step.params, POLICY)
 
 
+@pytest.mark.slow
 def test_no_update_leaves_the_trust_region_and_cartpole_improves():
     """Four members of usual size: there the scipy-like solver that ships with jax failed."""
     actor = gym.make_actor("CartPole-v1", make_actor_critic_net(2), num_envs=8, num_steps=128)
