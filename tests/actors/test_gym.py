@@ -140,6 +140,7 @@ def test_evaluation_plays_one_whole_episode_in_each_environment():
     assert abs((score(gym.sampled(net, None)) == 3.0).mean() - 0.525) < 0.1
 
 
+@pytest.mark.slow
 def test_members_are_the_single_runs():
     keys = jax.random.split(jax.random.key(3), 2)
 

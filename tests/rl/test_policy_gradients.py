@@ -109,6 +109,7 @@ def test_a2c_finds_the_best_actions_and_their_values():
     np.testing.assert_allclose(state.params["value"][:2], [1.8, 2.0], atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("critic", ["sarsa", "max"])
 def test_the_critic_of_actions_learns_the_policys_q_or_the_optimal_one(critic):
     """A policy that stays uniform: the next action's value leads to Q^pi, the greatest to Q* (erratum H5)."""
@@ -163,6 +164,7 @@ def test_the_adaptive_coefficient_holds_the_kl_near_its_target():
     np.testing.assert_allclose(steps, np.where(kl > 0.015, 2.0, np.where(kl < 0.01 / 1.5, 0.5, 1.0)))
 
 
+@pytest.mark.slow
 def test_a_large_coefficient_holds_the_policy_where_it_was():
     learner = kl_learner(adaptive=False)
     run = jax.jit(train(learner, 5))

@@ -81,6 +81,7 @@ def test_frozen_lakes_known_value():
     assert float(value) == pytest.approx(14 / 17, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_value_is_the_mean_of_played_returns():
     # A2: returns of whole episodes, by the recursion, average to the value of the policy that played them.
     mdp = frozen_lake(gamma=0.9)
