@@ -14,7 +14,7 @@ SMALL = {
     "clips": (0.1, 0.2),
     "num_envs": 2,
     "num_steps": 64,
-    "total_env_steps": 256,
+    "total_env_steps": 2_048,
 }
 
 
