@@ -25,7 +25,8 @@ PUBLISHED_ACCURACY = {
     "GPT-2": 0.815,
     "one person": 0.886,
 }
-"""Warstadt et al. 2020, table 3: the mean over the paradigms, by the whole sentence's probability."""
+"""The mean over the paradigms, by the whole sentence's probability, of the results that the authors publish
+beside the data (branch check_results; Warstadt et al. 2020)."""
 
 
 class Paradigm(NamedTuple):
