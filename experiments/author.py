@@ -52,8 +52,8 @@ from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows, sample_windows
 from jaxrl_align.pretrain.text_classification import (
-    ClassifierHParams,
     LabelledText,
+    TextClassifierHParams,
     fit_head,
     make_text_classifier,
     mean_accuracy,
@@ -204,7 +204,7 @@ def make_tune(config: Config, lm: LanguageModel, num_classes: int, test: Labelle
         read = lambda row: mean_features(lm, params, row.tokens, row.real)
         features = jax.lax.map(read, labelled, batch_size=32)
         start = {"lm": params, "head": fit_head(features, labelled.label, num_classes)}
-        state = learner.init(key, ClassifierHParams(config.finetune_rate), params=start)
+        state = learner.init(key, TextClassifierHParams(config.finetune_rate), params=start)
         state, _ = jax.lax.scan(lambda s, _: learner.step(s), state, None, steps)
         accuracy = lambda p: jnp.stack([mean_accuracy(lm, p, part) for part in (labelled, test)])
         return 100 * jax.lax.map(accuracy, jax.tree.map(lambda *x: jnp.stack(x), start, state.params))

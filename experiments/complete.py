@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxrl_align.actors.completion import make_completer, stream
-from jaxrl_align.actors.generation import Filters
 from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.nets.transformer import LanguageModel, make_transformer
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import Pretrained, load_model
+from jaxrl_align.text.completion import make_completer, stream
+from jaxrl_align.text.generation import Filters
 
 
 @dataclass(frozen=True)

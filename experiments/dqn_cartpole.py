@@ -24,7 +24,7 @@ import chex
 import jax
 import numpy as np
 
-from jaxrl_align.actors import gym
+from jaxrl_align import envs
 from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.q_networks import QNet, make_q_net
@@ -79,9 +79,9 @@ def evaluate(
 ) -> np.ndarray:
     """Return each member's mean return over whole episodes, played apart from training: [M]."""
 
-    def member(params: Params, key: chex.PRNGKey) -> gym.Episodes:
+    def member(params: Params, key: chex.PRNGKey) -> envs.Episodes:
         policy = epsilon_greedy(net, params, epsilon)
-        return gym.evaluate_policy(env, policy, key, num_episodes=episodes, max_steps=max_steps)
+        return envs.evaluate_policy(env, policy, key, num_episodes=episodes, max_steps=max_steps)
 
     members = jax.tree.leaves(params)[0].shape[0]
     played = jax.jit(jax.vmap(member))(params, jax.random.split(key, members))
@@ -118,7 +118,7 @@ def main(config: Config) -> None:
     """Train, evaluate greedily and by the training policy, and draw the learning curve."""
     per_step = config.num_envs * config.num_steps
     steps = max(1, config.total_env_steps // per_step)
-    net = make_q_net(gym.num_actions(config.env), duelling=config.duelling, noisy=config.noisy)
+    net = make_q_net(envs.num_actions(config.env), duelling=config.duelling, noisy=config.noisy)
     actor = make_value_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
     learner = make_dqn(
         actor,

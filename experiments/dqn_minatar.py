@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from dqn_cartpole import draw, judge
 
-from jaxrl_align.actors import gym
+from jaxrl_align import envs
 from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.nets.q_networks import make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, check_rewards, make_dqn, memory_bytes
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
     use_cpu_devices()
     per_step = config.num_envs * config.num_steps
     steps = max(1, config.total_env_steps // per_step)
-    net = make_q_net(gym.num_actions(config.env), (config.hidden,), channels=config.channels)
+    net = make_q_net(envs.num_actions(config.env), (config.hidden,), channels=config.channels)
     actor = make_value_actor(
         config.env,
         net,

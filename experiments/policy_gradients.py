@@ -49,6 +49,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.policy_gradients import (
@@ -114,7 +115,7 @@ def play(config: Config, folder: RunFolder, name: str, method: Method) -> np.nda
     """
     make, critic, waits = method
     pieces = 1 if waits else config.time_limit // config.short_steps
-    environment, env_params = gym.make_environment("CartPole-v1")
+    environment, env_params = envs.make_environment("CartPole-v1")
     env = (environment, env_params.replace(max_steps_in_episode=config.time_limit))
     net = make_actor_critic_net(2, hidden=(32, 32), action_values=critic != "state")
     size: dict[str, Any] = {"num_envs": config.episodes, "num_steps": config.time_limit // pieces}

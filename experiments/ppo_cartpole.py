@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
@@ -56,7 +57,7 @@ class Config:
 def main(config: Config) -> None:
     """Train two perceptrons, print each seed's verdict, and draw the learning curve."""
     use_cpu_devices()
-    play(config, make_actor_critic_net(gym.num_actions(config.env)))
+    play(config, make_actor_critic_net(envs.num_actions(config.env)))
 
 
 def play(config: Config, net: Net) -> None:

@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
-from jaxrl_align.actors.actions import Distribution
 from jaxrl_align.actors.normalisation import normalised
+from jaxrl_align.envs.actions import Distribution
 from jaxrl_align.losses import DiagonalGaussian, TanhGaussian
 from jaxrl_align.nets.mlp import make_gaussian_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
@@ -78,7 +79,7 @@ class Config:
 def train(config: Config, folder: RunFolder, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Train every seed in one program; return training [updates, seeds] and final greedy [seeds] returns."""
     distribution, unit_scale = WAYS[name]
-    environment, env_params = gym.make_environment(config.env)
+    environment, env_params = envs.make_environment(config.env)
     space = environment.action_space(env_params)
     net = make_gaussian_net(space.shape)
     size = {"num_envs": config.num_envs, "num_steps": config.num_steps, "distribution": distribution}
@@ -107,7 +108,7 @@ def train(config: Config, folder: RunFolder, name: str) -> tuple[np.ndarray, np.
 
     def play(state: State, key: jax.Array) -> jax.Array:
         policy = normalised(gym.greedy(net, state.params, distribution), state.env_state.normaliser)
-        episodes = gym.evaluate_policy(
+        episodes = envs.evaluate_policy(
             config.env,
             policy,
             key,
@@ -130,7 +131,7 @@ def main(config: Config) -> None:
             f"total_env_steps={config.total_env_steps}"
         )
     use_cpu_devices()
-    gym.make_environment(config.env)
+    envs.make_environment(config.env)
     folder = open_run(config.out, config, resume=config.resume)
     results = {name: train(config, folder, name) for name in WAYS}
     print(f"{config.env}, {config.seeds} seeds, {config.total_env_steps} steps each; return +- 95% interval")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jax
 import ppo_cartpole
 
-from jaxrl_align.actors import gym
+from jaxrl_align import envs
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.mesh import use_cpu_devices
@@ -44,7 +44,7 @@ def main(config: Config) -> None:
     """Train, print each seed's return, and draw the learning curve."""
     use_cpu_devices()
     net = make_actor_critic_net(
-        gym.num_actions(config.env), (config.hidden,), jax.nn.relu, shared=True, channels=config.channels
+        envs.num_actions(config.env), (config.hidden,), jax.nn.relu, shared=True, channels=config.channels
     )
     ppo_cartpole.play(config, net)
 

@@ -39,8 +39,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_align.actors.completion import make_completer
-from jaxrl_align.actors.generation import Filters
 from jaxrl_align.data.blimp import HUMAN_AGREEMENT, PUBLISHED_ACCURACY, Paradigm, load_blimp
 from jaxrl_align.data.books import childrens_books
 from jaxrl_align.data.corpora import read_text
@@ -59,6 +57,8 @@ from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.runtime.metrics import mean_interval
 from jaxrl_align.runtime.plots import figure, save_figure
+from jaxrl_align.text.completion import make_completer
+from jaxrl_align.text.generation import Filters
 
 BEFORE, AFTER, SHORTER = "before training", "after", "shorter"
 

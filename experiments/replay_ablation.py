@@ -40,13 +40,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.actors import gym
+from jaxrl_align import envs
 from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.losses import squared
 from jaxrl_align.nets.q_networks import make_q_net
-from jaxrl_align.rl.dqn import DQNHParams, make_dqn, make_online_q
-from jaxrl_align.rl.q_losses import td_loss, transition_loss
+from jaxrl_align.rl.dqn import DQNHParams, make_dqn, make_online_q, td_loss, transition_loss
 from jaxrl_align.rl.replay import Sample, make_replay
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder, open_run
@@ -54,7 +53,7 @@ from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.runtime.metrics import mean_interval
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
-from jaxrl_align.types import Learner, State, Transition, ValueActor
+from jaxrl_align.types import Actor, Learner, State, Transition
 
 ARMS = ("online", "latest", "uniform", "prioritised")
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
@@ -83,7 +82,7 @@ class Config:
     resume: bool = False
 
 
-def make_arm(config: Config, name: str, actor: ValueActor) -> Learner:
+def make_arm(config: Config, name: str, actor: Actor) -> Learner:
     """Build one arm's learner."""
     optimizer = make_optimizer(max_grad_norm=10.0, eps=1e-8)
     if name == "online":
@@ -130,7 +129,7 @@ def train(
     return state, returns[:, best], late
 
 
-def stream(config: Config, name: str, actor: ValueActor, learner: Learner, state: State) -> Sample:
+def stream(config: Config, name: str, actor: Actor, learner: Learner, state: State) -> Sample:
     """Return the transitions that one member would meet next, [batches, batch_size], learning nothing."""
     frozen = state._replace(hparams=state.hparams._replace(learning_rate=jnp.zeros(())))
     if name == "online":
@@ -167,7 +166,7 @@ def to_samples(steps: Transition, gamma: jax.Array) -> Sample:
     return Sample(steps.obs, steps.action, steps.reward, discount, steps.next_obs, one, one)
 
 
-def correlations(actor: ValueActor, params: Any, samples: Sample, single: bool) -> dict[str, jax.Array]:
+def correlations(actor: Actor, params: Any, samples: Sample, single: bool) -> dict[str, jax.Array]:
     """Measure how the gradients [batches, batch_size] of one member hang together.
 
     Args:
@@ -198,7 +197,7 @@ def correlations(actor: ValueActor, params: Any, samples: Sample, single: bool) 
 def main(config: Config) -> None:
     """Train each arm, measure its gradients, print and draw."""
     use_cpu_devices()
-    net = make_q_net(gym.num_actions(config.env), (config.hidden, config.hidden))
+    net = make_q_net(envs.num_actions(config.env), (config.hidden, config.hidden))
     actor = make_value_actor(config.env, net, num_envs=1, num_steps=1)
     folder = open_run(config.out, config, resume=config.resume)
     curves, lags, results = {}, {}, {}

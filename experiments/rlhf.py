@@ -21,12 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from rlhf_report import STAGES, Samples, draw_losses, draw_path, draw_reward_model, report, show_samples
 
-from jaxrl_align.actors.generation import TextConfig
 from jaxrl_align.actors.text import Frozen, answer, join
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner
+from jaxrl_align.data.annotators import PlainProse, compare
 from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences
-from jaxrl_align.data.preferences import PlainProse, compare
 from jaxrl_align.data.prompts import cut_sentences
 from jaxrl_align.data.tokenizers import Tokenizer, train_bpe
 from jaxrl_align.nets.adapters import init_lora
@@ -36,6 +35,7 @@ from jaxrl_align.rl.actor_critic import check_divides
 from jaxrl_align.runtime import cli, loop
 from jaxrl_align.runtime.folder import RunFolder, open_run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.text.generation import TextConfig
 
 SAMPLES = 256
 """Answers per member and evaluation; one program writes them all."""

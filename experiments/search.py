@@ -28,13 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import make_environment
+from jaxrl_align.envs.tabular import make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
+from jaxrl_align.rl.dynamic_programming import value_iteration
 from jaxrl_align.rl.search import Leaf, SearchHParams, make_search_learner, search
-from jaxrl_align.rl.tabular import value_iteration
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
@@ -103,7 +104,7 @@ def play(key: jax.Array, config: Config, way: str) -> jax.Array:
     """Train in one process; return the mean returns alone, with each search, and of the optimal policy."""
     key_process, key_train, key_play = jax.random.split(key, 3)
     mdp, model = make_process(key_process, config)
-    env, net = make_environment(mdp, config.horizon), one_hot_net(config)
+    env, net = make_tabular_environment(mdp, config.horizon), one_hot_net(config)
     actor = gym.make_actor(env, net, num_envs=8, num_steps=64)
     if way == "PPO":
         learner = make_actor_critic(actor, segment_length=1)
@@ -126,7 +127,7 @@ def play(key: jax.Array, config: Config, way: str) -> jax.Array:
     policies += [functools.partial(plan, simulations=size) for size in config.simulations]
     policies += [lambda key, state: best[state]]
     size = {"num_episodes": config.episodes, "max_steps": config.horizon}
-    returns = [gym.evaluate_policy(env, policy, key_play, **size).episode_return for policy in policies]
+    returns = [envs.evaluate_policy(env, policy, key_play, **size).episode_return for policy in policies]
     return jnp.mean(jnp.stack(returns), axis=-1)
 
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import make_actor_critic_net
@@ -68,7 +69,7 @@ def make_grid(config: Config) -> tuple[jax.Array, PPOHParams]:
 
 def make_run(config: Config):
     """Return `(key, hparams) -> return of the last 100 episodes`, one member's whole training."""
-    net = make_actor_critic_net(gym.num_actions(config.env))
+    net = make_actor_critic_net(envs.num_actions(config.env))
     actor = gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
     updates = max(1, config.total_env_steps // (config.num_envs * config.num_steps))
     run = train(make_actor_critic(actor, segment_length=1, total_steps=updates), updates)
@@ -120,7 +121,7 @@ def main(config: Config) -> None:
             f"timed={config.timed} of {members} runs"
         )
     use_cpu_devices()
-    gym.num_actions(config.env)
+    envs.num_actions(config.env)
     folder = open_run(config.out, config)
     grid = make_grid(config)
     times = []

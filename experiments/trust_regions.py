@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
@@ -88,7 +89,7 @@ def methods(config: Config) -> dict[str, Method]:
 def play(config: Config, folder: RunFolder, name: str, method: Method) -> dict[str, np.ndarray]:
     """Train every seed at every learning rate in one program; return metrics [updates, rates, seeds]."""
     make, hparams = method
-    net = make_actor_critic_net(gym.num_actions(config.env))
+    net = make_actor_critic_net(envs.num_actions(config.env))
     learner = make(gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps))
     rates, seeds = len(config.learning_rates), config.seeds
     keys = jnp.tile(jax.random.split(jax.random.key(config.seed), seeds), rates)
@@ -138,7 +139,7 @@ def main(config: Config) -> None:
             f"need at least 2 seeds and 1 update; got seeds={config.seeds}, updates={config.updates}"
         )
     use_cpu_devices()
-    gym.num_actions(config.env)
+    envs.num_actions(config.env)
     folder = open_run(config.out, config, resume=config.resume)
     results = {name: play(config, folder, name, method) for name, method in methods(config).items()}
     table = {}

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.actors.tabular import frozen_lake, make_environment, random_mdp
 from jaxrl_align.actors.value import make_value_actor
+from jaxrl_align.envs.tabular import frozen_lake, make_tabular_environment, random_mdp
 from jaxrl_align.nets.q_networks import make_q_net, make_table
 from jaxrl_align.rl.dqn import DQNHParams, make_dqn
-from jaxrl_align.rl.tabular import (
+from jaxrl_align.rl.dynamic_programming import (
     QLearningHParams,
     make_q_learning,
     policy_iteration,
@@ -36,7 +36,7 @@ from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.runtime.metrics import mean_interval
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
-from jaxrl_align.types import MDP, Learner, State, ValueActor
+from jaxrl_align.types import MDP, Actor, Learner, State
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def make_learners(config: Config, mdp: MDP) -> dict[str, tuple[Learner, Any, Cal
     states, actions = mdp.transition.shape[:2]
     one_hot = lambda s: jax.nn.one_hot(s, states)
 
-    def actor(net: Any, **preprocess: Any) -> ValueActor:
+    def actor(net: Any, **preprocess: Any) -> Actor:
         return make_value_actor(
-            make_environment(mdp), net, num_envs=config.num_envs, num_steps=1, **preprocess
+            make_tabular_environment(mdp), net, num_envs=config.num_envs, num_steps=1, **preprocess
         )
 
     net = make_q_net(actions, (config.hidden,))

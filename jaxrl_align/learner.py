@@ -138,6 +138,94 @@ def permutations(key: chex.PRNGKey, count: int, length: int) -> chex.Array:
     return (jnp.sort(words, axis=1) & low).astype(jnp.int32)
 
 
+def begin(
+    key: chex.PRNGKey,
+    hparams: Any,
+    params: Params | None,
+    *,
+    init_params: Callable[[chex.PRNGKey], Params],
+    init_opt: Callable[[Params], Any],
+    init_env: Callable[[chex.PRNGKey, Any], Any] | None = None,
+) -> State:
+    """Return a learner's first state; it owns its buffers, so that it may be donated.
+
+    Args:
+      key: is split into a key for the parameters, one for the environment, and the state's own.
+      hparams: a tree of numbers; kept as float32.
+      params: where training starts; None draws them.
+      init_params: `key -> params`.
+      init_opt: `params -> opt_state`, for example `optimizer.init`.
+      init_env: `(key, hparams) -> env_state`; None for learners without an environment.
+    """
+    key_params, *key_env, key = jax.random.split(key, 2 if init_env is None else 3)
+    params = init_params(key_params) if params is None else jax.tree.map(jnp.copy, params)
+    hparams = jax.tree.map(lambda x: jnp.array(x, jnp.float32), hparams)
+    env_state = None if init_env is None else init_env(*key_env, hparams)
+    return State(params, init_opt(params), jnp.zeros((), jnp.int32), hparams, env_state, key)
+
+
+def refuse(**unused: Any) -> None:
+    """Raise ValueError for an argument of `step` that a learner has no use for."""
+    for name, value in unused.items():
+        if value is not None:
+            raise ValueError(
+                f"this learner uses no {name}; got one of type {type(value).__name__}; leave it out"
+            )
+
+
+def check_divides(count: int, total: int, count_name: str, total_name: str) -> None:
+    """Raise ValueError unless `count` divides `total`, naming divisors that would do."""
+    if count < 1 or total % count:
+        divisors = [d for d in range(1, total + 1) if total % d == 0]
+        near = sorted(sorted(divisors, key=lambda d: (abs(d - count), d))[:2])
+        options = " or ".join(str(d) for d in near)
+        raise ValueError(
+            f"{count_name} must divide {total_name}; got {total_name}={total}, {count_name}={count}; "
+            f"try {count_name}={options}"
+        )
+
+
+def epochs(
+    loss: Callable[[Params, Any], tuple[chex.Array, Metrics]],
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: Any,
+    data: Any,
+    key: chex.PRNGKey,
+    *,
+    num_epochs: int,
+    minibatches: int,
+    learning_rate: chex.Numeric,
+) -> tuple[Params, Any, Metrics]:
+    """Descend a loss on minibatches of the same data, in a fresh order in every epoch.
+
+    Args:
+      loss: `(params, minibatch) -> (scalar, metrics)`.
+      optimizer: an update rule without its learning rate.
+      params: where the descent starts.
+      opt_state: the optimiser's.
+      data: a tree of arrays [N, ...].
+      key: source of the orders.
+      num_epochs: passes over the data.
+      minibatches: gradient steps per pass; must divide N, see `check_divides`.
+      learning_rate: [].
+
+    Returns:
+      The parameters, the optimiser's state, and the metrics' means over the gradient steps.
+    """
+    rows = jax.tree.leaves(data)[0].shape[0]
+
+    def descend_once(carry: tuple[Params, Any], index: chex.Array) -> tuple[tuple[Params, Any], Metrics]:
+        params, opt_state = carry
+        minibatch = jax.tree.map(lambda x: x[index], data)
+        grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch)
+        return descend(optimizer, grads, opt_state, params, learning_rate), metrics
+
+    order = permutations(key, num_epochs, rows).reshape(num_epochs * minibatches, rows // minibatches)
+    (params, opt_state), metrics = jax.lax.scan(descend_once, (params, opt_state), order)
+    return params, opt_state, jax.tree.map(jnp.mean, metrics)
+
+
 def make_gradient_learner(
     init_params: Callable[[chex.PRNGKey], Params],
     loss: LossFn,
@@ -167,19 +255,18 @@ def make_gradient_learner(
     optimizer = optimizer or make_optimizer()
 
     def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
-        key_params, key = jax.random.split(key)
-        params = init_params(key_params) if params is None else params
-        hparams = jax.tree.map(jnp.float32, hparams)
-        return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), hparams, frozen, None, key)
+        return begin(key, hparams, params, init_params=init_params, init_opt=optimizer.init)
 
-    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
+    def step(state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:
         key, key_data, key_loss = jax.random.split(state.key, 3)
         if batch is None:
             if sample is None:
                 raise ValueError("this learner has no sampler: pass step(state, batch)")
             batch = sample(key_data)
+        if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(batch)):
+            raise ValueError(f"a batch must be a tree of arrays; got one of type {type(batch).__name__}")
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.frozen, batch, key_loss, state.hparams
+            state.params, frozen, batch, key_loss, state.hparams
         )
         learning_rate = state.hparams.learning_rate * decay(state.step, total_steps, warmup_steps)
         params, opt_state = descend(optimizer, grads, state.opt_state, state.params, learning_rate)
@@ -193,10 +280,8 @@ def make_gradient_learner(
     return Learner(init, step)
 
 
-def train(
-    learner: Learner, num_steps: int, *, every: int = 1
-) -> Callable[[chex.PRNGKey, Any], tuple[State, Metrics]]:
-    """Return `(key, hparams) -> (State, metrics)`, a whole run as one pure function.
+def train(learner: Learner, num_steps: int, *, every: int = 1) -> Callable[..., tuple[State, Metrics]]:
+    """Return a whole run as one pure function, `(key, hparams, params=None, frozen=None) -> ...`.
 
     `jax.jit(jax.vmap(train(learner, n), (0, None)))` trains one member per key in one program; the metrics
     gain a leading axis [num_steps / every].
@@ -212,15 +297,17 @@ def train(
     if every < 1 or num_steps % every:
         raise ValueError(f"every must divide num_steps; got num_steps={num_steps}, every={every}")
 
-    def one_step(state: State, _: None) -> tuple[State, Metrics]:
-        return learner.step(state)
+    def run(
+        key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
+    ) -> tuple[State, Metrics]:
+        def one_step(state: State, _: None) -> tuple[State, Metrics]:
+            return learner.step(state, None, frozen)
 
-    def block(state: State, _: None) -> tuple[State, Metrics]:
-        state, metrics = jax.lax.scan(one_step, state, None, every)
-        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+        def block(state: State, _: None) -> tuple[State, Metrics]:
+            state, metrics = jax.lax.scan(one_step, state, None, every)
+            return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 
-    def run(key: chex.PRNGKey, hparams: Any) -> tuple[State, Metrics]:
-        state = learner.init(key, hparams)
+        state = learner.init(key, hparams, params, frozen)
         if every == 1:
             return jax.lax.scan(one_step, state, None, num_steps)
         return jax.lax.scan(block, state, None, num_steps // every)

@@ -58,16 +58,31 @@ class Evaluation(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """A domain: how experience is made, and how it is judged again."""
+    """A domain: how experience is made, and how it is judged again; of policies and of action values alike.
+
+    What an actor cannot do is None or False, and a learner that needs it raises when it is built.
+    """
 
     init_params: Callable[[chex.PRNGKey], Params]
     """`key -> params`: the trainable parameters."""
     init_env: Callable[[chex.PRNGKey, Any], Any]
     """`(key, hparams) -> env_state`: whatever the domain carries from rollout to rollout."""
-    rollout: Callable[..., tuple[Any, Trajectory, Metrics]]
-    """`(params, frozen, env_state, key, hparams, batch) -> (env_state, Trajectory[B, T], metrics)`."""
-    evaluate: Callable[[Params, Any, Trajectory], Evaluation]
+    rollout: Callable[..., tuple[Any, Any, Metrics]]
+    """`(params, frozen, env_state, key, hparams, batch) -> (env_state, experience[B, T], metrics)`; the
+    experience is a `Trajectory`, or `Transition`s where actions are valued."""
+    evaluate: Callable[[Params, Any, Any], "Evaluation"] | None = None
     """`(params, frozen, Trajectory[T]) -> Evaluation[T]` for one trajectory; the caller vmaps."""
+    action_values: Callable[..., chex.Array] | None = None
+    """`(params, frozen, obs, key=None) -> [A] or [A, K]`: each action's value or value distribution, for ONE
+    observation; the key draws a noisy net's noise, and None switches it off."""
+    expected_values: Callable[[chex.Array], chex.Array] = lambda values: values
+    """What `action_values` returned -> [A] expected values."""
+    split_params: Callable[[Params], tuple[Params, Params]] | None = None
+    """`params -> (policy's, critic's)`, where the two share no parameter; `policy | critic` joins them."""
+    stepwise: bool = False
+    """Whether each step of a trajectory may be evaluated apart from the others."""
+    takes_batch: bool = False
+    """Whether `rollout` reads `batch`."""
 
 
 class Transition(NamedTuple):
@@ -87,20 +102,35 @@ class Transition(NamedTuple):
     """[...] observation after the action, read before any reset."""
 
 
-class ValueActor(NamedTuple):
-    """A domain for learners of action values: how experience is made epsilon-greedily and judged."""
+class TokenBatch(NamedTuple):
+    """Sequences to predict, each leaf [B, L]."""
 
-    init_params: Callable[[chex.PRNGKey], Params]
-    """`key -> params`."""
-    init_env: Callable[[chex.PRNGKey], Any]
-    """`key -> env_state`."""
-    rollout: Callable[..., tuple[Any, Transition, Metrics]]
-    """`(params, env_state, key, epsilon) -> (env_state, Transition[T, B], metrics)`, time first."""
-    evaluate: Callable[..., chex.Array]
-    """`(params, obs, key) -> [A] or [A, K]`: each action's value or value distribution, for ONE observation;
-    the key draws a noisy net's noise, and None switches it off."""
-    q_values: Callable[[chex.Array], chex.Array]
-    """What `evaluate` returned -> [A] action values."""
+    tokens: chex.Array
+    """int32; padding anywhere."""
+    real: chex.Array
+    """float, 1 where a token may be read, 0 for padding."""
+    predict: chex.Array
+    """float, 1 where a token counts in the loss; the first of a sequence or document cannot be predicted."""
+    segments: chex.Array | None = None
+    """int32, the number of each token's document where several are packed into a row; None, one a row."""
+
+
+class Answers(NamedTuple):
+    """Queries with their responses, each leaf [B, L]; padded anywhere."""
+
+    tokens: chex.Array
+    """int32."""
+    real: chex.Array
+    """float, 1 for a token, 0 for padding."""
+    response: chex.Array
+    """float, 1 for a token of the response."""
+
+
+class Comparisons(NamedTuple):
+    """Pairs of answers to the same queries, of which an annotator preferred one."""
+
+    chosen: Answers
+    rejected: Answers
 
 
 class MDP(NamedTuple):
@@ -127,11 +157,16 @@ class Learner(NamedTuple):
     init: Callable[..., "State"]
     """`(key, hparams, params=None, frozen=None) -> State`; given `params` are where training starts."""
     step: Callable[..., tuple["State", Metrics]]
-    """`(state, batch=None) -> (State, metrics)`; without a batch the learner draws its own."""
+    """`(state, batch=None, frozen=None) -> (State, metrics)`; without a batch the learner draws its own.
+    `frozen` is what is read but never trained: the base under an adapter, the reference policy, the reward
+    model. It stays beside the state, so that no loop copies, donates or saves it."""
 
 
 class State(NamedTuple):
-    """Everything a learner carries; saving this one pytree is enough to resume bit for bit."""
+    """Everything a learner carries; saving this one pytree is enough to resume bit for bit.
+
+    The state that `init` returns owns its buffers, so it may be donated.
+    """
 
     params: Params
     opt_state: Any
@@ -139,7 +174,6 @@ class State(NamedTuple):
     """[] int32, the number of steps taken."""
     hparams: Any
     """Traced scalars (learning rate, clip, ...): one vmap runs seeds x hyperparameters in one program."""
-    frozen: Any
-    """What is read but never trained: the reference policy, the reward model, the base under an adapter."""
     env_state: Any
+    """What the actor carries from step to step, or None."""
     key: chex.PRNGKey

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
 
-from jaxrl_align.actors.actions import MultiDiscrete
-from jaxrl_align.actors.tabular import make_mdp
+from jaxrl_align.envs.actions import MultiDiscrete
+from jaxrl_align.envs.tabular import make_mdp
 
 PROBES = {
     "one state": make_mdp([[[1.0]]], [[1.0]], 0.9),

@@ -31,11 +31,11 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 
-from jaxrl_align.actors.generation import WHOLE, Filters, TextConfig, generate
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, TokenBatch, make_lm_learner, sample_rows
 from jaxrl_align.runtime import cli
+from jaxrl_align.text.generation import WHOLE, Filters, TextConfig, generate
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import chex
 import jax
 import numpy as np
 
-from jaxrl_align.actors import gym
+from jaxrl_align import envs
 from jaxrl_align.runtime import cli
 
 
@@ -42,9 +42,9 @@ def ours(environment: Any, env_params: Any, steps: int) -> Callable[[chex.PRNGKe
 
     def play(key: chex.PRNGKey) -> chex.Array:
         key_reset, key_play = jax.random.split(key)
-        begin = gym.reset(environment, env_params, key_reset)
+        begin = envs.reset(environment, env_params, key_reset)
         policy = lambda key, obs: space.sample(key)
-        return gym.unroll(environment, env_params, policy, begin, key_play, steps)[1].reward.sum()
+        return envs.unroll(environment, env_params, policy, begin, key_play, steps)[1].reward.sum()
 
     return play
 
@@ -79,7 +79,7 @@ def seconds(play: Callable, keys: chex.PRNGKey) -> float:
 def main(config: Config) -> None:
     """Roll out both ways in turn, for every environment; medians and the range of the ratio."""
     for name in config.envs:
-        environment, env_params = gym.make_environment(name)
+        environment, env_params = envs.make_environment(name)
         keys = jax.random.split(jax.random.key(0), config.num_envs)
         sides = [jax.jit(jax.vmap(make(environment, env_params, config.steps))) for make in (ours, plain)]
         for side in sides:

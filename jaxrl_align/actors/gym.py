@@ -1,123 +1,34 @@
-"""Environments with the gymnax interface as actors: a rollout is `num_envs` scans of `num_steps` steps.
+"""Environments with the gymnax interface as actors: a rollout is `num_envs` scans of `num_steps` steps."""
 
-This is the only file that imports gymnax. An environment is a gymnax name or a pair of an environment and
-its parameters, whose `step` returns (obs, state, reward, terminated, truncated, info), resets by itself and
-leaves the observation before the reset in `info["final_observation"]` (gymnax >= 1.0).
-"""
-
-import difflib
-import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import chex
-import gymnax
 import jax
 import jax.numpy as jnp
-from gymnax.environments import spaces
 
-from jaxrl_align.actors.actions import Distribution, make_distribution, to_environment
-from jaxrl_align.actors.checks import Critic, check_at_least_one, check_first_observation, check_net
 from jaxrl_align.actors.normalisation import normalise_steps, normalised, start_normaliser
-from jaxrl_align.actors.rollout import (
-    WINDOW,
-    EnvState,
+from jaxrl_align.envs.actions import Distribution, make_distribution, output_shape, to_environment
+from jaxrl_align.envs.checks import check_at_least_one, check_first_observation
+from jaxrl_align.envs.registry import Environment, make_environment
+from jaxrl_align.envs.rollout import (
     GymState,
     Policy,
     Steps,
     first_episodes,
     record_episodes,
-    reset,
     start,
     unroll,
 )
 from jaxrl_align.losses import Categorical
+from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.mlp import Net
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
-__all__ = [
-    "WINDOW",
-    "EnvState",
-    "Episodes",
-    "GymState",
-    "Policy",
-    "Steps",
-    "evaluate_policy",
-    "first_episodes",
-    "greedy",
-    "make_actor",
-    "make_environment",
-    "num_actions",
-    "record_episodes",
-    "reset",
-    "sampled",
-    "start",
-    "unroll",
-]
+__all__ = ["Critic", "check_net", "greedy", "make_actor", "sampled", "to_trajectory"]
 
-Environment = str | tuple[Any, Any]
-"""A gymnax name, or (environment, parameters)."""
-
-
-class Episodes(NamedTuple):
-    """The first episode of each of N environments."""
-
-    episode_return: chex.Array
-    """[N] undiscounted; of the steps seen where the episode did not end."""
-    episode_length: chex.Array
-    """[N] int32."""
-    finished: chex.Array
-    """[N] bool: whether it ended within the steps allowed."""
-
-
-@functools.cache
-def _make_registered(name: str) -> tuple[Any, Any]:
-    # gymnax jits `step` per instance, so one instance per name spares a retrace.
-    return gymnax.make(name)
-
-
-def make_environment(env: Environment) -> tuple[Any, Any]:
-    """Return (environment, parameters), built once per name, after checking its interface without running it.
-
-    Raises:
-      ValueError: for an unknown name, or a `step` that does not return the six values of gymnax >= 1.0.
-    """
-    if isinstance(env, str):
-        if env not in gymnax.registered_envs:
-            by_lower = {name.lower(): name for name in gymnax.registered_envs}
-            close = difflib.get_close_matches(env.lower(), by_lower, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(by_lower[name] for name in close)}? " if close else ""
-            raise ValueError(f"unknown environment {env!r}; {hint}gymnax.registered_envs lists all of them")
-        env = _make_registered(env)
-    if not isinstance(env, tuple) or len(env) != 2:
-        raise ValueError(f"env must be a name or a pair (environment, params); got {type(env).__name__}")
-    environment, env_params = env
-    key = jax.random.key(0)
-    _, state = jax.eval_shape(environment.reset, key, env_params)
-    action = jax.eval_shape(environment.action_space(env_params).sample, key)
-    values = jax.eval_shape(environment.step, key, state, action, env_params)
-    if len(values) != 6 or "final_observation" not in values[5]:
-        raise ValueError(
-            f"environment.step must return (obs, state, reward, terminated, truncated, info) with "
-            f'info["final_observation"], as gymnax >= 1.0 does; {type(environment).__name__} returns '
-            f"{len(values)} values; port it, keeping termination and truncation apart"
-        )
-    return environment, env_params
-
-
-def num_actions(env: Environment) -> int:
-    """Return the number of discrete actions.
-
-    Raises:
-      ValueError: if the action space is not discrete, or for what `make_environment` refuses.
-    """
-    environment, env_params = make_environment(env)
-    space = environment.action_space(env_params)
-    if not isinstance(space, spaces.Discrete):
-        raise ValueError(
-            f"expected a discrete action space, got {type(space).__name__} of {type(environment).__name__}; "
-            f"this net chooses among discrete actions: take another environment, or discretise this one"
-        )
-    return int(space.n)
+Critic = Literal["state", "sarsa", "max"]
+"""What a net's critic output means: V(s) [], or Q(s, .) [A] whose next value is that of the action taken next
+("sarsa", which learns the policy's Q) or of the best one ("max", which learns the optimal Q)."""
 
 
 def sampled(net: Net, params: Params, distribution: Distribution = Categorical) -> Policy:
@@ -128,52 +39,6 @@ def sampled(net: Net, params: Params, distribution: Distribution = Categorical) 
 def greedy(net: Net, params: Params, distribution: Distribution = Categorical) -> Policy:
     """Return the policy that takes the distribution's mode: of choices the likeliest, the first of equals."""
     return lambda key, obs: make_distribution(distribution, net.apply(params, obs)[0]).mode()
-
-
-def evaluate_policy(
-    env: Environment,
-    policy: Policy,
-    key: chex.PRNGKey,
-    *,
-    num_episodes: int,
-    max_steps: int,
-    distribution: Distribution = Categorical,
-) -> Episodes:
-    """Play one episode in each of `num_episodes` fresh environments, apart from any training; jittable.
-
-    Args:
-      env: a gymnax name or (environment, params).
-      policy: `greedy(net, params)`, `sampled(net, params)` or any `(key, obs) -> action`.
-      key: seeds the starts, the policy and the dynamics.
-      num_episodes: N.
-      max_steps: at most this many steps are played of each.
-      distribution: what the policy's actions are drawn from, which says how they become the environment's.
-
-    Returns:
-      `Episodes` with leaves [N].
-
-    Raises:
-      ValueError: for a count below 1, or for what `make_environment` refuses.
-    """
-    check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
-    environment, env_params = make_environment(env)
-    to_env = to_environment(distribution, environment.action_space(env_params))
-
-    def play(key: chex.PRNGKey) -> Episodes:
-        key_reset, key_unroll = jax.random.split(key)
-        begin = reset(environment, env_params, key_reset)
-        _, steps = unroll(environment, env_params, policy, begin, key_unroll, max_steps, to_env)
-        return first_episode(steps)
-
-    return jax.vmap(play)(jax.random.split(key, num_episodes))
-
-
-def first_episode(steps: Steps) -> Episodes:
-    """Return how the first episode of one environment's steps [T] went."""
-    done = steps.terminated | steps.truncated
-    finished = jnp.any(done)
-    last = jnp.where(finished, jnp.argmax(done), done.shape[0] - 1)
-    return Episodes(steps.episode_return[last], steps.episode_length[last], finished)
 
 
 def to_trajectory(
@@ -236,10 +101,11 @@ def make_actor(
         the environment's unit.
 
     Returns:
-      An `Actor`; `hparams` must have `gamma` and `gae_lambda`, `batch` and `frozen` are not read. A rollout's
-      metrics are `episodes` (how many ended in it), `episode_return_sum` and `episode_length_sum` over these,
-      so that means over any window can be formed, and `episode_return_last100`, the mean return of the last
-      100 episodes or of as many as have ended: NaN before the first, for 0 would be a lie.
+      An `Actor`; `hparams` must have `gamma` and `gae_lambda`; `frozen` is the base that the parameters are
+      laid over, or None. A rollout's metrics are `episodes` (how many ended in it), `episode_return_sum` and
+      `episode_length_sum` over these, so that means over any window can be formed, and
+      `episode_return_last100`, the mean return of the last 100 episodes or of as many as have ended: NaN
+      until the first episode has ended.
 
     Raises:
       ValueError: before any compilation, for a count below 1, an action space that the distribution does not
@@ -278,6 +144,7 @@ def make_actor(
     def rollout(
         params: Params, frozen: Any, env_state: GymState, key: chex.PRNGKey, hparams: Any, batch: Any = None
     ) -> tuple[GymState, Trajectory, Metrics]:
+        params = overlay(frozen, params)
         policy = normalised(sampled(net, params, distribution), env_state.normaliser)
         if whole_episodes:
             key, key_start = jax.random.split(key)
@@ -302,8 +169,29 @@ def make_actor(
         return env_state, trajectory, metrics
 
     def evaluate(params: Params, frozen: Any, trajectory: Trajectory | Steps) -> Evaluation:
-        return jax.vmap(judge, (None, 0, 0))(params, trajectory.obs, trajectory.action)
+        return jax.vmap(judge, (None, 0, 0))(overlay(frozen, params), trajectory.obs, trajectory.action)
 
     evaluate_all = jax.vmap(lambda params, steps: evaluate(params, None, steps), (None, 0))
     over_steps = jax.vmap(jax.vmap(value_of, (None, 0)), (None, 0))
-    return Actor(init_params, init_env, rollout, evaluate)
+    return Actor(init_params, init_env, rollout, evaluate, split_params=net.split_params, stepwise=True)
+
+
+def check_net(
+    net: Net, distribution: Distribution, critic: Critic, environment: Any, env_params: Any
+) -> None:
+    """Raise ValueError unless a net's outputs have the shapes that an environment and its critic need."""
+    policy_shape = output_shape(distribution, environment.action_space(env_params))
+    if critic not in ("state", "sarsa", "max"):
+        raise ValueError(f"critic must be state, sarsa or max; got {critic!r}")
+    if critic != "state" and distribution is not Categorical:
+        raise ValueError(f"a critic of actions ({critic!r}) needs discrete actions; take critic='state'")
+    value_shape = () if critic == "state" else policy_shape
+    key = jax.random.key(0)
+    obs, _ = jax.eval_shape(environment.reset, key, env_params)
+    outputs = jax.eval_shape(lambda k, x: net.apply(net.init(k, x), x), key, obs)
+    got = jax.tree.map(lambda x: x.shape, outputs)
+    if got != (policy_shape, value_shape):
+        raise ValueError(
+            f"the net must return a policy of shape {policy_shape} and a value of shape {value_shape} for "
+            f"{type(environment).__name__}; got {got}"
+        )

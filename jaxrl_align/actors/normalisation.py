@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.actors.rollout import Policy, Steps
+from jaxrl_align.envs.rollout import Policy, Steps
 
 __all__ = [
     "Moments",
@@ -108,7 +108,7 @@ def normalised_obs(normaliser: Normaliser | None, obs: chex.Array) -> chex.Array
 def normalised(policy: Policy, normaliser: Normaliser | None) -> Policy:
     """Return the policy that sees standardised observations.
 
-    `gym.evaluate_policy(env, normalised(gym.greedy(net, params), state.env_state.normaliser), ...)` plays a
+    `envs.evaluate_policy(env, normalised(gym.greedy(net, params), state.env_state.normaliser), ...)` plays a
     trained policy.
     """
     return lambda key, obs: policy(key, normalised_obs(normaliser, obs))

@@ -10,23 +10,27 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.actions import Distribution, make_distribution, to_environment
-from jaxrl_align.actors.checks import check_at_least_one, check_first_observation, check_net
+from jaxrl_align.actors.gym import check_net, to_trajectory
 from jaxrl_align.actors.normalisation import Normaliser, normalise_steps, normalised_obs, start_normaliser
-from jaxrl_align.actors.rollout import (
+from jaxrl_align.envs.actions import Distribution, make_distribution, to_environment
+from jaxrl_align.envs.checks import check_at_least_one, check_first_observation
+from jaxrl_align.envs.registry import Environment, make_environment
+from jaxrl_align.envs.rollout import (
     EnvState,
+    Episodes,
     GymState,
     Steps,
     advance,
+    first_episode,
     record_episodes,
     reset,
     start,
     step_keys,
 )
 from jaxrl_align.losses import Categorical
+from jaxrl_align.nets.adapters import overlay
+from jaxrl_align.nets.memory import RecurrentNet
 from jaxrl_align.nets.mlp import Net
-from jaxrl_align.nets.recurrent import RecurrentNet
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
 __all__ = ["Sequence", "evaluate_recurrent_policy", "make_recurrent_actor"]
@@ -82,7 +86,7 @@ def _unroll(
 
 
 def make_recurrent_actor(
-    env: gym.Environment,
+    env: Environment,
     net: RecurrentNet,
     *,
     num_envs: int,
@@ -113,7 +117,7 @@ def make_recurrent_actor(
       ValueError: as `gym.make_actor` does.
     """
     check_at_least_one(num_envs=num_envs, num_steps=num_steps)
-    environment, env_params = gym.make_environment(env)
+    environment, env_params = make_environment(env)
     if not isinstance(env, str):
         check_first_observation(environment, env_params)
     memoryless = Net(net.init, lambda params, obs: net.apply(params, net.initial, obs)[1:])
@@ -132,6 +136,8 @@ def make_recurrent_actor(
     def rollout(
         params: Params, frozen: Any, env_state: GymState, key: chex.PRNGKey, hparams: Any, batch: Any = None
     ) -> tuple[GymState, Trajectory, Metrics]:
+        params = overlay(frozen, params)
+
         def play(begin: tuple[EnvState, chex.Array], key: chex.PRNGKey) -> tuple:
             normaliser = env_state.normaliser
             return _unroll(
@@ -145,11 +151,13 @@ def make_recurrent_actor(
             env_state = env_state._replace(normaliser=normaliser)
         next_value = over_steps(params, seen.after, steps.final_obs)
         mask = jnp.ones_like(steps.reward)
-        trajectory = gym.to_trajectory(steps, seen, next_value, mask, hparams)
+        trajectory = to_trajectory(steps, seen, next_value, mask, hparams)
         sequence = Sequence(steps.obs, steps.episode_length == 1, seen.before)
         return env_state, trajectory._replace(obs=sequence), metrics
 
     def evaluate(params: Params, frozen: Any, trajectory: Trajectory) -> Evaluation:
+        params = overlay(frozen, params)
+
         def one_step(memory: chex.Array, step: tuple) -> tuple[chex.Array, Evaluation]:
             obs, first, action = step
             memory, output, value = net.apply(params, jnp.where(first, net.initial, memory), obs)
@@ -165,7 +173,7 @@ def make_recurrent_actor(
 
 
 def evaluate_recurrent_policy(
-    env: gym.Environment,
+    env: Environment,
     net: RecurrentNet,
     params: Params,
     key: chex.PRNGKey,
@@ -175,7 +183,7 @@ def evaluate_recurrent_policy(
     distribution: Distribution = Categorical,
     normaliser: Normaliser | None = None,
     greedy: bool = True,
-) -> gym.Episodes:
+) -> Episodes:
     """Play one episode in each of `num_episodes` fresh environments; jittable.
 
     Args:
@@ -193,12 +201,12 @@ def evaluate_recurrent_policy(
       `Episodes` with leaves [N].
 
     Raises:
-      ValueError: for a count below 1, or for what `gym.make_environment` refuses.
+      ValueError: for a count below 1, or for what `make_environment` refuses.
     """
     check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
-    environment, env_params = gym.make_environment(env)
+    environment, env_params = make_environment(env)
 
-    def play(key: chex.PRNGKey) -> gym.Episodes:
+    def play(key: chex.PRNGKey) -> Episodes:
         key_reset, key_unroll = jax.random.split(key)
         begin = (reset(environment, env_params, key_reset), net.initial)
         _, (steps, _) = _unroll(
@@ -213,6 +221,6 @@ def evaluate_recurrent_policy(
             normaliser,
             greedy,
         )
-        return gym.first_episode(steps)
+        return first_episode(steps)
 
     return jax.vmap(play)(jax.random.split(key, num_episodes))

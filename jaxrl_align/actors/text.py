@@ -13,9 +13,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.actors.generation import TextConfig, generate, sampling_logits
 from jaxrl_align.losses import Categorical, entropy, proportional_kl_coefficient, token_log_prob
+from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
+from jaxrl_align.text.generation import TextConfig, generate, sampling_logits
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Sampler, Trajectory
 
 Score = Callable[[Any, chex.Array, chex.Array], chex.Array]
@@ -26,7 +27,7 @@ class Frozen(NamedTuple):
     """What RLHF reads but never trains."""
 
     reference: Params
-    """The reference policy's language model; with LoRA also the base that the adapter sits on."""
+    """The reference policy's language model, and the base that the trained part is laid over."""
     reward_model: Any
     """Whatever the score function reads."""
 
@@ -42,13 +43,6 @@ class KLController(NamedTuple):
     """The weight of the KL penalty, carried from rollout to rollout."""
 
     coef: chex.Array
-
-
-def policy_model(params: Params, frozen: Frozen | None) -> tuple[Params, Params | None]:
-    """Return the (base, adapter) of a policy: `{"lm": ...}`, or `{"lora": ...}` on the frozen reference."""
-    if "lm" in params:
-        return params["lm"], None
-    return frozen.reference, params["lora"]
 
 
 def join(
@@ -75,7 +69,6 @@ def judge(
     config: TextConfig,
     *,
     temperature: chex.Numeric = 1.0,
-    adapter: Params | None = None,
     value_head: Params | None = None,
 ) -> Evaluation:
     """Judge ONE response in a single full pass: log-probabilities, entropies, values and distributions.
@@ -91,14 +84,13 @@ def judge(
       mask: [T] 1 for a real response token.
       config: lengths and special tokens.
       temperature: the sampling temperature.
-      adapter: LoRA weights to apply on `params`.
       value_head: scalar head; None reads zeros.
 
     Returns:
       An `Evaluation` with leaves [T], the distribution's logits [T, V].
     """
     tokens, real = join(prompt, response, mask, config)
-    hidden, _ = lm.encode(params, tokens, real, adapter=adapter)
+    hidden, _ = lm.encode(params, tokens, real)
     hidden = hidden[prompt.shape[0] - 1 : -1]
     logits = sampling_logits(lm.logits(params, hidden), temperature, config.pad_token)
     value = jnp.zeros_like(mask) if value_head is None else apply_scalar_head(value_head, hidden)
@@ -144,15 +136,15 @@ def answer(
     kl_coef: chex.Numeric,
     hparams: Any,
 ) -> tuple[Trajectory, Metrics]:
-    """Write and pay ONE response: generate, judge it under the reference, score it, and fill a trajectory.
+    """Generate ONE response, evaluate it under the reference, score it, and return its trajectory.
 
     Returns:
       The trajectory, leaves [T], and the sequence's `kl` [] (nats, summed), `score` [] and `stopped` [].
     """
     temperature = jnp.asarray(hparams.temperature, jnp.float32)
-    base, adapter = policy_model(params, frozen)
+    policy = overlay(frozen.reference, params["lm"])
     tokens, log_prob, value, mask = generate(
-        lm, base, prompt, key, config, temperature=temperature, adapter=adapter, value_head=params["value"]
+        lm, policy, prompt, key, config, temperature=temperature, value_head=params["value"]
     )
     reference = judge(lm, frozen.reference, prompt, tokens, mask, config, temperature=temperature)
     raw = jnp.asarray(score(frozen.reward_model, *join(prompt, tokens, mask, config)), jnp.float32)
@@ -180,7 +172,7 @@ def make_actor(
 ) -> Actor:
     """Build the actor that answers prompts and is paid by a score and a KL penalty.
 
-    Its policy parameters are `{"lm" | "lora": ..., "value": head}` and its frozen tree is a `Frozen`.
+    Its parameters are `{"lm": a whole model or a part of one, "value": head}`, its frozen tree a `Frozen`.
 
     Args:
       lm: the language model.
@@ -202,22 +194,23 @@ def make_actor(
         return {"lm": lm.init(key), "value": init_scalar_head(None, lm.config.width)}
 
     def init_env(key: chex.PRNGKey, hparams: Any) -> KLController:
-        return KLController(jnp.asarray(hparams.kl_coef, jnp.float32))
+        return KLController(jnp.array(hparams.kl_coef, jnp.float32))  # a copy: each may be donated
 
     def rollout(
         params: Params, frozen: Frozen, env_state: KLController, key: chex.PRNGKey, hparams: Any, batch: Any
     ) -> tuple[KLController, Trajectory, Metrics]:
         if frozen is None:
-            raise ValueError("a reference and a reward model are needed; pass init(..., frozen=Frozen(...))")
+            raise ValueError("a reference and a reward model are needed; pass step(..., frozen=Frozen(...))")
         if batch is None and sample_prompts is None:
             raise ValueError("this actor has no prompts; pass step(state, batch), or give it sample_prompts")
         key_prompts, key_answers = jax.random.split(key)
         prompts = sample_prompts(key_prompts) if batch is None else batch
-        count, length = prompts.shape
-        if length != config.prompt_length:
+        shape, kind = jnp.shape(prompts), getattr(prompts, "dtype", type(prompts).__name__)
+        if shape[1:] != (config.prompt_length,) or not jnp.issubdtype(kind, jnp.integer):
             raise ValueError(
-                f"prompts must be [B, {config.prompt_length}]; got {prompts.shape}; pad or cut them"
+                f"prompts must be integers [B, {config.prompt_length}]; got {kind} {shape}; pad or cut them"
             )
+        count = shape[0]
         trajectory, parts = jax.vmap(
             lambda prompt, k: answer(lm, score, config, params, frozen, prompt, k, env_state.coef, hparams)
         )(prompts, jax.random.split(key_answers, count))
@@ -238,20 +231,18 @@ def make_actor(
         return KLController(coef), trajectory, metrics
 
     def evaluate(params: Params, frozen: Frozen, trajectory: Trajectory) -> Evaluation:
-        base, adapter = policy_model(params, frozen)
         return judge(
             lm,
-            base,
+            overlay(frozen.reference, params["lm"]),
             trajectory.obs.prompt,
             trajectory.action,
             trajectory.mask,
             config,
             temperature=trajectory.obs.temperature,
-            adapter=adapter,
             value_head=params["value"],
         )
 
-    return Actor(init_params, init_env, rollout, evaluate)
+    return Actor(init_params, init_env, rollout, evaluate, takes_batch=True)
 
 
 def _check_fits(lm: LanguageModel, config: TextConfig) -> None:

@@ -7,15 +7,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.checks import check_first_observation
+from jaxrl_align.envs.checks import check_at_least_one, check_first_observation
+from jaxrl_align.envs.registry import Environment, make_environment, num_actions
+from jaxrl_align.envs.rollout import GymState, Policy, record_episodes, start, unroll
+from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.q_networks import QNet
-from jaxrl_align.types import Metrics, Params, Transition, ValueActor
+from jaxrl_align.types import Actor, Metrics, Params, Transition
 
 __all__ = ["epsilon_greedy", "make_value_actor"]
 
 
-def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> gym.Policy:
+def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> Policy:
     """Return the policy that acts at random with probability `epsilon`, and else by the largest value.
 
         P(argmax_a Q(s, a)) = 1 - epsilon + epsilon / A
@@ -37,7 +39,7 @@ def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> gy
             net.apply(params, obs, jax.random.wrap_key_data(bits[:-1], impl=jax.random.key_impl(key)))
         )
         coin = (bits[-1] >> 8).astype(jnp.float32) * 2.0**-24
-        # The coin serves as die too: below epsilon it is uniform there.
+        # Given coin < epsilon, coin / epsilon is uniform, so it also picks the random action.
         anything = jnp.minimum(coin / epsilon * q.shape[0], q.shape[0] - 1)
         return jnp.where(coin < epsilon, anything.astype(jnp.int32), jnp.argmax(q).astype(jnp.int32))
 
@@ -45,13 +47,13 @@ def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> gy
 
 
 def make_value_actor(
-    env: gym.Environment,
+    env: Environment,
     net: QNet,
     *,
     num_envs: int,
     num_steps: int,
     preprocess: Callable[[chex.Array], chex.Array] = lambda obs: obs,
-) -> ValueActor:
+) -> Actor:
     """Build the actor that follows epsilon-greedy action values in `num_envs` copies of an environment.
 
     Args:
@@ -63,17 +65,18 @@ def make_value_actor(
         which keeps MinAtar's binary images in a quarter of the bytes.
 
     Returns:
-      A `ValueActor`; its metrics are those of `gym.make_actor`, episodes counted when they end.
+      An `Actor` of action values; `hparams` must have `epsilon`, and `frozen` is the base that the parameters
+      are laid over, or None. Its metrics are those of `gym.make_actor`, episodes counted when they end.
 
     Raises:
       ValueError: for a count below 1, actions that are not discrete, a net with another number of actions,
-        a first observation of your own environment that is not finite, or for what `gym.make_environment`
+        a first observation of your own environment that is not finite, or for what `make_environment`
         refuses.
     """
-    environment, env_params = gym.make_environment(env)
+    environment, env_params = make_environment(env)
     if not isinstance(env, str):
         check_first_observation(environment, env_params)
-    actions = gym.num_actions((environment, env_params))
+    actions = num_actions((environment, env_params))
     seen = net._replace(
         init=lambda key, obs: net.init(key, preprocess(obs)),
         apply=lambda params, obs, key=None: net.apply(params, preprocess(obs), key),
@@ -84,17 +87,17 @@ def make_value_actor(
         obs, _ = jax.eval_shape(environment.reset, key, env_params)
         return seen.init(key, jnp.zeros(obs.shape, obs.dtype))
 
-    def init_env(key: chex.PRNGKey) -> gym.GymState:
-        return gym.start(environment, env_params, key, num_envs)
+    def init_env(key: chex.PRNGKey, hparams: Any) -> GymState:
+        return start(environment, env_params, key, num_envs)
 
     def rollout(
-        params: Params, env_state: gym.GymState, key: chex.PRNGKey, epsilon: chex.Numeric
-    ) -> tuple[gym.GymState, Transition, Metrics]:
-        policy = epsilon_greedy(seen, params, epsilon)
-        envs, steps = jax.vmap(lambda e, k: gym.unroll(environment, env_params, policy, e, k, num_steps))(
+        params: Params, frozen: Any, env_state: GymState, key: chex.PRNGKey, hparams: Any, batch: Any = None
+    ) -> tuple[GymState, Transition, Metrics]:
+        policy = epsilon_greedy(seen, overlay(frozen, params), hparams.epsilon)
+        envs, steps = jax.vmap(lambda e, k: unroll(environment, env_params, policy, e, k, num_steps))(
             env_state.envs, jax.random.split(key, num_envs)
         )
-        env_state, metrics = gym.record_episodes(env_state, envs, steps)
+        env_state, metrics = record_episodes(env_state, envs, steps)
         transition = Transition(
             preprocess(steps.obs),
             steps.action,
@@ -103,15 +106,18 @@ def make_value_actor(
             steps.truncated,
             preprocess(steps.final_obs),
         )
-        return env_state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transition), metrics
+        return env_state, transition, metrics
 
-    return ValueActor(init_params, init_env, rollout, net.apply, net.q_values)
+    def action_values(
+        params: Params, frozen: Any, obs: chex.Array, key: chex.PRNGKey | None = None
+    ) -> chex.Array:
+        return net.apply(overlay(frozen, params), obs, key)
+
+    return Actor(init_params, init_env, rollout, action_values=action_values, expected_values=net.q_values)
 
 
 def _check(net: QNet, actions: int, environment: Any, env_params: Any, **counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1; got {name}={count}")
+    check_at_least_one(**counts)
     key = jax.random.key(0)
     obs, _ = jax.eval_shape(environment.reset, key, env_params)
     q = jax.eval_shape(lambda k, x: net.q_values(net.apply(net.init(k, x), x)), key, obs)

@@ -14,8 +14,9 @@ import optax
 
 from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.losses import bradley_terry
+from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
-from jaxrl_align.types import Learner, Metrics, Params, Sampler
+from jaxrl_align.types import Answers, Comparisons, Learner, Metrics, Params, Sampler
 
 
 class RewardModel(NamedTuple):
@@ -31,15 +32,6 @@ class RewardHParams(NamedTuple):
     """The traced scalars of reward-model training."""
 
     learning_rate: Any = 3e-4
-
-
-class Comparisons(NamedTuple):
-    """Pairs of answers to one query, each [B, L], query and response together."""
-
-    chosen: chex.Array
-    chosen_mask: chex.Array
-    rejected: chex.Array
-    rejected_mask: chex.Array
 
 
 def init_reward_params(key: chex.PRNGKey, lm: LanguageModel, lm_params: Params) -> Params:
@@ -78,23 +70,17 @@ def normalise(lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: c
     return RewardModel(model.params, gain, -jnp.mean(raw) * gain)
 
 
-def pair(
-    tokens_a: chex.Array, mask_a: chex.Array, tokens_b: chex.Array, mask_b: chex.Array, first: chex.Array
-) -> Comparisons:
-    """Return comparisons of sequences [..., L]; `first` [...] says where the annotator preferred a."""
+def pair(a: Answers, b: Answers, first: chex.Array) -> Comparisons:
+    """Return comparisons of answers [..., L]; `first` [...] says where the annotator preferred a."""
     first = jnp.asarray(first)[..., None]
-    return Comparisons(
-        jnp.where(first, tokens_a, tokens_b),
-        jnp.where(first, mask_a, mask_b),
-        jnp.where(first, tokens_b, tokens_a),
-        jnp.where(first, mask_b, mask_a),
-    )
+    choose = lambda yes, no: jax.tree.map(lambda x, y: jnp.where(first, x, y), yes, no)
+    return Comparisons(choose(a, b), choose(b, a))
 
 
 def margins(lm: LanguageModel, model: RewardModel, data: Comparisons) -> chex.Array:
     """Return `score(chosen) - score(rejected)` [N]; the share above 0 is the model's accuracy."""
     read = jax.vmap(lambda t, m: score(lm, model, t, m))
-    return read(data.chosen, data.chosen_mask) - read(data.rejected, data.rejected_mask)
+    return read(data.chosen.tokens, data.chosen.real) - read(data.rejected.tokens, data.rejected.real)
 
 
 def make_reward_learner(
@@ -113,7 +99,8 @@ def make_reward_learner(
       optimizer: an update rule without its learning rate.
 
     Returns:
-      A `Learner` over `{"lm", "head"}` with metrics `loss`, `accuracy`, `margin`, `mean_reward`, ...
+      A `Learner` over `{"lm", "head"}`, or a part of it laid over `frozen`, with metrics `loss`, `accuracy`,
+      `margin`, `mean_reward`, ...
     """
 
     def init_params(key: chex.PRNGKey) -> Params:
@@ -123,9 +110,9 @@ def make_reward_learner(
     def loss(
         params: Params, frozen: Any, batch: Comparisons, key: chex.PRNGKey, hparams: Any
     ) -> tuple[chex.Array, Metrics]:
-        model = RewardModel(params)
-        tokens = jnp.concatenate([batch.chosen, batch.rejected])
-        mask = jnp.concatenate([batch.chosen_mask, batch.rejected_mask])
+        model = RewardModel(overlay(frozen, params))
+        tokens = jnp.concatenate([batch.chosen.tokens, batch.rejected.tokens])
+        mask = jnp.concatenate([batch.chosen.real, batch.rejected.real])
         chosen, rejected = jnp.split(jax.vmap(lambda t, m: score(lm, model, t, m))(tokens, mask), 2)
         return jnp.mean(bradley_terry(chosen, rejected)), {
             "accuracy": jnp.mean((chosen > rejected).astype(jnp.float32)),

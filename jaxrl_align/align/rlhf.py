@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import optax
 
-from jaxrl_align.actors.generation import TextConfig
 from jaxrl_align.actors.text import Score, make_actor
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
 from jaxrl_align.rl.actor_critic import make_actor_critic
+from jaxrl_align.text.generation import TextConfig
 from jaxrl_align.types import Learner, Params, Sampler
 
 
@@ -38,18 +38,14 @@ class RLHFHParams(NamedTuple):
     """What a response without a stop token is charged."""
 
 
-def init_policy(lm: LanguageModel, params: Params | None = None, adapter: Params | None = None) -> Params:
-    """Return policy parameters with a value head at zero, to train a whole model or an adapter alone.
+def init_policy(lm: LanguageModel, params: Params) -> Params:
+    """Return a policy's parameters: what is trained of a language model, and a value head at zero.
 
     Args:
       lm: the language model.
-      params: its parameters, to be trained; exclusive with `adapter`.
-      adapter: LoRA weights, to be trained on the frozen reference.
+      params: all of its parameters, or a part of them (`nets.adapters`).
     """
-    if (params is None) == (adapter is None):
-        raise ValueError("init_policy trains a model or an adapter: pass exactly one of params and adapter")
-    policy = {"lm": params} if adapter is None else {"lora": adapter}
-    return policy | {"value": init_scalar_head(None, lm.config.width)}
+    return {"lm": params, "value": init_scalar_head(None, lm.config.width)}
 
 
 def make_rlhf_learner(
@@ -65,7 +61,8 @@ def make_rlhf_learner(
 ) -> Learner:
     """Build the learner whose `step` is all of RLHF, without callbacks.
 
-    Start it with `init(key, hparams, params=init_policy(...), frozen=Frozen(reference, reward_model))`.
+    Start it with `init(key, hparams, params=init_policy(...))`, and give each step its
+    `frozen=Frozen(reference, reward_model)`.
 
     Args:
       lm: the language model.

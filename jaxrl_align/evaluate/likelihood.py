@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl_align.actors.completion import bucket_length
 from jaxrl_align.data.tokenizers import Tokenizer, right_pad
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.pretrain.lm import TokenBatch, predict_row
+from jaxrl_align.text.completion import bucket_length
 from jaxrl_align.types import Params
 
 __all__ = ["encode_texts", "make_scorer", "rank_of", "share_preferred", "text_log_prob"]
@@ -39,7 +39,7 @@ def text_log_prob(lm: LanguageModel, params: Params, tokens: chex.Array, real: c
       [] nats, at most 0.
     """
     chex.assert_rank([tokens, real], 1)
-    nats, _, counts = predict_row(lm, params, None, TokenBatch(tokens, real, real))
+    nats, _, counts = predict_row(lm, params, TokenBatch(tokens, real, real))
     return -jnp.sum(nats * counts)
 
 

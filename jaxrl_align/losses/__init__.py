@@ -9,14 +9,6 @@ from jaxrl_align.losses.distributional import (
 from jaxrl_align.losses.distributions import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 from jaxrl_align.losses.divergences import categorical_kl, entropy, gaussian_entropy, gaussian_kl, kl_estimate
 from jaxrl_align.losses.groups import dr_grpo, group_advantages, grpo, gspo, leave_one_out_advantages
-from jaxrl_align.losses.likelihood import (
-    gaussian_noise,
-    masking_noise,
-    next_token_loss,
-    reconstruction_error,
-    token_log_prob,
-    token_log_prob_chunked,
-)
 from jaxrl_align.losses.masking import masked_mean, whiten
 from jaxrl_align.losses.off_policy import VTrace, vtrace
 from jaxrl_align.losses.policies import (
@@ -49,6 +41,14 @@ from jaxrl_align.losses.returns import (
     n_step_returns,
     reward_to_go,
     trajectory_return,
+)
+from jaxrl_align.losses.tokens import (
+    gaussian_noise,
+    masking_noise,
+    next_token_loss,
+    reconstruction_error,
+    token_log_prob,
+    token_log_prob_chunked,
 )
 from jaxrl_align.losses.updates import (
     drift_stabilised_loss,

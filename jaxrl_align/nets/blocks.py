@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.nets.adapters import KINDS, is_complete
 from jaxrl_align.nets.rope import rope_frequencies, rotate
 from jaxrl_align.nets.transformer_config import TransformerConfig
 
@@ -38,11 +39,10 @@ class Places(NamedTuple):
 
 
 class Linear(nn.Module):
-    """`x W + b`, plus `scale * (x A) B` where the adapter has weights for this place (Hu et al. 2021)."""
+    """`x W + b`, and whatever adapter was laid over this place: `adapters.overlay`."""
 
     features: int
     stddev: float
-    lora_scale: float
     bias: bool
 
     @nn.compact
@@ -53,9 +53,10 @@ class Linear(nn.Module):
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
             y = y + jnp.expand_dims(bias, range(x.ndim - 1))
-        if self.has_variable("lora", "a"):
-            a, b = (self.get_variable("lora", name).astype(x.dtype) for name in ("a", "b"))
-            y = y + self.lora_scale * ((x @ a) @ b)
+        for name, kind in KINDS.items():
+            own = self.get_variable("params", name, {})
+            if is_complete(name, own):
+                y = kind.apply(own, x, y)
         return y
 
 
@@ -72,12 +73,11 @@ class Block(nn.Module):
     """Self-attention and a feed-forward layer, each behind a norm and around a residual."""
 
     config: TransformerConfig
-    lora_scale: float
 
     def linear(self, name: str, features: int) -> Linear:
         """Return the linear layer of a name; those that write to the residual start smaller (GPT-2)."""
         stddev = 0.02 / (2 * self.config.layers) ** 0.5 if name in ("attention_out", "down") else 0.02
-        return Linear(features, stddev, self.lora_scale, name in self.config.biased, name=name)
+        return Linear(features, stddev, name in self.config.biased, name=name)
 
     @nn.compact
     def __call__(
@@ -200,7 +200,6 @@ class Decoder(nn.Module):
     """Embeddings, the stack of blocks and the final norm."""
 
     config: TransformerConfig
-    lora_scale: float
 
     @nn.compact
     def __call__(
@@ -233,12 +232,12 @@ class Decoder(nn.Module):
         )
         stack = nn.scan(
             nn.remat(Block, prevent_cse=False) if config.remat else Block,
-            variable_axes={"params": 0, "lora": 0},
+            variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=config.layers,
         )
-        layers = stack(config, self.lora_scale, name="layers")
+        layers = stack(config, name="layers")
         x, written = layers(x, jnp.arange(config.layers), windowed, cache, places._replace(angle=angle))
         if cache is not None:
             at = (0, 0, start, 0)

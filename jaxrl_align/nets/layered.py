@@ -1,4 +1,4 @@
-"""A feed-forward classifier whose hidden layers can be trained one at a time."""
+"""A feed-forward classifier whose hidden layers can be trained one at a time, and their autoencoders."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jaxrl_align.types import Params
 
-__all__ = ["GLOROT", "LayeredNet", "fan_in_uniform", "make_layered_net"]
+__all__ = ["GLOROT", "Autoencoder", "LayeredNet", "fan_in_uniform", "make_autoencoder", "make_layered_net"]
 
+Activation = Callable[[chex.Array], chex.Array]
 
 GLOROT = jax.nn.initializers.glorot_uniform()
 """Kernels that keep the scale of what passes through, forward and backward (Glorot & Bengio 2010)."""
@@ -25,7 +26,7 @@ class LayeredNet(NamedTuple):
     input_dim: int
     widths: tuple[int, ...]
     num_classes: int
-    activation: Callable[[chex.Array], chex.Array]
+    activation: Activation
     init: Callable[[chex.PRNGKey], Params]
     """`key -> params`."""
     init_head: Callable[[chex.PRNGKey, int], Params]
@@ -47,7 +48,7 @@ def make_layered_net(
     widths: Sequence[int],
     num_classes: int,
     *,
-    activation: Callable[[chex.Array], chex.Array] = jax.nn.sigmoid,
+    activation: Activation = jax.nn.sigmoid,
     kernel_init: Callable[..., chex.Array] = GLOROT,
 ) -> LayeredNet:
     """Build `x -> f(x W_1 + b_1) -> ... -> code -> code V + c`.
@@ -95,3 +96,71 @@ def make_layered_net(
         return code @ head["kernel"] + head["bias"]
 
     return LayeredNet(input_dim, widths, num_classes, activation, init, init_head, encode, classify)
+
+
+class Autoencoder(NamedTuple):
+    """Four pure functions over one plain dict of parameters; each takes ONE example, the caller vmaps."""
+
+    init: Callable[[chex.PRNGKey], Params]
+    """`key -> params`, `{"encoder": {"kernel" [D, H], "bias" [H]}, "decoder": {...}}`."""
+    encode: Callable[[Params, chex.Array], chex.Array]
+    """`(params, x [D]) -> code [H]`; reads `params["encoder"]` only."""
+    decode: Callable[[Params, chex.Array], chex.Array]
+    """`(params, code [H]) -> reconstruction [D]`."""
+    apply: Callable[[Params, chex.Array], chex.Array]
+    """`(params, x [D]) -> reconstruction [D]`, which is `decode(encode(x))`."""
+
+
+def make_autoencoder(
+    input_dim: int,
+    hidden_dim: int,
+    *,
+    activation: Activation = jax.nn.sigmoid,
+    output_activation: Activation | None = None,
+    tied: bool = False,
+) -> Autoencoder:
+    """Build `h = f(x W + b)` and `y = g(h V + c)`, where tied weights set `V = W^T`.
+
+    Kernels start Glorot-uniform and biases at 0 (Glorot & Bengio 2010).
+
+    Args:
+      input_dim: D, the length of an example.
+      hidden_dim: H, the length of its code.
+      activation: f, for example `jax.nn.sigmoid`, `jnp.tanh` or `jax.nn.relu`.
+      output_activation: g; None leaves the reconstruction linear, which also serves as the logits of a
+        Bernoulli reconstruction.
+      tied: the decoder reuses the encoder's kernel and keeps a bias of its own.
+
+    Returns:
+      An `Autoencoder`; the decoder of a tied one has no `kernel` among its parameters.
+
+    Raises:
+      ValueError: if a dimension is below 1.
+    """
+    if input_dim < 1 or hidden_dim < 1:
+        raise ValueError(
+            f"input_dim and hidden_dim must be at least 1; got input_dim={input_dim}, hidden_dim={hidden_dim}"
+        )
+
+    def init(key: chex.PRNGKey) -> Params:
+        key_encoder, key_decoder = jax.random.split(key)
+        encoder = {"kernel": GLOROT(key_encoder, (input_dim, hidden_dim)), "bias": jnp.zeros(hidden_dim)}
+        decoder = {"bias": jnp.zeros(input_dim)}
+        if not tied:
+            decoder["kernel"] = GLOROT(key_decoder, (hidden_dim, input_dim))
+        return {"encoder": encoder, "decoder": decoder}
+
+    def encode(params: Params, x: chex.Array) -> chex.Array:
+        chex.assert_shape(x, (input_dim,))
+        return activation(x @ params["encoder"]["kernel"] + params["encoder"]["bias"])
+
+    def decode(params: Params, code: chex.Array) -> chex.Array:
+        chex.assert_shape(code, (hidden_dim,))
+        kernel = params["encoder"]["kernel"].T if tied else params["decoder"]["kernel"]
+        y = code @ kernel + params["decoder"]["bias"]
+        return y if output_activation is None else output_activation(y)
+
+    def apply(params: Params, x: chex.Array) -> chex.Array:
+        return decode(params, encode(params, x))
+
+    return Autoencoder(init, encode, decode, apply)

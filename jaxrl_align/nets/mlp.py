@@ -26,6 +26,13 @@ class Net(NamedTuple):
     apply: Callable[[Params, chex.Array], tuple[Any, chex.Array]]
     """`(params, obs[...]) -> (policy, value)`: logits [A] or [K, A] or (mean, log_std), and
     V [] or Q [A]."""
+    split_params: Callable[[Params], tuple[Params, Params]] | None = None
+    """`params -> (policy's, critic's)`, or None where the two share layers."""
+
+
+def _split_by_name(params: Params) -> tuple[Params, Params]:
+    critic = {name: leaf for name, leaf in params.items() if name.startswith("value")}
+    return {name: leaf for name, leaf in params.items() if name not in critic}, critic
 
 
 @jax.custom_batching.sequential_vmap
@@ -120,7 +127,7 @@ def make_actor_critic_net(
         logits, value = module.apply({"params": params}, obs)
         return logits, value if action_values else value[0]
 
-    return Net(init, apply)
+    return Net(init, apply, None if shared else _split_by_name)
 
 
 def make_gaussian_net(
@@ -159,7 +166,7 @@ def make_gaussian_net(
         mean, value = module.apply({"params": params}, obs)
         return (mean.reshape(shape), params["log_std"]), value[0]
 
-    return Net(init, apply)
+    return Net(init, apply, None if shared else _split_by_name)
 
 
 def make_multi_discrete_net(
@@ -195,7 +202,7 @@ def make_multi_discrete_net(
         logits, value = module.apply({"params": params}, obs)
         return jnp.where(allowed, logits.reshape(shape), -jnp.inf), value[0]
 
-    return Net(init, apply)
+    return Net(init, apply, None if shared else _split_by_name)
 
 
 def _check_sizes(**sizes: int | tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A decoder-only transformer language model with a key-value cache and room for a LoRA adapter.
+"""A decoder-only transformer language model with a key-value cache.
 
 One `TransformerConfig` covers GPT-2 (its default), Llama, Qwen2 and Qwen3, and each part can be left out.
 
@@ -38,7 +38,7 @@ class LanguageModel(NamedTuple):
     config: TransformerConfig
     init: Callable[[chex.PRNGKey], Params]
     encode: Callable[..., tuple[chex.Array, Cache | None]]
-    """`(params, tokens[L], mask=None, cache=None, start=0, positions=None, adapter=None, segments=None)
+    """`(params, tokens[L], mask=None, cache=None, start=0, positions=None, segments=None)
     -> (hidden, cache)`.
 
     Without a cache, `mask` [L] covers the tokens; None, all are real. With one, the tokens are written to its
@@ -76,17 +76,16 @@ def positions_of(mask: chex.Array, segments: chex.Array | None = None) -> chex.A
     return before * mask
 
 
-def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> LanguageModel:
+def make_transformer(config: TransformerConfig) -> LanguageModel:
     """Build the language model of a configuration.
 
     Args:
       config: the model's shape.
-      lora_scale: the factor alpha / rank of whatever adapter is passed to `encode`.
 
     Returns:
       A `LanguageModel` of pure functions.
     """
-    decoder = Decoder(config, lora_scale)
+    decoder = Decoder(config)
 
     def init(key: chex.PRNGKey) -> Params:
         one = jnp.zeros(1, jnp.int32)
@@ -99,7 +98,6 @@ def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> L
         cache: Cache | None = None,
         start: chex.Numeric = 0,
         positions: chex.Array | None = None,
-        adapter: Params | None = None,
         segments: chex.Array | None = None,
     ) -> tuple[chex.Array, Cache | None]:
         chex.assert_rank(tokens, 1)
@@ -117,8 +115,7 @@ def make_transformer(config: TransformerConfig, *, lora_scale: float = 1.0) -> L
         if not (mask is None and segments is None and config.window is None):
             attend, near = reachable(config, slots, tokens.shape[0], start, segments)
             places = Places(attend, near) if cache is None else around(attend, near, start)
-        variables = {"params": params} | ({} if adapter is None else {"lora": adapter})
-        return decoder.apply(variables, tokens, positions, places, cache, start)
+        return decoder.apply({"params": params}, tokens, positions, places, cache, start)
 
     def logits(params: Params, hidden: chex.Array) -> chex.Array:
         head = params["tokens"].T if config.tied_head else params["head"]
@@ -170,7 +167,7 @@ def reachable(
 
 
 def around(attend: chex.Array, near: chex.Array | None, start: chex.Numeric) -> Places:
-    """Part what tokens may read, [L, S] each, into the tokens themselves and the slots before `start`."""
+    """Split attention masks [L, S] into their columns for the new tokens and for the cache before `start`."""
     length, slots = attend.shape
     own = lambda m: None if m is None else jax.lax.dynamic_slice_in_dim(m, start, length, 1)
     if isinstance(start, int) and start == 0:  # known when it is compiled: a prompt reads no cache

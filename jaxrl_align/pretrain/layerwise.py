@@ -1,9 +1,12 @@
 """Greedy layer-wise pre-training, by labels or by reconstruction, and the fine-tuning that follows.
 
-Two learners do all of it. The *classifier* trains the layers and the head that it is given upon frozen layers
-below: one layer under a temporary head is supervised pre-training, no frozen layers is fine-tuning, no layers
-of its own is training the head. The *autoencoder* trains one layer to reconstruct the code of the frozen
-layers below. What is frozen lies in `State.frozen`, so no gradient and no optimiser ever sees it.
+Two learners do all of it, each upon frozen layers below, which are the `frozen` argument of its steps:
+
+    trained                          frozen        method
+    one layer and a temporary head   those below   supervised pre-training (classifier)
+    all layers and the head          none          fine-tuning (classifier)
+    the head                         all layers    training the head (classifier)
+    one layer and its decoder        those below   unsupervised pre-training (autoencoder)
 
     params = net.init(key)                                               # (a) random
     layers = pretrain_supervised(net, ...)(key, params["layers"], data, hparams)     # (b) supervised
@@ -24,8 +27,7 @@ import optax
 
 from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.losses import masking_noise, reconstruction_error
-from jaxrl_align.nets.autoencoder import Autoencoder, make_autoencoder
-from jaxrl_align.nets.layered import LayeredNet
+from jaxrl_align.nets.layered import Autoencoder, LayeredNet, make_autoencoder
 from jaxrl_align.types import Learner, Metrics, Params, State
 
 __all__ = [
@@ -64,8 +66,8 @@ def make_classifier_learner(
 ) -> Learner:
     """Build the learner of labels: cross-entropy, mean over the batch.
 
-    `State.params` is `{"layers": the trained layers, "head"}` and `State.frozen` the tuple of layers below
-    (None for none), so which layers train is decided by what `init` is given. A batch is `(x [B, D], y [B])`.
+    `State.params` is `{"layers": the trained layers, "head"}` and `frozen` the tuple of layers below, or
+    None, so which layers train is decided by what `init` is given. A batch is `(x [B, D], y [B])`.
 
     Args:
       net: the classifier.
@@ -113,7 +115,7 @@ def make_autoencoder_learner(
     return make_gradient_learner(autoencoder.init, loss, optimizer=optimizer or optax.identity())
 
 
-def fit(learner: Learner, *, epochs: int, batch_size: int) -> Callable[[State, Any], tuple[State, Metrics]]:
+def fit(learner: Learner, *, epochs: int, batch_size: int) -> Callable[..., tuple[State, Metrics]]:
     """Return mini-batch descent over data: every epoch shuffles, cuts into batches and steps once on each.
 
     Args:
@@ -123,8 +125,8 @@ def fit(learner: Learner, *, epochs: int, batch_size: int) -> Callable[[State, A
         batch out.
 
     Returns:
-      `(state, data) -> (state, metrics)`, pure: `data` is a pytree of arrays [N, ...], and the metrics are
-      means over each epoch, [epochs]. The order of the data comes from `state.key`.
+      `(state, data, frozen=None) -> (state, metrics)`, pure: `data` is a pytree of arrays [N, ...], and the
+      metrics are means over each epoch, [epochs]. The order of the data comes from `state.key`.
 
     Raises:
       ValueError: if `epochs` or `batch_size` is below 1.
@@ -132,14 +134,15 @@ def fit(learner: Learner, *, epochs: int, batch_size: int) -> Callable[[State, A
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs and batch_size must be at least 1; got {epochs} and {batch_size}")
 
-    def run(state: State, data: Any) -> tuple[State, Metrics]:
+    def run(state: State, data: Any, frozen: Any = None) -> tuple[State, Metrics]:
         num = jax.tree.leaves(data)[0].shape[0]
         size = min(batch_size, num)
 
         def epoch(state: State, _: None) -> tuple[State, Metrics]:
             key, key_order = jax.random.split(state.key)
             order = jax.random.permutation(key_order, num)[: num // size * size].reshape(-1, size)
-            step = lambda state, rows: learner.step(state, jax.tree.map(lambda leaf: leaf[rows], data))
+            take = lambda rows: jax.tree.map(lambda leaf: leaf[rows], data)
+            step = lambda state, rows: learner.step(state, take(rows), frozen)
             state, metrics = jax.lax.scan(step, state._replace(key=key), order)
             return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
 
@@ -176,7 +179,7 @@ def pretrain_supervised(
         ):
             key_head, key_init = jax.random.split(layer_key)
             params = {"layers": (layer,), "head": net.init_head(key_head, width)}
-            state, metrics = train(learner.init(key_init, hparams, params, trained), data)
+            state, metrics = train(learner.init(key_init, hparams, params), data, trained)
             trained += state.params["layers"]
             history.append(metrics)
         return trained, history
@@ -231,8 +234,8 @@ def pretrain_unsupervised(
         for layer, autoencoder, learner, layer_key in zip(layers, autoencoders, learners, keys, strict=True):
             key_decoder, key_init = jax.random.split(layer_key)
             params = autoencoder.init(key_decoder) | {"encoder": layer}
-            state = learner.init(key_init, hparams, params, trained)
-            state, metrics = fit(learner, epochs=epochs, batch_size=batch_size)(state, x)
+            state = learner.init(key_init, hparams, params)
+            state, metrics = fit(learner, epochs=epochs, batch_size=batch_size)(state, x, trained)
             trained += (state.params["encoder"],)
             every.append(state.params)
             history.append(metrics)
@@ -311,8 +314,8 @@ def finetune(
         keys = jax.random.split(key, len(frozen_counts))
         for phase_key, num_frozen, length in zip(keys, frozen_counts, lengths, strict=True):
             frozen, trained = params["layers"][:num_frozen], params["layers"][num_frozen:]
-            state = learner.init(phase_key, hparams, params | {"layers": trained}, frozen)
-            state, metrics = fit(learner, epochs=length, batch_size=batch_size)(state, data)
+            state = learner.init(phase_key, hparams, params | {"layers": trained})
+            state, metrics = fit(learner, epochs=length, batch_size=batch_size)(state, data, frozen)
             params = {"layers": (*frozen, *state.params["layers"]), "head": state.params["head"]}
             history.append(metrics)
         return params, jax.tree.map(lambda *m: jnp.concatenate(m), *history)

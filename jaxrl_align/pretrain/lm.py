@@ -18,27 +18,15 @@ from jaxrl_align.data.mixtures import normalise_weights
 from jaxrl_align.data.streams import stream_rows
 from jaxrl_align.learner import Decay, LossFn, linear_decay, make_gradient_learner, make_optimizer
 from jaxrl_align.losses import next_token_loss
+from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel
-from jaxrl_align.types import Learner, Metrics, Params, Sampler
+from jaxrl_align.types import Learner, Metrics, Params, Sampler, TokenBatch
 
 
 class LMHParams(NamedTuple):
     """The traced scalars of next-token training."""
 
     learning_rate: Any = 1e-3
-
-
-class TokenBatch(NamedTuple):
-    """Sequences to predict, each leaf [B, L]."""
-
-    tokens: chex.Array
-    """int32; padding anywhere."""
-    real: chex.Array
-    """float, 1 where a token may be read, 0 for padding."""
-    predict: chex.Array
-    """float, 1 where a token counts in the loss; the first of a sequence or document cannot be predicted."""
-    segments: chex.Array | None = None
-    """int32 number of each token's document, where rows pack several that must not see each other."""
 
 
 def packed_batch(packed: Any) -> TokenBatch:
@@ -147,7 +135,7 @@ def sample_rows(data: Any, *, batch_size: int) -> Sampler:
 
 
 def predict_row(
-    lm: LanguageModel, base: Params, adapter: Params | None, row: TokenBatch
+    lm: LanguageModel, params: Params, row: TokenBatch
 ) -> tuple[chex.Array, chex.Array, chex.Array]:
     """Predict every next token of one row.
 
@@ -157,8 +145,8 @@ def predict_row(
       counts: [L - 1] 1 where the token is real, counts, and is not the first of its document.
     """
     segments = None if row.segments is None else row.segments[:-1]
-    hidden, _ = lm.encode(base, row.tokens[:-1], row.real[:-1], adapter=adapter, segments=segments)
-    logits = lm.logits(base, hidden)
+    hidden, _ = lm.encode(params, row.tokens[:-1], row.real[:-1], segments=segments)
+    logits = lm.logits(params, hidden)
     targets = row.tokens[1:]
     hit = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
     counts = row.predict[1:] * row.real[1:]
@@ -167,28 +155,24 @@ def predict_row(
     return next_token_loss(logits, targets), hit, counts
 
 
-def next_token_objective(lm: LanguageModel, *, lora: bool = False, microbatches: int = 1) -> LossFn:
+def next_token_objective(lm: LanguageModel, *, microbatches: int = 1) -> LossFn:
     """Return the mean next-token loss of a `TokenBatch`, over the tokens marked `predict`.
 
-    With `lora` the trained parameters are an adapter, and the frozen tree is the base that it sits on. With
-    `microbatches` the batch is read in that many parts, one in memory at a time; tokens weigh as in the
-    whole, and the gradient is the whole batch's, at the price of a second forward pass.
+    The trained parameters are laid over the frozen ones, where there are any. With `microbatches` the batch
+    is read in that many parts, one in memory at a time; tokens weigh as in the whole, and the gradient is the
+    whole batch's, at the price of a second forward pass.
     """
 
-    def sums(base: Params, adapter: Params | None, batch: TokenBatch) -> chex.Array:
-        nats, hit, counts = jax.vmap(lambda row: predict_row(lm, base, adapter, row))(batch)
+    def sums(params: Params, batch: TokenBatch) -> chex.Array:
+        nats, hit, counts = jax.vmap(lambda row: predict_row(lm, params, row))(batch)
         return jnp.stack([jnp.sum(nats * counts), jnp.sum(hit * counts), jnp.sum(counts)])
 
     def loss(
         params: Params, frozen: Any, batch: TokenBatch, key: chex.PRNGKey, hparams: Any
     ) -> tuple[chex.Array, Metrics]:
-        if lora and frozen is None:
-            raise ValueError(
-                "an adapter needs its base; pass init(key, hparams, params=adapter, frozen=base)"
-            )
-        base, adapter = (frozen, params) if lora else (params, None)
+        params = overlay(frozen, params)
         if microbatches == 1:
-            total = sums(base, adapter, batch)
+            total = sums(params, batch)
         else:
             size = batch.tokens.shape[0]
             if size % microbatches:
@@ -196,7 +180,7 @@ def next_token_objective(lm: LanguageModel, *, lora: bool = False, microbatches:
                     f"microbatches must divide the batch; got {size} rows and microbatches={microbatches}"
                 )
             parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-            part_sums = jax.checkpoint(lambda part: sums(base, adapter, part), prevent_cse=False)
+            part_sums = jax.checkpoint(lambda part: sums(params, part), prevent_cse=False)
             total, _ = jax.lax.scan(lambda s, part: (s + part_sums(part), None), jnp.zeros(3), parts)
         nats, hits, counts = total
         count = jnp.maximum(counts, 1.0)
@@ -212,11 +196,13 @@ def make_lm_learner(
     total_steps: int | None = None,
     warmup_steps: int = 0,
     decay: Decay = linear_decay,
-    lora: bool = False,
     microbatches: int = 1,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Learner:
     """Build the learner of next-token training; start from given parameters to fine-tune.
+
+    To train a part of a model, such as an adapter, give `init` the part as its parameters, and each step the
+    rest as `frozen`.
 
     Args:
       lm: the language model.
@@ -224,7 +210,6 @@ def make_lm_learner(
       total_steps: the learning rate falls over this many steps; None keeps it constant.
       warmup_steps: it first rises over this many.
       decay: how it falls: linearly to 0, or `learner.cosine_decay`.
-      lora: train an adapter: `init(key, hparams, params=adapter, frozen=base)`.
       microbatches: parts in which a batch is read, to save memory; see `next_token_objective`.
       optimizer: an update rule without its learning rate; default Adam with b2 = 0.95, eps = 1e-8 behind a
         global norm of 1 (Brown et al. 2020, appendix B). Theirs decays weights too:
@@ -234,17 +219,9 @@ def make_lm_learner(
       A `Learner` with metrics `loss` (nats a token), `mean_token_accuracy`, `num_tokens`, `grad_norm`,
       `learning_rate`.
     """
-
-    def init_params(key: chex.PRNGKey) -> Params:
-        if lora:
-            raise ValueError(
-                "there is no adapter to train; pass init(..., params=init_lora(...), frozen=base)"
-            )
-        return lm.init(key)
-
     return make_gradient_learner(
-        init_params,
-        next_token_objective(lm, lora=lora, microbatches=microbatches),
+        lm.init,
+        next_token_objective(lm, microbatches=microbatches),
         sample,
         optimizer=optimizer or make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8),
         total_steps=total_steps,
@@ -284,7 +261,7 @@ def make_text_loss(
 
     def loss(params: Params) -> tuple[chex.Array, chex.Array]:
         def add(total: chex.Array, batch: TokenBatch) -> tuple[chex.Array, None]:
-            nats, _, counts = jax.vmap(lambda row: predict_row(lm, params, None, row))(batch)
+            nats, _, counts = jax.vmap(lambda row: predict_row(lm, params, row))(batch)
             return total + jnp.sum(nats * counts), None
 
         return jax.lax.scan(add, jnp.zeros(()), rows)[0], jnp.float32(len(tokens) - 1)

@@ -14,11 +14,12 @@ import optax
 
 from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer, train
 from jaxrl_align.losses import token_log_prob
+from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Learner, Metrics, Params, Sampler
 
 __all__ = [
-    "ClassifierHParams",
+    "TextClassifierHParams",
     "LabelledText",
     "attach_head",
     "classification_objective",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 
-class ClassifierHParams(NamedTuple):
+class TextClassifierHParams(NamedTuple):
     """The traced scalars of text classification."""
 
     learning_rate: Any = 1e-3
@@ -110,7 +111,7 @@ def fit_head(
 
     zeros = {"kernel": jnp.zeros((x.shape[1], num_classes)), "bias": jnp.zeros(num_classes)}
     learner = make_gradient_learner(lambda key: zeros, loss, lambda key: None, total_steps=steps)
-    state, _ = train(learner, steps)(jax.random.key(0), ClassifierHParams(0.03))
+    state, _ = train(learner, steps)(jax.random.key(0), TextClassifierHParams(0.03))
     kernel = state.params["kernel"] / deviation[:, None]
     return {"kernel": kernel, "bias": state.params["bias"] - mean @ kernel}
 
@@ -129,7 +130,8 @@ def classification_objective(lm: LanguageModel) -> LossFn:
     ) -> tuple[chex.Array, Metrics]:
         chex.assert_equal_shape([batch.tokens, batch.real])
         chex.assert_equal_shape_prefix([batch.tokens, batch.label], 1)
-        logits = jax.vmap(lambda tokens, real: classify(lm, params, tokens, real))(batch.tokens, batch.real)
+        whole = overlay(frozen, params)
+        logits = jax.vmap(lambda tokens, real: classify(lm, whole, tokens, real))(batch.tokens, batch.real)
         hit = jnp.argmax(logits, -1) == batch.label
         return -jnp.mean(token_log_prob(logits, batch.label)), {"accuracy": jnp.mean(hit)}
 
@@ -147,7 +149,8 @@ def make_text_classifier(
 ) -> Learner:
     """Build the learner that trains a language model and a new head to tell classes of texts.
 
-    Start from a pre-trained model with `init(key, hparams, params=attach_head(lm, params, num_classes))`.
+    Start from a pre-trained model with `init(key, hparams, params=attach_head(lm, params, num_classes))`; a
+    part of these parameters trains alone where each step is given the rest as `frozen`.
 
     Args:
       lm: the language model.

@@ -4,6 +4,7 @@ It knows neither environments nor language models: an `Actor` makes trajectories
 this learner turns them into a gradient. PPO (Schulman et al. 2017, arXiv:1707.06347) is its first preset.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.learner import descend, linear_decay, make_optimizer, permutations
+from jaxrl_align.learner import begin, check_divides, epochs, linear_decay, make_optimizer, refuse
 from jaxrl_align.losses import clipped_surrogate, clipped_value_loss, gae, masked_mean, whiten
 from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Params, State, Trajectory
 
@@ -42,6 +43,12 @@ class Batch(NamedTuple):
     """The acting policy's distributions, where the learner was asked to keep them."""
 
 
+Advantages = Callable[[Trajectory], tuple[chex.Array, chex.Array]]
+"""`Trajectory[B, T] -> (advantage [B, T], the critic's target [B, T])`."""
+Loss = Callable[[Evaluation, Batch, Any], tuple[chex.Array, Metrics]]
+"""`(Evaluation[N, S], Batch[N, S], hparams) -> (scalar, metrics)`."""
+
+
 def gae_advantages(trajectory: Trajectory) -> tuple[chex.Array, chex.Array]:
     """Return whitened generalised advantages and the value targets of a batch of trajectories.
 
@@ -60,18 +67,6 @@ def gae_advantages(trajectory: Trajectory) -> tuple[chex.Array, chex.Array]:
         trajectory.next_value,
     )
     return whiten(advantage, trajectory.mask) * trajectory.mask, advantage + trajectory.value
-
-
-def check_divides(count: int, total: int, count_name: str, total_name: str) -> None:
-    """Raise ValueError unless `count` divides `total`, naming divisors that would do."""
-    if count < 1 or total % count:
-        divisors = [d for d in range(1, total + 1) if total % d == 0]
-        near = sorted(sorted(divisors, key=lambda d: (abs(d - count), d))[:2])
-        options = " or ".join(str(d) for d in near)
-        raise ValueError(
-            f"{count_name} must divide {total_name}; got {total_name}={total}, {count_name}={count}; "
-            f"try {count_name}={options}"
-        )
 
 
 def segments(trajectory: Any, length: int) -> Any:
@@ -122,6 +117,21 @@ def mean_kl(evaluation: Evaluation, batch: Batch) -> chex.Array:
     return masked_mean(batch.behaviour.kl(evaluation.distribution), batch.trajectory.mask)
 
 
+class ActorCritic(NamedTuple):
+    """The parts of one actor-critic learner; `make_actor_critic` says what each is."""
+
+    actor: Actor
+    epochs: int
+    minibatches: int
+    segment_length: int | None
+    total_steps: int | None
+    optimizer: optax.GradientTransformation
+    advantages: Advantages
+    loss: Loss
+    measure_kl: bool
+    adapt: Callable[[Any, Metrics], Any] | None
+
+
 def make_actor_critic(
     actor: Actor,
     *,
@@ -130,16 +140,19 @@ def make_actor_critic(
     segment_length: int | None = None,
     total_steps: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    advantages: Callable[[Trajectory], tuple[chex.Array, chex.Array]] = gae_advantages,
-    loss: Callable[[Evaluation, Batch, Any], tuple[chex.Array, Metrics]] = ppo_loss,
+    advantages: Advantages = gae_advantages,
+    loss: Loss = ppo_loss,
     measure_kl: bool = False,
     adapt: Callable[[Any, Metrics], Any] | None = None,
 ) -> Learner:
-    """Build the learner: roll out, estimate advantages, then `epochs` passes over shuffled minibatches.
+    """Build the learner that rolls out, estimates advantages and takes epochs of minibatch steps.
+
+    PPO is its first preset; REINFORCE, A2C, PPO-KL and the lectures' Q actor-critic are others, and differ in
+    `advantages`, `loss` and the number of epochs alone.
 
     Args:
-      actor: the domain.
-      epochs: passes over each rollout, every one with a fresh permutation.
+      actor: the domain; it must evaluate trajectories.
+      epochs: passes over each rollout, each in a fresh order.
       minibatches: gradient steps per pass; must divide the number of segments.
       segment_length: trajectories are cut into pieces of this many steps before shuffling; None keeps them
         whole (language models), 1 shuffles single steps (policies without memory).
@@ -155,69 +168,111 @@ def make_actor_critic(
       A `Learner`. Its metrics are the rollout's, the loss's averaged over the gradient steps, and `lr`.
 
     Raises:
-      ValueError: at trace time, if `minibatches` or `segment_length` do not divide.
+      ValueError: if the actor cannot evaluate trajectories; at trace time, if `minibatches` or
+        `segment_length` do not divide.
     """
+    if actor.evaluate is None:
+        raise ValueError(
+            "an actor-critic needs an actor that evaluates trajectories; got one of action values: take "
+            "actors.gym.make_actor, or rl.make_dqn"
+        )
     optimizer = optimizer or make_optimizer()
+    settings = ActorCritic(
+        actor,
+        epochs,
+        minibatches,
+        segment_length,
+        total_steps,
+        optimizer,
+        advantages,
+        loss,
+        measure_kl,
+        adapt,
+    )
+    return Learner(
+        functools.partial(init_actor_critic, settings), functools.partial(step_actor_critic, settings)
+    )
 
-    def evaluate(params: Params, frozen: Any, batch: Batch) -> Evaluation:
-        # A policy with memory runs through its trajectory, so there each step stays one of its own.
-        if segment_length == 1 and not hasattr(batch.trajectory.obs, "memory"):
-            # N single steps are judged as one trajectory: with an axis of length 1 between batch and features
-            # XLA's CPU compiler transposes activations, which doubles the time of large minibatches.
-            steps = jax.tree.map(lambda x: x[:, 0], batch.trajectory)
-            return jax.tree.map(lambda x: x[:, None], actor.evaluate(params, frozen, steps))
-        return jax.vmap(actor.evaluate, (None, None, 0))(params, frozen, batch.trajectory)
 
-    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
-        key_params, key_env, key = jax.random.split(key, 3)
-        params = actor.init_params(key_params) if params is None else params
-        hparams = jax.tree.map(jnp.float32, hparams)
-        env_state = actor.init_env(key_env, hparams)
-        step = jnp.zeros((), jnp.int32)
-        return State(params, optimizer.init(params), step, hparams, frozen, env_state, key)
+def init_actor_critic(
+    settings: ActorCritic, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
+) -> State:
+    """Return the first state."""
+    actor = settings.actor
+    return begin(
+        key,
+        hparams,
+        params,
+        init_params=actor.init_params,
+        init_opt=settings.optimizer.init,
+        init_env=actor.init_env,
+    )
 
-    def minibatch_loss(params: Params, frozen: Any, batch: Batch, hparams: Any) -> tuple[chex.Array, Metrics]:
-        return loss(evaluate(params, frozen, batch), batch, hparams)
 
-    def update(state: State, batch: Batch, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        rows = batch.advantage.shape[0]
-        unit = "trajectories" if segment_length is None else "segments"
-        check_divides(minibatches, rows, "minibatches", f"{unit} per rollout")
-        learning_rate = state.hparams.learning_rate * linear_decay(state.step, total_steps)
-
-        def descend_once(carry, index):
-            params, opt_state = carry
-            minibatch = jax.tree.map(lambda x: x[index], batch)
-            grads, metrics = jax.grad(minibatch_loss, has_aux=True)(
-                params, state.frozen, minibatch, state.hparams
-            )
-            return descend(optimizer, grads, opt_state, params, learning_rate), metrics
-
-        order = permutations(key, epochs, rows)
-        (params, opt_state), metrics = jax.lax.scan(
-            descend_once,
-            (state.params, state.opt_state),
-            order.reshape(epochs * minibatches, rows // minibatches),
+def step_actor_critic(
+    settings: ActorCritic, state: State, batch: Any = None, frozen: Any = None
+) -> tuple[State, Metrics]:
+    """Roll out, estimate advantages, and update; pure."""
+    key, key_rollout, key_update = jax.random.split(state.key, 3)
+    env_state, trajectory, rollout_metrics = roll_out(settings.actor, state, key_rollout, batch, frozen)
+    data = Batch(trajectory, *settings.advantages(trajectory))
+    if settings.segment_length is not None:
+        check_divides(
+            settings.segment_length, trajectory.mask.shape[1], "segment_length", "steps per rollout"
         )
-        metrics = jax.tree.map(jnp.mean, metrics) | {"lr": learning_rate}
-        return state._replace(params=params, opt_state=opt_state), metrics
+        data = segments(data, settings.segment_length)
+    if settings.measure_kl:
+        behaviour = evaluate_segments(settings, state.params, frozen, data).distribution
+        data = data._replace(behaviour=behaviour)
+    state, metrics = update_policy(settings, state, data, key_update, frozen)
+    if settings.measure_kl:
+        metrics["policy/kl"] = mean_kl(evaluate_segments(settings, state.params, frozen, data), data)
+    hparams = state.hparams if settings.adapt is None else settings.adapt(state.hparams, metrics)
+    state = state._replace(step=state.step + 1, env_state=env_state, key=key, hparams=hparams)
+    return state, rollout_metrics | metrics
 
-    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
-        key, key_rollout, key_update = jax.random.split(state.key, 3)
-        env_state, trajectory, rollout_metrics = actor.rollout(
-            state.params, state.frozen, state.env_state, key_rollout, state.hparams, batch
-        )
-        data = Batch(trajectory, *advantages(trajectory))
-        if segment_length is not None:
-            check_divides(segment_length, trajectory.mask.shape[1], "segment_length", "steps per rollout")
-            data = segments(data, segment_length)
-        if measure_kl:
-            data = data._replace(behaviour=evaluate(state.params, state.frozen, data).distribution)
-        state, metrics = update(state, data, key_update)
-        if measure_kl:
-            metrics["policy/kl"] = mean_kl(evaluate(state.params, state.frozen, data), data)
-        hparams = state.hparams if adapt is None else adapt(state.hparams, metrics)
-        state = state._replace(step=state.step + 1, env_state=env_state, key=key, hparams=hparams)
-        return state, rollout_metrics | metrics
 
-    return Learner(init, step)
+def roll_out(
+    actor: Actor, state: State, key: chex.PRNGKey, batch: Any, frozen: Any
+) -> tuple[Any, Trajectory, Metrics]:
+    """Return the actor's next `(env_state, Trajectory[B, T], metrics)`."""
+    if not actor.takes_batch:
+        refuse(batch=batch)
+    return actor.rollout(state.params, frozen, state.env_state, key, state.hparams, batch)
+
+
+def evaluate_segments(settings: ActorCritic, params: Params, frozen: Any, batch: Batch) -> Evaluation:
+    """Evaluate segments [N, S] under given parameters."""
+    actor = settings.actor
+    if settings.segment_length == 1 and actor.stepwise:
+        # N single steps are judged as one trajectory: with an axis of length 1 between batch and features
+        # XLA's CPU compiler transposes activations, which doubles the time of large minibatches.
+        steps = jax.tree.map(lambda x: x[:, 0], batch.trajectory)
+        return jax.tree.map(lambda x: x[:, None], actor.evaluate(params, frozen, steps))
+    return jax.vmap(actor.evaluate, (None, None, 0))(params, frozen, batch.trajectory)
+
+
+def update_policy(
+    settings: ActorCritic, state: State, data: Batch, key: chex.PRNGKey, frozen: Any
+) -> tuple[State, Metrics]:
+    """Take the epochs of minibatch steps on segments [N, S]."""
+    unit = "trajectories" if settings.segment_length is None else "segments"
+    check_divides(settings.minibatches, data.advantage.shape[0], "minibatches", f"{unit} per rollout")
+    learning_rate = state.hparams.learning_rate * linear_decay(state.step, settings.total_steps)
+
+    def loss(params: Params, minibatch: Batch) -> tuple[chex.Array, Metrics]:
+        evaluation = evaluate_segments(settings, params, frozen, minibatch)
+        return settings.loss(evaluation, minibatch, state.hparams)
+
+    params, opt_state, metrics = epochs(
+        loss,
+        settings.optimizer,
+        state.params,
+        state.opt_state,
+        data,
+        key,
+        num_epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        learning_rate=learning_rate,
+    )
+    return state._replace(params=params, opt_state=opt_state), metrics | {"lr": learning_rate}

@@ -5,6 +5,8 @@ returns, prioritised replay and a distributional loss are arguments here; duelli
 heads are the net's. Rainbow (Hessel et al. 2018) is all of them at once.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -12,20 +14,92 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.learner import descend, linear_decay, make_optimizer
-from jaxrl_align.losses import squared
-from jaxrl_align.rl.q_losses import TransitionLoss, td_loss, transition_loss
-from jaxrl_align.rl.replay import ReplayState, Sample, make_replay, replay_bytes
-from jaxrl_align.types import Learner, Metrics, Params, State, Transition, ValueActor
+from jaxrl_align.learner import begin, descend, linear_decay, make_optimizer, refuse
+from jaxrl_align.losses import categorical_q_loss, huber, quantile_regression_loss, squared, td_error
+from jaxrl_align.rl.replay import Replay, ReplayState, Sample, make_replay, replay_bytes, time_first
+from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Transition
 
 __all__ = [
     "DQNHParams",
     "Experience",
+    "TransitionLoss",
+    "c51_loss",
     "check_rewards",
     "make_dqn",
     "make_online_q",
     "memory_bytes",
+    "quantile_loss",
+    "td_loss",
+    "transition_loss",
 ]
+
+TransitionLoss = Callable[[chex.Array, chex.Array, chex.Array, chex.Array], tuple[chex.Array, chex.Array]]
+"""`(out_tm1, r_t, discount_t, out_t) -> (loss, error)` of one transition: the net's output for the action
+taken, [] or [K], and for the next action, whose gradient it stops; `error` sets the priority."""
+
+
+def td_loss(criterion: Callable[[chex.Array], chex.Array] = huber) -> TransitionLoss:
+    """Return the loss of plain action values: `criterion(r + discount q_t - q_tm1)`.
+
+    Args:
+      criterion: `losses.huber` (Mnih et al. 2015) or `losses.squared` (lecture 000, A8, halved).
+    """
+
+    def loss(
+        out_tm1: chex.Array, r_t: chex.Array, discount_t: chex.Array, out_t: chex.Array
+    ) -> tuple[chex.Array, chex.Array]:
+        error = td_error(out_tm1, r_t, discount_t, out_t)
+        return criterion(error), error
+
+    return loss
+
+
+def c51_loss(support: chex.Array) -> TransitionLoss:
+    """Return C51's loss, the cross-entropy to the projected target; it is also the priority (Rainbow).
+
+    Args:
+      support: [K], the net's own.
+    """
+
+    def loss(
+        out_tm1: chex.Array, r_t: chex.Array, discount_t: chex.Array, out_t: chex.Array
+    ) -> tuple[chex.Array, chex.Array]:
+        first = jnp.zeros((), jnp.int32)
+        value = categorical_q_loss(out_tm1[None], first, r_t, discount_t, out_t[None], support)
+        return value, value
+
+    return loss
+
+
+def quantile_loss(
+    out_tm1: chex.Array, r_t: chex.Array, discount_t: chex.Array, out_t: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """Compute QR-DQN's loss between the net's quantiles, [K] each; it is also the priority."""
+    levels = (jnp.arange(out_tm1.shape[0]) + 0.5) / out_tm1.shape[0]
+    value = quantile_regression_loss(out_tm1, levels, r_t + discount_t * out_t)
+    return value, value
+
+
+def transition_loss(
+    actor: Actor, loss: TransitionLoss, *, double: bool = False
+) -> Callable[..., tuple[chex.Array, chex.Array]]:
+    """Return `(params, target_params, frozen, transition, key) -> (loss, error)` for one transition.
+
+    The target network judges the next action; it also selects it, unless `double`, when the online network
+    selects (van Hasselt et al. 2016). Each of the forward passes draws its own noise.
+    """
+
+    def one(
+        params: Params, target: Params, frozen: Any, transition: Sample, key: chex.PRNGKey
+    ) -> tuple[chex.Array, chex.Array]:
+        key_now, key_next, key_select = jax.random.split(key, 3)
+        out_tm1 = actor.action_values(params, frozen, transition.obs, key_now)
+        out_t = actor.action_values(target, frozen, transition.next_obs, key_next)
+        selector = actor.action_values(params, frozen, transition.next_obs, key_select) if double else out_t
+        action_t = jnp.argmax(actor.expected_values(selector))
+        return loss(out_tm1[transition.action], transition.reward, transition.discount, out_t[action_t])
+
+    return one
 
 
 class DQNHParams(NamedTuple):
@@ -49,20 +123,46 @@ class DQNHParams(NamedTuple):
     """Environment steps over which beta rises."""
 
 
+class Exploration(NamedTuple):
+    """What a learner of action values tells its actor; read as `hparams.epsilon`."""
+
+    epsilon: chex.Numeric
+    """In [0, 1]: the probability of a random action."""
+
+
 class Experience(NamedTuple):
-    """What DQN carries besides its networks."""
+    """What DQN carries besides the network it trains."""
 
     envs: Any
-    replay: ReplayState
+    target: Params | None
+    """The target network's parameters."""
+    replay: ReplayState | None
     updates: chex.Array
     """[] int32 gradient steps taken."""
     first_bad: chex.Array
     """[2] int32 (environment, its step) of the first reward that was not finite; -1 while there is none."""
 
 
-def memory_bytes(actor: ValueActor, capacity: int, *, prioritised: bool = False) -> int:
+class DQN(NamedTuple):
+    """The parts of one DQN learner; `make_dqn` says what each is."""
+
+    actor: Actor
+    replay: Replay
+    loss: Callable[..., tuple[chex.Array, chex.Array]]
+    """Of `transition_loss`."""
+    optimizer: optax.GradientTransformation
+    updates: int
+    total_steps: int | None
+    num_envs: int
+    num_steps: int
+    """Of each environment, per rollout."""
+    prefill: int
+    """Rollouts of random play before the first update."""
+
+
+def memory_bytes(actor: Actor, capacity: int, *, prioritised: bool = False) -> int:
     """Return the bytes that the replay of `make_dqn` will take for each member, before any is allocated."""
-    return replay_bytes(_example(actor), capacity, prioritised=prioritised)
+    return replay_bytes(_example(_rollout_shapes(actor)), capacity, prioritised=prioritised)
 
 
 def check_rewards(state: State) -> None:
@@ -89,24 +189,29 @@ def check_rewards(state: State) -> None:
         )
 
 
-def _rollout_shapes(actor: ValueActor) -> Transition:
-    """Return the shapes [T, B, ...] of a rollout, without running it."""
+def _rollout_shapes(actor: Actor) -> Transition:
+    """Return the shapes [B, T, ...] of a rollout, without running it."""
+    if actor.action_values is None:
+        raise ValueError(
+            "learning action values needs an actor that has them; got one of a policy: take "
+            "actors.value.make_value_actor, or rl.make_actor_critic"
+        )
 
     def one_rollout(key: chex.PRNGKey) -> Transition:
         key_params, key_env, key_act = jax.random.split(key, 3)
-        params, envs = actor.init_params(key_params), actor.init_env(key_env)
-        return actor.rollout(params, envs, key_act, 1.0)[1]
+        params, envs = actor.init_params(key_params), actor.init_env(key_env, DQNHParams())
+        return actor.rollout(params, None, envs, key_act, Exploration(1.0), None)[1]
 
     return jax.eval_shape(one_rollout, jax.random.key(0))
 
 
-def _example(actor: ValueActor) -> Transition:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), _rollout_shapes(actor))
+def _example(shapes: Transition) -> Transition:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shapes)
 
 
 def _first_bad(known: chex.Array, reward: chex.Array, steps_before: chex.Array) -> chex.Array:
-    bad = ~jnp.isfinite(reward)
-    step, env = jnp.divmod(jnp.argmax(bad.ravel()), reward.shape[1])
+    bad = ~jnp.isfinite(reward.T)  # the earliest step first
+    step, env = jnp.divmod(jnp.argmax(bad.ravel()), bad.shape[1])
     found = jnp.stack([env, steps_before + step]).astype(jnp.int32)
     return jnp.where((known[1] < 0) & jnp.any(bad), found, known)
 
@@ -133,7 +238,7 @@ def _keep_if(healthy: chex.Array, new: Any, old: Any) -> Any:
 
 
 def make_dqn(
-    actor: ValueActor,
+    actor: Actor,
     *,
     capacity: int = 10_000,
     batch_size: int = 32,
@@ -151,7 +256,7 @@ def make_dqn(
         loss = w (r + gamma^n max_a Q_target(s_n, a) - Q(s_0, a_0))^2 / 2   or Huber, C51, quantiles
 
     A termination ends the target, a truncation does not. `init` fills the replay with `warmup_steps` of
-    random play. `frozen` holds the target network.
+    random play.
 
     Args:
       actor: the domain.
@@ -176,95 +281,155 @@ def make_dqn(
       ValueError: before any compilation, for sizes that do not fit one another.
     """
     optimizer = optimizer or make_optimizer(max_grad_norm=10.0, eps=1e-8)
-    steps, lanes = _rollout_shapes(actor).reward.shape
-    replay = make_replay(capacity, batch_size, lanes=lanes, n_step=n_step, prioritised=prioritised)
-    _check_counts(capacity, steps * lanes, updates, warmup_steps)
-    one = transition_loss(actor, loss or td_loss(squared), double=double)
-    prefill = -(-max(warmup_steps, n_step * lanes) // (steps * lanes))
+    shapes = _rollout_shapes(actor)
+    num_envs, num_steps = shapes.reward.shape
+    replay = make_replay(capacity, batch_size, lanes=num_envs, n_step=n_step, prioritised=prioritised)
+    _check_counts(capacity, num_envs * num_steps, updates, warmup_steps)
+    settings = DQN(
+        actor,
+        replay,
+        transition_loss(actor, loss or td_loss(squared), double=double),
+        optimizer,
+        updates,
+        total_steps,
+        num_envs,
+        num_steps,
+        prefill=-(-max(warmup_steps, n_step * num_envs) // (num_envs * num_steps)),
+    )
+    return Learner(functools.partial(init_dqn, settings), functools.partial(step_dqn, settings))
 
-    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
-        key_params, key_env, key_fill, key = jax.random.split(key, 4)
-        params = actor.init_params(key_params) if params is None else params
-        hparams = jax.tree.map(jnp.float32, hparams)
-        zero = jnp.zeros((), jnp.int32)
-        experience = Experience(
-            actor.init_env(key_env), replay.init(_example(actor)), zero, jnp.full(2, -1, jnp.int32)
-        )
 
-        def play(carry: tuple[Experience, chex.PRNGKey], i: chex.Array) -> tuple[Any, None]:
-            experience, key = carry
-            key, key_act = jax.random.split(key)
-            experience, _ = collect(params, experience, key_act, 1.0, i)
-            return (experience, key), None
+def init_dqn(
+    settings: DQN, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
+) -> State:
+    """Fill the replay by random play and return the first state."""
+    actor = settings.actor
+    state = begin(
+        key,
+        hparams,
+        params,
+        init_params=actor.init_params,
+        init_opt=settings.optimizer.init,
+        init_env=actor.init_env,
+    )
+    *_, key_fill, key = jax.random.split(key, 4)
+    replay = settings.replay.init(_example(_rollout_shapes(actor)))
+    target = jax.tree.map(jnp.copy, state.params)
+    experience = Experience(
+        state.env_state, target, replay, jnp.zeros((), jnp.int32), jnp.full(2, -1, jnp.int32)
+    )
 
-        (experience, _), _ = jax.lax.scan(play, (experience, key_fill), jnp.arange(prefill))
-        target = jax.tree.map(jnp.copy, params) if frozen is None else frozen
-        return State(params, optimizer.init(params), zero, hparams, target, experience, key)
+    def play(carry: tuple[Experience, chex.PRNGKey], i: chex.Array) -> tuple[Any, None]:
+        experience, key = carry
+        key, key_act = jax.random.split(key)
+        experience, _ = collect_transitions(settings, state.params, frozen, experience, key_act, 1.0, i)
+        return (experience, key), None
 
-    def collect(
-        params: Params, experience: Experience, key: chex.PRNGKey, epsilon: chex.Numeric, round_: chex.Array
-    ) -> tuple[Experience, Metrics]:
-        envs, transition, metrics = actor.rollout(params, experience.envs, key, epsilon)
-        first_bad = _first_bad(experience.first_bad, transition.reward, round_ * steps)
-        memory = replay.add(experience.replay, transition)
-        return experience._replace(envs=envs, replay=memory, first_bad=first_bad), metrics
+    (experience, _), _ = jax.lax.scan(play, (experience, key_fill), jnp.arange(settings.prefill))
+    return state._replace(env_state=experience, key=key)
 
-    def batch_loss(
-        params: Params, target: Params, batch: Sample, key: chex.PRNGKey
-    ) -> tuple[chex.Array, chex.Array]:
+
+def step_dqn(settings: DQN, state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:
+    """Act for one rollout, store it, then take the gradient steps; pure."""
+    refuse(batch=batch)
+    # All keys come from one split: on a CPU every one is a loop of its own.
+    keys = jax.random.split(state.key, 2 + 2 * settings.updates)
+    key, key_act, keys_learn = keys[0], keys[1], keys[2:].reshape(settings.updates, 2)
+    hparams, played = state.hparams, state.step * (settings.num_steps * settings.num_envs)
+    epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
+    beta = _towards(hparams.beta_start, 1.0, played / hparams.beta_steps)
+    learning_rate = hparams.learning_rate * linear_decay(state.step, settings.total_steps)
+    experience, metrics = collect_transitions(
+        settings, state.params, frozen, state.env_state, key_act, epsilon, settings.prefill + state.step
+    )
+    before = (state.params, state.opt_state, experience.target)
+    (*after, memory, count), learnt = jax.lax.scan(
+        lambda carry, keys: update_q(settings, carry, keys, hparams, frozen, learning_rate, beta),
+        (*before, experience.replay, experience.updates),
+        keys_learn,
+    )
+    healthy = experience.first_bad[1] < 0
+    params, opt_state, target = _keep_if(healthy, tuple(after), before)
+    learnt = jax.tree.map(jnp.mean, learnt)
+    learnt["loss"] = jnp.where(healthy, learnt["loss"], jnp.nan)
+    experience = experience._replace(target=target, replay=memory, updates=count)
+    state = State(params, opt_state, state.step + 1, hparams, experience, key)
+    return state, metrics | learnt | {"epsilon": epsilon, "beta": beta}
+
+
+def collect_transitions(
+    settings: DQN,
+    params: Params,
+    frozen: Any,
+    experience: Experience,
+    key: chex.PRNGKey,
+    epsilon: chex.Numeric,
+    rollouts: chex.Array,
+) -> tuple[Experience, Metrics]:
+    """Act for one rollout and store it; `rollouts` [] says how many came before it."""
+    envs, transition, metrics = settings.actor.rollout(
+        params, frozen, experience.envs, key, Exploration(epsilon), None
+    )
+    first_bad = _first_bad(experience.first_bad, transition.reward, rollouts * settings.num_steps)
+    memory = settings.replay.add(experience.replay, transition)
+    return experience._replace(envs=envs, replay=memory, first_bad=first_bad), metrics
+
+
+def update_q(
+    settings: DQN,
+    carry: tuple[Params, Any, Params, ReplayState, chex.Array],
+    keys: chex.PRNGKey,
+    hparams: Any,
+    frozen: Any,
+    learning_rate: chex.Array,
+    beta: chex.Array,
+) -> tuple[Any, Metrics]:
+    """Take one gradient step on a drawn minibatch, set its priorities, and move the target network.
+
+    Args:
+      settings: of the learner.
+      carry: `(params, opt_state, target, replay, gradient steps taken)`.
+      keys: [2], for the draw and for a noisy net.
+      hparams: as `DQNHParams`.
+      frozen: what the actor reads besides its parameters.
+      learning_rate: [].
+      beta: [] exponent of the importance weights.
+
+    Returns:
+      The new carry, and `loss`, `td_error` and `grad_norm`.
+    """
+    params, opt_state, target, memory, count = carry
+    key_sample, key_noise = keys
+    batch = settings.replay.sample(memory, key_sample, hparams.gamma, beta)
+
+    def batch_loss(params: Params) -> tuple[chex.Array, chex.Array]:
         # One draw of a noisy net's weights serves the batch, as in Fortunato et al. 2018.
-        losses, errors = jax.vmap(one, (None, None, 0, None))(params, target, batch, key)
+        over_batch = jax.vmap(settings.loss, (None, None, None, 0, None))
+        losses, errors = over_batch(params, target, frozen, batch, key_noise)
         return jnp.mean(batch.weight * losses), errors
 
-    def update(
-        carry: Any, keys: chex.PRNGKey, hparams: Any, learning_rate: chex.Array, beta: chex.Array
-    ) -> tuple[Any, Metrics]:
-        params, opt_state, target, memory, count = carry
-        key_sample, key_noise = keys
-        batch = replay.sample(memory, key_sample, hparams.gamma, beta)
-        (value, errors), grads = jax.value_and_grad(batch_loss, has_aux=True)(
-            params, target, batch, key_noise
-        )
-        params, opt_state = descend(optimizer, grads, opt_state, params, learning_rate)
-        memory = replay.update(memory, batch.index, errors, hparams.alpha)
-        count = count + 1
-        rate = jnp.where(count % hparams.target_period < 1.0, hparams.target_rate, 0.0)
-        target = jax.tree.map(lambda t, p: (1.0 - rate) * t + rate * p, target, params)
-        metrics = {
-            "loss": value,
-            "td_error": jnp.mean(jnp.abs(errors)),
-            "grad_norm": optax.tree.norm(grads),
-        }
-        return (params, opt_state, target, memory, count), metrics
+    (value, errors), grads = jax.value_and_grad(batch_loss, has_aux=True)(params)
+    params, opt_state = descend(settings.optimizer, grads, opt_state, params, learning_rate)
+    memory = settings.replay.update(memory, batch.index, errors, hparams.alpha)
+    count = count + 1
+    rate = jnp.where(count % hparams.target_period < 1.0, hparams.target_rate, 0.0)
+    target = jax.tree.map(lambda t, p: (1.0 - rate) * t + rate * p, target, params)
+    metrics = {"loss": value, "td_error": jnp.mean(jnp.abs(errors)), "grad_norm": optax.tree.norm(grads)}
+    return (params, opt_state, target, memory, count), metrics
 
-    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
-        # All keys come from one split: on a CPU every one is a loop of its own.
-        keys = jax.random.split(state.key, 2 + 2 * updates)
-        key, key_act, keys_learn = keys[0], keys[1], keys[2:].reshape(updates, 2)
-        hparams, played = state.hparams, state.step * (steps * lanes)
-        epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
-        beta = _towards(hparams.beta_start, 1.0, played / hparams.beta_steps)
-        learning_rate = hparams.learning_rate * linear_decay(state.step, total_steps)
-        experience, metrics = collect(state.params, state.env_state, key_act, epsilon, prefill + state.step)
-        before = (state.params, state.opt_state, state.frozen)
-        (*after, memory, count), learnt = jax.lax.scan(
-            lambda carry, keys: update(carry, keys, hparams, learning_rate, beta),
-            (*before, experience.replay, experience.updates),
-            keys_learn,
-        )
-        healthy = experience.first_bad[1] < 0
-        params, opt_state, target = _keep_if(healthy, tuple(after), before)
-        learnt = jax.tree.map(jnp.mean, learnt)
-        learnt["loss"] = jnp.where(healthy, learnt["loss"], jnp.nan)
-        experience = experience._replace(replay=memory, updates=count)
-        state = State(params, opt_state, state.step + 1, hparams, target, experience, key)
-        return state, metrics | learnt | {"epsilon": epsilon, "beta": beta}
 
-    return Learner(init, step)
+class OnlineQ(NamedTuple):
+    """The parts of one online learner; `make_online_q` says what each is."""
+
+    actor: Actor
+    loss: Callable[..., tuple[chex.Array, chex.Array]]
+    optimizer: optax.GradientTransformation
+    num_envs: int
+    num_steps: int
 
 
 def make_online_q(
-    actor: ValueActor,
+    actor: Actor,
     *,
     loss: TransitionLoss | None = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -284,49 +449,62 @@ def make_online_q(
     Returns:
       A `Learner`; its hparams are `DQNHParams`, of which the target's and the replay's fields are not read.
     """
-    optimizer = optimizer or optax.identity()
     one = transition_loss(actor, loss or td_loss(squared))
-    steps, lanes = _rollout_shapes(actor).reward.shape
+    settings = OnlineQ(actor, one, optimizer or optax.identity(), *_rollout_shapes(actor).reward.shape)
+    return Learner(functools.partial(init_online_q, settings), functools.partial(step_online_q, settings))
 
-    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
-        key_params, key_env, key = jax.random.split(key, 3)
-        params = actor.init_params(key_params) if params is None else params
-        hparams = jax.tree.map(jnp.float32, hparams)
-        zero = jnp.zeros((), jnp.int32)
-        experience = Experience(actor.init_env(key_env), None, zero, jnp.full(2, -1, jnp.int32))
-        return State(params, optimizer.init(params), zero, hparams, frozen, experience, key)
 
-    def update(carry: Any, data: tuple[Sample, chex.PRNGKey], rate: chex.Array) -> tuple[Any, Metrics]:
+def init_online_q(
+    settings: OnlineQ, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
+) -> State:
+    """Return the first state, without a memory or a target network."""
+    actor = settings.actor
+    state = begin(
+        key,
+        hparams,
+        params,
+        init_params=actor.init_params,
+        init_opt=settings.optimizer.init,
+        init_env=actor.init_env,
+    )
+    experience = Experience(state.env_state, None, None, jnp.zeros((), jnp.int32), jnp.full(2, -1, jnp.int32))
+    return state._replace(env_state=experience)
+
+
+def step_online_q(
+    settings: OnlineQ, state: State, batch: Any = None, frozen: Any = None
+) -> tuple[State, Metrics]:
+    """Act for one rollout and learn from each transition once, in the order of time; pure."""
+    refuse(batch=batch)
+    key, key_act, key_learn = jax.random.split(state.key, 3)
+    hparams, experience = state.hparams, state.env_state
+    played = state.step * (settings.num_steps * settings.num_envs)
+    epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
+    envs, transition, metrics = settings.actor.rollout(
+        state.params, frozen, experience.envs, key_act, Exploration(epsilon), None
+    )
+    first_bad = _first_bad(experience.first_bad, transition.reward, state.step * settings.num_steps)
+    stream = time_first(_one_step_samples(transition, hparams.gamma))
+
+    def learn(carry: tuple[Params, Any], data: tuple[Sample, chex.PRNGKey]) -> tuple[Any, Metrics]:
         params, opt_state = carry
-        (value, error), grads = jax.value_and_grad(one, has_aux=True)(params, params, *data)
+        sample, key = data
+        (value, error), grads = jax.value_and_grad(settings.loss, has_aux=True)(
+            params, params, frozen, sample, key
+        )
         metrics = {"loss": value, "td_error": jnp.abs(error), "grad_norm": optax.tree.norm(grads)}
-        return descend(optimizer, grads, opt_state, params, rate), metrics
+        return descend(settings.optimizer, grads, opt_state, params, hparams.learning_rate), metrics
 
-    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
-        key, key_act, key_learn = jax.random.split(state.key, 3)
-        hparams, experience = state.hparams, state.env_state
-        played = state.step * (steps * lanes)
-        epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
-        envs, transition, metrics = actor.rollout(state.params, experience.envs, key_act, epsilon)
-        first_bad = _first_bad(experience.first_bad, transition.reward, state.step * steps)
-        stream = jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), _one_step_samples(transition, hparams.gamma)
-        )
-        before = (state.params, state.opt_state)
-        after, learnt = jax.lax.scan(
-            lambda carry, data: update(carry, data, hparams.learning_rate),
-            before,
-            (stream, jax.random.split(key_learn, steps * lanes)),
-        )
-        healthy = first_bad[1] < 0
-        params, opt_state = _keep_if(healthy, after, before)
-        learnt = jax.tree.map(jnp.mean, learnt)
-        learnt["loss"] = jnp.where(healthy, learnt["loss"], jnp.nan)
-        experience = Experience(envs, None, experience.updates + steps * lanes, first_bad)
-        state = State(params, opt_state, state.step + 1, hparams, state.frozen, experience, key)
-        return state, metrics | learnt | {"epsilon": epsilon}
-
-    return Learner(init, step)
+    before = (state.params, state.opt_state)
+    count = settings.num_steps * settings.num_envs
+    after, learnt = jax.lax.scan(learn, before, (stream, jax.random.split(key_learn, count)))
+    params, opt_state = _keep_if(first_bad[1] < 0, after, before)
+    learnt = jax.tree.map(jnp.mean, learnt)
+    learnt["loss"] = jnp.where(first_bad[1] < 0, learnt["loss"], jnp.nan)
+    experience = experience._replace(envs=envs, updates=experience.updates + count, first_bad=first_bad)
+    return State(params, opt_state, state.step + 1, hparams, experience, key), metrics | learnt | {
+        "epsilon": epsilon
+    }
 
 
 def _one_step_samples(transition: Transition, gamma: chex.Numeric) -> Sample:

@@ -4,7 +4,6 @@ PPO with its clip is the shared update's default, in `rl/actor_critic.py`.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -42,7 +41,6 @@ __all__ = [
 
 Returns = Literal["whole", "to_go", "discounted"]
 Baseline = Literal["none", "constant", "average", "learned"]
-Advantages = Callable[[Trajectory], tuple[chex.Array, chex.Array]]
 
 
 class PolicyGradientHParams(NamedTuple):

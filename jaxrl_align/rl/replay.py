@@ -21,7 +21,7 @@ import numpy as np
 from jaxrl_align.losses import discounted_returns
 from jaxrl_align.types import Transition
 
-__all__ = ["Replay", "ReplayState", "Sample", "make_replay", "replay_bytes"]
+__all__ = ["Replay", "ReplayState", "Sample", "make_replay", "replay_bytes", "time_first"]
 
 WIDTH = 16
 MIN_DEPTH = 5
@@ -41,7 +41,7 @@ class ReplayState(NamedTuple):
     sums: tuple[chex.Array, ...]
     """The sum tree, leaves first, each level [nodes, 16]; empty without priorities."""
     largest: chex.Array
-    """[] the largest weight p^alpha ever given: what is new enters with it, to be drawn soon."""
+    """[] the largest priority p^alpha so far; new transitions get it, so that each is replayed early."""
 
 
 class Sample(NamedTuple):
@@ -67,7 +67,7 @@ class Replay(NamedTuple):
     init: Callable[[Any], ReplayState]
     """`example -> state`: empty; the example is one transition, of arrays or of shapes."""
     add: Callable[[ReplayState, Transition], ReplayState]
-    """`(state, Transition[T, lanes]) -> state`: the oldest T rows give way."""
+    """`(state, Transition[lanes, T]) -> state`: the oldest T rows give way."""
     sample: Callable[..., Sample]
     """`(state, key, gamma, beta) -> Sample`; at least n_step rows must have been added."""
     update: Callable[..., ReplayState]
@@ -117,17 +117,17 @@ def make_replay(
         return ReplayState(data, head, filled, sums, jnp.ones((), jnp.float32))
 
     def add(state: ReplayState, batch: Transition) -> ReplayState:
-        steps = batch.reward.shape[0]
-        chex.assert_shape(batch.reward, (None, lanes))
+        chex.assert_shape(batch.reward, (lanes, None))
+        steps = batch.reward.shape[1]
         if rows % steps:
             raise ValueError(
                 f"the rows of the replay (capacity / lanes) must be a multiple of the steps added at once; "
                 f"got {rows} rows, {steps} steps; try capacity={-(-rows // steps) * steps * lanes}"
             )
         write = lambda x, new: jax.lax.dynamic_update_slice_in_dim(
-            x, new.reshape(steps * lanes, *new.shape[2:]).astype(x.dtype), state.head * lanes, 0
+            x, new.astype(x.dtype), state.head * lanes, 0
         )
-        data = jax.tree.map(write, state.data, batch)
+        data = jax.tree.map(write, state.data, time_first(batch))
         sums = _admit(state, steps) if prioritised else ()
         filled = jnp.minimum(state.filled + steps, rows)
         return ReplayState(data, (state.head + steps) % rows, filled, sums, state.largest)
@@ -180,6 +180,11 @@ def make_replay(
         return state._replace(sums=_tree_set(state.sums, index, weight), largest=largest)
 
     return Replay(init, add, sample, update)
+
+
+def time_first(experience: Any) -> Any:
+    """Flatten experience [B, T, ...] to [T * B, ...]: all environments' first steps, then their second."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), experience)
 
 
 def _check_sizes(capacity: int, batch_size: int, lanes: int, n_step: int) -> None:

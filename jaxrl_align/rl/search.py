@@ -5,6 +5,7 @@ simulations suffice, because actions are drawn without replacement and halved, a
 policy whenever the values are right. It plans from ONE state with arrays of a fixed size; the caller vmaps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrl_align.learner import descend, linear_decay, make_optimizer, permutations
+from jaxrl_align.learner import begin, check_divides, epochs, linear_decay, make_optimizer, refuse
 from jaxrl_align.losses import categorical_kl, entropy, masked_mean, squared
-from jaxrl_align.rl.actor_critic import check_divides, gae_advantages
+from jaxrl_align.rl.actor_critic import gae_advantages, roll_out
 from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Trajectory
 
 __all__ = ["Leaf", "Plan", "SearchHParams", "halving", "make_search_learner", "search"]
@@ -238,6 +239,25 @@ def _back_up(tree: _Tree, number: chex.Array) -> _Tree:
     return tree._replace(visits=visits, value=value)
 
 
+Apply = Callable[[Params, chex.Array], tuple[chex.Array, chex.Array]]
+"""`(params, obs) -> (logits [A], value [])`: the actor's network."""
+Model = Callable[[chex.Array, chex.Array], tuple[chex.Array, chex.Array, chex.Array]]
+"""`(obs, action) -> (reward, continues, obs)`, continues 0 where the episode ends and else 1."""
+
+
+class Plans(NamedTuple):
+    """What the network learns from: N states, each planned from."""
+
+    obs: chex.Array
+    """[N, ...]."""
+    logits: chex.Array
+    """[N, A] of the improved policy."""
+    target: chex.Array
+    """[N] of the value."""
+    mask: chex.Array
+    """[N] 1 for a real step."""
+
+
 class SearchHParams(NamedTuple):
     """The traced scalars of learning from search."""
 
@@ -249,10 +269,23 @@ class SearchHParams(NamedTuple):
     value_coef: Any = 0.5
 
 
+class Search(NamedTuple):
+    """The parts of one search learner; `make_search_learner` says what each is."""
+
+    actor: Actor
+    apply: Apply
+    model: Model
+    simulations: int
+    epochs: int
+    minibatches: int
+    total_steps: int | None
+    optimizer: optax.GradientTransformation
+
+
 def make_search_learner(
     actor: Actor,
-    apply: Callable[[Params, chex.Array], tuple[chex.Array, chex.Array]],
-    model: Callable[[chex.Array, chex.Array], tuple[chex.Array, chex.Array, chex.Array]],
+    apply: Apply,
+    model: Model,
     *,
     simulations: int = 16,
     epochs: int = 4,
@@ -267,8 +300,8 @@ def make_search_learner(
     Args:
       actor: with discrete actions, whose observation is a state that the model continues from.
       apply: the actor's network, `(params, obs) -> (logits [A], value [])`.
-      model: `(obs, action) -> (reward, goes_on, obs)`, goes_on 0 where the episode ends and else 1; known or
-        learned.
+      model: `(obs, action) -> (reward, continues, obs)`, known or learned; continues is 0 where the episode
+        ends and else 1.
       simulations: of each search.
       epochs: passes over each rollout.
       minibatches: gradient steps per pass; must divide the number of steps.
@@ -285,64 +318,84 @@ def make_search_learner(
     Source: Anthony, Tian & Barber 2017; Silver et al. 2018.
     """
     optimizer = optimizer or make_optimizer()
+    settings = Search(actor, apply, model, simulations, epochs, minibatches, total_steps, optimizer)
+    return Learner(functools.partial(init_search, settings), functools.partial(step_search, settings))
 
-    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
-        key_params, key_env, key = jax.random.split(key, 3)
-        params = actor.init_params(key_params) if params is None else params
-        hparams = jax.tree.map(jnp.float32, hparams)
-        env_state = actor.init_env(key_env, hparams)
-        return State(
-            params, optimizer.init(params), jnp.zeros((), jnp.int32), hparams, frozen, env_state, key
-        )
 
-    def plan(params: Params, gamma: chex.Array, obs: chex.Array, key: chex.PRNGKey) -> chex.Array:
-        def expand(obs: chex.Array, action: chex.Array) -> Leaf:
-            reward, goes_on, after = model(obs, action)
-            return Leaf(reward, gamma * goes_on, after, *apply(params, after))
+def init_search(
+    settings: Search, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
+) -> State:
+    """Return the first state."""
+    actor = settings.actor
+    return begin(
+        key,
+        hparams,
+        params,
+        init_params=actor.init_params,
+        init_opt=settings.optimizer.init,
+        init_env=actor.init_env,
+    )
 
-        root = Leaf(0.0, 1.0, obs, *apply(params, obs))
-        return search(key, root, expand, simulations=simulations).logits
 
-    def loss(params: Params, batch: tuple, hparams: Any) -> tuple[chex.Array, Metrics]:
-        obs, logits, target, mask = batch
-        policy, value = jax.vmap(apply, (None, 0))(params, obs)
-        metrics = {
-            "loss/policy_avg": masked_mean(categorical_kl(logits, policy), mask),
-            "loss/value_avg": masked_mean(squared(target - value), mask),
-            "policy/entropy_avg": masked_mean(entropy(policy), mask),
-        }
-        return metrics["loss/policy_avg"] + hparams.value_coef * metrics["loss/value_avg"], metrics
+def step_search(
+    settings: Search, state: State, batch: Any = None, frozen: Any = None
+) -> tuple[State, Metrics]:
+    """Roll out, plan at every state, and learn from the plans; pure."""
+    refuse(frozen=frozen)
+    key, key_rollout, key_update = jax.random.split(state.key, 3)
+    env_state, trajectory, rollout_metrics = roll_out(settings.actor, state, key_rollout, batch, None)
+    state, metrics = distil(settings, state, trajectory, key_update)
+    return state._replace(step=state.step + 1, env_state=env_state, key=key), rollout_metrics | metrics
 
-    def distil(state: State, trajectory: Trajectory, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        key_plan, key_order = jax.random.split(key)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory)
-        rows = flat.mask.shape[0]
-        check_divides(minibatches, rows, "minibatches", "steps per rollout")
-        target = gae_advantages(trajectory)[1].ravel()
-        over_steps = jax.vmap(plan, (None, None, 0, 0))
-        logits = over_steps(state.params, state.hparams.gamma, flat.obs, jax.random.split(key_plan, rows))
-        batch = (flat.obs, logits, target, flat.mask)
-        learning_rate = state.hparams.learning_rate * linear_decay(state.step, total_steps)
 
-        def descend_once(carry: tuple, index: chex.Array) -> tuple:
-            params, opt_state = carry
-            minibatch = jax.tree.map(lambda x: x[index], batch)
-            grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch, state.hparams)
-            return descend(optimizer, grads, opt_state, params, learning_rate), metrics
+def plan_from(
+    settings: Search, params: Params, gamma: chex.Array, obs: chex.Array, key: chex.PRNGKey
+) -> chex.Array:
+    """Return the improved policy's logits [A] at ONE observation."""
 
-        order = permutations(key_order, epochs, rows)
-        order = order.reshape(epochs * minibatches, rows // minibatches)
-        (params, opt_state), metrics = jax.lax.scan(descend_once, (state.params, state.opt_state), order)
-        before = loss(state.params, batch, state.hparams)[1]["loss/policy_avg"]
-        metrics = jax.tree.map(jnp.mean, metrics) | {"search/kl": before}
-        return state._replace(params=params, opt_state=opt_state), metrics
+    def expand(obs: chex.Array, action: chex.Array) -> Leaf:
+        reward, continues, after = settings.model(obs, action)
+        return Leaf(reward, gamma * continues, after, *settings.apply(params, after))
 
-    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
-        key, key_rollout, key_update = jax.random.split(state.key, 3)
-        env_state, trajectory, rollout_metrics = actor.rollout(
-            state.params, state.frozen, state.env_state, key_rollout, state.hparams, batch
-        )
-        state, metrics = distil(state, trajectory, key_update)
-        return state._replace(step=state.step + 1, env_state=env_state, key=key), rollout_metrics | metrics
+    root = Leaf(0.0, 1.0, obs, *settings.apply(params, obs))
+    return search(key, root, expand, simulations=settings.simulations).logits
 
-    return Learner(init, step)
+
+def distillation_loss(
+    settings: Search, params: Params, batch: Plans, hparams: Any
+) -> tuple[chex.Array, Metrics]:
+    """Return `KL(improved policy || pi) + c_v (target - V)^2 / 2`, masked means, and its metrics."""
+    policy, value = jax.vmap(settings.apply, (None, 0))(params, batch.obs)
+    metrics = {
+        "loss/policy_avg": masked_mean(categorical_kl(batch.logits, policy), batch.mask),
+        "loss/value_avg": masked_mean(squared(batch.target - value), batch.mask),
+        "policy/entropy_avg": masked_mean(entropy(policy), batch.mask),
+    }
+    return metrics["loss/policy_avg"] + hparams.value_coef * metrics["loss/value_avg"], metrics
+
+
+def distil(
+    settings: Search, state: State, trajectory: Trajectory, key: chex.PRNGKey
+) -> tuple[State, Metrics]:
+    """Plan at every step of a rollout [B, T] and move the network towards the plans."""
+    key_plan, key_order = jax.random.split(key)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory)
+    rows = flat.mask.shape[0]
+    check_divides(settings.minibatches, rows, "minibatches", "steps per rollout")
+    plan = functools.partial(plan_from, settings, state.params, state.hparams.gamma)
+    logits = jax.vmap(plan)(flat.obs, jax.random.split(key_plan, rows))
+    plans = Plans(flat.obs, logits, gae_advantages(trajectory)[1].ravel(), flat.mask)
+    loss = lambda params, batch: distillation_loss(settings, params, batch, state.hparams)
+    params, opt_state, metrics = epochs(
+        loss,
+        settings.optimizer,
+        state.params,
+        state.opt_state,
+        plans,
+        key_order,
+        num_epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        learning_rate=state.hparams.learning_rate * linear_decay(state.step, settings.total_steps),
+    )
+    before = loss(state.params, plans)[1]["loss/policy_avg"]
+    return state._replace(params=params, opt_state=opt_state), metrics | {"search/kl": before}

@@ -1,9 +1,10 @@
 """Trust region policy optimisation: the natural gradient's step, as long as the KL divergence allows.
 
 Schulman et al. 2015, arXiv:1502.05477; lectures 001 and 003 (B18, B19), which date it 2017 (erratum H7) and
-say that it requires the Hessian. It requires products with it: none is formed.
+say that it requires the Hessian. Only Hessian-vector products are needed; the Hessian is never formed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_align.learner import descend, make_optimizer, permutations
+from jaxrl_align.learner import begin, check_divides, epochs, make_optimizer
 from jaxrl_align.losses import masked_mean, squared, surrogate
-from jaxrl_align.rl.actor_critic import Batch, check_divides, gae_advantages, mean_kl
-from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Trajectory
+from jaxrl_align.rl.actor_critic import Advantages, Batch, gae_advantages, mean_kl, roll_out
+from jaxrl_align.types import Actor, Learner, Metrics, Params, State
 
 __all__ = [
     "Step",
@@ -159,6 +160,18 @@ def trust_region_step(
     return Step(unravel(end), distance, rise, trials)
 
 
+class TRPO(NamedTuple):
+    """The parts of one TRPO learner; `make_trpo` says what each is."""
+
+    actor: Actor
+    critic_epochs: int
+    critic_minibatches: int
+    cg_iterations: int
+    max_trials: int
+    optimizer: optax.GradientTransformation
+    advantages: Advantages
+
+
 def make_trpo(
     actor: Actor,
     *,
@@ -167,14 +180,14 @@ def make_trpo(
     cg_iterations: int = 10,
     max_trials: int = 10,
     optimizer: optax.GradientTransformation | None = None,
-    advantages: Callable[[Trajectory], tuple[chex.Array, chex.Array]] = gae_advantages,
+    advantages: Advantages = gae_advantages,
 ) -> Learner:
     """Build the learner: roll out, one trust-region step of the policy, then regression of the critic.
 
     Args:
-      actor: whose `evaluate` returns distributions, and whose parameters named `value...` at the top level
-        are the critic's alone, as in `nets.mlp` without a shared trunk; nothing else is moved by the
-        regression, so the bound on the divergence stands.
+      actor: whose `evaluate` returns distributions, and whose policy and critic share no parameter
+        (`split_params`), as in `nets.mlp` without a shared trunk; the regression moves the critic alone, so
+        that the bound on the divergence holds.
       critic_epochs: passes of the regression over each rollout.
       critic_minibatches: gradient steps per pass; must divide the number of trajectories.
       cg_iterations: of conjugate gradients.
@@ -187,94 +200,101 @@ def make_trpo(
       `policy/trials`, `policy/entropy_avg`, `loss/value_avg`.
 
     Raises:
-      ValueError: if no parameter is named `value...`; at trace time, if `critic_minibatches` does not divide.
+      ValueError: if policy and critic share parameters; at trace time, if `critic_minibatches` does not
+        divide.
     """
-    optimizer = optimizer or make_optimizer()
-
-    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
-        key_params, key_env, key = jax.random.split(key, 3)
-        params = actor.init_params(key_params) if params is None else params
-        critic, _ = split_critic(params)
-        hparams = jax.tree.map(jnp.float32, hparams)
-        env_state = actor.init_env(key_env, hparams)
-        step = jnp.zeros((), jnp.int32)
-        return State(params, optimizer.init(critic), step, hparams, frozen, env_state, key)
-
-    def evaluate(params: Params, frozen: Any, trajectory: Trajectory) -> Any:
-        return jax.vmap(actor.evaluate, (None, None, 0))(params, frozen, trajectory)
-
-    def move_policy(state: State, batch: Batch) -> tuple[State, Metrics]:
-        critic, policy = split_critic(state.params)
-        trajectory = batch.trajectory
-        judged = evaluate(state.params, state.frozen, trajectory)
-        batch = batch._replace(behaviour=judged.distribution)
-
-        def objective(policy: Params) -> chex.Array:
-            log_prob = evaluate(policy | critic, state.frozen, trajectory).log_prob
-            loss = surrogate(log_prob, trajectory.log_prob, batch.advantage)
-            return -masked_mean(loss, trajectory.mask)
-
-        step = trust_region_step(
-            objective,
-            lambda policy: mean_kl(evaluate(policy | critic, state.frozen, trajectory), batch),
-            policy,
-            max_kl=state.hparams.max_kl,
-            damping=state.hparams.damping,
-            cg_iterations=cg_iterations,
-            max_trials=max_trials,
-        )
-        metrics = {
-            "policy/kl": step.kl,
-            "policy/improvement": step.improvement,
-            "policy/trials": step.trials,
-            "policy/entropy_avg": masked_mean(judged.entropy, trajectory.mask),
-        }
-        return state._replace(params=step.params | critic), metrics
-
-    def fit_critic(state: State, batch: Batch, key: chex.PRNGKey) -> tuple[State, chex.Array]:
-        rows = batch.target.shape[0]
-        check_divides(critic_minibatches, rows, "critic_minibatches", "trajectories per rollout")
-        critic, policy = split_critic(state.params)
-
-        def loss(critic: Params, batch: Batch) -> chex.Array:
-            value = evaluate(policy | critic, state.frozen, batch.trajectory).value
-            return masked_mean(squared(batch.target - value), batch.trajectory.mask)
-
-        def descend_once(carry: tuple, index: chex.Array) -> tuple:
-            critic, opt_state = carry
-            error, grads = jax.value_and_grad(loss)(critic, jax.tree.map(lambda x: x[index], batch))
-            return descend(optimizer, grads, opt_state, critic, state.hparams.learning_rate), error
-
-        order = permutations(key, critic_epochs, rows)
-        (critic, opt_state), errors = jax.lax.scan(
-            descend_once, (critic, state.opt_state), order.reshape(-1, rows // critic_minibatches)
-        )
-        return state._replace(params=policy | critic, opt_state=opt_state), jnp.mean(errors)
-
-    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
-        key, key_rollout, key_critic = jax.random.split(state.key, 3)
-        env_state, trajectory, rollout_metrics = actor.rollout(
-            state.params, state.frozen, state.env_state, key_rollout, state.hparams, batch
-        )
-        data = Batch(trajectory, *advantages(trajectory))
-        state, metrics = move_policy(state, data)
-        state, metrics["loss/value_avg"] = fit_critic(state, data, key_critic)
-        state = state._replace(step=state.step + 1, env_state=env_state, key=key)
-        return state, rollout_metrics | metrics
-
-    return Learner(init, step)
-
-
-def split_critic(params: Params) -> tuple[Params, Params]:
-    """Return the top-level entries named `value...`, and the others.
-
-    Raises:
-      ValueError: if either part is empty.
-    """
-    critic = {name: leaf for name, leaf in params.items() if name.startswith("value")}
-    policy = {name: leaf for name, leaf in params.items() if name not in critic}
-    if not critic or not policy:
+    if actor.evaluate is None or actor.split_params is None:
         raise ValueError(
-            f"TRPO needs a policy and a critic of its own, named value...; got parameters {sorted(params)}"
+            "TRPO needs a policy and a critic without common parameters; the actor declares no split_params: "
+            "build its net with shared=False"
         )
-    return critic, policy
+    optimizer = optimizer or make_optimizer()
+    settings = TRPO(
+        actor, critic_epochs, critic_minibatches, cg_iterations, max_trials, optimizer, advantages
+    )
+    return Learner(functools.partial(init_trpo, settings), functools.partial(step_trpo, settings))
+
+
+def init_trpo(
+    settings: TRPO, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
+) -> State:
+    """Return the first state; the optimiser's is the critic's."""
+    actor = settings.actor
+    return begin(
+        key,
+        hparams,
+        params,
+        init_params=actor.init_params,
+        init_opt=lambda params: settings.optimizer.init(actor.split_params(params)[1]),
+        init_env=actor.init_env,
+    )
+
+
+def step_trpo(settings: TRPO, state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:
+    """Roll out, move the policy, fit the critic; pure."""
+    key, key_rollout, key_critic = jax.random.split(state.key, 3)
+    env_state, trajectory, rollout_metrics = roll_out(settings.actor, state, key_rollout, batch, frozen)
+    data = Batch(trajectory, *settings.advantages(trajectory))
+    state, metrics = move_policy(settings, state, data, frozen)
+    state, errors = fit_critic(settings, state, data, key_critic, frozen)
+    state = state._replace(step=state.step + 1, env_state=env_state, key=key)
+    return state, rollout_metrics | metrics | errors
+
+
+def move_policy(settings: TRPO, state: State, batch: Batch, frozen: Any) -> tuple[State, Metrics]:
+    """Take the trust-region step of the policy's parameters."""
+    policy, critic = settings.actor.split_params(state.params)
+    trajectory = batch.trajectory
+    evaluate = jax.vmap(settings.actor.evaluate, (None, None, 0))
+    before = evaluate(state.params, frozen, trajectory)
+    batch = batch._replace(behaviour=before.distribution)
+
+    def objective(policy: Params) -> chex.Array:
+        log_prob = evaluate(policy | critic, frozen, trajectory).log_prob
+        loss = surrogate(log_prob, trajectory.log_prob, batch.advantage)
+        return -masked_mean(loss, trajectory.mask)
+
+    step = trust_region_step(
+        objective,
+        lambda policy: mean_kl(evaluate(policy | critic, frozen, trajectory), batch),
+        policy,
+        max_kl=state.hparams.max_kl,
+        damping=state.hparams.damping,
+        cg_iterations=settings.cg_iterations,
+        max_trials=settings.max_trials,
+    )
+    metrics = {
+        "policy/kl": step.kl,
+        "policy/improvement": step.improvement,
+        "policy/trials": step.trials,
+        "policy/entropy_avg": masked_mean(before.entropy, trajectory.mask),
+    }
+    return state._replace(params=step.params | critic), metrics
+
+
+def fit_critic(
+    settings: TRPO, state: State, batch: Batch, key: chex.PRNGKey, frozen: Any
+) -> tuple[State, Metrics]:
+    """Regress the critic's parameters on the targets."""
+    rows = batch.target.shape[0]
+    check_divides(settings.critic_minibatches, rows, "critic_minibatches", "trajectories per rollout")
+    policy, critic = settings.actor.split_params(state.params)
+    evaluate = jax.vmap(settings.actor.evaluate, (None, None, 0))
+
+    def loss(critic: Params, batch: Batch) -> tuple[chex.Array, Metrics]:
+        value = evaluate(policy | critic, frozen, batch.trajectory).value
+        error = masked_mean(squared(batch.target - value), batch.trajectory.mask)
+        return error, {"loss/value_avg": error}
+
+    critic, opt_state, metrics = epochs(
+        loss,
+        settings.optimizer,
+        critic,
+        state.opt_state,
+        batch,
+        key,
+        num_epochs=settings.critic_epochs,
+        minibatches=settings.critic_minibatches,
+        learning_rate=state.hparams.learning_rate,
+    )
+    return state._replace(params=policy | critic, opt_state=opt_state), metrics

@@ -6,6 +6,7 @@ leaf of another dtype silently, returned wrong numbers without an error after on
 its sums), and buried a truncated file under 4,600 lines of traceback.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -105,6 +106,17 @@ def restore(folder: str | os.PathLike, template: Any, config: Any = None) -> tup
     raise ValueError(
         f"{_path(folder, steps[-1])} is damaged and no other is whole; pass --out with a new folder"
     )
+
+
+def fingerprint(tree: Any) -> dict[str, Any]:
+    """Return the SHA-256 of a tree's names, types, shapes and bits, with its number of leaves and bytes."""
+    digest, leaves, size = hashlib.sha256(), jax.tree_util.tree_leaves_with_path(tree), 0
+    for keys, leaf in leaves:
+        array, kind = _to_numpy(leaf)
+        digest.update(json.dumps([_leaf_name(keys), kind]).encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        size += array.nbytes
+    return {"sha256": digest.hexdigest(), "leaves": len(leaves), "bytes": size}
 
 
 def _path(folder: str | os.PathLike, step: int) -> Path:

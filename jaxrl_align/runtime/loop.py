@@ -17,8 +17,11 @@ from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, cut_metrics, read_metrics
 
+FROZEN_FILE = "frozen.json"
+
 Step = Callable[..., tuple[Any, dict[str, Any]]]
-"""`state -> (state, metrics)`, or `(state, batch) -> ...` with batches: a learner's, or several by `vmap`."""
+"""`(state, batch, frozen) -> (state, metrics)`, a learner's, or several by `vmap`. It is called with what the run
+has: `step(state)`, `step(state, batch)`, or `step(state, batch or None, frozen)`."""
 
 
 def run(
@@ -34,6 +37,7 @@ def run(
     checkpoint_every: int | None = None,
     on_chunk: Callable[[int, Any], None] | None = None,
     batches: Callable[[int, int], Any] | None = None,
+    frozen: Any = None,
 ) -> tuple[Any, History]:
     """Take `num_steps` steps from `state`, entering Python once a chunk.
 
@@ -62,6 +66,8 @@ def run(
       batches: data from the host, `(first step, steps) -> tree of arrays [steps, ...]`, one row for each call
         `step(state, row)`. A function of its arguments alone makes a continued run end in the same bits. The
         next chunk's are made while this one is computed.
+      frozen: what the step reads besides its state, `step(state, row or None, frozen)`. It is neither copied
+        nor saved: the folder keeps its SHA-256 in `frozen.json`, and a run continues on the same only.
 
     Returns:
       `(state, history)`; the history maps each metric to [num_steps, ...], read back where the run was
@@ -71,27 +77,33 @@ def run(
       FloatingPointError: a metric whose name ends in "loss" or begins with "loss/" is nan or infinite; no
         checkpoint is written after it.
       KeyboardInterrupt: Ctrl-C, after the checkpoint.
-      ValueError: an argument out of range, or a checkpoint that does not fit this run.
+      ValueError: an argument out of range, a checkpoint that does not fit this run, or other frozen weights.
     """
     _check_arguments(num_steps, chunk, folder, checkpoint_every)
     first = None if batches is None else batches(0, 1)
-    take = (lambda c, _: step(c)) if batches is None else step
-    one = lambda c: take(c, jax.tree.map(lambda x: x[0], first))
+
+    def take(carry: Any, row: Any, frozen: Any) -> tuple[Any, dict[str, Any]]:
+        if frozen is not None:
+            return step(carry, row, frozen)
+        return step(carry) if batches is None else step(carry, row)
+
+    one = lambda carry: take(carry, jax.tree.map(lambda x: x[0], first), frozen)
     done, state, history = _start(one, state, num_steps, folder)
+    _check_frozen(folder, frozen)
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
 
-    def advance(carry: Any, rows: Any, size: int) -> tuple[Any, dict[str, Any]]:
-        return jax.lax.scan(take, carry, rows, size)
+    def advance(carry: Any, rows: Any, frozen: Any, size: int) -> tuple[Any, dict[str, Any]]:
+        return jax.lax.scan(lambda carry, row: take(carry, row, frozen), carry, rows, size)
 
     def draw(begin: int) -> tuple[int, Any]:
         end = min(begin - begin % chunk + chunk, num_steps)
         return end, None if batches is None or begin == end else batches(begin, end - begin)
 
-    advance = jax.jit(advance, static_argnums=2, donate_argnums=0)
+    advance = jax.jit(advance, static_argnums=3, donate_argnums=0)
     with _deferred_interrupt() as interrupted:
         end, rows = draw(done)
         while done < num_steps:
-            state, metrics = advance(state, rows, end - done)
+            state, metrics = advance(state, rows, frozen, end - done)
             following = draw(end)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             if on_chunk is not None:
@@ -145,6 +157,25 @@ def _start(
         )
     cut_metrics(metrics_path, done)
     return done, state, [{name: values.astype(kinds[name].dtype) for name, values in history.items()}]
+
+
+def _check_frozen(folder: RunFolder | None, frozen: Any) -> None:
+    """Write what the frozen weights are into a new run's folder; compare a continued run's with it."""
+    if folder is None:
+        return
+    path, now = folder.path / FROZEN_FILE, None if frozen is None else checkpoint.fingerprint(frozen)
+    if checkpoint.latest_step(folder.path) is None:
+        path.unlink(missing_ok=True)
+        if now is not None:
+            folder.write_json(FROZEN_FILE, now)
+        return
+    was = folder.read_json(FROZEN_FILE) if path.exists() else None
+    if was != now:
+        began, got = (f"frozen weights {x['sha256'][:12]}" if x else "no frozen weights" for x in (was, now))
+        raise ValueError(
+            f"the run in {folder.path} was begun with {began}, but this run has {got}; "
+            "pass the same weights, or --out with a new folder"
+        )
 
 
 def _copy(state: Any) -> Any:

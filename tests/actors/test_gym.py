@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import make_environment, make_mdp
+from jaxrl_align.envs.tabular import make_mdp, make_tabular_environment
 from jaxrl_align.losses import DiagonalGaussian
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net, make_gaussian_net
 from jaxrl_align.rl.actor_critic import PPOHParams
@@ -47,10 +48,10 @@ def cartpole():
 
 
 def test_episodes_follow_each_other_in_every_environment():
-    environment, params = gym.make_environment("CartPole-v1")
-    begin = gym.reset(environment, params, jax.random.key(1))
+    environment, params = envs.make_environment("CartPole-v1")
+    begin = envs.reset(environment, params, jax.random.key(1))
     policy = lambda key, obs: jax.random.bernoulli(key).astype(jnp.int32)
-    end, steps = gym.unroll(environment, params, policy, begin, jax.random.key(2), T)
+    end, steps = envs.unroll(environment, params, policy, begin, jax.random.key(2), T)
     done = np.asarray(steps.terminated | steps.truncated)
     assert 1 < done.sum() < T / 5
     np.testing.assert_array_equal(steps.obs[1:][~done[:-1]], steps.final_obs[:-1][~done[:-1]])
@@ -91,7 +92,9 @@ def test_environments_of_a_rollout_differ(cartpole):
 @pytest.mark.parametrize("max_steps, ends", [(10, [0, 0, 1]), (2, [0, 2, 0]), (3, [0, 0, 1])])
 def test_truncation_keeps_the_discount_and_a_termination_wins_over_it(max_steps, ends):
     """0 the episode goes on, 1 it terminates (with both flags set too), 2 it is cut."""
-    actor = gym.make_actor(make_environment(LINE, max_steps), position_net(4), num_envs=1, num_steps=3)
+    actor = gym.make_actor(
+        make_tabular_environment(LINE, max_steps), position_net(4), num_envs=1, num_steps=3
+    )
     _, _, trajectory, _ = roll(actor)
     ends = np.array(ends)
     np.testing.assert_allclose(trajectory.discount[0], 0.9 * (ends != 1))
@@ -103,15 +106,15 @@ def test_truncation_keeps_the_discount_and_a_termination_wins_over_it(max_steps,
 
 def test_the_record_of_episodes_against_a_loop():
     rng = np.random.default_rng(0)
-    state = gym.GymState(None, jnp.zeros(gym.WINDOW), jnp.zeros((), jnp.int32))
-    record = jax.jit(lambda state, steps: gym.record_episodes(state, None, steps))
+    state = envs.GymState(None, jnp.zeros(envs.WINDOW), jnp.zeros((), jnp.int32))
+    record = jax.jit(lambda state, steps: envs.record_episodes(state, None, steps))
     ended = []
     for share in (0.0, 0.01, 0.5, 0.9, 0.1):
         done, returns = rng.random((4, 70)) < share, rng.normal(size=(4, 70)).astype(np.float32)
         lengths = rng.integers(1, 9, (4, 70))
         zeros = np.zeros_like(returns)
         cut = done & (rng.random((4, 70)) < 0.5)
-        steps = gym.Steps(zeros, zeros, zeros, done & ~cut, cut, zeros, returns, lengths)
+        steps = envs.Steps(zeros, zeros, zeros, done & ~cut, cut, zeros, returns, lengths)
         state, metrics = record(state, steps)
         now = [(returns[b, t], lengths[b, t]) for t in range(70) for b in range(4) if done[b, t]]
         ended += [r for r, _ in now]
@@ -123,16 +126,20 @@ def test_the_record_of_episodes_against_a_loop():
 
 
 def test_evaluation_plays_one_whole_episode_in_each_environment():
-    play = lambda max_steps: gym.evaluate_policy(
-        make_environment(LINE), lambda key, obs: 0, jax.random.key(0), num_episodes=2, max_steps=max_steps
+    play = lambda max_steps: envs.evaluate_policy(
+        make_tabular_environment(LINE),
+        lambda key, obs: 0,
+        jax.random.key(0),
+        num_episodes=2,
+        max_steps=max_steps,
     )
     np.testing.assert_array_equal(play(8), [[7.0, 7.0], [3, 3], [True, True]])
     np.testing.assert_array_equal(play(2), [[2.0, 2.0], [2, 2], [False, False]])
     two = make_mdp([[[0, 1], [0, 1]]] * 2, [[1.0, 3.0]] * 2, 0.9, terminal=[False, True])
     net = Net(lambda key, obs: None, lambda params, obs: (jnp.array([2.0, 2.1]), jnp.float32(0)))
     score = lambda policy: (
-        gym.evaluate_policy(
-            make_environment(two), policy, jax.random.key(0), num_episodes=400, max_steps=1
+        envs.evaluate_policy(
+            make_tabular_environment(two), policy, jax.random.key(0), num_episodes=400, max_steps=1
         ).episode_return
     )
     assert (score(gym.greedy(net, None)) == 3.0).all()
@@ -162,13 +169,13 @@ EMBEDDED = [name for name in gymnax.registered_envs if name != "MNISTBandit-bsui
 @jax.numpy_rank_promotion("allow")  # Swimmer relies on it
 def test_every_environment_of_gymnax_is_taken_and_keeps_its_types(name):
     """A start whose types differ from the step's would compile the second rollout anew."""
-    environment, params = gym.make_environment(name)
-    assert gym.make_environment(name)[0] is environment  # another instance would be traced again
+    environment, params = envs.make_environment(name)
+    assert envs.make_environment(name)[0] is environment  # another instance would be traced again
     policy = lambda key, obs: environment.action_space(params).sample(key)
 
     def unroll(key):
-        begin = gym.reset(environment, params, key)
-        return begin, gym.unroll(environment, params, policy, begin, key, 2)[0]
+        begin = envs.reset(environment, params, key)
+        return begin, envs.unroll(environment, params, policy, begin, key, 2)[0]
 
     begin, end = jax.eval_shape(unroll, jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), begin) == jax.tree.map(
@@ -180,10 +187,10 @@ def test_every_environment_of_gymnax_is_taken_and_keeps_its_types(name):
 @pytest.mark.parametrize("name", EMBEDDED)
 @jax.numpy_rank_promotion("allow")
 def test_every_environment_of_gymnax_runs(name):
-    environment, params = gym.make_environment(name)
+    environment, params = envs.make_environment(name)
     policy = lambda key, obs: environment.action_space(params).sample(key)
-    begin = gym.reset(environment, params, jax.random.key(0))
-    _, steps = jax.jit(lambda b, k: gym.unroll(environment, params, policy, b, k, 50))(
+    begin = envs.reset(environment, params, jax.random.key(0))
+    _, steps = jax.jit(lambda b, k: envs.unroll(environment, params, policy, b, k, 50))(
         begin, jax.random.key(1)
     )
     assert np.isfinite(steps.reward).all() and steps.reward.shape == (50,)
@@ -199,7 +206,7 @@ class FiveValues:
         return jnp.zeros(1), state, 0.0, False, {}
 
     def action_space(self, params):
-        return gym.spaces.Discrete(2)
+        return envs.spaces.Discrete(2)
 
 
 class Broken(Target):
@@ -239,7 +246,7 @@ def test_what_cannot_work_is_refused_with_the_remedy(env, net, sizes, message):
 
 
 def test_the_loop_environment_has_no_end_but_its_limit():
-    actor = gym.make_actor(make_environment(LOOP, 2), position_net(1), num_envs=1, num_steps=4)
+    actor = gym.make_actor(make_tabular_environment(LOOP, 2), position_net(1), num_envs=1, num_steps=4)
     _, _, trajectory, metrics = roll(actor)
     np.testing.assert_allclose(trajectory.lambda_[0], [0.8, 0, 0.8, 0], rtol=1e-6)
     np.testing.assert_allclose(trajectory.discount[0], 0.9)

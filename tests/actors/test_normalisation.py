@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.actors.normalisation import (
     Moments,
@@ -70,7 +71,7 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
                 if done[b, t]:
                     running[b], length[b] = 0.0, 0
         zeros = np.zeros((2, 30, 1), np.float32)
-        steps = gym.Steps(zeros, zeros, reward, done, ~done & False, zeros, reward, lengths)
+        steps = envs.Steps(zeros, zeros, reward, done, ~done & False, zeros, reward, lengths)
         normaliser, scaled = normalise_steps(normaliser, jax.tree.map(jnp.asarray, steps), 0.9)
         np.testing.assert_allclose(scaled.reward, reward / np.std(everything), rtol=1e-5)
         np.testing.assert_array_equal(scaled.obs, steps.obs)

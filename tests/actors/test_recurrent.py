@@ -8,8 +8,8 @@ from jaxrl_align.actors import gym
 from jaxrl_align.actors.recurrent import evaluate_recurrent_policy, make_recurrent_actor
 from jaxrl_align.learner import train
 from jaxrl_align.losses import DiagonalGaussian
+from jaxrl_align.nets.memory import with_memory
 from jaxrl_align.nets.mlp import make_actor_critic_net, make_gaussian_net
-from jaxrl_align.nets.recurrent import with_memory
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic, segments
 from tests.environments import Recall, Target
 from tests.tiny import disturb

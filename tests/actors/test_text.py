@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors.generation import TextConfig, generate, sampling_logits
 from jaxrl_align.actors.text import Frozen, join, judge, last_real, make_actor, token_rewards
 from jaxrl_align.align.rlhf import RLHFHParams
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.rl.actor_critic import gae_advantages
+from jaxrl_align.text.generation import TextConfig, generate, sampling_logits
 from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, bits, disturb, encode_all, favour
 
 P, T, B = 6, 8, 64

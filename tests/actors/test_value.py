@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import TabularParams, make_environment, make_mdp
+from jaxrl_align import envs
 from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
+from jaxrl_align.envs.tabular import TabularParams, make_mdp, make_tabular_environment
 from jaxrl_align.nets.q_networks import make_q_net, make_table
 
 TABLE = make_table(1, 4)
@@ -46,7 +46,7 @@ def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
     chain = make_mdp([[[0, 1, 0]], [[0, 0, 1]], [[0, 0, 1]]], np.ones((3, 1)), 0.9, terminal=[0, 0, 1])
     phi = lambda s: jax.nn.one_hot(s, 3, dtype=bool)
     net = make_q_net(1, ())
-    environment, _ = make_environment(chain)
+    environment, _ = make_tabular_environment(chain)
 
     @jax.jit
     def play(limit):
@@ -71,7 +71,7 @@ def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
 
 def test_no_return_is_told_before_an_episode_ended():
     endless = make_mdp([[[1.0]]], [[1.0]], 0.9)
-    actor = make_value_actor(make_environment(endless), make_table(1, 1), num_envs=1, num_steps=5)
+    actor = make_value_actor(make_tabular_environment(endless), make_table(1, 1), num_envs=1, num_steps=5)
     play = jax.jit(lambda key: actor.rollout(jnp.zeros((1, 1)), actor.init_env(key), jax.random.key(1), 1.0))
     metrics = play(jax.random.key(0))[2]
     assert np.isnan(metrics["episode_return_last100"]) and int(metrics["episodes"]) == 0
@@ -86,8 +86,8 @@ def test_evaluation_counts_whole_episodes_only():
     )
     policy = epsilon_greedy(make_table(4, 1), jnp.zeros((4, 1)))
     play = jax.jit(
-        lambda key, steps: gym.evaluate_policy(
-            make_environment(line), policy, key, num_episodes=3, max_steps=steps
+        lambda key, steps: envs.evaluate_policy(
+            make_tabular_environment(line), policy, key, num_episodes=3, max_steps=steps
         ),
         static_argnums=1,
     )

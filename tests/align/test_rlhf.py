@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_align.actors.generation import TextConfig
 from jaxrl_align.actors.text import Frozen, make_actor
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner
 from jaxrl_align.losses import whiten
@@ -16,6 +15,7 @@ from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.rl.actor_critic import Batch, gae_advantages, make_actor_critic, ppo_loss
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
+from jaxrl_align.text.generation import TextConfig
 from jaxrl_align.types import Actor, Evaluation, Trajectory
 from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, bits, disturb, favour, primitives
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import make_environment
+from jaxrl_align import envs
+from jaxrl_align.envs.tabular import make_tabular_environment
 from tests.experiments.loading import load
 
 search = load("search")
@@ -27,10 +27,10 @@ def test_it_plays_with_and_without_search(tmp_path, monkeypatch):
 
 def test_the_model_does_what_the_environment_does():
     mdp, model = search.make_process(jax.random.key(0), search.Config(states=6, actions=2))
-    environment, params = make_environment(mdp, 100)
-    begin = gym.reset(environment, params, jax.random.key(0))
+    environment, params = make_tabular_environment(mdp, 100)
+    begin = envs.reset(environment, params, jax.random.key(0))
     policy = lambda key, obs: jax.random.bernoulli(key).astype(jnp.int32)
-    _, steps = gym.unroll(environment, params, policy, begin, jax.random.key(1), 20)
+    _, steps = envs.unroll(environment, params, policy, begin, jax.random.key(1), 20)
     reward, _, after = jax.vmap(model)(steps.obs, steps.action)
     np.testing.assert_array_equal(after, steps.final_obs)
     np.testing.assert_allclose(reward, steps.reward)

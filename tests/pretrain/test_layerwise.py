@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from jaxrl_align.losses import reconstruction_error
-from jaxrl_align.nets.autoencoder import make_autoencoder
-from jaxrl_align.nets.layered import make_layered_net
+from jaxrl_align.nets.layered import make_autoencoder, make_layered_net
 from jaxrl_align.pretrain import layerwise as lw
 from jaxrl_align.types import Learner
 

@@ -7,8 +7,8 @@ from jaxrl_align.learner import train
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.pretrain.text_classification import (
-    ClassifierHParams,
     LabelledText,
+    TextClassifierHParams,
     attach_head,
     classification_objective,
     classify,
@@ -114,7 +114,7 @@ def test_the_learner_tells_texts_apart_by_a_token_and_moves_the_models_weights_t
         state, metrics = train(learner, 60)(key, hparams)
         return start, state.params, metrics, mean_accuracy(bag, state.params, data)
 
-    start, end, metrics, accuracy = jax.jit(learn)(jax.random.key(0), ClassifierHParams(5e-2))
+    start, end, metrics, accuracy = jax.jit(learn)(jax.random.key(0), TextClassifierHParams(5e-2))
     np.testing.assert_allclose(metrics["loss"][0], np.log(2), rtol=1e-5)
     assert metrics["loss"][-1] < 0.2 and accuracy > 0.9
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), start, end)

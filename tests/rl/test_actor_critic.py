@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import make_environment, make_mdp
+from jaxrl_align.envs.tabular import make_mdp, make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, gae_advantages, make_actor_critic
-from jaxrl_align.rl.tabular import value_iteration
+from jaxrl_align.rl.dynamic_programming import value_iteration
 from jaxrl_align.types import Actor, Evaluation, Trajectory
 from tests.environments import LOOP, PROBES, numbered_line
 from tests.tiny import bits
@@ -29,7 +29,7 @@ def table_net(mdp):
 @functools.cache
 def solve(mdp_name, max_steps=100, updates=300):
     mdp = {"loop": LOOP, "line": numbered_line(10)}.get(mdp_name) or PROBES[mdp_name]
-    actor = gym.make_actor(make_environment(mdp, max_steps), table_net(mdp), num_envs=8, num_steps=16)
+    actor = gym.make_actor(make_tabular_environment(mdp, max_steps), table_net(mdp), num_envs=8, num_steps=16)
     learner = make_actor_critic(actor, segment_length=1, total_steps=updates)
     state, _ = jax.jit(train(learner, updates))(jax.random.key(0), HPARAMS)
     return state.params, mdp
@@ -195,7 +195,7 @@ def test_what_does_not_divide_is_refused_before_compilation(settings, message):
 
 def test_one_step_rollouts_that_all_end_stay_finite():
     mdp = make_mdp([[[0, 1], [0, 1]]] * 2, [[1.0, 0.0]] * 2, 0.9, terminal=[False, True])
-    actor = gym.make_actor(make_environment(mdp), table_net(mdp), num_envs=4, num_steps=1)
+    actor = gym.make_actor(make_tabular_environment(mdp), table_net(mdp), num_envs=4, num_steps=1)
     learner = make_actor_critic(actor, minibatches=1)
     state, metrics = jax.jit(train(learner, 20))(jax.random.key(0), HPARAMS)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))

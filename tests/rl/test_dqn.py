@@ -7,16 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import TabularEnv, TabularParams, make_environment, make_mdp
+from jaxrl_align import envs
 from jaxrl_align.actors.value import make_value_actor
+from jaxrl_align.envs.tabular import TabularEnv, TabularParams, make_mdp, make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.losses import double_q_error, huber, q_learning_error, squared
 from jaxrl_align.nets.q_networks import make_q_net, make_table, support_between
-from jaxrl_align.rl.dqn import DQNHParams, check_rewards, make_dqn, make_online_q, memory_bytes
-from jaxrl_align.rl.q_losses import c51_loss, quantile_loss, td_loss, transition_loss
+from jaxrl_align.rl.dqn import (
+    DQNHParams,
+    c51_loss,
+    check_rewards,
+    make_dqn,
+    make_online_q,
+    memory_bytes,
+    quantile_loss,
+    td_loss,
+    transition_loss,
+)
+from jaxrl_align.rl.dynamic_programming import value_iteration
 from jaxrl_align.rl.replay import Sample, make_replay
-from jaxrl_align.rl.tabular import value_iteration
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.types import Transition
@@ -168,7 +177,7 @@ def transition(**changes):
 @pytest.mark.parametrize("double", [False, True])
 def test_the_loss_of_a_transition_is_the_lectures(double):
     # A8, A9: y = r + gamma max Q; grad = -(y - Q) grad Q; nothing flows through y.
-    actor = make_value_actor(make_environment(CHAIN), make_table(3, 2), num_envs=1, num_steps=1)
+    actor = make_value_actor(make_tabular_environment(CHAIN), make_table(3, 2), num_envs=1, num_steps=1)
     online = jnp.array([[1.0, 2.0], [5.0, 3.0], [0.0, 0.0]])
     target = jnp.array([[1.0, 1.0], [2.0, 4.0], [0.0, 0.0]])
     one = transition_loss(actor, td_loss(squared), double=double)
@@ -190,7 +199,7 @@ def test_the_loss_of_a_transition_is_the_lectures(double):
 
 
 def test_the_lectures_online_algorithm_learns_and_its_printed_sign_does_not():
-    actor = make_value_actor(make_environment(CHAIN), make_table(3, 2), num_envs=1, num_steps=1)
+    actor = make_value_actor(make_tabular_environment(CHAIN), make_table(3, 2), num_envs=1, num_steps=1)
     learner = jax.jit(train(make_online_q(actor), 3000))
     hparams = DQNHParams(learning_rate=0.1, gamma=0.9, epsilon_end=1.0)
     exact = optimum(CHAIN).q[:2]
@@ -200,7 +209,7 @@ def test_the_lectures_online_algorithm_learns_and_its_printed_sign_does_not():
 
 
 def test_one_online_step_by_hand():
-    actor = make_value_actor(make_environment(LOOP), make_table(1, 1), num_envs=1, num_steps=3)
+    actor = make_value_actor(make_tabular_environment(LOOP), make_table(1, 1), num_envs=1, num_steps=3)
     learner = make_online_q(actor)
     hparams = DQNHParams(learning_rate=0.5, gamma=0.9)
     state, metrics = jax.jit(lambda key: learner.step(learner.init(key, hparams)))(jax.random.key(0))
@@ -297,7 +306,7 @@ def test_a_grid_of_seeds_and_hyperparameters_compiles_once_and_equals_single_run
 
 
 def test_a_grid_of_the_online_algorithm_compiles_once():
-    actor = make_value_actor(make_environment(CHAIN), make_table(3, 2), num_envs=2, num_steps=1)
+    actor = make_value_actor(make_tabular_environment(CHAIN), make_table(3, 2), num_envs=2, num_steps=1)
     grid = jax.jit(jax.vmap(jax.vmap(train(make_online_q(actor), 9), (0, None)), (None, 0)))
     keys = jax.random.split(jax.random.key(1), 8)
     for scale in (0.5, 1.0):
@@ -323,7 +332,7 @@ EMBEDDED = [name for name in gymnax.registered_envs if name != "MNISTBandit-bsui
 @pytest.mark.parametrize("name", EMBEDDED)
 @jax.numpy_rank_promotion("allow")  # Swimmer relies on it
 def test_every_environment_is_learnt_in_or_refused_for_its_actions(name):
-    environment, env_params = gym.make_environment(name)
+    environment, env_params = envs.make_environment(name)
     space = environment.action_space(env_params)
     net = make_q_net(getattr(space, "n", 1), (8,))
     if not hasattr(space, "n"):
@@ -364,14 +373,16 @@ def cliffwalk(n):
 
 def updates_to_solve(prioritised, n=8, limit=40_000):
     mdp = cliffwalk(n)
-    actor = make_value_actor(make_environment(mdp), make_table(n + 1, 2), num_envs=1, num_steps=1)
+    actor = make_value_actor(make_tabular_environment(mdp), make_table(n + 1, 2), num_envs=1, num_steps=1)
     exact, one = optimum(mdp).q, transition_loss(actor, td_loss(squared))
     rows = 2 ** (n + 1)
     replay = make_replay(rows, 1, prioritised=prioritised)
 
     def member(key):
         key_play, key_learn = jax.random.split(key)
-        walk = make_value_actor(make_environment(mdp), make_table(n + 1, 2), num_envs=1, num_steps=rows)
+        walk = make_value_actor(
+            make_tabular_environment(mdp), make_table(n + 1, 2), num_envs=1, num_steps=rows
+        )
         _, played, _ = walk.rollout(exact * 0, walk.init_env(key_play), key_learn, 1.0)
         memory = replay.add(replay.init(jax.tree.map(lambda x: x[0, 0], played)), played)
 
@@ -414,7 +425,7 @@ class Poisoned:
 )
 def test_a_nan_reward_is_named_and_nothing_is_learnt_from_it(make, tmp_path):
     still = make_mdp(np.eye(2)[:, None].repeat(1, 1), np.ones((2, 1)), 0.9, start=[0.5, 0.5])
-    environment, params = make_environment(still)
+    environment, params = make_tabular_environment(still)
     actor = make_value_actor(
         (Poisoned(environment), params),
         make_q_net(1, ()),
@@ -470,7 +481,7 @@ def test_the_largest_window_fits():
 
 def test_a_termination_not_masked_inflates_the_value():
     # A11's ablation: the same transition, with the discount that a missing mask would leave.
-    actor = make_value_actor(make_environment(LOOP), make_table(1, 1), num_envs=1, num_steps=1)
+    actor = make_value_actor(make_tabular_environment(LOOP), make_table(1, 1), num_envs=1, num_steps=1)
     one = transition_loss(actor, td_loss(squared))
     gradient = jax.jit(jax.grad(lambda *a: one(*a)[0]))
 
@@ -489,7 +500,7 @@ def test_transitions_are_what_was_played():
     line = make_mdp(
         np.eye(4, k=1)[:, None] + np.eye(4)[3][:, None, None] * np.eye(4)[3], np.ones((4, 1)), 0.9
     )
-    actor = make_value_actor(make_environment(line, 2), make_table(4, 1), num_envs=2, num_steps=4)
+    actor = make_value_actor(make_tabular_environment(line, 2), make_table(4, 1), num_envs=2, num_steps=4)
     play = jax.jit(lambda a, b: actor.rollout(jnp.zeros((4, 1)), actor.init_env(a), b, 1.0))
     _, played, metrics = play(jax.random.key(0), jax.random.key(1))
     assert isinstance(played, Transition)

@@ -6,13 +6,15 @@ import numpy as np
 import optax
 import pytest
 
+from jaxrl_align import envs
 from jaxrl_align.actors import gym
-from jaxrl_align.actors.actions import MultiDiscrete, output_shape
-from jaxrl_align.actors.tabular import make_environment, random_mdp
+from jaxrl_align.envs.actions import MultiDiscrete, output_shape
+from jaxrl_align.envs.tabular import make_tabular_environment, random_mdp
 from jaxrl_align.learner import train
 from jaxrl_align.losses import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net, make_gaussian_net, make_multi_discrete_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
+from jaxrl_align.rl.dynamic_programming import action_values, solve_policy, value_iteration
 from jaxrl_align.rl.policy_gradients import (
     PolicyGradientHParams,
     PPOKLHParams,
@@ -22,7 +24,6 @@ from jaxrl_align.rl.policy_gradients import (
     make_reinforce,
     monte_carlo,
 )
-from jaxrl_align.rl.tabular import action_values, solve_policy, value_iteration
 from jaxrl_align.types import Trajectory
 from tests.environments import PROBES, Lock, Target
 
@@ -40,7 +41,7 @@ def table_net(mdp, actions=None):
 
 def table_actor(mdp=MDP, net=None, max_steps=100, num_envs=16, num_steps=4, **settings):
     net = net or table_net(mdp)
-    environment = make_environment(mdp, max_steps)
+    environment = make_tabular_environment(mdp, max_steps)
     return gym.make_actor(environment, net, num_envs=num_envs, num_steps=num_steps, **settings)
 
 
@@ -184,7 +185,7 @@ def test_continuous_actions_find_their_target(distribution):
     learner = make_actor_critic(actor, segment_length=1, minibatches=2, total_steps=200)
     hparams = PPOHParams(learning_rate=0.02, entropy_coef=0.0)
     state, metrics = jax.jit(train(learner, 200))(jax.random.key(0), hparams)
-    episodes = gym.evaluate_policy(
+    episodes = envs.evaluate_policy(
         (Target(), None),
         gym.greedy(net, state.params, distribution),
         jax.random.key(1),
@@ -245,7 +246,7 @@ def test_a_gaussian_is_clipped_to_the_space_and_judged_as_drawn():
             "TanhGaussian does not fit the action space Discrete",
         ),
         (lambda: output_shape(Categorical, MultiDiscrete((2, 2))), "Categorical does not fit .* MultiDisc"),
-        (lambda: output_shape(MultiCategorical, gym.spaces.Discrete(2)), "MultiCategorical does not fit"),
+        (lambda: output_shape(MultiCategorical, envs.spaces.Discrete(2)), "MultiCategorical does not fit"),
         (lambda: make_multi_discrete_net((3, 0)), r"choices and hidden must be at least 1; got .*\(3, 0\)"),
     ],
 )

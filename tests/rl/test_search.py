@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import make_environment
+from jaxrl_align.envs.tabular import make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net
+from jaxrl_align.rl.dynamic_programming import value_iteration
 from jaxrl_align.rl.search import Leaf, SearchHParams, halving, make_search_learner, search
-from jaxrl_align.rl.tabular import value_iteration
 from tests.environments import PROBES
 
 A, DEPTH, GAMMA = 3, 3, 0.9
@@ -111,7 +111,7 @@ def model(state, action):
 
 
 def test_a_network_learns_from_its_plans():
-    actor = gym.make_actor(make_environment(MDP), NET, num_envs=4, num_steps=4)
+    actor = gym.make_actor(make_tabular_environment(MDP), NET, num_envs=4, num_steps=4)
     learner = make_search_learner(actor, NET.apply, model, simulations=4)
     state, metrics = jax.jit(train(learner, 60))(jax.random.key(0), SearchHParams(0.05, gamma=0.9))
     exact = value_iteration(MDP)
@@ -125,7 +125,7 @@ def test_a_network_learns_from_its_plans():
 
 @pytest.mark.slow
 def test_members_are_the_single_runs_and_a_grid_compiles_once():
-    actor = gym.make_actor(make_environment(MDP), NET, num_envs=4, num_steps=4)
+    actor = gym.make_actor(make_tabular_environment(MDP), NET, num_envs=4, num_steps=4)
     run = train(make_search_learner(actor, NET.apply, model, simulations=4), 5)
     members = jax.jit(jax.vmap(lambda key, hparams: run(key, hparams)[0].params))
     keys = jax.random.split(jax.random.key(0), 8)
@@ -149,7 +149,7 @@ def test_double_precision_changes_no_type():
 
 
 def test_minibatches_that_do_not_divide_are_refused_before_compilation():
-    actor = gym.make_actor(make_environment(MDP), NET, num_envs=4, num_steps=4)
+    actor = gym.make_actor(make_tabular_environment(MDP), NET, num_envs=4, num_steps=4)
     learner = make_search_learner(actor, NET.apply, model, minibatches=3)
     with pytest.raises(ValueError, match="minibatches must divide steps per rollout; got .*=16, minibatches"):
         jax.eval_shape(lambda key: learner.step(learner.init(key, SearchHParams())), jax.random.key(0))

@@ -5,7 +5,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import make_environment
+from jaxrl_align.envs.tabular import make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.losses import Categorical, DiagonalGaussian
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net, make_gaussian_net
@@ -102,7 +102,7 @@ def test_trpo_finds_the_best_actions_and_their_values():
     states, actions = mdp.transition.shape[:2]
     init = lambda key, obs: {"logits": jnp.zeros((states, actions)), "value": jnp.zeros(states)}
     net = Net(init, lambda params, s: (params["logits"][s], params["value"][s]))
-    actor = gym.make_actor(make_environment(mdp), net, num_envs=16, num_steps=4)
+    actor = gym.make_actor(make_tabular_environment(mdp), net, num_envs=16, num_steps=4)
     learner = make_trpo(actor, critic_epochs=2)
     hparams = TRPOHParams(gamma=0.9, learning_rate=0.05, max_kl=0.05)
     state, _ = jax.jit(train(learner, 150))(jax.random.key(0), hparams)

@@ -13,19 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.actors.generation import (
+from jaxrl_align.data.tokenizers import left_pad
+from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.text.generation import (
     WHOLE,
+    DecodeState,
     Filters,
     Response,
     TextConfig,
-    Writing,
     draw_token,
     generate,
     make_slots,
     read_prompt,
     read_token,
 )
-from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Params
 
 __all__ = ["Completion", "bucket_length", "make_completer", "stream"]
@@ -47,7 +48,7 @@ def bucket_length(length: int, smallest: int = 16) -> int:
     return max(smallest, 1 << (length - 1).bit_length())
 
 
-def _left_padded(lm: LanguageModel, prompts: Sequence[Sequence[int]], config: TextConfig) -> np.ndarray:
+def _check_prompts(lm: LanguageModel, prompts: Sequence[Sequence[int]], config: TextConfig) -> np.ndarray:
     """Check prompts and return them as [B, P], P the bucket of the longest."""
     longest = max(map(len, prompts), default=0)
     if not prompts or not min(map(len, prompts)):
@@ -57,9 +58,7 @@ def _left_padded(lm: LanguageModel, prompts: Sequence[Sequence[int]], config: Te
             f"prompt and response must fit the context of {lm.config.context} tokens; got a prompt of "
             f"{longest} and response_length={config.response_length}; shorten one of them"
         )
-    rows = np.full((len(prompts), bucket_length(longest)), config.pad_token, np.int32)
-    for row, prompt in zip(rows, prompts, strict=True):
-        row[len(row) - len(prompt) :] = prompt
+    rows = left_pad(prompts, bucket_length(longest), config.pad_token)
     if not ((rows >= 0) & (rows < lm.config.vocab_size)).all():
         raise ValueError(
             f"tokens must be from 0 to {lm.config.vocab_size - 1}; got {rows.min()} to {rows.max()}"
@@ -77,7 +76,7 @@ def make_completer(
     pad_token: int,
     filters: Filters = WHOLE,
 ) -> Callable[..., list[Completion]]:
-    """Return `(params, prompts, key, temperature=1.0, adapter=None) -> completions`, a batch at a time.
+    """Return `(params, prompts, key, temperature=1.0) -> completions`, a batch at a time.
 
     Prompts may have any lengths; they are padded to buckets, so that a batch size compiles once per bucket,
     not once per length.
@@ -99,7 +98,7 @@ def make_completer(
         )
 
     @jax.jit
-    def program(params: Any, rows: Any, keys: Any, temperature: Any, adapter: Any) -> Response:
+    def program(params: Any, rows: Any, keys: Any, temperature: Any) -> Response:
         config = TextConfig(rows.shape[1], response_length, stop_tokens[0], pad_token)
         one = lambda prompt, key: generate(
             lm,
@@ -110,7 +109,6 @@ def make_completer(
             temperature=temperature,
             filters=filters,
             stop_tokens=stop_tokens,
-            adapter=adapter,
         )
         return jax.vmap(one)(rows, keys)
 
@@ -119,13 +117,12 @@ def make_completer(
         prompts: Sequence[Sequence[int]],
         key: chex.PRNGKey,
         temperature: float = 1.0,
-        adapter: Params | None = None,
     ) -> list[Completion]:
         check_temperature(temperature)
         config = TextConfig(1, response_length, stop_tokens[0], pad_token)
-        rows = _left_padded(lm, prompts, config)
+        rows = _check_prompts(lm, prompts, config)
         keys = jax.random.split(key, len(rows))
-        response = program(params, rows, keys, jnp.float32(temperature), adapter)
+        response = program(params, rows, keys, jnp.float32(temperature))
         tokens, log_prob, _, mask = map(np.asarray, response)
         return [_completion(*row, stop_tokens) for row in zip(tokens, log_prob, mask, strict=True)]
 
@@ -159,7 +156,6 @@ def stream(
     pad_token: int,
     temperature: float = 1.0,
     filters: Filters = WHOLE,
-    adapter: Params | None = None,
 ) -> Iterator[int]:
     """Yield the tokens of one completion as they are written, the same as `make_completer`'s under the key.
 
@@ -175,26 +171,25 @@ def stream(
       pad_token: fills the prompt up to its bucket.
       temperature: > 0.
       filters: what of the distribution is sampled.
-      adapter: LoRA weights to apply on `params`.
     """
     check_temperature(temperature)
-    rows = _left_padded(lm, [prompt], TextConfig(1, response_length, stop_tokens[0], pad_token))
+    rows = _check_prompts(lm, [prompt], TextConfig(1, response_length, stop_tokens[0], pad_token))
     config = TextConfig(rows.shape[1], response_length, stop_tokens[0], pad_token)
     padded = jnp.asarray(rows[0])
     slots = make_slots(padded, config)
-    read = jax.jit(lambda p, k, a: read_prompt(lm, p, padded, slots, k, config, filters, a))
+    read = jax.jit(lambda p, k: read_prompt(lm, p, padded, slots, k, config, filters))
 
     @jax.jit
-    def draw(p: Any, writing: Writing) -> tuple[Writing, Response]:
-        return draw_token(lm, p, writing, config, filters, tuple(stop_tokens), temperature, None)
+    def draw(p: Any, state: DecodeState) -> tuple[DecodeState, Response]:
+        return draw_token(lm, p, state, config, filters, tuple(stop_tokens), temperature, None)
 
-    follow = jax.jit(lambda p, w, token, index, a: read_token(lm, p, slots, w, token, index, a))
-    writing = read(params, jax.random.split(key, 1)[0], adapter)
+    follow = jax.jit(lambda p, s, token, index: read_token(lm, p, slots, s, token, index))
+    state = read(params, jax.random.split(key, 1)[0])
     for index in range(config.prompt_length, config.prompt_length + response_length):
-        writing, out = draw(params, writing)
+        state, out = draw(params, state)
         token = int(out.tokens)
         if token in stop_tokens:
             return
         yield token
         if index + 1 < config.prompt_length + response_length:
-            writing = follow(params, writing, out.tokens, jnp.int32(index), adapter)
+            state = follow(params, state, out.tokens, jnp.int32(index))

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors.tabular import frozen_lake, make_environment, make_mdp, random_mdp
 from jaxrl_align.actors.value import make_value_actor
+from jaxrl_align.envs.tabular import frozen_lake, make_mdp, make_tabular_environment, random_mdp
 from jaxrl_align.learner import train
 from jaxrl_align.losses import discounted_returns
 from jaxrl_align.nets.q_networks import make_table
-from jaxrl_align.rl.tabular import (
+from jaxrl_align.rl.dynamic_programming import (
     QLearningHParams,
     action_values,
     evaluate_policy,
@@ -85,7 +85,9 @@ def test_frozen_lakes_known_value():
 def test_the_value_is_the_mean_of_played_returns():
     # A2: returns of whole episodes, by the recursion, average to the value of the policy that played them.
     mdp = frozen_lake(gamma=0.9)
-    actor = make_value_actor(make_environment(mdp, 400), make_table(16, 4), num_envs=2000, num_steps=100)
+    actor = make_value_actor(
+        make_tabular_environment(mdp, 400), make_table(16, 4), num_envs=2000, num_steps=100
+    )
     random_policy = jnp.full((16, 4), 0.25)
     envs = actor.init_env(jax.random.key(0))
     _, steps, _ = jax.jit(actor.rollout)(jnp.zeros((16, 4)), envs, jax.random.key(1), 1.0)
@@ -98,7 +100,7 @@ def test_the_value_is_the_mean_of_played_returns():
 def test_q_learning_converges_with_robbins_monro_rates_and_not_with_a_constant_one():
     # A16. Noise keeps a constant rate from settling; rates that fall too fast stop before they arrive.
     mdp = random_mdp(jax.random.key(3), 4, 2, 0.5)
-    actor = make_value_actor(make_environment(mdp), make_table(4, 2), num_envs=1, num_steps=100)
+    actor = make_value_actor(make_tabular_environment(mdp), make_table(4, 2), num_envs=1, num_steps=100)
     rates = QLearningHParams(
         learning_rate=jnp.array([1.0, 0.5, 1.0]),
         decay=jnp.array([0.8, 0.0, 2.0]),
@@ -116,7 +118,7 @@ def test_q_learning_converges_with_robbins_monro_rates_and_not_with_a_constant_o
 
 def test_a_grid_of_seeds_and_hyperparameters_compiles_once_and_equals_single_runs():
     mdp = random_mdp(jax.random.key(3), 4, 2)
-    actor = make_value_actor(make_environment(mdp), make_table(4, 2), num_envs=2, num_steps=5)
+    actor = make_value_actor(make_tabular_environment(mdp), make_table(4, 2), num_envs=2, num_steps=5)
     run = train(make_q_learning(actor), 10)
     grid = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (None, 0)))
     keys = jax.random.split(jax.random.key(0), 8)
@@ -135,7 +137,7 @@ def test_a_grid_of_seeds_and_hyperparameters_compiles_once_and_equals_single_run
 def test_it_runs_in_either_precision_and_never_reuses_a_key(x64):
     with jax.enable_x64(x64), jax.debug_key_reuse(True):
         mdp = random_mdp(jax.random.key(3), 4, 2)
-        actor = make_value_actor(make_environment(mdp), make_table(4, 2), num_envs=2, num_steps=1)
+        actor = make_value_actor(make_tabular_environment(mdp), make_table(4, 2), num_envs=2, num_steps=1)
         jax.jit(train(make_q_learning(actor), 2)).trace(jax.random.key(0), QLearningHParams())
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.actors import gym
+from jaxrl_align.envs.registry import spaces
 from jaxrl_align.types import MDP
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "TabularParams",
     "TabularState",
     "frozen_lake",
-    "make_environment",
+    "make_tabular_environment",
     "make_mdp",
     "random_mdp",
 ]
@@ -119,12 +119,12 @@ class TabularEnv:
         info = {"final_observation": after, "terminated": terminated, "truncated": truncated}
         return obs, state, mdp.reward[position, action, after], terminated, truncated, info
 
-    def action_space(self, params: TabularParams | None = None) -> gym.spaces.Discrete:
+    def action_space(self, params: TabularParams | None = None) -> spaces.Discrete:
         """Return the actions 0 ... A - 1."""
-        return gym.spaces.Discrete(self.num_actions)
+        return spaces.Discrete(self.num_actions)
 
 
-def make_environment(mdp: MDP, max_steps: int = 100) -> tuple[TabularEnv, TabularParams]:
+def make_tabular_environment(mdp: MDP, max_steps: int = 100) -> tuple[TabularEnv, TabularParams]:
     """Return the pair (environment, params) that every actor takes.
 
     Args:

@@ -1,6 +1,6 @@
 """What happens between a policy and an environment: resets, rollouts, episodes and their record.
 
-An environment is any object with the interface of gymnax >= 1.0, as `gym.make_environment` returns it.
+An environment is any object with the interface of gymnax >= 1.0, as `envs.make_environment` returns it.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,22 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.envs.actions import Distribution, to_environment
+from jaxrl_align.envs.checks import check_at_least_one
+from jaxrl_align.envs.registry import Environment, make_environment
+from jaxrl_align.losses import Categorical
 from jaxrl_align.types import Metrics
 
 __all__ = [
     "WINDOW",
     "EnvState",
+    "Episodes",
     "GymState",
     "Policy",
     "Steps",
     "advance",
+    "evaluate_policy",
+    "first_episode",
     "first_episodes",
     "record_episodes",
     "reset",
@@ -182,3 +189,60 @@ def first_episodes(steps: Steps) -> chex.Array:
     done = jax.lax.optimization_barrier(steps.terminated | steps.truncated).astype(jnp.float32)
     before = jnp.cumsum(done, axis=1) - done
     return (before == 0).astype(jnp.float32)
+
+
+class Episodes(NamedTuple):
+    """The first episode of each of N environments."""
+
+    episode_return: chex.Array
+    """[N] undiscounted; of the steps seen where the episode did not end."""
+    episode_length: chex.Array
+    """[N] int32."""
+    finished: chex.Array
+    """[N] bool: whether it ended within the steps allowed."""
+
+
+def evaluate_policy(
+    env: Environment,
+    policy: Policy,
+    key: chex.PRNGKey,
+    *,
+    num_episodes: int,
+    max_steps: int,
+    distribution: Distribution = Categorical,
+) -> Episodes:
+    """Play one episode in each of `num_episodes` fresh environments, apart from any training; jittable.
+
+    Args:
+      env: a gymnax name or (environment, params).
+      policy: `greedy(net, params)`, `sampled(net, params)` or any `(key, obs) -> action`.
+      key: seeds the starts, the policy and the dynamics.
+      num_episodes: N.
+      max_steps: at most this many steps are played of each.
+      distribution: what the policy's actions are drawn from, which says how they become the environment's.
+
+    Returns:
+      `Episodes` with leaves [N].
+
+    Raises:
+      ValueError: for a count below 1, or for what `make_environment` refuses.
+    """
+    check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
+    environment, env_params = make_environment(env)
+    to_env = to_environment(distribution, environment.action_space(env_params))
+
+    def play(key: chex.PRNGKey) -> Episodes:
+        key_reset, key_unroll = jax.random.split(key)
+        begin = reset(environment, env_params, key_reset)
+        _, steps = unroll(environment, env_params, policy, begin, key_unroll, max_steps, to_env)
+        return first_episode(steps)
+
+    return jax.vmap(play)(jax.random.split(key, num_episodes))
+
+
+def first_episode(steps: Steps) -> Episodes:
+    """Return how the first episode of one environment's steps [T] went."""
+    done = steps.terminated | steps.truncated
+    finished = jnp.any(done)
+    last = jnp.where(finished, jnp.argmax(done), done.shape[0] - 1)
+    return Episodes(steps.episode_return[last], steps.episode_length[last], finished)

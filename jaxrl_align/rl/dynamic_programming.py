@@ -3,20 +3,23 @@
 Everything is jitted array algebra over an `MDP`; a linear solve is the check on every iteration.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.learner import begin, refuse
 from jaxrl_align.losses import q_learning_error
-from jaxrl_align.types import MDP, Learner, Metrics, Params, State, Transition, ValueActor
+from jaxrl_align.rl.replay import time_first
+from jaxrl_align.types import MDP, Actor, Learner, Metrics, Params, State, Transition
 
 __all__ = [
     "QLearningHParams",
     "Solution",
     "action_values",
-    "evaluate_policy",
+    "policy_evaluation",
     "make_q_learning",
     "policy_iteration",
     "solve_policy",
@@ -67,7 +70,7 @@ def solve_policy(mdp: MDP, policy: chex.Array) -> chex.Array:
     return jnp.linalg.solve(jnp.eye(reward.shape[0]) - mdp.gamma * transition, reward)
 
 
-def evaluate_policy(
+def policy_evaluation(
     mdp: MDP, policy: chex.Array, *, tolerance: chex.Numeric = 1e-6, max_sweeps: int = 100_000
 ) -> tuple[chex.Array, chex.Array]:
     """Evaluate a policy by sweeps of `V <- sum_a pi(a|s) Q_V(s, a)`.
@@ -155,7 +158,7 @@ class QLearningHParams(NamedTuple):
     epsilon: Any = 0.3
 
 
-def make_q_learning(actor: ValueActor) -> Learner:
+def make_q_learning(actor: Actor) -> Learner:
     """Build tabular Q-learning (Watkins & Dayan 1992): one transition at a time, a rate for each pair.
 
         Q(s, a) <- Q(s, a) + alpha_n(s, a) [r + gamma max_a' Q(s', a') - Q(s, a)]
@@ -168,14 +171,35 @@ def make_q_learning(actor: ValueActor) -> Learner:
       and `td_error`, the mean absolute error.
     """
 
-    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
-        key_params, key_env, key = jax.random.split(key, 3)
-        params = actor.init_params(key_params) if params is None else params
-        hparams = jax.tree.map(jnp.float32, hparams)
-        zero = jnp.zeros((), jnp.int32)
-        return State(params, jnp.zeros_like(params), zero, hparams, frozen, actor.init_env(key_env), key)
+    return Learner(functools.partial(init_q_learning, actor), functools.partial(step_q_learning, actor))
 
-    def learn(carry: Any, one: Transition, hparams: Any) -> tuple[Any, chex.Array]:
+
+def init_q_learning(
+    actor: Actor, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
+) -> State:
+    """Return the first state: the table, and how often each of its pairs was visited."""
+    return begin(
+        key,
+        hparams,
+        params,
+        init_params=actor.init_params,
+        init_opt=jnp.zeros_like,
+        init_env=actor.init_env,
+    )
+
+
+def step_q_learning(
+    actor: Actor, state: State, batch: Any = None, frozen: Any = None
+) -> tuple[State, Metrics]:
+    """Act for one rollout and learn from each transition in the order of time; pure."""
+    refuse(batch=batch, frozen=frozen)
+    key, key_act = jax.random.split(state.key)
+    hparams = state.hparams
+    env_state, transition, metrics = actor.rollout(
+        state.params, None, state.env_state, key_act, hparams, None
+    )
+
+    def learn(carry: tuple[chex.Array, chex.Array], one: Transition) -> tuple[Any, chex.Array]:
         q, visits = carry
         discount = hparams.gamma * (1.0 - one.terminated)
         error = q_learning_error(q[one.obs], one.action, one.reward, discount, q[one.next_obs])
@@ -183,16 +207,6 @@ def make_q_learning(actor: ValueActor) -> Learner:
         rate = hparams.learning_rate * visits[one.obs, one.action] ** -hparams.decay
         return (q.at[one.obs, one.action].add(rate * error), visits), jnp.abs(error)
 
-    def step(state: State, batch: Any = None) -> tuple[State, Metrics]:
-        key, key_act = jax.random.split(state.key)
-        env_state, transition, metrics = actor.rollout(
-            state.params, state.env_state, key_act, state.hparams.epsilon
-        )
-        stream = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
-        (q, visits), errors = jax.lax.scan(
-            lambda carry, one: learn(carry, one, state.hparams), (state.params, state.opt_state), stream
-        )
-        state = state._replace(params=q, opt_state=visits, step=state.step + 1, env_state=env_state, key=key)
-        return state, metrics | {"td_error": jnp.mean(errors)}
-
-    return Learner(init, step)
+    (q, visits), errors = jax.lax.scan(learn, (state.params, state.opt_state), time_first(transition))
+    state = state._replace(params=q, opt_state=visits, step=state.step + 1, env_state=env_state, key=key)
+    return state, metrics | {"td_error": jnp.mean(errors)}

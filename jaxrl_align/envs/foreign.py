@@ -4,7 +4,7 @@ Each is a few lines around `AdaptedEnv`. The packages are the user's (`pip insta
 `navix`) and are not imported here: what is passed in is one of their environments.
 
     env = adapters.from_jumanji(jumanji.make("Snake-v1"))
-    actor = gym.make_actor(env, make_actor_critic_net(gym.num_actions(env)), num_envs=64, num_steps=32)
+    actor = gym.make_actor(env, make_actor_critic_net(envs.num_actions(env)), num_envs=64, num_steps=32)
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.actions import MultiDiscrete
+from jaxrl_align.envs.actions import MultiDiscrete
+from jaxrl_align.envs.registry import spaces
 
 __all__ = ["AdaptedEnv", "AdaptedState", "View", "flatten", "from_brax", "from_jumanji", "from_navix"]
 
@@ -109,7 +109,7 @@ def from_brax(env: Any, *, max_steps: int | None = 1000) -> Environment:
     def view(state: Any) -> View:
         return View(state.obs, state.reward, state.done > 0, jnp.zeros((), bool))
 
-    space = gym.spaces.Box(-1.0, 1.0, (env.action_size,))
+    space = spaces.Box(-1.0, 1.0, (env.action_size,))
     return AdaptedEnv(env.reset, env.step, view, space, max_steps), None
 
 
@@ -139,12 +139,12 @@ def _space_of(spec: Any) -> Any:
     """Return jumanji's action spec as a space."""
     values = getattr(spec, "num_values", None)
     if values is not None and np.ndim(values) == 0:
-        return gym.spaces.Discrete(int(values))
+        return spaces.Discrete(int(values))
     if values is not None and np.ndim(values) == 1:
         return MultiDiscrete(tuple(int(n) for n in values))
     if hasattr(spec, "minimum") and np.issubdtype(spec.dtype, np.floating):
         low, high = (np.broadcast_to(bound, spec.shape) for bound in (spec.minimum, spec.maximum))
-        return gym.spaces.Box(jnp.asarray(low), jnp.asarray(high), spec.shape)
+        return spaces.Box(jnp.asarray(low), jnp.asarray(high), spec.shape)
     raise ValueError(
         f"expected one discrete action, a vector of them or bounded numbers; got the action spec {spec}"
     )
@@ -166,4 +166,4 @@ def from_navix(env: Any, *, observe: Observe = flatten) -> Environment:
             timestep.is_truncation(),
         )
 
-    return AdaptedEnv(env.reset, env.step, view, gym.spaces.Discrete(len(env.action_set))), None
+    return AdaptedEnv(env.reset, env.step, view, spaces.Discrete(len(env.action_set))), None

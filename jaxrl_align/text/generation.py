@@ -22,7 +22,7 @@ __all__ = [
     "Response",
     "Slots",
     "TextConfig",
-    "Writing",
+    "DecodeState",
     "draw_token",
     "filter_logits",
     "generate",
@@ -155,8 +155,8 @@ def penalise(logits: chex.Array, seen: chex.Array, penalty: float) -> chex.Array
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-class Writing(NamedTuple):
-    """What is carried from token to token."""
+class DecodeState(NamedTuple):
+    """The state of a generation between two tokens."""
 
     hidden: chex.Array
     """[width] of the last token, which predicts the next."""
@@ -192,31 +192,30 @@ def read_prompt(
     key: chex.PRNGKey,
     config: TextConfig,
     filters: Filters,
-    adapter: Params | None,
-) -> Writing:
+) -> DecodeState:
     """Read ONE prompt [P] at once."""
     chex.assert_shape(prompt, (config.prompt_length,))
     cache = lm.init_cache(slots.mask.shape[0])
     positions = slots.position[: config.prompt_length]
-    hidden, cache = lm.encode(params, prompt, slots.mask, cache, 0, positions, adapter)
+    hidden, cache = lm.encode(params, prompt, slots.mask, cache, 0, positions)
     seen = None
     if filters.repetition_penalty != 1.0:
         seen = jnp.zeros(lm.config.vocab_size, bool).at[prompt].set(True).at[config.pad_token].set(False)
-    return Writing(hidden[-1], cache, jnp.array(True), key, seen)
+    return DecodeState(hidden[-1], cache, jnp.array(True), key, seen)
 
 
 def draw_token(
     lm: LanguageModel,
     params: Params,
-    writing: Writing,
+    state: DecodeState,
     config: TextConfig,
     filters: Filters,
     stop_tokens: Sequence[int],
     temperature: chex.Numeric,
     value_head: Params | None,
-) -> tuple[Writing, Response]:
+) -> tuple[DecodeState, Response]:
     """Draw the next token; `read_token` must follow before the one after it."""
-    hidden, cache, alive, key, seen = writing
+    hidden, cache, alive, key, seen = state
     key, key_token = jax.random.split(key)
     logits = lm.logits(params, hidden)
     if seen is not None:
@@ -232,22 +231,21 @@ def draw_token(
     for stop in stop_tokens:
         alive = alive & (token != stop)
     seen = None if seen is None else seen.at[token].set(True).at[config.pad_token].set(False)
-    return Writing(hidden, cache, alive, key, seen), Response(token, log_prob * real, value * real, real)
+    return DecodeState(hidden, cache, alive, key, seen), Response(token, log_prob * real, value * real, real)
 
 
 def read_token(
     lm: LanguageModel,
     params: Params,
     slots: Slots,
-    writing: Writing,
+    state: DecodeState,
     token: chex.Array,
     index: chex.Array,
-    adapter: Params | None,
-) -> Writing:
+) -> DecodeState:
     """Read the token that was written to slot `index`."""
     place = jax.lax.dynamic_slice(slots.position, (index,), (1,))
-    hidden, cache = lm.encode(params, token[None], slots.mask, writing.cache, index, place, adapter)
-    return writing._replace(hidden=hidden[0], cache=cache)
+    hidden, cache = lm.encode(params, token[None], slots.mask, state.cache, index, place)
+    return state._replace(hidden=hidden[0], cache=cache)
 
 
 def generate(
@@ -260,7 +258,6 @@ def generate(
     temperature: chex.Numeric = 1.0,
     filters: Filters = WHOLE,
     stop_tokens: Sequence[int] | None = None,
-    adapter: Params | None = None,
     value_head: Params | None = None,
 ) -> Response:
     """Sample a response to ONE prompt with a key-value cache; the caller vmaps over prompts and keys.
@@ -274,7 +271,6 @@ def generate(
       temperature: > 0; the reported log-probabilities are those of the distribution that is sampled.
       filters: what of the distribution is sampled.
       stop_tokens: each ends the response; None means `config.stop_token`.
-      adapter: LoRA weights to apply on `params`.
       value_head: reads a value before every token.
 
     Returns:
@@ -284,16 +280,16 @@ def generate(
 
     slots = make_slots(prompt, config)
 
-    def draw(writing: Writing) -> tuple[Writing, Response]:
-        return draw_token(lm, params, writing, config, filters, stops, temperature, value_head)
+    def draw(state: DecodeState) -> tuple[DecodeState, Response]:
+        return draw_token(lm, params, state, config, filters, stops, temperature, value_head)
 
-    def write(writing: Writing, index: chex.Array) -> tuple[Writing, Response]:
-        writing, out = draw(writing)
-        return read_token(lm, params, slots, writing, out.tokens, index, adapter), out
+    def write(state: DecodeState, index: chex.Array) -> tuple[DecodeState, Response]:
+        state, out = draw(state)
+        return read_token(lm, params, slots, state, out.tokens, index), out
 
-    begin = read_prompt(lm, params, prompt, slots, key, config, filters, adapter)
+    begin = read_prompt(lm, params, prompt, slots, key, config, filters)
     # Nothing follows the last token, so it is not read.
-    writing, response = jax.lax.scan(
+    state, response = jax.lax.scan(
         write, begin, config.prompt_length + jnp.arange(config.response_length - 1)
     )
-    return jax.tree.map(lambda x, last: jnp.append(x, last[None], 0), response, draw(writing)[1])
+    return jax.tree.map(lambda x, last: jnp.append(x, last[None], 0), response, draw(state)[1])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from gymnax.environments.misc.frozen_lake import FrozenLake
 
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.tabular import frozen_lake, make_environment, make_mdp, random_mdp
+from jaxrl_align import envs
+from jaxrl_align.envs.tabular import frozen_lake, make_mdp, make_tabular_environment, random_mdp
 
 CHAIN = make_mdp(
     [[[0, 1, 0], [1, 0, 0]], [[0, 0, 1], [1, 0, 0]], [[0.5, 0.5, 0], [0, 0, 1]]],
@@ -17,8 +17,8 @@ CHAIN = make_mdp(
 
 
 def play(mdp, actions, max_steps=100):
-    environment, params = make_environment(mdp, max_steps)
-    start = gym.reset(environment, params, jax.random.key(0))
+    environment, params = make_tabular_environment(mdp, max_steps)
+    start = envs.reset(environment, params, jax.random.key(0))
     clock = iter(actions)
     outcomes, state = [], start.state
     for action in clock:
@@ -58,8 +58,8 @@ def test_terminal_states_absorb_and_pay_nothing():
 def test_rows_are_distributions_and_moves_follow_them():
     mdp = random_mdp(jax.random.key(1), 5, 3)
     np.testing.assert_allclose(mdp.transition.sum(-1), 1.0, rtol=1e-6)
-    environment, params = make_environment(mdp)
-    state = gym.reset(environment, params, jax.random.key(0)).state._replace(position=jnp.int32(2))
+    environment, params = make_tabular_environment(mdp)
+    state = envs.reset(environment, params, jax.random.key(0)).state._replace(position=jnp.int32(2))
     keys = jax.random.split(jax.random.key(2), 20_000)
     step = lambda k: environment.step(k, state, jnp.int32(1), params)[5]["final_observation"]
     frequency = np.bincount(np.asarray(jax.vmap(step)(keys)), minlength=5) / 20_000
@@ -93,8 +93,8 @@ def test_the_lake_is_gymnaxs_lake():
 
 
 def test_it_has_gymnaxs_interface():
-    environment, params = gym.make_environment(make_environment(CHAIN))
-    assert gym.num_actions((environment, params)) == 2
+    environment, params = envs.make_environment(make_tabular_environment(CHAIN))
+    assert envs.num_actions((environment, params)) == 2
     theirs, theirs_params = gymnax.make("FrozenLake-misc")
     _, state = theirs.reset(jax.random.key(0), theirs_params)
     wanted = theirs.step(jax.random.key(0), state, 0, theirs_params)
@@ -130,4 +130,4 @@ def test_what_is_no_process_is_refused(arguments, message):
 
 def test_a_limit_below_one_is_refused():
     with pytest.raises(ValueError, match="max_steps must be at least 1"):
-        make_environment(CHAIN, 0)
+        make_tabular_environment(CHAIN, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.actors import gym
-from jaxrl_align.actors.host import HostEnvironment, make_host_environment
+from jaxrl_align.envs.host import HostEnvironment, make_host_environment
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams
 
@@ -81,13 +81,13 @@ def test_a_state_is_stepped_once_and_a_repeated_call_moves_nothing(rollout):
 def test_a_policy_is_evaluated_and_members_have_their_own():
     env = make_host_environment("CartPole-v1")
     policy = lambda key, obs: (obs[2] + obs[3] > 0).astype(jnp.int32)  # towards where the pole falls
-    evaluate = lambda key: gym.evaluate_policy(env, policy, key, num_episodes=2, max_steps=100)
+    evaluate = lambda key: envs.evaluate_policy(env, policy, key, num_episodes=2, max_steps=100)
     assert (jax.jit(evaluate)(jax.random.key(0)).episode_return > 90).all()
     policy = lambda key, obs: jax.random.bernoulli(key).astype(jnp.int32)
 
     def two_members(key):
-        begin = jax.vmap(lambda k: gym.reset(*env, k))(jax.random.split(key, 2))
-        return jax.vmap(lambda e, k: gym.unroll(*env, policy, e, k, 3))(begin, jax.random.split(key, 2))
+        begin = jax.vmap(lambda k: envs.reset(*env, k))(jax.random.split(key, 2))
+        return jax.vmap(lambda e, k: envs.unroll(*env, policy, e, k, 3))(begin, jax.random.split(key, 2))
 
     envs, steps = jax.jit(jax.vmap(two_members))(jax.random.split(jax.random.key(0), 2))
     np.testing.assert_array_equal(envs.state.time, np.full((2, 2), 3))

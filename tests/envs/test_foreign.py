@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors import adapters, gym
-from jaxrl_align.actors.actions import MultiDiscrete
+from jaxrl_align import envs
+from jaxrl_align.actors import gym
+from jaxrl_align.envs import foreign
+from jaxrl_align.envs.actions import MultiDiscrete
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
@@ -96,7 +98,7 @@ class Door:
 
 def play(env, actions):
     """Step through the actions; return the lists of what came back."""
-    environment, params = gym.make_environment(env)
+    environment, params = envs.make_environment(env)
     key = jax.random.key(0)
     obs, state = environment.reset(key, params)
     step = jax.jit(environment.step)
@@ -111,7 +113,7 @@ def play(env, actions):
 def test_brax_falls_terminate_and_the_limit_truncates():
     """Rows: observation after any reset, before it, reward, terminated, truncated."""
     hold, fall = jnp.ones(1), -jnp.ones(1)
-    env = adapters.from_brax(Countdown(), max_steps=4)
+    env = foreign.from_brax(Countdown(), max_steps=4)
     assert play(env, [hold, hold, fall, hold]) == [
         (1, 1, 1, False, False),
         (2, 2, 2, False, False),
@@ -123,7 +125,7 @@ def test_brax_falls_terminate_and_the_limit_truncates():
 
 
 def test_jumanji_tells_its_two_ends_apart_by_the_discount():
-    env = adapters.from_jumanji(Corridor())
+    env = foreign.from_jumanji(Corridor())
     go, stay = jnp.array(1), jnp.array(0)
     assert play(env, [go, go, go]) == [
         (1, 1, 0, False, False),
@@ -131,13 +133,13 @@ def test_jumanji_tells_its_two_ends_apart_by_the_discount():
         (1, 1, 0, False, False),
     ]
     assert play(env, [stay] * 4)[-1] == (0, 0, 0, False, True)
-    assert gym.num_actions(env) == 2
+    assert envs.num_actions(env) == 2
     obs, _ = env[0].reset(jax.random.key(0))
     assert obs.shape == (2,) and obs.dtype == jnp.float32
 
 
 def test_navix_tells_its_two_ends_apart():
-    env = adapters.from_navix(Door(), observe=lambda obs: obs)
+    env = foreign.from_navix(Door(), observe=lambda obs: obs)
     go, stay = jnp.array(1), jnp.array(0)
     assert play(env, [stay, go, stay]) == [
         (1, 1, 0, False, False),
@@ -148,7 +150,7 @@ def test_navix_tells_its_two_ends_apart():
 
 
 def test_spaces_and_what_is_no_space():
-    assert adapters._space_of(Spec(np.array([2, 3]))) == MultiDiscrete((2, 3))
+    assert foreign._space_of(Spec(np.array([2, 3]))) == MultiDiscrete((2, 3))
 
     class Bounded(NamedTuple):
         shape: Any = (2,)
@@ -156,21 +158,21 @@ def test_spaces_and_what_is_no_space():
         minimum: Any = -1.0
         maximum: Any = 2.0
 
-    box = adapters._space_of(Bounded())
+    box = foreign._space_of(Bounded())
     np.testing.assert_array_equal(box.high, [2.0, 2.0])
     with pytest.raises(ValueError, match="expected one discrete action"):
-        adapters._space_of(Spec())
+        foreign._space_of(Spec())
 
 
 @pytest.mark.slow
 def test_ppo_learns_on_an_adapted_environment():
     """The door's best policy opens it at once: return 1 and length 1."""
-    env = adapters.from_navix(Door())
-    net = make_actor_critic_net(gym.num_actions(env), hidden=(8,))
+    env = foreign.from_navix(Door())
+    net = make_actor_critic_net(envs.num_actions(env), hidden=(8,))
     actor = gym.make_actor(env, net, num_envs=8, num_steps=16)
     run = jax.jit(train(make_actor_critic(actor), 30))
     state, metrics = run(jax.random.key(0), PPOHParams(learning_rate=3e-2))
-    episodes = gym.evaluate_policy(
+    episodes = envs.evaluate_policy(
         env, gym.greedy(net, state.params), jax.random.key(1), num_episodes=2, max_steps=4
     )
     np.testing.assert_array_equal(episodes.episode_length, [1, 1])
@@ -183,15 +185,15 @@ def test_the_packages_themselves(package):
     """A rollout of a small environment: episodes end, and what is seen is finite."""
     module = pytest.importorskip(package)
     env = {
-        "brax": lambda: adapters.from_brax(__import__("brax.envs").envs.get_environment("fast"), max_steps=9),
-        "jumanji": lambda: adapters.from_jumanji(module.make("Snake-v1")),
-        "navix": lambda: adapters.from_navix(module.make("Navix-Empty-5x5-v0")),
+        "brax": lambda: foreign.from_brax(__import__("brax.envs").envs.get_environment("fast"), max_steps=9),
+        "jumanji": lambda: foreign.from_jumanji(module.make("Snake-v1")),
+        "navix": lambda: foreign.from_navix(module.make("Navix-Empty-5x5-v0")),
     }[package]()
-    environment, params = gym.make_environment(env)
+    environment, params = envs.make_environment(env)
     space = environment.action_space(params)
-    begin = gym.reset(environment, params, jax.random.key(0))
+    begin = envs.reset(environment, params, jax.random.key(0))
     policy = lambda key, obs: space.sample(key)
-    _, steps = jax.jit(lambda b, k: gym.unroll(environment, params, policy, b, k, 200))(
+    _, steps = jax.jit(lambda b, k: envs.unroll(environment, params, policy, b, k, 200))(
         begin, jax.random.key(1)
     )
     assert (steps.terminated | steps.truncated).any()

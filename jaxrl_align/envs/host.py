@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.actions import MultiDiscrete
+from jaxrl_align.envs.actions import MultiDiscrete
+from jaxrl_align.envs.registry import spaces
 
 __all__ = ["HostEnvironment", "HostState", "make_host_environment"]
 
@@ -135,9 +135,9 @@ def _convert(space: Any) -> Any:
     if hasattr(space, "nvec"):
         return MultiDiscrete(tuple(int(n) for n in np.ravel(space.nvec)))
     if hasattr(space, "n") and getattr(space, "start", 0) == 0:
-        return gym.spaces.Discrete(int(space.n))
+        return spaces.Discrete(int(space.n))
     if hasattr(space, "low"):
-        return gym.spaces.Box(jnp.asarray(space.low), jnp.asarray(space.high), space.shape, jnp.float32)
+        return spaces.Box(jnp.asarray(space.low), jnp.asarray(space.high), space.shape, jnp.float32)
     raise ValueError(f"expected a Discrete (from 0), MultiDiscrete or Box of actions, got {space}")
 
 
@@ -149,7 +149,7 @@ def make_host_environment(name: str, **settings: Any) -> tuple[HostEnvironment, 
       **settings: passed to its constructor.
 
     Returns:
-      (environment, None), for `gym.make_actor` and `gym.evaluate_policy`. Steps run in this process, one
+      (environment, None), for `gym.make_actor` and `envs.evaluate_policy`. Steps run in this process, one
       environment after another.
 
     Raises:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors.completion import bucket_length, make_completer, stream
-from jaxrl_align.actors.generation import Filters, TextConfig, filter_logits, generate, penalise
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.text.completion import bucket_length, make_completer, stream
+from jaxrl_align.text.generation import Filters, TextConfig, filter_logits, generate, penalise
 from tests.tiny import VOCAB
 
 PAD, STOP, T = 0, 1, 6

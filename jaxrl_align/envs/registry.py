@@ -1,0 +1,70 @@
+"""Environments by name: the only file that imports gymnax.
+
+An environment is a gymnax name or a pair of an environment and its parameters, whose `step` returns (obs,
+state, reward, terminated, truncated, info), resets by itself and leaves the observation before the reset in
+`info["final_observation"]` (gymnax >= 1.0).
+"""
+
+import difflib
+import functools
+from typing import Any
+
+import gymnax
+import jax
+from gymnax.environments import spaces
+
+__all__ = ["Environment", "make_environment", "num_actions", "spaces"]
+
+Environment = str | tuple[Any, Any]
+"""A gymnax name, or (environment, parameters)."""
+
+
+@functools.cache
+def _make_registered(name: str) -> tuple[Any, Any]:
+    # gymnax jits `step` per instance, so one instance per name spares a retrace.
+    return gymnax.make(name)
+
+
+def make_environment(env: Environment) -> tuple[Any, Any]:
+    """Return (environment, parameters), built once per name, after checking its interface without running it.
+
+    Raises:
+      ValueError: for an unknown name, or a `step` that does not return the six values of gymnax >= 1.0.
+    """
+    if isinstance(env, str):
+        if env not in gymnax.registered_envs:
+            by_lower = {name.lower(): name for name in gymnax.registered_envs}
+            close = difflib.get_close_matches(env.lower(), by_lower, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(by_lower[name] for name in close)}? " if close else ""
+            raise ValueError(f"unknown environment {env!r}; {hint}gymnax.registered_envs lists all of them")
+        env = _make_registered(env)
+    if not isinstance(env, tuple) or len(env) != 2:
+        raise ValueError(f"env must be a name or a pair (environment, params); got {type(env).__name__}")
+    environment, env_params = env
+    key = jax.random.key(0)
+    _, state = jax.eval_shape(environment.reset, key, env_params)
+    action = jax.eval_shape(environment.action_space(env_params).sample, key)
+    values = jax.eval_shape(environment.step, key, state, action, env_params)
+    if len(values) != 6 or "final_observation" not in values[5]:
+        raise ValueError(
+            f"environment.step must return (obs, state, reward, terminated, truncated, info) with "
+            f'info["final_observation"], as gymnax >= 1.0 does; {type(environment).__name__} returns '
+            f"{len(values)} values; port it, keeping termination and truncation apart"
+        )
+    return environment, env_params
+
+
+def num_actions(env: Environment) -> int:
+    """Return the number of discrete actions.
+
+    Raises:
+      ValueError: if the action space is not discrete, or for what `make_environment` refuses.
+    """
+    environment, env_params = make_environment(env)
+    space = environment.action_space(env_params)
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(
+            f"expected a discrete action space, got {type(space).__name__} of {type(environment).__name__}; "
+            f"this net chooses among discrete actions: take another environment, or discretise this one"
+        )
+    return int(space.n)

@@ -1,0 +1,1 @@
+"""What a language model writes: generation, and completions of prompts."""
