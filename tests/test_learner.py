@@ -59,7 +59,7 @@ def make(**options):
     ],
 )
 def test_the_learning_rates_factor(step, total, warmup, expected):
-    """Requirement 13: linear, to 0."""
+    """Linear, to 0."""
     for call in (linear_decay, jax.jit(linear_decay, static_argnums=(1, 2))):
         got = call(jnp.int32(step), total, warmup)
         assert got.dtype == jnp.float32 and got.shape == ()
@@ -137,7 +137,7 @@ def test_all_orders_are_equally_likely():
 
 
 def test_adam_by_hand():
-    """Requirement 13: Adam's eps is 1e-5; the learning rate is `descend`'s."""
+    """Adam's eps is 1e-5; the learning rate is `descend`'s."""
     optimizer = make_optimizer(max_grad_norm=None)
     params, grads = jnp.array([1.0, 2.0, 3.0]), jnp.array([1e-5, -0.3, 0.0])
     moved, opt_state = descend(optimizer, grads, optimizer.init(params), params, 0.1)
@@ -206,7 +206,7 @@ def test_a_learner_without_data_is_refused():
 
 
 def test_train_is_a_scan_of_steps_under_used_once_keys():
-    """Requirement 16."""
+    """Under jax's check for reused keys."""
     learner = make()
     with jax.debug_key_reuse(True):
         state, history = jax.jit(train(learner, 5))(jax.random.key(0), HParams())

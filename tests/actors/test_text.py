@@ -74,7 +74,7 @@ def trajectory():
 
 
 def test_a_response_is_cut_at_its_first_stop_token(trajectory):
-    """Requirement 5."""
+    """What follows it is padding, and 0 in every leaf."""
     tokens, mask = np.asarray(trajectory.action), np.asarray(trajectory.mask)
     for row, real in zip(tokens, mask, strict=True):
         stops = np.flatnonzero(row == STOP)
@@ -86,7 +86,7 @@ def test_a_response_is_cut_at_its_first_stop_token(trajectory):
 
 
 def test_the_reward_model_sees_the_cut_text_and_nothing_else():
-    """Requirements 1 and 5: query and response up to the stop token, then padding under a zero mask."""
+    """Query and response up to the stop token, then padding under a zero mask."""
     seen = lambda model, tokens, mask: jnp.sum(tokens * 3.0 ** jnp.arange(P + T) % 1009.0) + 1e4 * mask.sum()
     actor = make_actor(favour(STOP, 2.0, BIGRAM), seen, dataclasses.replace(CONFIG, missing_stop="keep"))
     hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0))
@@ -126,7 +126,7 @@ def test_sampling_logits_bar_padding_and_leave_a_distribution_of_the_rest():
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_all_three_policies_speak_of_the_same_distribution(temperature):
-    """Requirements 3 and 14: acting (cached), reference and update agree with log softmax(logits / T)."""
+    """Acting (cached), reference and update agree with log softmax(logits / T)."""
     _, trajectory, metrics = roll(SAME, temperature=temperature)
     mask = np.asarray(trajectory.mask)
     by_hand = expected_log_probs(PARAMS, trajectory, temperature)
@@ -144,7 +144,7 @@ def test_all_three_policies_speak_of_the_same_distribution(temperature):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_the_cached_policys_log_probs_equal_a_full_passs(temperature):
-    """Requirement 17, for weights that differ from the reference's."""
+    """For weights that differ from the reference's."""
     trajectory = roll(temperature=temperature)[1]
     by_hand = expected_log_probs(MOVED["lm"], trajectory, temperature)
     by_hand = np.take_along_axis(by_hand, np.asarray(trajectory.action)[..., None], -1)[..., 0]
@@ -165,7 +165,7 @@ def test_tokens_are_drawn_from_the_tempered_distribution():
 
 
 def test_a_value_is_read_one_position_before_the_token_it_judges(trajectory):
-    """Requirement 10: at position P - 1 + t of query and response, by acting policy and update alike."""
+    """At position P - 1 + t of query and response, by acting policy and update alike."""
     full = jnp.concatenate([PROMPTS, trajectory.action], 1)
     real = jnp.concatenate([(PROMPTS != PAD).astype(jnp.float32), trajectory.mask], 1)
     hidden = encode_all(MOVED["lm"], full, real)[0]
@@ -178,7 +178,7 @@ def test_a_value_is_read_one_position_before_the_token_it_judges(trajectory):
 
 
 def test_nothing_follows_the_last_token(trajectory):
-    """Requirement 10: gamma 1, lambda .95; after the last real token the bootstrap is 0."""
+    """Gamma 1, lambda .95; after the last real token the bootstrap is 0."""
     trajectory = jax.tree.map(np.asarray, trajectory)
     for i, length in enumerate(lengths(trajectory)):
         goes_on = (np.arange(T) < length - 1).astype(np.float32)
@@ -200,7 +200,7 @@ def test_nothing_follows_the_last_token(trajectory):
 
 @pytest.mark.parametrize("table", [TABLE, jnp.array([2, -3])], ids=["float", "integer"])
 def test_scores_survive_exactly_at_the_stop_tokens_index(table):
-    """Requirement 8: 0.7 and -1.9 to the last bit; integer reward models too."""
+    """0.7 and -1.9 to the last bit; integer reward models too."""
     trajectory = roll(table=table, kl_coef=0.0, stop_penalty=5.0)[1]
     assert trajectory.reward.dtype == jnp.float32
     seen = set()
@@ -218,7 +218,7 @@ def test_scores_survive_exactly_at_the_stop_tokens_index(table):
 
 
 def test_token_rewards_by_hand():
-    """Requirement 8: -beta (log pi - log pi_ref) on every real token, the score on the last one."""
+    """-beta (log pi - log pi_ref) on every real token, the score on the last one."""
     log_prob, reference = jnp.array([-1.0, -2.0, -9.0, 0.0]), jnp.array([-1.5, -1.0, -9.0, 7.0])
     mask = jnp.array([1.0, 1.0, 1.0, 0.0])
     for score, exact in [(0.7, 0.7), (-1.9, -1.9), (jnp.int32(3), 3.0), (jnp.array(True), 1.0)]:
@@ -241,7 +241,7 @@ def test_last_real(mask, expected):
 
 @pytest.mark.parametrize(("rule", "paid"), [("replace", -1.5), ("subtract", -0.75), ("keep", 0.75)])
 def test_what_a_missing_stop_token_costs(rule, paid):
-    """Requirement 5; a response that stops is paid its score under every rule."""
+    """Replaced, lowered or kept; a response that stops is paid its score under every rule."""
     config = dataclasses.replace(CONFIG, missing_stop=rule)
     hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0, stop_penalty=1.5))
 
@@ -260,7 +260,7 @@ def test_what_a_missing_stop_token_costs(rule, paid):
 
 
 def test_left_padding_changes_neither_answers_nor_judgement_nor_metrics():
-    """Requirements 2, 15 and 17: 50 more pads before every prompt."""
+    """50 more pads before every prompt."""
     wide = make_actor(
         STOPPING,
         lambda t, x, m: parity_score(t, x[50:], m),
@@ -286,7 +286,7 @@ def test_left_padding_changes_neither_answers_nor_judgement_nor_metrics():
 
 
 def test_what_stands_after_the_stop_token_changes_no_judgement(trajectory):
-    """Requirement 2."""
+    """Padding is masked, whatever tokens it holds."""
     mask = trajectory.mask
     rubbish = jnp.where(mask > 0, trajectory.action, 7)
     frozen = Frozen(PARAMS, TABLE)
@@ -297,7 +297,7 @@ def test_what_stands_after_the_stop_token_changes_no_judgement(trajectory):
 
 
 def test_entropies_are_those_of_the_sampled_distribution():
-    """Requirement 15: >= 0 and at most log(V - 1), since padding has no mass."""
+    """>= 0 and at most log(V - 1), since padding has no mass."""
     for temperature in TEMPERATURES:
         _, trajectory, metrics = roll(temperature=temperature)
         entropy = np.asarray(judge_all(MOVED, Frozen(PARAMS, TABLE), trajectory).entropy)
@@ -310,7 +310,7 @@ def test_entropies_are_those_of_the_sampled_distribution():
 
 
 def test_the_logged_kl_is_the_trained_kl():
-    """Requirements 12 and 15: the sequence sum, averaged over the batch, and paid at beta a nat."""
+    """The sequence sum, averaged over the batch, and paid at beta a nat."""
     _, trajectory, metrics = roll(kl_coef=0.3)
     mask = np.asarray(trajectory.mask)
     reference = expected_log_probs(PARAMS, trajectory, 1.0)
@@ -332,7 +332,7 @@ def test_the_logged_kl_is_the_trained_kl():
 
 @pytest.mark.parametrize("target", [6.0, 1e-3, "near"])
 def test_the_kl_controller_by_hand(target):
-    """Requirement 12: beta (1 + clip(KL / target - 1, +-.2) n / horizon), n the episodes of the batch."""
+    """beta (1 + clip(KL / target - 1, +-.2) n / horizon), n the episodes of the batch."""
     kl = float(roll()[2]["objective/kl"])
     target = kl / 1.1 if target == "near" else target
     controller, _, metrics = roll(kl_coef=0.15, kl_target=target, kl_horizon=10_000.0)
@@ -344,13 +344,13 @@ def test_the_kl_controller_by_hand(target):
 
 
 def test_every_draw_takes_an_explicit_key():
-    """Requirement 16: the same key reproduces bit for bit, another gives other answers."""
+    """The same key reproduces bit for bit, another gives other answers."""
     assert bits(roll(key=1)) == bits(roll(key=1))
     assert (roll(key=1)[1].action != roll(key=2)[1].action).mean() > 0.2
 
 
 def test_equal_prompts_get_different_answers():
-    """Requirement 16: every member of the batch has a key of its own."""
+    """Every member of the batch has a key of its own."""
     action = roll(prompts=jnp.broadcast_to(PROMPTS[:1], (B, P)))[1].action
     assert len({row.tobytes() for row in np.asarray(action)}) > B // 3
 
@@ -397,7 +397,7 @@ def test_judge_without_a_value_head_values_nothing(trajectory):
     ],
 )
 def test_queries_that_cannot_be_written_are_refused(change, message):
-    """Requirement 1 (pad is not the stop token), and every error before anything is traced."""
+    """Padding is not the stop token; every error comes before anything is traced."""
     with pytest.raises(ValueError, match=message):
         make_actor(LM, parity_score, dataclasses.replace(CONFIG, **change))
 

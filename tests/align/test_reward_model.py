@@ -43,7 +43,7 @@ TOKENS, MASK = make_texts(64, 0)
 
 
 def test_the_score_is_read_at_the_last_real_token():
-    """Requirement 1."""
+    """The reward model reads query and response, up to the last token that is no padding."""
     hidden, kernel = (np.asarray(x) for x in (encode_all(PARAMS, TOKENS, MASK)[0], HEAD["kernel"]))
     for row, mask, got in zip(hidden, np.asarray(MASK), read_all(TOKENS, MASK), strict=True):
         last = np.flatnonzero(mask)[-1]
@@ -52,7 +52,7 @@ def test_the_score_is_read_at_the_last_real_token():
 
 @pytest.mark.parametrize("side", [(50, 0), (0, 50), (20, 30)])
 def test_padding_left_or_right_changes_no_score(side):
-    """Requirement 17."""
+    """50 more pads, on either side or on both."""
     padded = jnp.pad(TOKENS, ((0, 0), side)), jnp.pad(MASK, ((0, 0), side))
     plain = read_all(TOKENS, MASK)
     assert plain.std() > 0.5
@@ -60,13 +60,13 @@ def test_padding_left_or_right_changes_no_score(side):
 
 
 def test_what_stands_in_padding_changes_no_score():
-    """Requirements 2 and 5."""
+    """A response counts up to its stop token; what lies behind it is never read."""
     rubbish = jnp.where(MASK > 0, TOKENS, 7)
     np.testing.assert_array_equal(read_all(rubbish, MASK), read_all(TOKENS, MASK))
 
 
 def test_the_head_is_drawn_and_the_network_taken_over():
-    """Requirement 6: N(0, 1 / sqrt(d + 1)), bias 0."""
+    """The head is N(0, 1 / sqrt(d + 1)) with bias 0, the network the language model's bit for bit."""
     params = init_reward_params(jax.random.key(0), LM, PARAMS)
     assert bits(params["lm"]) == bits(PARAMS)
     kernels = jax.vmap(lambda k: init_reward_params(k, LM, PARAMS)["head"]["kernel"])(
@@ -76,7 +76,7 @@ def test_the_head_is_drawn_and_the_network_taken_over():
 
 
 def test_normalised_scores_have_mean_0_and_deviation_1():
-    """Requirement 7; whatever the normalisation was before."""
+    """On the samples it was fitted to, whatever the normalisation was before."""
     raw = read_all(TOKENS, MASK)
     for model in (MODEL, RewardModel(MODEL.params, 7.0, -3.0)):
         fitted = fit(model, TOKENS, MASK)
@@ -94,7 +94,7 @@ def test_a_reward_model_that_cannot_tell_samples_apart_stays_finite():
 
 
 def test_the_normalisation_is_saved_with_the_model(tmp_path):
-    """Requirement 7."""
+    """Gain and bias are leaves of the model, so a checkpoint holds them."""
     fitted = fit(MODEL, TOKENS, MASK)
     checkpoint.save(tmp_path, 1, fitted, {})
     restored, _ = checkpoint.restore(tmp_path, jax.eval_shape(lambda: fitted))

@@ -93,12 +93,12 @@ def test_the_optimiser_remembers_every_gradient_step(trained):
 
 
 def test_the_learning_rate_falls_linearly_to_0(trained):
-    """Requirement 13."""
+    """From 3e-3, over the run's 200 steps."""
     np.testing.assert_allclose(trained[2]["lr"], 3e-3 * (200 - np.arange(200)) / 200, rtol=1e-5)
 
 
 def test_beta_follows_the_kl_of_every_step(trained):
-    """Requirement 12: by hand from the logged KL; n = 16 episodes, horizon 10,000."""
+    """By hand from the logged KL; n = 16 episodes, horizon 10,000."""
     beta = 0.02
     for kl, logged in zip(*(trained[2][f"objective/{name}"] for name in ("kl", "kl_coef")), strict=True):
         np.testing.assert_allclose(logged, beta, rtol=1e-5)
@@ -107,7 +107,7 @@ def test_beta_follows_the_kl_of_every_step(trained):
 
 
 def test_no_metric_of_a_run_is_out_of_its_range(trained):
-    """Requirement 15: entropies and approximate KL are >= 0, fractions in [0, 1]."""
+    """Entropies and approximate KL are >= 0, fractions in [0, 1]."""
     history = trained[2]
     for name in ("objective/entropy", "policy/entropy_avg", "policy/approxkl_avg", "loss/value_avg"):
         assert (history[name] >= 0).all(), name
@@ -118,7 +118,7 @@ def test_no_metric_of_a_run_is_out_of_its_range(trained):
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 @pytest.mark.parametrize("lora", [False, True])
 def test_before_the_first_update_nothing_has_moved(temperature, lora):
-    """Requirement 14: ratio 1, approximate KL 0, KL to the reference 0, at every temperature."""
+    """Ratio 1, approximate KL 0, KL to the reference 0, at every temperature."""
     policy = init_policy(STOPPING, adapter=ADAPTER) if lora else None
     _, metrics = single_step(start(SINGLE, policy=policy, temperature=temperature))
     assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-5)
@@ -128,7 +128,7 @@ def test_before_the_first_update_nothing_has_moved(temperature, lora):
 
 
 def test_50_more_pads_change_neither_metrics_nor_gradient():
-    """Requirement 15: the room for answers grows from 8 to 58, and every answer stops before."""
+    """The room for answers grows from 8 to 58, and every answer stops before."""
     wide = make_single(TextConfig(P, T + 50, missing_stop="keep"))
     state = start(SINGLE, entropy_coef=0.1, learning_rate=1.0)
     states, metrics = zip(*(step(state) for step in (single_step, jax.jit(wide.step))), strict=True)
@@ -156,7 +156,7 @@ def make_batch():
 
 
 def test_microbatches_weighted_by_their_tokens_give_the_minibatchs_gradient():
-    """Requirement 17, for answers of unequal lengths."""
+    """For answers of unequal lengths, where the plain mean of the microbatches would not."""
     actor, params, frozen, batch = make_batch()
 
     @jax.jit
@@ -175,7 +175,7 @@ def test_microbatches_weighted_by_their_tokens_give_the_minibatchs_gradient():
 
 
 def test_the_objective_by_hand():
-    """Requirement 11: value loss 0.5 max(clipped, unclipped) at 0.1, both clips 0.2; no padding."""
+    """Value loss 0.5 max(clipped, unclipped) at 0.1, both clips 0.2; no padding."""
     mask = jnp.array([[1.0, 1.0, 0.0]])
     zeros = jnp.zeros((1, 3))
     trajectory = Trajectory(zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, mask)
@@ -203,7 +203,7 @@ def test_the_objective_by_hand():
 
 
 def test_whitening_keeps_the_mean_of_rewards_and_not_of_advantages():
-    """Requirement 9: biased variance, rsqrt(var + 1e-8), masked."""
+    """Biased variance, rsqrt(var + 1e-8), masked."""
     x = jnp.array([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
     kept = [[0.0508, 0.4381, 0.8254], [1.2127, 1.6, 1.9873], [2.3746, 2.7619, 3.1492]]
     np.testing.assert_allclose(whiten(x, keep_mean=True), kept, atol=1e-4)
@@ -217,7 +217,7 @@ def test_whitening_keeps_the_mean_of_rewards_and_not_of_advantages():
 
 
 def test_every_epoch_has_a_fresh_permutation():
-    """Requirement 13: an optimiser that only watches sees which rows each minibatch held."""
+    """An optimiser that only watches sees which rows each minibatch held."""
     rows, epochs, minibatches = 8, 4, 2
     leaf = jnp.ones((rows, 1))
     reward = jax.random.normal(jax.random.key(0), (rows, 1))
@@ -246,7 +246,7 @@ def test_every_epoch_has_a_fresh_permutation():
 
 
 def test_the_same_key_reproduces_bit_for_bit_and_successive_rollouts_differ():
-    """Requirement 16."""
+    """No randomness but the key's, and no key is used twice."""
     state = start(SINGLE, learning_rate=0.0)
     first, again = single_step(state), single_step(state)
     assert bits(first) == bits(again)

@@ -73,7 +73,7 @@ def test_a_token_does_not_see_what_follows():
     ],
 )
 def test_positions_are_the_exclusive_cumulative_sum_of_the_mask(mask, expected):
-    """Requirement 2."""
+    """So padding before a text moves none of its positions."""
     for dtype in (jnp.float32, jnp.int32, bool):
         got = positions_of(jnp.array(mask, dtype))
         assert got.dtype == jnp.int32
@@ -84,14 +84,14 @@ def test_positions_are_the_exclusive_cumulative_sum_of_the_mask(mask, expected):
 
 @pytest.mark.parametrize(("left", "right"), [(1, 0), (50, 0), (0, 50), (20, 30)])
 def test_padding_left_or_right_changes_no_logit(left, right):
-    """Requirements 2 and 17."""
+    """Up to 50 pads on either side."""
     mask = jnp.pad(jnp.ones(7), (left, right))
     padded = forward(jnp.pad(TOKENS, (left, right)), mask)
     np.testing.assert_allclose(padded[left : left + 7], forward(TOKENS, jnp.ones(7)), atol=1e-5)
 
 
 def test_padding_inside_a_sequence_changes_no_logit():
-    """Requirement 2."""
+    """As between a left-padded query and its response."""
     tokens = jnp.concatenate([jnp.zeros(2, jnp.int32), TOKENS[:3], jnp.zeros(4, jnp.int32), TOKENS[3:]])
     real = np.array([0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1])
     padded = forward(tokens, jnp.asarray(real, jnp.float32))
@@ -99,7 +99,7 @@ def test_padding_inside_a_sequence_changes_no_logit():
 
 
 def test_what_stands_in_padded_slots_changes_nothing():
-    """Requirement 2."""
+    """Bit for bit: masked slots are never read."""
     mask = jnp.array([0.0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0])
     padded = jnp.concatenate([jnp.zeros(3, jnp.int32), TOKENS, jnp.zeros(2, jnp.int32)])
     rubbish = padded.at[jnp.array([0, 1, 2, 10, 11])].set(jnp.array([7, VOCAB - 1, 1, 13, 6]))
@@ -141,7 +141,7 @@ def test_packed_documents_do_not_see_each_other():
 
 @pytest.mark.parametrize("prefilled", [1, 4])
 def test_cached_logits_equal_a_full_pass(prefilled):
-    """Requirement 17: token by token through the cache, behind left padding."""
+    """Token by token through the cache, behind left padding."""
     tokens = jnp.concatenate([jnp.zeros(3, jnp.int32), TOKENS])
     mask = (jnp.arange(10) >= 3).astype(jnp.float32)
     positions, length = positions_of(mask), 3 + prefilled
@@ -170,7 +170,7 @@ def test_the_context_may_be_filled_and_beyond_it_everything_is_loudly_nan():
 
 
 def test_nothing_in_the_model_is_random():
-    """Requirement 4: no dropout, in any pass."""
+    """No dropout, in any pass."""
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(LM.encode(p, TOKENS, jnp.ones(7))[0])))(PARAMS)
     names = primitives(jaxpr)
     assert "dot_general" in names
@@ -205,7 +205,7 @@ def test_a_model_of_bfloat16_weights_gives_float32_logits():
 
 
 def test_reward_heads_start_random_and_value_heads_at_zero():
-    """Requirement 6: N(0, 1 / sqrt(d + 1)) with bias 0 for the reward; 0 for the value."""
+    """N(0, 1 / sqrt(d + 1)) with bias 0 for the reward; 0 for the value."""
     drawn = jax.vmap(lambda key: init_scalar_head(key, 24)["kernel"])(
         jax.random.split(jax.random.key(0), 2000)
     )

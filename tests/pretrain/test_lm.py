@@ -81,7 +81,7 @@ def test_a_token_marked_predict_on_padding_does_not_count():
 
 @pytest.mark.parametrize("side", [(50, 0), (0, 50)])
 def test_padding_changes_neither_loss_nor_gradient(side):
-    """Requirements 2, 15 and 17: left or right, 50 more pads."""
+    """Left or right, 50 more pads."""
     padded = TokenBatch(*(jnp.pad(x, ((0, 0), side)) for x in BATCH[:3]))
     (loss, metrics), grads = gradient(PARAMS, padded)
     (expected, expected_metrics), expected_grads = gradient(PARAMS, BATCH)
@@ -92,7 +92,7 @@ def test_padding_changes_neither_loss_nor_gradient(side):
 
 
 def test_microbatches_weighted_by_their_tokens_give_the_batchs_gradient():
-    """Requirement 17: unequal lengths; the unweighted mean of the microbatches is another gradient."""
+    """Unequal lengths; the unweighted mean of the microbatches is another gradient."""
     _, expected = gradient(PARAMS, BATCH)
     parts = [gradient(PARAMS, jax.tree.map(lambda x, i=i: x[i : i + 1], BATCH)) for i in range(4)]
     counts = np.array([metrics["num_tokens"] for (_, metrics), _ in parts])
@@ -129,7 +129,7 @@ def test_rows_stay_together():
 
 
 def test_samplers_draw_by_their_key_alone():
-    """Requirement 16."""
+    """The key is the data cursor: the same one draws the same batch."""
     for sample in (sample_windows(jnp.arange(99), batch_size=8, length=4), sample_rows(TOKENS, batch_size=8)):
         assert bits(sample(jax.random.key(1))) == bits(sample(jax.random.key(1)))
         assert bits(sample(jax.random.key(1))) != bits(sample(jax.random.key(2)))
