@@ -35,7 +35,7 @@ from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
 from jaxrl_align.rl.dynamic_programming import value_iteration
-from jaxrl_align.rl.search import Leaf, SearchHParams, make_search_learner, search
+from jaxrl_align.rl.tree_search import Leaf, SearchHParams, make_search_learner, search
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices

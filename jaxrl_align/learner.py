@@ -1,5 +1,6 @@
 """What every learner is made of: the optimiser step, gradient descent on sampled batches, and `train`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -139,23 +140,26 @@ def permutations(key: chex.PRNGKey, count: int, length: int) -> chex.Array:
 
 
 def begin(
-    key: chex.PRNGKey,
-    hparams: Any,
-    params: Params | None,
-    *,
     init_params: Callable[[chex.PRNGKey], Params],
     init_opt: Callable[[Params], Any],
-    init_env: Callable[[chex.PRNGKey, Any], Any] | None = None,
+    init_env: Callable[[chex.PRNGKey, Any], Any] | None,
+    key: chex.PRNGKey,
+    hparams: Any,
+    params: Params | None = None,
+    frozen: Any = None,
 ) -> State:
-    """Return a learner's first state; it owns its buffers, so that it may be donated.
+    """Return a learner's first state; with the first three arguments bound it is a `Learner.init`.
+
+    The state owns its buffers: it may be donated, and what it was made of stays.
 
     Args:
-      key: is split into a key for the parameters, one for the environment, and the state's own.
-      hparams: a tree of numbers; kept as float32.
-      params: where training starts; None draws them.
       init_params: `key -> params`.
       init_opt: `params -> opt_state`, for example `optimizer.init`.
       init_env: `(key, hparams) -> env_state`; None for learners without an environment.
+      key: is split into one for the parameters, one for the environment, and the state's own.
+      hparams: a tree of numbers; kept as float32.
+      params: where training starts; None draws them.
+      frozen: not read.
     """
     key_params, *key_env, key = jax.random.split(key, 2 if init_env is None else 3)
     params = init_params(key_params) if params is None else jax.tree.map(jnp.copy, params)
@@ -254,9 +258,6 @@ def make_gradient_learner(
     """
     optimizer = optimizer or make_optimizer()
 
-    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
-        return begin(key, hparams, params, init_params=init_params, init_opt=optimizer.init)
-
     def step(state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:
         key, key_data, key_loss = jax.random.split(state.key, 3)
         if batch is None:
@@ -277,7 +278,7 @@ def make_gradient_learner(
         }
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1, key=key), metrics
 
-    return Learner(init, step)
+    return Learner(functools.partial(begin, init_params, optimizer.init, None), step)
 
 
 def train(learner: Learner, num_steps: int, *, every: int = 1) -> Callable[..., tuple[State, Metrics]]:

@@ -1,11 +1,16 @@
 """The arrows between the rooms hold, and this test sees a breach."""
 
 import ast
+import collections
+import importlib
+import importlib.metadata
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+import jaxrl_align
+
+PACKAGE = Path(jaxrl_align.__file__).parent
 
 BELOW = {
     "types": set(),
@@ -13,17 +18,22 @@ BELOW = {
     "losses": {"types"},
     "nets": {"types"},
     "data": {"types"},
-    "actors": {"types", "losses", "nets"},
+    "envs": {"types", "losses"},
+    "text": {"types", "nets", "data"},
+    "actors": {"types", "losses", "nets", "envs", "text"},
     "rl": {"types", "learner", "losses"},
-    "pretrain": {"types", "learner", "losses", "nets", "data", "rl"},
-    "align": {"types", "learner", "losses", "nets", "data", "rl", "actors", "pretrain"},
-    "evaluate": {"types", "learner", "losses", "nets", "data", "actors", "rl", "pretrain", "align"},
+    "pretrain": {"types", "learner", "losses", "nets", "data"},
+    "align": {"types", "learner", "losses", "nets", "rl", "actors", "text"},
+    "evaluate": {"types", "nets", "data", "text", "pretrain"},
     "runtime": {"types", "nets", "data"},
 }
 """What each room may import besides itself; experiments and tests may import everything."""
 
-GUARDED = {"flax": "nets", "gymnax": "actors/gym.py"}
+GUARDED = {"flax": "nets", "gymnax": "envs/registry.py"}
 """Packages that one place alone may import."""
+
+LONGEST = 60
+"""Lines of a function without its docstring."""
 
 
 def imported(source: str) -> set[str]:
@@ -53,12 +63,56 @@ def breaches(path: str, source: str) -> list[str]:
     return found
 
 
+def modules():
+    """Return every module of the rooms, relative to the package, with its source."""
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in BELOW]
+    return {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in files}
+
+
 def test_no_file_breaks_the_arrows():
-    package = ROOT / "jaxrl_align"
-    files = [path for path in sorted(package.rglob("*.py")) if path.parent != package or path.stem in BELOW]
-    assert len(files) > 40
-    assert [b for p in files for b in breaches(p.relative_to(package).as_posix(), p.read_text())] == []
-    assert imported((package / "__init__.py").read_text()) == set()
+    assert len(modules()) > 40
+    assert [breach for path, source in modules().items() for breach in breaches(path, source)] == []
+
+
+def test_no_module_and_no_public_definition_has_a_namesake():
+    """A name says which thing is meant, wherever it is imported from."""
+    named = collections.Counter(Path(path).name for path in modules() if not path.endswith("__init__.py"))
+    defined = collections.Counter(
+        node.name
+        for source in modules().values()
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in (named + defined).items() if count > 1] == []
+
+
+def test_functions_are_short():
+    long = []
+    for path, source in modules().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                doc = node.body[0] if ast.get_docstring(node) else None
+                lines = node.end_lineno - node.lineno + 1
+                lines -= doc.end_lineno - doc.lineno + 1 if doc else 0
+                long += [f"{path}:{node.name} {lines}"] if lines > LONGEST else []
+    assert long == []
+
+
+@pytest.mark.parametrize("room", sorted(room for room in BELOW if (PACKAGE / room).is_dir()))
+def test_a_room_exports_what_it_says(room):
+    module = importlib.import_module(f"jaxrl_align.{room}")
+    assert module.__all__ == sorted(module.__all__), "in order"
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, f"{room}.{name} needs a docstring"
+
+
+def test_the_package_gives_its_rooms_and_its_version():
+    assert set(jaxrl_align.__all__) == {*BELOW, "__version__"}
+    assert jaxrl_align.losses.gae is importlib.import_module("jaxrl_align.losses").gae
+    assert jaxrl_align.__version__ == importlib.metadata.version("jaxrl-align")
+    with pytest.raises(AttributeError, match="no attribute 'rooms'"):
+        jaxrl_align.rooms  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -70,7 +124,9 @@ def test_no_file_breaks_the_arrows():
         ("align/rlhf.py", "from jaxrl_align import runtime"),
         ("types.py", "from jaxrl_align.learner import train"),
         ("rl/dqn.py", "import flax.linen as nn"),
-        ("actors/text.py", "from gymnax.environments import spaces"),
+        ("envs/tabular.py", "from gymnax.environments import spaces"),
+        ("envs/rollout.py", "from jaxrl_align.actors import gym"),
+        ("text/generation.py", "from jaxrl_align.actors import text"),
         ("losses/values.py", "from . import masking"),
     ],
 )
@@ -79,5 +135,6 @@ def test_a_breach_is_seen(path, source):
 
 
 def test_what_the_arrows_allow_passes():
-    assert breaches("actors/gym.py", "import gymnax\nfrom jaxrl_align.losses import gae") == []
+    assert breaches("envs/registry.py", "import gymnax\nfrom jaxrl_align.losses import gae") == []
+    assert breaches("actors/gym.py", "from jaxrl_align.envs.rollout import unroll") == []
     assert breaches("nets/mlp.py", "import flax.linen as nn\nimport jax") == []

@@ -10,6 +10,7 @@ import pytest
 from jaxrl_align.learner import (
     cosine_decay,
     descend,
+    epochs,
     linear_decay,
     make_gradient_learner,
     make_optimizer,
@@ -162,7 +163,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 def test_one_step_by_hand():
     learner = make(optimizer=optax.identity())
     state = learner.init(jax.random.key(0), HParams(0.1), jnp.array([1.0, 2.0]))
-    assert state.step == 0 and state.frozen is None
+    assert state.step == 0 and state.env_state is None
     batch = jnp.array([[2.0, 2.0], [4.0, -2.0]])
     for step in (learner.step, jax.jit(learner.step)):
         after, metrics = step(state, batch)
@@ -186,23 +187,66 @@ def test_the_rate_of_every_step_reaches_the_update_and_the_metrics():
         np.testing.assert_allclose(state.params, before + 0.2 * factor * (1 - before), rtol=1e-5)
 
 
-def test_frozen_trees_reach_the_loss_and_do_not_change():
+def test_frozen_trees_reach_the_loss_and_stay_out_of_the_state():
     def loss(params, frozen, batch, key, hparams):
         return jnp.sum((params - frozen["goal"]) ** 2), {}
 
     learner = make_gradient_learner(lambda key: jnp.zeros(2), loss)
-    state = learner.init(jax.random.key(0), HParams(0.1), frozen={"goal": jnp.array([1.0, -1.0])})
+    frozen = {"goal": jnp.array([1.0, -1.0])}
+    state = learner.init(jax.random.key(0), HParams(0.1))
     step = jax.jit(learner.step)
     for _ in range(100):
-        state, _ = step(state, jnp.zeros(1))
+        state, _ = step(state, jnp.zeros(1), frozen)
     np.testing.assert_allclose(state.params, [1.0, -1.0], atol=0.05)
-    np.testing.assert_array_equal(state.frozen["goal"], [1.0, -1.0])
+    assert "goal" not in str(jax.tree.structure(state))
+    trained, _ = train(learner._replace(step=lambda s, b, f: learner.step(s, jnp.zeros(1), f)), 100)(
+        jax.random.key(0), HParams(0.1), None, frozen
+    )
+    np.testing.assert_allclose(trained.params, state.params, rtol=1e-5)
 
 
 def test_a_learner_without_data_is_refused():
     learner = make_gradient_learner(lambda key: jnp.zeros(2), square)
     with pytest.raises(ValueError, match=r"no sampler: pass step\(state, batch\)"):
         learner.step(learner.init(jax.random.key(0), HParams()))
+
+
+def test_a_batch_of_no_arrays_is_refused():
+    learner = make_gradient_learner(lambda key: jnp.zeros(2), square)
+    with pytest.raises(ValueError, match="a batch must be a tree of arrays; got one of type str"):
+        learner.step(learner.init(jax.random.key(0), HParams()), "nonsense")
+
+
+def test_a_fresh_state_owns_its_buffers():
+    """It may be donated, and what it was given stays."""
+    learner = make()
+    params, hparams = jnp.array([1.0, 2.0]), HParams(jnp.float32(0.1))
+    state = learner.init(jax.random.key(0), hparams, params)
+    jax.jit(learner.step, donate_argnums=0)(state)
+    assert float(params.sum()) == 3.0 and float(hparams.learning_rate) == np.float32(0.1)
+
+
+def test_epochs_visit_every_row_once_each_and_average_the_metrics():
+    """By hand: plain descent on x - row, whose minibatch gradients are x minus the rows' means."""
+    rows = jnp.arange(4.0)
+    seen = []
+
+    def loss(x, batch):
+        return jnp.mean((x - batch) ** 2) / 2, {"mean": jnp.mean(batch), "x": x}
+
+    key = jax.random.key(3)
+    x, _, metrics = epochs(
+        loss, optax.identity(), jnp.zeros(()), optax.EmptyState(), rows, key,
+        num_epochs=2, minibatches=2, learning_rate=0.5,
+    )  # fmt: skip
+    by_hand = 0.0
+    for order in np.asarray(permutations(key, 2, 4)):
+        for half in order.reshape(2, 2):
+            seen.append(by_hand)
+            by_hand -= 0.5 * (by_hand - half.mean())
+    np.testing.assert_allclose(x, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(metrics["mean"], 1.5)
+    np.testing.assert_allclose(metrics["x"], np.mean(seen), rtol=1e-6)
 
 
 def test_train_is_a_scan_of_steps_under_used_once_keys():

@@ -8,7 +8,7 @@ from jax.extend import core
 from jaxrl_align.nets.transformer import Cache, LanguageModel, TransformerConfig, make_transformer
 
 VOCAB = 20
-LM = make_transformer(TransformerConfig(VOCAB, width=16, layers=2, heads=2, context=80), lora_scale=2.0)
+LM = make_transformer(TransformerConfig(VOCAB, width=16, layers=2, heads=2, context=80))
 
 
 def disturb(tree, key, scale):

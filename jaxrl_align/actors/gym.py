@@ -24,8 +24,6 @@ from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.mlp import Net
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
-__all__ = ["Critic", "check_net", "greedy", "make_actor", "sampled", "to_trajectory"]
-
 Critic = Literal["state", "sarsa", "max"]
 """What a net's critic output means: V(s) [], or Q(s, .) [A] whose next value is that of the action taken next
 ("sarsa", which learns the policy's Q) or of the best one ("max", which learns the optimal Q)."""

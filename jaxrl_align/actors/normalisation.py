@@ -14,17 +14,6 @@ import jax.numpy as jnp
 
 from jaxrl_align.envs.rollout import Policy, Steps
 
-__all__ = [
-    "Moments",
-    "Normaliser",
-    "merge",
-    "normalise_steps",
-    "normalised",
-    "normalised_obs",
-    "standardise",
-    "start_normaliser",
-]
-
 LIMIT = 10.0
 """Standardised observations and scaled rewards are clipped to [-10, 10]."""
 
@@ -71,7 +60,7 @@ def start_normaliser(obs: chex.Array, *, of_obs: bool, of_reward: bool) -> Norma
     )
 
 
-def merge(moments: Moments, x: chex.Array) -> Moments:
+def merge_moments(moments: Moments, x: chex.Array) -> Moments:
     """Return the moments of everything seen so far and of a batch.
 
         mean' = mean + w d,   var' = (1 - w) var + w var_x + w (1 - w) d^2,
@@ -134,10 +123,10 @@ def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: chex.Numeric) -
         over_steps = jax.vmap(jax.vmap(lambda x: standardise(obs, x)))
         seen = steps.obs.reshape(-1, *steps.obs.shape[2:])
         steps = steps._replace(obs=over_steps(steps.obs), final_obs=over_steps(steps.final_obs))
-        obs = merge(obs, seen)
+        obs = merge_moments(obs, seen)
     if reward is not None:
         running, discounted = _running_returns(running, steps, gamma)
-        reward = merge(reward, discounted.ravel())
+        reward = merge_moments(reward, discounted.ravel())
         scaled = steps.reward * jax.lax.rsqrt(reward.variance + _TINY)
         steps = steps._replace(reward=jnp.clip(scaled, -LIMIT, LIMIT))
     return Normaliser(obs, reward, running), steps

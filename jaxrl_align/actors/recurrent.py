@@ -33,8 +33,6 @@ from jaxrl_align.nets.memory import RecurrentNet
 from jaxrl_align.nets.mlp import Net
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
-__all__ = ["Sequence", "evaluate_recurrent_policy", "make_recurrent_actor"]
-
 
 class Sequence(NamedTuple):
     """What a policy with memory reads in T steps: the `obs` of its trajectories."""

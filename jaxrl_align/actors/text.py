@@ -167,7 +167,7 @@ def answer(
     return trajectory, {"kl": kl, "score": paid, "stopped": stopped.astype(jnp.float32)}
 
 
-def make_actor(
+def make_text_actor(
     lm: LanguageModel, score: Score, config: TextConfig, sample_prompts: Sampler | None = None
 ) -> Actor:
     """Build the actor that answers prompts and is paid by a score and a KL penalty.

@@ -14,8 +14,6 @@ from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.q_networks import QNet
 from jaxrl_align.types import Actor, Metrics, Params, Transition
 
-__all__ = ["epsilon_greedy", "make_value_actor"]
-
 
 def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> Policy:
     """Return the policy that acts at random with probability `epsilon`, and else by the largest value.

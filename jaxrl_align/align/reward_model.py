@@ -56,7 +56,9 @@ def score(lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: chex.
     return model.gain * apply_scalar_head(model.params["head"], hidden[last]) + model.bias
 
 
-def normalise(lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: chex.Array) -> RewardModel:
+def normalise_scores(
+    lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: chex.Array
+) -> RewardModel:
     """Return the model with the gain and bias that give these samples mean 0 and deviation 1.
 
     Args:
@@ -70,14 +72,14 @@ def normalise(lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: c
     return RewardModel(model.params, gain, -jnp.mean(raw) * gain)
 
 
-def pair(a: Answers, b: Answers, first: chex.Array) -> Comparisons:
+def pair_answers(a: Answers, b: Answers, first: chex.Array) -> Comparisons:
     """Return comparisons of answers [..., L]; `first` [...] says where the annotator preferred a."""
     first = jnp.asarray(first)[..., None]
     choose = lambda yes, no: jax.tree.map(lambda x, y: jnp.where(first, x, y), yes, no)
     return Comparisons(choose(a, b), choose(b, a))
 
 
-def margins(lm: LanguageModel, model: RewardModel, data: Comparisons) -> chex.Array:
+def score_margins(lm: LanguageModel, model: RewardModel, data: Comparisons) -> chex.Array:
     """Return `score(chosen) - score(rejected)` [N]; the share above 0 is the model's accuracy."""
     read = jax.vmap(lambda t, m: score(lm, model, t, m))
     return read(data.chosen.tokens, data.chosen.real) - read(data.rejected.tokens, data.rejected.real)

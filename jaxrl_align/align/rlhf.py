@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from jaxrl_align.actors.text import Score, make_actor
+from jaxrl_align.actors.text import Score, make_text_actor
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
 from jaxrl_align.rl.actor_critic import make_actor_critic
 from jaxrl_align.text.generation import TextConfig
@@ -76,13 +76,13 @@ def make_rlhf_learner(
 
     Returns:
       A `Learner`; `step(state)` draws prompts, `step(state, prompts [B, P])` takes given ones. Its metrics
-      are those of `actors.text.make_actor` and of `rl.actor_critic.ppo_loss`.
+      are those of `actors.text.make_text_actor` and of `rl.actor_critic.ppo_loss`.
 
     Raises:
       ValueError: if prompt and response do not fit the context or a special token the vocabulary; at trace
         time, if `minibatches` does not divide the number of prompts.
     """
-    actor = make_actor(lm, score, config, sample_prompts)
+    actor = make_text_actor(lm, score, config, sample_prompts)
     return make_actor_critic(
         actor, epochs=epochs, minibatches=minibatches, total_steps=total_steps, optimizer=optimizer
     )

@@ -1,1 +1,45 @@
-"""Host-side data: tokenizers, corpora, demonstrations and comparisons, as numpy arrays."""
+"""The host's side of data: files, images, corpora, tokenizers, chat templates, annotators."""
+
+from jaxrl_align.data.annotators import PlainProse, compare
+from jaxrl_align.data.blimp import Paradigm, load_blimp
+from jaxrl_align.data.books import childrens_books, hold_out_first, passages, read_books
+from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences, tiny_shakespeare
+from jaxrl_align.data.files import DataFile, find_file
+from jaxrl_align.data.images import (
+    Images,
+    Split,
+    choose_labelled,
+    load_digits,
+    load_idx_folder,
+    load_mnist,
+    load_photo_patches,
+    read_idx,
+)
+from jaxrl_align.data.mixtures import epochs_per_source, normalise_weights
+from jaxrl_align.data.packing import Packed, pack
+from jaxrl_align.data.probes import Cloze
+from jaxrl_align.data.prompts import Demonstrations, cut_sentences
+from jaxrl_align.data.streams import open_tokens, stream_rows, write_tokens
+from jaxrl_align.data.tokenizers import (
+    Tokenizer,
+    byte_tokenizer,
+    character_tokenizer,
+    left_pad,
+    load_tokenizer,
+    right_pad,
+    save_tokenizer,
+    train_bpe,
+)
+
+# fmt: off
+__all__ = [
+    "ChatTemplate", "Cloze", "DataFile", "Demonstrations", "Images", "Packed", "Paradigm", "PlainProse",
+    "Split", "Tokenizer", "byte_tokenizer", "character_tokenizer", "childrens_books", "choose_labelled",
+    "compare", "cut_sentences", "epochs_per_source", "find_file", "hold_out_first", "left_pad",
+    "load_blimp", "load_digits", "load_idx_folder", "load_mnist", "load_photo_patches", "load_tokenizer",
+    "normalise_weights", "open_tokens", "pack", "paragraphs", "passages", "python_topics", "read_books",
+    "read_idx", "read_text", "right_pad", "save_tokenizer", "sentences", "stream_rows",
+    "tiny_shakespeare", "train_bpe", "write_tokens",
+]
+# fmt: on

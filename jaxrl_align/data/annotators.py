@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["PlainProse", "compare"]
-
 
 class PlainProse:
     """The gold reward of the demonstration: a finished sentence in plain words that does not repeat itself.

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from jaxrl_align.data.files import DataFile, find_file
 
-__all__ = ["HUMAN_AGREEMENT", "PUBLISHED_ACCURACY", "Paradigm", "load_blimp"]
-
 BLIMP = DataFile(
     "glue/BLiMP.zip",
     "https://raw.githubusercontent.com/alexwarstadt/blimp/master/BLiMP.zip",

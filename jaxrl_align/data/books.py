@@ -7,8 +7,6 @@ from pathlib import Path
 from jaxrl_align.data.corpora import read_text
 from jaxrl_align.data.files import DataFile, find_file
 
-__all__ = ["childrens_books", "hold_out_first", "passages", "read_books", "strip_credits"]
-
 TITLE_WORDS = 500
 """Dropped from every book's beginning, because title pages and dedications name people."""
 

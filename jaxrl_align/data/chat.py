@@ -10,8 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["ChatTemplate"]
-
 
 class ChatTemplate:
     """A compiled chat template.

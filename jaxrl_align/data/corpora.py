@@ -6,8 +6,6 @@ from pydoc_data.topics import topics
 
 from jaxrl_align.data.files import DataFile, find_file
 
-__all__ = ["paragraphs", "python_topics", "read_text", "sentences", "tiny_shakespeare"]
-
 TINY_SHAKESPEARE = DataFile(
     "text/tinyshakespeare.txt",
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["DATA_VARIABLE", "DataFile", "cache_folder", "find_file"]
-
 DATA_VARIABLE = "JAXRL_ALIGN_DATA"
 
 

@@ -10,18 +10,6 @@ import numpy as np
 
 from jaxrl_align.data.files import DataFile, find_file
 
-__all__ = [
-    "Images",
-    "Split",
-    "choose_labelled",
-    "load_digits",
-    "load_idx_folder",
-    "load_mnist",
-    "load_photo_patches",
-    "read_idx",
-    "shrink_mnist",
-]
-
 NUM_CLASSES = 10
 
 _MNIST_SHA256 = {

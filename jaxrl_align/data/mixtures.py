@@ -5,8 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["GPT3_SOURCES", "Source", "epochs", "normalise_weights"]
-
 
 class Source(NamedTuple):
     """One text source of a mixture."""
@@ -45,7 +43,7 @@ def normalise_weights(weights: ArrayLike) -> np.ndarray:
     return weights / weights.sum()
 
 
-def epochs(weights: ArrayLike, tokens: ArrayLike, total: float) -> np.ndarray:
+def epochs_per_source(weights: ArrayLike, tokens: ArrayLike, total: float) -> np.ndarray:
     """Return how often training on `total` tokens reads each source through: `total w_i / n_i`.
 
     Args:

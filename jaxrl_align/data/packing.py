@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Packed", "pack"]
-
 
 class Packed(NamedTuple):
     """Rows of documents, each leaf [N, L] int32."""

@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-__all__ = ["CLOZE_PROBES", "GAP", "Cloze"]
-
 GAP = "___"
 
 

@@ -7,8 +7,6 @@ import numpy as np
 
 from jaxrl_align.data.tokenizers import Tokenizer, left_pad, right_pad
 
-__all__ = ["Demonstrations", "cut_sentences"]
-
 
 class Demonstrations(NamedTuple):
     """Prompts and the responses shown for them, int32."""

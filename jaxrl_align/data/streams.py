@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["open_tokens", "stream_rows", "write_tokens"]
-
 
 def write_tokens(path: str | Path, pieces: Iterable[Sequence[int]], *, vocab_size: int) -> int:
     """Write pieces of text, as tokens, one behind the other into a `.npy` file of 16 or 32 bits each.

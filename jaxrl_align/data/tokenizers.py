@@ -14,17 +14,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrl_align.data.chat import ChatTemplate
 
-__all__ = [
-    "Tokenizer",
-    "byte_tokenizer",
-    "character_tokenizer",
-    "left_pad",
-    "load_tokenizer",
-    "right_pad",
-    "save_tokenizer",
-    "train_bpe",
-]
-
 PAD, STOP = "<pad>", "<stop>"
 OURS = {"pad_token": PAD, "eos_token": STOP}
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from jaxrl_align.losses import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 
-__all__ = ["Distribution", "MultiDiscrete", "make_distribution", "output_shape", "to_environment"]
-
 Distribution = type[Categorical] | type[MultiCategorical] | type[DiagonalGaussian] | type[TanhGaussian]
 """What a net's policy output parametrises: logits [A] or [K, A], or a pair (mean [D], log_std [D])."""
 

@@ -5,8 +5,6 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["check_at_least_one", "check_first_observation"]
-
 
 def check_at_least_one(**counts: int) -> None:
     """Raise ValueError for a count below 1."""

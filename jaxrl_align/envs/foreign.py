@@ -19,8 +19,6 @@ from jax.flatten_util import ravel_pytree
 from jaxrl_align.envs.actions import MultiDiscrete
 from jaxrl_align.envs.registry import spaces
 
-__all__ = ["AdaptedEnv", "AdaptedState", "View", "flatten", "from_brax", "from_jumanji", "from_navix"]
-
 Environment = tuple["AdaptedEnv", None]
 Observe = Callable[[Any], chex.Array]
 """What the policy sees of a foreign observation."""

@@ -16,8 +16,6 @@ import numpy as np
 from jaxrl_align.envs.actions import MultiDiscrete
 from jaxrl_align.envs.registry import spaces
 
-__all__ = ["HostEnvironment", "HostState", "make_host_environment"]
-
 KEPT = 4
 """How many sets of environments are kept: a training's and, say, an evaluation's; older ones are closed."""
 

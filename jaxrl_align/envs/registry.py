@@ -13,8 +13,6 @@ import gymnax
 import jax
 from gymnax.environments import spaces
 
-__all__ = ["Environment", "make_environment", "num_actions", "spaces"]
-
 Environment = str | tuple[Any, Any]
 """A gymnax name, or (environment, parameters)."""
 

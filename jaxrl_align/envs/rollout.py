@@ -16,24 +16,6 @@ from jaxrl_align.envs.registry import Environment, make_environment
 from jaxrl_align.losses import Categorical
 from jaxrl_align.types import Metrics
 
-__all__ = [
-    "WINDOW",
-    "EnvState",
-    "Episodes",
-    "GymState",
-    "Policy",
-    "Steps",
-    "advance",
-    "evaluate_policy",
-    "first_episode",
-    "first_episodes",
-    "record_episodes",
-    "reset",
-    "start",
-    "step_keys",
-    "unroll",
-]
-
 WINDOW = 100
 """How many of the last finished episodes `episode_return_last100` averages."""
 

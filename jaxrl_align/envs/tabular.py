@@ -11,16 +11,6 @@ import numpy as np
 from jaxrl_align.envs.registry import spaces
 from jaxrl_align.types import MDP
 
-__all__ = [
-    "TabularEnv",
-    "TabularParams",
-    "TabularState",
-    "frozen_lake",
-    "make_tabular_environment",
-    "make_mdp",
-    "random_mdp",
-]
-
 
 def make_mdp(
     transition: chex.Array,

@@ -1,1 +1,11 @@
-"""What a trained model can do, measured: the likelihood of texts, and counting models to compare with."""
+"""What a trained model can do: the likelihood of texts, and counting models to compare with."""
+
+from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred, text_log_prob
+from jaxrl_align.evaluate.ngrams import NGrams, count_ngrams, ngram_log_probs
+
+# fmt: off
+__all__ = [
+    "NGrams", "count_ngrams", "encode_texts", "make_scorer", "ngram_log_probs", "rank_of",
+    "share_preferred", "text_log_prob",
+]
+# fmt: on

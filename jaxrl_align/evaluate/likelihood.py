@@ -21,8 +21,6 @@ from jaxrl_align.pretrain.lm import TokenBatch, predict_row
 from jaxrl_align.text.completion import bucket_length
 from jaxrl_align.types import Params
 
-__all__ = ["encode_texts", "make_scorer", "rank_of", "share_preferred", "text_log_prob"]
-
 
 def text_log_prob(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
     """Return the log-probability of one text, `sum_{t >= 2} log p(x_t | x_{<t})`.

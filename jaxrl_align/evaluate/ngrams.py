@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["NGrams", "count_ngrams", "ngram_log_probs"]
-
 
 class NGrams(NamedTuple):
     """Counts of all n-grams of up to `order` tokens; an n-gram is a number with a token per digit."""

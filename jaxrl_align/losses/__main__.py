@@ -32,7 +32,7 @@ def describe(thing: Any) -> tuple[str, str, str]:
     return " ".join(summary.split()), "<br>".join(f"`{line}`" for line in lines), source
 
 
-def make_table() -> str:
+def make_page() -> str:
     """Return the page, a row for every public function and distribution."""
     rows = []
     for name in losses.__all__:
@@ -44,4 +44,4 @@ def make_table() -> str:
 
 
 if __name__ == "__main__":
-    print(make_table(), end="")
+    print(make_page(), end="")

@@ -32,16 +32,16 @@ def importance_ratio(log_prob: chex.Array, behaviour_log_prob: chex.Array) -> ch
 
 
 def reinforce_loss(log_prob: chex.Array, ret: chex.Array) -> chex.Array:
-    """Compute the loss whose gradient is REINFORCE's.
+    """Compute the loss whose gradient is the policy gradient: REINFORCE's, or an actor's under a critic.
 
         -log pi(a|s) G
 
     `G` is the whole return, the reward-to-go, its discounted form, or any of these minus a baseline `b(s_t)`
-    *per step*.
+    *per step*; or a critic's `Q(s, a)`, `q_advantage` or `gae` (actor-critic).
 
     Args:
       log_prob: [...] nats.
-      ret: [...] return of each action; gradient stopped.
+      ret: [...] return or advantage of each action; gradient stopped.
 
     Returns:
       [...] losses.
@@ -49,31 +49,10 @@ def reinforce_loss(log_prob: chex.Array, ret: chex.Array) -> chex.Array:
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: Williams 1992; lectures 000-003 (B4, B24).
+    Source: Williams 1992; Sutton et al. 2000; lectures 000-003 (B4, B11-B13, B24).
     """
     log_prob, ret = same_shape(log_prob, ret)
     return -log_prob * jax.lax.stop_gradient(ret)
-
-
-def actor_critic_loss(log_prob: chex.Array, critic: chex.Array) -> chex.Array:
-    """Compute the actor's loss under a critic.
-
-        -log pi(a|s) C(s, a),   C = Q (Q actor-critic) or A = Q - V (advantage actor-critic)
-
-    Args:
-      log_prob: [...] nats.
-      critic: [...] `Q(s, a)`, `q_advantage` or `gae`; gradient stopped.
-
-    Returns:
-      [...] losses.
-
-    Raises:
-      AssertionError: if the shapes differ.
-
-    Source: Sutton et al. 2000; lectures 001, 003 (B11-B13).
-    """
-    log_prob, critic = same_shape(log_prob, critic)
-    return -log_prob * jax.lax.stop_gradient(critic)
 
 
 def surrogate(log_prob: chex.Array, behaviour_log_prob: chex.Array, advantage: chex.Array) -> chex.Array:

@@ -1,4 +1,6 @@
-"""The four policy-gradient updates of lecture 002, as losses; each adds one term to the one before.
+"""Three policy-gradient updates of lecture 002 as losses; each adds one term to the one before.
+
+The first of the lecture's four, the vanilla update (B24), is `reinforce_loss`.
 
 The lecture adds bare terms to a gradient; here each is a term of the *objective* `E_pi[...]`, and its
 gradient is taken by the score function: the term, stopped, multiplies `log pi`. The lecture's gamma, which it
@@ -13,26 +15,6 @@ import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import same_shape
 from jaxrl_align.losses.policies import reinforce_loss
-
-
-def vanilla_loss(log_prob: chex.Array, ret: chex.Array) -> chex.Array:
-    """Compute the loss of the vanilla update.
-
-        -log pi(a|s) G
-
-    Args:
-      log_prob: [...] nats.
-      ret: [...] returns; gradient stopped.
-
-    Returns:
-      [...] losses.
-
-    Raises:
-      AssertionError: if the shapes differ.
-
-    Source: lecture 002 (B24).
-    """
-    return reinforce_loss(log_prob, ret)
 
 
 def variance_stabilised_loss(log_prob: chex.Array, ret: chex.Array, baseline: chex.Array) -> chex.Array:

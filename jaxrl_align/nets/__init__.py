@@ -1,1 +1,39 @@
-"""Flax networks behind `(init, apply)` pairs; the only room that imports flax."""
+"""Networks as pure functions over plain dicts of parameters, and what is laid over them."""
+
+from jaxrl_align.nets.adapters import KINDS, Kind, Tuning, init_lora, merge, overlay, select
+from jaxrl_align.nets.layered import (
+    GLOROT,
+    Autoencoder,
+    LayeredNet,
+    fan_in_uniform,
+    make_autoencoder,
+    make_layered_net,
+)
+from jaxrl_align.nets.memory import RecurrentNet, with_memory
+from jaxrl_align.nets.mlp import (
+    Net,
+    make_actor_critic_net,
+    make_gaussian_net,
+    make_multi_discrete_net,
+    orthogonal,
+)
+from jaxrl_align.nets.q_networks import QNet, make_q_net, make_state_action_net, make_table, support_between
+from jaxrl_align.nets.transformer import (
+    LanguageModel,
+    apply_scalar_head,
+    init_scalar_head,
+    make_transformer,
+    positions_of,
+)
+from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
+
+# fmt: off
+__all__ = [
+    "Autoencoder", "GLOROT", "KINDS", "Kind", "LanguageModel", "LayeredNet", "Net", "QNet",
+    "RecurrentNet", "RopeScaling", "TransformerConfig", "Tuning", "apply_scalar_head", "fan_in_uniform",
+    "init_lora", "init_scalar_head", "make_actor_critic_net", "make_autoencoder", "make_gaussian_net",
+    "make_layered_net", "make_multi_discrete_net", "make_q_net", "make_state_action_net", "make_table",
+    "make_transformer", "merge", "orthogonal", "overlay", "positions_of", "select", "support_between",
+    "with_memory",
+]
+# fmt: on

@@ -22,8 +22,6 @@ import jax.numpy as jnp
 
 from jaxrl_align.types import Params
 
-__all__ = ["KINDS", "Kind", "Tuning", "init_lora", "merge", "overlay", "select"]
-
 
 class Kind(NamedTuple):
     """A way of tuning a linear layer by leaves of its own, beside its kernel under the kind's name."""

@@ -13,8 +13,6 @@ from jaxrl_align.nets.adapters import KINDS, is_complete
 from jaxrl_align.nets.rope import rope_frequencies, rotate
 from jaxrl_align.nets.transformer_config import TransformerConfig
 
-__all__ = ["Cache", "Decoder", "Places"]
-
 
 class Cache(NamedTuple):
     """Keys and values of the tokens read so far, each leaf [layers, kv_heads, slots, depth]."""

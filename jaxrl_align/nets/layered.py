@@ -9,8 +9,6 @@ import jax.numpy as jnp
 
 from jaxrl_align.types import Params
 
-__all__ = ["GLOROT", "Autoencoder", "LayeredNet", "fan_in_uniform", "make_autoencoder", "make_layered_net"]
-
 Activation = Callable[[chex.Array], chex.Array]
 
 GLOROT = jax.nn.initializers.glorot_uniform()

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jaxrl_align.nets.mlp import Net, orthogonal
 from jaxrl_align.types import Params
 
-__all__ = ["RecurrentNet", "with_memory"]
-
 
 class RecurrentNet(NamedTuple):
     """A policy and a critic that remember, for ONE observation; the caller vmaps and scans."""

@@ -13,8 +13,6 @@ import numpy as np
 from jaxrl_align.nets.q_networks import patches
 from jaxrl_align.types import Params
 
-__all__ = ["Net", "make_actor_critic_net", "make_gaussian_net", "make_multi_discrete_net", "orthogonal"]
-
 Activation = Callable[[chex.Array], chex.Array]
 
 

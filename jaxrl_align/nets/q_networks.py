@@ -10,8 +10,6 @@ import jax.numpy as jnp
 
 from jaxrl_align.types import Params
 
-__all__ = ["QNet", "make_q_net", "make_state_action_net", "make_table", "patches", "support_between"]
-
 
 class QNet(NamedTuple):
     """Action values of ONE observation; the caller vmaps."""

@@ -6,8 +6,6 @@ import numpy as np
 
 from jaxrl_align.nets.transformer_config import RopeScaling
 
-__all__ = ["rope_frequencies", "rotate"]
-
 
 def rope_frequencies(depth: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
     """Return the angles by which one position turns each pair of a head, `theta^(-2i / depth)`, scaled.

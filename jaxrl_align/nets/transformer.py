@@ -16,20 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.nets.blocks import Cache, Decoder, Places
-from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
+from jaxrl_align.nets.transformer_config import TransformerConfig
 from jaxrl_align.types import Params
-
-__all__ = [
-    "Cache",
-    "LanguageModel",
-    "RopeScaling",
-    "TransformerConfig",
-    "apply_scalar_head",
-    "init_scalar_head",
-    "make_transformer",
-    "positions_of",
-    "reachable",
-]
 
 
 class LanguageModel(NamedTuple):

@@ -4,8 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["LINEARS", "RopeScaling", "TransformerConfig"]
-
 LINEARS = ("query", "key", "value", "attention_out", "gate", "up", "down")
 """The linear layers that a block may have; `gate` belongs to SwiGLU alone."""
 

@@ -30,20 +30,6 @@ from jaxrl_align.losses import masking_noise, reconstruction_error
 from jaxrl_align.nets.layered import Autoencoder, LayeredNet, make_autoencoder
 from jaxrl_align.types import Learner, Metrics, Params, State
 
-__all__ = [
-    "AutoencoderHParams",
-    "ClassifierHParams",
-    "error_rate",
-    "finetune",
-    "fit",
-    "make_autoencoder_learner",
-    "make_classifier_learner",
-    "make_layer_autoencoders",
-    "pretrain_supervised",
-    "pretrain_unsupervised",
-    "reconstruct",
-]
-
 ReconstructionKind = Literal["norm", "squared", "bernoulli"]
 
 

@@ -18,18 +18,6 @@ from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Learner, Metrics, Params, Sampler
 
-__all__ = [
-    "TextClassifierHParams",
-    "LabelledText",
-    "attach_head",
-    "classification_objective",
-    "classify",
-    "fit_head",
-    "make_text_classifier",
-    "mean_accuracy",
-    "mean_features",
-]
-
 
 class TextClassifierHParams(NamedTuple):
     """The traced scalars of text classification."""

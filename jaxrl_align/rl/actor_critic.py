@@ -165,7 +165,8 @@ def make_actor_critic(
       adapt: `(hparams, metrics) -> hparams`, applied after every update, for controllers.
 
     Returns:
-      A `Learner`. Its metrics are the rollout's, the loss's averaged over the gradient steps, and `lr`.
+      A `Learner`. Its metrics are the rollout's, the loss's averaged over the gradient steps, and
+      `learning_rate`.
 
     Raises:
       ValueError: if the actor cannot evaluate trajectories; at trace time, if `minibatches` or
@@ -189,24 +190,8 @@ def make_actor_critic(
         measure_kl,
         adapt,
     )
-    return Learner(
-        functools.partial(init_actor_critic, settings), functools.partial(step_actor_critic, settings)
-    )
-
-
-def init_actor_critic(
-    settings: ActorCritic, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
-) -> State:
-    """Return the first state."""
-    actor = settings.actor
-    return begin(
-        key,
-        hparams,
-        params,
-        init_params=actor.init_params,
-        init_opt=settings.optimizer.init,
-        init_env=actor.init_env,
-    )
+    init = functools.partial(begin, actor.init_params, optimizer.init, actor.init_env)
+    return Learner(init, functools.partial(step_actor_critic, settings))
 
 
 def step_actor_critic(
@@ -275,4 +260,4 @@ def update_policy(
         minibatches=settings.minibatches,
         learning_rate=learning_rate,
     )
-    return state._replace(params=params, opt_state=opt_state), metrics | {"lr": learning_rate}
+    return state._replace(params=params, opt_state=opt_state), metrics | {"learning_rate": learning_rate}

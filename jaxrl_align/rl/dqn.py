@@ -19,20 +19,6 @@ from jaxrl_align.losses import categorical_q_loss, huber, quantile_regression_lo
 from jaxrl_align.rl.replay import Replay, ReplayState, Sample, make_replay, replay_bytes, time_first
 from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Transition
 
-__all__ = [
-    "DQNHParams",
-    "Experience",
-    "TransitionLoss",
-    "c51_loss",
-    "check_rewards",
-    "make_dqn",
-    "make_online_q",
-    "memory_bytes",
-    "quantile_loss",
-    "td_loss",
-    "transition_loss",
-]
-
 TransitionLoss = Callable[[chex.Array, chex.Array, chex.Array, chex.Array], tuple[chex.Array, chex.Array]]
 """`(out_tm1, r_t, discount_t, out_t) -> (loss, error)` of one transition: the net's output for the action
 taken, [] or [K], and for the next action, whose gradient it stops; `error` sets the priority."""
@@ -189,6 +175,10 @@ def check_rewards(state: State) -> None:
         )
 
 
+def _start_experience(envs: Any, target: Params | None = None, replay: Any = None) -> Experience:
+    return Experience(envs, target, replay, jnp.zeros((), jnp.int32), jnp.full(2, -1, jnp.int32))
+
+
 def _rollout_shapes(actor: Actor) -> Transition:
     """Return the shapes [B, T, ...] of a rollout, without running it."""
     if actor.action_values is None:
@@ -304,20 +294,12 @@ def init_dqn(
 ) -> State:
     """Fill the replay by random play and return the first state."""
     actor = settings.actor
-    state = begin(
-        key,
-        hparams,
-        params,
-        init_params=actor.init_params,
-        init_opt=settings.optimizer.init,
-        init_env=actor.init_env,
-    )
+    init_opt = settings.optimizer.init
+    state = begin(actor.init_params, init_opt, actor.init_env, key, hparams, params)
     *_, key_fill, key = jax.random.split(key, 4)
     replay = settings.replay.init(_example(_rollout_shapes(actor)))
     target = jax.tree.map(jnp.copy, state.params)
-    experience = Experience(
-        state.env_state, target, replay, jnp.zeros((), jnp.int32), jnp.full(2, -1, jnp.int32)
-    )
+    experience = _start_experience(state.env_state, target, replay)
 
     def play(carry: tuple[Experience, chex.PRNGKey], i: chex.Array) -> tuple[Any, None]:
         experience, key = carry
@@ -450,25 +432,11 @@ def make_online_q(
       A `Learner`; its hparams are `DQNHParams`, of which the target's and the replay's fields are not read.
     """
     one = transition_loss(actor, loss or td_loss(squared))
-    settings = OnlineQ(actor, one, optimizer or optax.identity(), *_rollout_shapes(actor).reward.shape)
-    return Learner(functools.partial(init_online_q, settings), functools.partial(step_online_q, settings))
-
-
-def init_online_q(
-    settings: OnlineQ, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
-) -> State:
-    """Return the first state, without a memory or a target network."""
-    actor = settings.actor
-    state = begin(
-        key,
-        hparams,
-        params,
-        init_params=actor.init_params,
-        init_opt=settings.optimizer.init,
-        init_env=actor.init_env,
-    )
-    experience = Experience(state.env_state, None, None, jnp.zeros((), jnp.int32), jnp.full(2, -1, jnp.int32))
-    return state._replace(env_state=experience)
+    optimizer = optimizer or optax.identity()
+    settings = OnlineQ(actor, one, optimizer, *_rollout_shapes(actor).reward.shape)
+    init_env = lambda key, hparams: _start_experience(actor.init_env(key, hparams))
+    init = functools.partial(begin, actor.init_params, optimizer.init, init_env)
+    return Learner(init, functools.partial(step_online_q, settings))
 
 
 def step_online_q(

@@ -13,18 +13,7 @@ import jax.numpy as jnp
 from jaxrl_align.learner import begin, refuse
 from jaxrl_align.losses import q_learning_error
 from jaxrl_align.rl.replay import time_first
-from jaxrl_align.types import MDP, Actor, Learner, Metrics, Params, State, Transition
-
-__all__ = [
-    "QLearningHParams",
-    "Solution",
-    "action_values",
-    "policy_evaluation",
-    "make_q_learning",
-    "policy_iteration",
-    "solve_policy",
-    "value_iteration",
-]
+from jaxrl_align.types import MDP, Actor, Learner, Metrics, State, Transition
 
 
 class Solution(NamedTuple):
@@ -171,21 +160,8 @@ def make_q_learning(actor: Actor) -> Learner:
       and `td_error`, the mean absolute error.
     """
 
-    return Learner(functools.partial(init_q_learning, actor), functools.partial(step_q_learning, actor))
-
-
-def init_q_learning(
-    actor: Actor, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
-) -> State:
-    """Return the first state: the table, and how often each of its pairs was visited."""
-    return begin(
-        key,
-        hparams,
-        params,
-        init_params=actor.init_params,
-        init_opt=jnp.zeros_like,
-        init_env=actor.init_env,
-    )
+    init = functools.partial(begin, actor.init_params, jnp.zeros_like, actor.init_env)
+    return Learner(init, functools.partial(step_q_learning, actor))
 
 
 def step_q_learning(

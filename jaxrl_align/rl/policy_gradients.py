@@ -22,22 +22,8 @@ from jaxrl_align.losses import (
     squared,
     trajectory_return,
 )
-from jaxrl_align.rl.actor_critic import Batch, make_actor_critic, mean_kl
+from jaxrl_align.rl.actor_critic import Batch, make_actor_critic
 from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Trajectory
-
-__all__ = [
-    "PPOKLHParams",
-    "PolicyGradientHParams",
-    "gae_unwhitened",
-    "make_a2c",
-    "make_ppo_kl",
-    "make_q_actor_critic",
-    "make_reinforce",
-    "monte_carlo",
-    "policy_gradient_loss",
-    "ppo_kl_loss",
-    "q_values",
-]
 
 Returns = Literal["whole", "to_go", "discounted"]
 Baseline = Literal["none", "constant", "average", "learned"]
@@ -157,7 +143,6 @@ def ppo_kl_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[che
         "loss/policy_avg": masked_mean(policy, mask),
         "loss/value_avg": masked_mean(squared(batch.target - evaluation.value), mask),
         "policy/entropy_avg": masked_mean(evaluation.entropy, mask),
-        "policy/kl_avg": mean_kl(evaluation, batch),
         "policy/kl_coef": jnp.asarray(hparams.kl_coef, jnp.float32),
     }
     loss = metrics["loss/policy_avg"] + hparams.value_coef * metrics["loss/value_avg"]

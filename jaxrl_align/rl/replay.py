@@ -21,8 +21,6 @@ import numpy as np
 from jaxrl_align.losses import discounted_returns
 from jaxrl_align.types import Transition
 
-__all__ = ["Replay", "ReplayState", "Sample", "make_replay", "replay_bytes", "time_first"]
-
 WIDTH = 16
 MIN_DEPTH = 5
 PRIORITY_FLOOR = 1e-6

@@ -19,15 +19,6 @@ from jaxrl_align.losses import masked_mean, squared, surrogate
 from jaxrl_align.rl.actor_critic import Advantages, Batch, gae_advantages, mean_kl, roll_out
 from jaxrl_align.types import Actor, Learner, Metrics, Params, State
 
-__all__ = [
-    "Step",
-    "TRPOHParams",
-    "conjugate_gradient",
-    "fisher_vector_product",
-    "make_trpo",
-    "trust_region_step",
-]
-
 SHRINK = 0.8
 """By how much each trial of the line search shortens the step."""
 
@@ -212,22 +203,9 @@ def make_trpo(
     settings = TRPO(
         actor, critic_epochs, critic_minibatches, cg_iterations, max_trials, optimizer, advantages
     )
-    return Learner(functools.partial(init_trpo, settings), functools.partial(step_trpo, settings))
-
-
-def init_trpo(
-    settings: TRPO, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
-) -> State:
-    """Return the first state; the optimiser's is the critic's."""
-    actor = settings.actor
-    return begin(
-        key,
-        hparams,
-        params,
-        init_params=actor.init_params,
-        init_opt=lambda params: settings.optimizer.init(actor.split_params(params)[1]),
-        init_env=actor.init_env,
-    )
+    init_opt = lambda params: optimizer.init(actor.split_params(params)[1])
+    init = functools.partial(begin, actor.init_params, init_opt, actor.init_env)
+    return Learner(init, functools.partial(step_trpo, settings))
 
 
 def step_trpo(settings: TRPO, state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:

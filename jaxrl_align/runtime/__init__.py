@@ -1,1 +1,16 @@
-"""The host side of a run: loop, checkpoints, metrics, plots, command line, device mesh."""
+"""The host's side of a run: loop, folder, checkpoints, metrics, figures, command line, devices."""
+
+from jaxrl_align.runtime.checkpoint import fingerprint, latest_step, restore, save
+from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.metrics import History, interquartile_mean, mean_interval, read_metrics
+from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+
+# fmt: off
+__all__ = [
+    "History", "RunFolder", "curve_with_interval", "figure", "fingerprint", "interquartile_mean",
+    "latest_step", "mean_interval", "open_run", "read_metrics", "restore", "run", "save", "save_figure",
+    "shard_members", "use_cpu_devices",
+]
+# fmt: on

@@ -20,8 +20,8 @@ from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, c
 FROZEN_FILE = "frozen.json"
 
 Step = Callable[..., tuple[Any, dict[str, Any]]]
-"""`(state, batch, frozen) -> (state, metrics)`, a learner's, or several by `vmap`. It is called with what the run
-has: `step(state)`, `step(state, batch)`, or `step(state, batch or None, frozen)`."""
+"""`(state, batch, frozen) -> (state, metrics)`, a learner's, or several by `vmap`. It is called with what the
+run has: `step(state)`, `step(state, batch)`, or `step(state, batch or None, frozen)`."""
 
 
 def run(

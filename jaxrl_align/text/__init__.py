@@ -1,1 +1,19 @@
-"""What a language model writes: generation, and completions of prompts."""
+"""What a language model writes: generation, and completions of prompts of any lengths."""
+
+from jaxrl_align.text.completion import Completion, make_completer, stream
+from jaxrl_align.text.generation import (
+    DecodeState,
+    Filters,
+    Response,
+    TextConfig,
+    filter_logits,
+    generate,
+    sampling_logits,
+)
+
+# fmt: off
+__all__ = [
+    "Completion", "DecodeState", "Filters", "Response", "TextConfig", "filter_logits", "generate",
+    "make_completer", "sampling_logits", "stream",
+]
+# fmt: on

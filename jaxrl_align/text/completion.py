@@ -29,8 +29,6 @@ from jaxrl_align.text.generation import (
 )
 from jaxrl_align.types import Params
 
-__all__ = ["Completion", "bucket_length", "make_completer", "stream"]
-
 
 class Completion(NamedTuple):
     """What followed one prompt."""

@@ -16,23 +16,6 @@ import jax.numpy as jnp
 from jaxrl_align.nets.transformer import Cache, LanguageModel, apply_scalar_head, positions_of
 from jaxrl_align.types import Params
 
-__all__ = [
-    "WHOLE",
-    "Filters",
-    "Response",
-    "Slots",
-    "TextConfig",
-    "DecodeState",
-    "draw_token",
-    "filter_logits",
-    "generate",
-    "make_slots",
-    "penalise",
-    "read_prompt",
-    "read_token",
-    "sampling_logits",
-]
-
 BARRED = -1e9
 """The logit of what is never sampled: finite, so that differences of log-probabilities stay numbers."""
 

@@ -6,6 +6,7 @@ import pytest
 
 from jaxrl_align import envs
 from jaxrl_align.actors import gym
+from jaxrl_align.envs.rollout import WINDOW
 from jaxrl_align.envs.tabular import make_mdp, make_tabular_environment
 from jaxrl_align.losses import DiagonalGaussian
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net, make_gaussian_net
@@ -106,7 +107,7 @@ def test_truncation_keeps_the_discount_and_a_termination_wins_over_it(max_steps,
 
 def test_the_record_of_episodes_against_a_loop():
     rng = np.random.default_rng(0)
-    state = envs.GymState(None, jnp.zeros(envs.WINDOW), jnp.zeros((), jnp.int32))
+    state = envs.GymState(None, jnp.zeros(WINDOW), jnp.zeros((), jnp.int32))
     record = jax.jit(lambda state, steps: envs.record_episodes(state, None, steps))
     ended = []
     for share in (0.0, 0.01, 0.5, 0.9, 0.1):

@@ -10,7 +10,7 @@ from jaxrl_align.actors import gym
 from jaxrl_align.actors.normalisation import (
     Moments,
     Normaliser,
-    merge,
+    merge_moments,
     normalise_steps,
     normalised,
     standardise,
@@ -33,7 +33,7 @@ def test_merged_moments_are_those_of_everything(offset):
     x = (offset + rng.normal(size=(900, 2)) * [1.0, 5.0]).astype(np.float32)
     moments = start_normaliser(jnp.zeros((1, 2)), of_obs=True, of_reward=False).obs
     for part in np.split(x, [1, 3, 400]):
-        moments = jax.jit(merge)(moments, part)
+        moments = jax.jit(merge_moments)(moments, part)
     assert moments.count == 900 and moments.mean.dtype == jnp.float32
     np.testing.assert_allclose(moments.mean, x.astype(np.float64).mean(0), rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(moments.variance, x.astype(np.float64).var(0), rtol=2e-3)
@@ -42,7 +42,7 @@ def test_merged_moments_are_those_of_everything(offset):
 def test_a_long_run_does_not_lose_its_variance():
     """1e9 numbers of variance 4 around 100: their sum of squares, 1e13, is beyond float32's 24 bits."""
     batch = 100.0 + 2.0 * jnp.tile(jnp.array([-1.0, 1.0]), 500)
-    moments = merge(Moments(jnp.float32(1e9), jnp.float32(100.0), jnp.float32(4.0)), batch)
+    moments = merge_moments(Moments(jnp.float32(1e9), jnp.float32(100.0), jnp.float32(4.0)), batch)
     np.testing.assert_allclose([moments.mean, moments.variance], [100.0, 4.0], rtol=1e-6)
 
 
@@ -50,7 +50,7 @@ def test_standardised_before_anything_was_seen_is_clipped_alone():
     nothing = start_normaliser(jnp.zeros((1, 2)), of_obs=True, of_reward=False)
     assert nothing.reward is None and nothing.running_return is None
     np.testing.assert_allclose(standardise(nothing.obs, jnp.array([3, -40])), [3.0, -10.0])
-    constant = merge(nothing.obs, jnp.full((5, 2), 7.0))
+    constant = merge_moments(nothing.obs, jnp.full((5, 2), 7.0))
     np.testing.assert_allclose(standardise(constant, jnp.array([7.0, 7.0])), 0.0)
     assert start_normaliser(jnp.zeros((1, 2)), of_obs=False, of_reward=False) is None
 

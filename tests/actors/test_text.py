@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors.text import Frozen, join, judge, last_real, make_actor, token_rewards
+from jaxrl_align.actors.text import Frozen, join, judge, last_real, make_text_actor, token_rewards
 from jaxrl_align.align.rlhf import RLHFHParams
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.rl.actor_critic import gae_advantages
@@ -39,7 +39,7 @@ def parity_score(table, tokens, mask):
     return table[tokens[P - 1] % 2]
 
 
-ACTOR = make_actor(STOPPING, parity_score, CONFIG)
+ACTOR = make_text_actor(STOPPING, parity_score, CONFIG)
 rollout = jax.jit(ACTOR.rollout)
 judge_all = jax.jit(jax.vmap(ACTOR.evaluate, (None, None, 0)))
 
@@ -88,7 +88,7 @@ def test_a_response_is_cut_at_its_first_stop_token(trajectory):
 def test_the_reward_model_sees_the_cut_text_and_nothing_else():
     """Query and response up to the stop token, then padding under a zero mask."""
     seen = lambda model, tokens, mask: jnp.sum(tokens * 3.0 ** jnp.arange(P + T) % 1009.0) + 1e4 * mask.sum()
-    actor = make_actor(favour(STOP, 2.0, BIGRAM), seen, dataclasses.replace(CONFIG, missing_stop="keep"))
+    actor = make_text_actor(favour(STOP, 2.0, BIGRAM), seen, dataclasses.replace(CONFIG, missing_stop="keep"))
     hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0))
     args = Frozen(TABLE_LM, None), actor.init_env(None, hparams), jax.random.key(0), hparams, PROMPTS
     _, trajectory, _ = jax.jit(actor.rollout)(BIGRAM_POLICY, *args)
@@ -247,7 +247,7 @@ def test_what_a_missing_stop_token_costs(rule, paid):
 
     @jax.jit
     def write(amount):
-        actor = make_actor(favour(STOP, amount, BIGRAM), lambda model, tokens, mask: 0.75, config)
+        actor = make_text_actor(favour(STOP, amount, BIGRAM), lambda model, tokens, mask: 0.75, config)
         start = Frozen(TABLE_LM, None), actor.init_env(None, hparams), jax.random.key(0)
         return actor.rollout(BIGRAM_POLICY, *start, hparams, PROMPTS[:4])[1:]
 
@@ -261,7 +261,7 @@ def test_what_a_missing_stop_token_costs(rule, paid):
 
 def test_left_padding_changes_neither_answers_nor_judgement_nor_metrics():
     """50 more pads before every prompt."""
-    wide = make_actor(
+    wide = make_text_actor(
         STOPPING,
         lambda t, x, m: parity_score(t, x[50:], m),
         dataclasses.replace(CONFIG, prompt_length=P + 50),
@@ -357,7 +357,7 @@ def test_equal_prompts_get_different_answers():
 
 def test_prompts_are_sampled_where_none_are_given():
     sample = lambda key: PROMPTS[jax.random.randint(key, (4,), 0, B)]
-    actor = make_actor(BIGRAM, parity_score, CONFIG, sample)
+    actor = make_text_actor(BIGRAM, parity_score, CONFIG, sample)
     hparams = jax.tree.map(jnp.float32, RLHFHParams())
     start = BIGRAM_POLICY, Frozen(TABLE_LM, TABLE), actor.init_env(None, hparams)
     run = jax.jit(lambda key: actor.rollout(*start, key, hparams, None))
@@ -399,7 +399,7 @@ def test_judge_without_a_value_head_values_nothing(trajectory):
 def test_queries_that_cannot_be_written_are_refused(change, message):
     """Padding is not the stop token; every error comes before anything is traced."""
     with pytest.raises(ValueError, match=message):
-        make_actor(LM, parity_score, dataclasses.replace(CONFIG, **change))
+        make_text_actor(LM, parity_score, dataclasses.replace(CONFIG, **change))
 
 
 def test_rollouts_that_lack_something_are_refused():
@@ -409,5 +409,5 @@ def test_rollouts_that_lack_something_are_refused():
         jax.eval_shape(ACTOR.rollout, SAME, None, *start, PROMPTS)
     with pytest.raises(ValueError, match="has no prompts"):
         jax.eval_shape(ACTOR.rollout, SAME, Frozen(PARAMS, TABLE), *start, None)
-    with pytest.raises(ValueError, match=r"prompts must be \[B, 6\]; got \(64, 5\)"):
+    with pytest.raises(ValueError, match=r"prompts must be integers \[B, 6\]; got int32 \(64, 5\)"):
         jax.eval_shape(ACTOR.rollout, SAME, Frozen(PARAMS, TABLE), *start, PROMPTS[:, 1:])

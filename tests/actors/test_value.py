@@ -8,6 +8,7 @@ from jaxrl_align import envs
 from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
 from jaxrl_align.envs.tabular import TabularParams, make_mdp, make_tabular_environment
 from jaxrl_align.nets.q_networks import make_q_net, make_table
+from jaxrl_align.rl.dqn import Exploration
 
 TABLE = make_table(1, 4)
 VALUES = jnp.array([[0.0, 3.0, 1.0, 2.0]])
@@ -54,17 +55,17 @@ def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
         actor = make_value_actor(
             (environment, TabularParams(chain, limit)), net, num_envs=2, num_steps=4, preprocess=phi
         )
-        params, envs = actor.init_params(jax.random.key(0)), actor.init_env(jax.random.key(1))
-        return actor.rollout(params, envs, jax.random.key(2), 0.0)[1:]
+        params, begun = actor.init_params(jax.random.key(0)), actor.init_env(jax.random.key(1), None)
+        return actor.rollout(params, None, begun, jax.random.key(2), Exploration(0.0), None)[1:]
 
     for limit in (1, 2, 3):
         played, metrics = play(limit)
-        assert played.obs.shape == played.next_obs.shape == (4, 2, 3) and played.obs.dtype == bool
+        assert played.obs.shape == played.next_obs.shape == (2, 4, 3) and played.obs.dtype == bool
         short = limit == 1
-        np.testing.assert_array_equal(played.terminated[:, 0], [False, not short] * 2)
-        np.testing.assert_array_equal(played.truncated[:, 0], [short, limit < 3] * 2)
+        np.testing.assert_array_equal(played.terminated[0], [False, not short] * 2)
+        np.testing.assert_array_equal(played.truncated[0], [short, limit < 3] * 2)
         # Read before the reset: state 2 is the end, to which no episode is reset.
-        np.testing.assert_array_equal(played.next_obs[:, 0].argmax(-1), [1, 1 if short else 2] * 2)
+        np.testing.assert_array_equal(played.next_obs[0].argmax(-1), [1, 1 if short else 2] * 2)
         assert int(metrics["episodes"]) == (8 if short else 4)
         assert float(metrics["episode_return_last100"]) == min(limit, 2)
 
@@ -72,7 +73,11 @@ def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
 def test_no_return_is_told_before_an_episode_ended():
     endless = make_mdp([[[1.0]]], [[1.0]], 0.9)
     actor = make_value_actor(make_tabular_environment(endless), make_table(1, 1), num_envs=1, num_steps=5)
-    play = jax.jit(lambda key: actor.rollout(jnp.zeros((1, 1)), actor.init_env(key), jax.random.key(1), 1.0))
+    play = jax.jit(
+        lambda key: actor.rollout(
+            jnp.zeros((1, 1)), None, actor.init_env(key, None), jax.random.key(1), Exploration(1.0), None
+        )
+    )
     metrics = play(jax.random.key(0))[2]
     assert np.isnan(metrics["episode_return_last100"]) and int(metrics["episodes"]) == 0
 

@@ -1,22 +1,23 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxrl_align.align.reward_model import (
-    Comparisons,
     RewardHParams,
     RewardModel,
     init_reward_params,
     make_reward_learner,
-    margins,
-    normalise,
-    pair,
+    normalise_scores,
+    pair_answers,
     score,
+    score_margins,
 )
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.runtime import checkpoint
+from jaxrl_align.types import Answers, Comparisons
 from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, bits, disturb, encode_all
 
 LENGTH = 9
@@ -26,8 +27,8 @@ LEARNER = make_reward_learner(LM, total_steps=150)
 step = jax.jit(LEARNER.step)
 read = jax.jit(lambda model, tokens, mask: score(LM, model, tokens, mask))
 read_all = jax.jit(jax.vmap(lambda tokens, mask: score(LM, MODEL, tokens, mask)))
-margins_of = jax.jit(lambda params, data: margins(LM, RewardModel(params), data))
-fit = jax.jit(lambda model, tokens, mask: normalise(LM, model, tokens, mask))
+margins_of = jax.jit(lambda params, data: score_margins(LM, RewardModel(params), data))
+fit = jax.jit(lambda model, tokens, mask: normalise_scores(LM, model, tokens, mask))
 
 
 def make_texts(count, seed):
@@ -40,6 +41,11 @@ def make_texts(count, seed):
 
 
 TOKENS, MASK = make_texts(64, 0)
+
+
+def answers(tokens, mask):
+    """Return whole sequences as answers: the scores do not ask which of their tokens are the response."""
+    return Answers(tokens, mask, mask)
 
 
 def test_the_score_is_read_at_the_last_real_token():
@@ -105,17 +111,16 @@ def test_the_normalisation_is_saved_with_the_model(tmp_path):
 def test_pair_puts_what_the_annotator_preferred_first():
     a, b = jnp.array([[2, 3], [4, 5]]), jnp.array([[6, 7], [8, 9]])
     ones, half = jnp.ones((2, 2)), jnp.array([[1.0, 0.0], [1.0, 0.0]])
-    data = pair(a, ones, b, half, np.array([True, False]))
-    np.testing.assert_array_equal(data.chosen, [[2, 3], [8, 9]])
-    np.testing.assert_array_equal(data.rejected, [[6, 7], [4, 5]])
-    np.testing.assert_array_equal(data.chosen_mask, [[1, 1], [1, 0]])
-    np.testing.assert_array_equal(data.rejected_mask, [[1, 0], [1, 1]])
-    members = jax.tree.map(lambda x: x[None], (a, ones, b, half, jnp.array([True, False])))
-    np.testing.assert_array_equal(pair(*members).chosen[0], data.chosen)
+    answers = Answers(a, ones, half), Answers(b, half, 0 * half)
+    data = pair_answers(*answers, np.array([True, False]))
+    np.testing.assert_array_equal(data.chosen, [[[2, 3], [8, 9]], [[1, 1], [1, 0]], [[1, 0], [0, 0]]])
+    np.testing.assert_array_equal(data.rejected, [[[6, 7], [4, 5]], [[1, 0], [1, 1]], [[0, 0], [1, 0]]])
+    members = jax.tree.map(lambda x: x[None], (*answers, jnp.array([True, False])))
+    np.testing.assert_array_equal(pair_answers(*members).chosen.tokens[0], data.chosen.tokens)
 
 
 def test_margins_and_metrics_by_hand():
-    data = Comparisons(TOKENS[:32], MASK[:32], TOKENS[32:], MASK[32:])
+    data = Comparisons(answers(TOKENS[:32], MASK[:32]), answers(TOKENS[32:], MASK[32:]))
     scores = np.asarray(read_all(TOKENS, MASK), np.float64)
     gap = scores[:32] - scores[32:]
     np.testing.assert_allclose(margins_of(MODEL.params, data), gap, atol=1e-4)
@@ -141,9 +146,10 @@ def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
     first = count[:1000] > count[1000:]
     noisy = first ^ (np.random.default_rng(3).random(1000) < 0.1)
     known = count[:1000].astype(int) != count[1000:].astype(int)
-    data = pair(tokens[:1000], mask[:1000], tokens[1000:], mask[1000:], noisy)
+    both = answers(tokens[:1000], mask[:1000]), answers(tokens[1000:], mask[1000:])
+    data = pair_answers(*both, noisy)
     train = jax.tree.map(lambda x: x[:700][known[:700]], data)
-    truth = pair(tokens[:1000], mask[:1000], tokens[1000:], mask[1000:], first)
+    truth = pair_answers(*both, first)
     test = jax.tree.map(lambda x: x[700:][known[700:]], truth)
     sample = jax.jit(sample_rows(train, batch_size=32))
     params = init_reward_params(jax.random.key(3), LM, PARAMS)
@@ -152,15 +158,27 @@ def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
     before = accuracy(state.params)
     for key in jax.random.split(jax.random.key(1), 150):
         state, _ = step(state, sample(key))
-    assert test.chosen.shape[0] > 100
+    assert test.chosen.tokens.shape[0] > 100
     assert before < 0.7 and accuracy(state.params) > 0.9, (before, accuracy(state.params))
 
 
 def test_training_needs_no_language_model_to_start_from_and_uses_keys_once():
-    learner = make_reward_learner(
-        BIGRAM, sample_rows(Comparisons(TOKENS, MASK, TOKENS[::-1], MASK[::-1]), batch_size=4)
-    )
+    data = Comparisons(answers(TOKENS, MASK), answers(TOKENS[::-1], MASK[::-1]))
+    learner = make_reward_learner(BIGRAM, sample_rows(data, batch_size=4))
     with jax.debug_key_reuse(True):
         state = jax.jit(learner.init)(jax.random.key(0), RewardHParams())
         state, metrics = jax.jit(learner.step)(state)
     assert set(state.params) == {"lm", "head"} and np.isfinite(metrics["loss"])
+
+
+def test_a_part_of_a_reward_model_trains_over_a_frozen_one():
+    """The head alone: the same step as the head's in whole training, and not a bit of the rest."""
+    data = Comparisons(answers(TOKENS[:8], MASK[:8]), answers(TOKENS[8:16], MASK[8:16]))
+    learner = make_reward_learner(LM, optimizer=optax.identity())
+    head = {"head": MODEL.params["head"]}
+    begin = lambda params: learner.init(jax.random.key(0), RewardHParams(0.1), params)
+    whole, _ = jax.jit(learner.step)(begin(MODEL.params), data)
+    part, _ = jax.jit(learner.step)(begin(head), data, MODEL.params)
+    assert set(part.params) == {"head"}
+    np.testing.assert_allclose(part.params["head"]["kernel"], whole.params["head"]["kernel"], rtol=1e-6)
+    assert bits(part.params) != bits(head)

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from jaxrl_align.data.mixtures import GPT3_SOURCES, epochs, normalise_weights
+from jaxrl_align.data.mixtures import GPT3_SOURCES, epochs_per_source, normalise_weights
 
 
 def test_gpt3s_epochs_come_out():
     """Lecture 000 (C10): 0.44, 3.47, 2.0, 0.44 and 3.0 times through, on 300e9 tokens."""
     weights = [source.weight for source in GPT3_SOURCES]
-    read = epochs(weights, [source.tokens for source in GPT3_SOURCES], 300e9)
+    read = epochs_per_source(weights, [source.tokens for source in GPT3_SOURCES], 300e9)
     np.testing.assert_allclose(read, [0.44, 3.47, 2.0, 0.44, 3.0], atol=0.005)
 
 
@@ -30,4 +30,4 @@ def test_weights_that_are_none_are_refused(weights, message):
 @pytest.mark.parametrize("tokens", [[1.0], [1.0, 0.0]])
 def test_sources_without_a_size_are_refused(tokens):
     with pytest.raises(ValueError, match="every weight needs a source"):
-        epochs([0.5, 0.5], tokens, 10.0)
+        epochs_per_source([0.5, 0.5], tokens, 10.0)

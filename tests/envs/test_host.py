@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.actors import gym
+from jaxrl_align import envs
 from jaxrl_align.envs.host import HostEnvironment, make_host_environment
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams
@@ -89,8 +90,8 @@ def test_a_policy_is_evaluated_and_members_have_their_own():
         begin = jax.vmap(lambda k: envs.reset(*env, k))(jax.random.split(key, 2))
         return jax.vmap(lambda e, k: envs.unroll(*env, policy, e, k, 3))(begin, jax.random.split(key, 2))
 
-    envs, steps = jax.jit(jax.vmap(two_members))(jax.random.split(jax.random.key(0), 2))
-    np.testing.assert_array_equal(envs.state.time, np.full((2, 2), 3))
+    after, steps = jax.jit(jax.vmap(two_members))(jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(after.state.time, np.full((2, 2), 3))
     assert len({obs.tobytes() for obs in np.asarray(steps.obs).reshape(4, 3, 4)}) == 4
 
 

@@ -42,8 +42,6 @@ def test_simple_objectives_by_hand():
     check(L.surrogate, [-6.0, 0.5], log_prob, old, advantage)
     check(L.kl_penalty_surrogate, [-5.8, 0.7], log_prob, old, advantage, [0.4, 0.4], kl_coef=0.5)
     check(L.reinforce_loss, [3 * LOG(2), -LOG(4)], log_prob, advantage)
-    check(L.actor_critic_loss, [3 * LOG(2), -LOG(4)], log_prob, advantage)
-    check(L.vanilla_loss, [3 * LOG(2), -LOG(4)], log_prob, advantage)
     check(L.variance_stabilised_loss, [2 * LOG(2), -2 * LOG(4)], log_prob, advantage, [1.0, 1.0])
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from jaxrl_align import losses
-from jaxrl_align.losses.__main__ import describe, make_table
+from jaxrl_align.losses.__main__ import describe, make_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "losses.md"
 PROMISED = """
 td_target q_learning_error double_q_error sarsa_error expected_sarsa_error huber clipped_value_loss
-discounted_returns reward_to_go n_step_returns lambda_returns gae reinforce_loss actor_critic_loss
+discounted_returns reward_to_go n_step_returns lambda_returns gae reinforce_loss
 importance_ratio surrogate clipped_surrogate kl_penalty_surrogate categorical_kl kl_estimate entropy
 bradley_terry plackett_luce dpo ipo kto orpo simpo group_advantages leave_one_out_advantages token_log_prob
 next_token_loss reconstruction_error masked_mean whiten
@@ -37,7 +37,7 @@ def test_every_argument_and_result_is_documented(name):
 
 def test_the_page_is_what_the_docstrings_make():
     hint = "run: python -m jaxrl_align.losses > docs/losses.md"
-    assert PAGE.read_text(encoding="utf-8") == make_table(), hint
+    assert PAGE.read_text(encoding="utf-8") == make_page(), hint
 
 
 def test_every_public_name_has_a_row_with_an_equation_and_a_source():

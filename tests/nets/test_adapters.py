@@ -3,46 +3,56 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.nets.adapters import TARGETS, init_lora, merge_lora
-from jaxrl_align.nets.transformer import make_transformer
+from jaxrl_align.nets.adapters import init_lora, merge, overlay, select
 from tests.tiny import LM, PARAMS, bits, disturb
 
+LAYERS = {"query", "key", "value", "attention_out", "up", "down"}
 TOKENS = jnp.array([0, 0, 5, 3, 9, 17])
 MASK = jnp.array([0.0, 0, 1, 1, 1, 1])
-FRESH = jax.jit(lambda key: init_lora(key, PARAMS, rank=3))(jax.random.key(2))
+FRESH, CONSTANTS = jax.jit(lambda key: init_lora(key, PARAMS, rank=3, scale=2.0))(jax.random.key(2))
+BASE = overlay(PARAMS, CONSTANTS)
 TRAINED = jax.jit(lambda key: disturb(FRESH, key, 0.3))(jax.random.key(3))
-merge = jax.jit(lambda params, adapter, scale: merge_lora(params, adapter, scale=scale))
+merge_all = jax.jit(merge)
 
 
 @jax.jit
-def forward(params, adapter=None):
-    return LM.logits(params, LM.encode(params, TOKENS, MASK, adapter=adapter)[0])
+def forward(params, part=None):
+    params = params if part is None else overlay(params, part)
+    return LM.logits(params, LM.encode(params, TOKENS, MASK)[0])
 
 
 def test_a_fresh_adapter_is_the_identity():
-    np.testing.assert_array_equal(forward(PARAMS, FRESH), forward(PARAMS))
+    np.testing.assert_array_equal(forward(BASE, FRESH), forward(PARAMS))
+
+
+def test_constants_alone_change_nothing():
+    """RLHF's reference is the base without the part, to the last bit."""
+    np.testing.assert_array_equal(forward(BASE), forward(PARAMS))
+    assert bits(merge_all(BASE)) == bits(PARAMS)
 
 
 def test_merged_equals_unmerged():
-    """Lecture D5; the scale of `make_transformer` is the scale that `merge_lora` needs."""
-    adapted = forward(PARAMS, TRAINED)
+    """Lecture D5."""
+    adapted = forward(BASE, TRAINED)
     assert jnp.abs(adapted - forward(PARAMS)).max() > 0.1, "the adapter must do something"
-    merged = merge(PARAMS, TRAINED, 2.0)
+    merged = merge_all(overlay(BASE, TRAINED))
+    assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
     np.testing.assert_allclose(forward(merged), adapted, atol=1e-5)
 
 
 def test_an_adapter_works_through_the_cache():
     step, positions = jax.jit(LM.encode), jnp.array([0, 0, 0, 1, 2, 3])
-    full = step(PARAMS, TOKENS, MASK, adapter=TRAINED)[0]
-    hidden, cache = step(PARAMS, TOKENS[:3], MASK, LM.init_cache(6), 0, positions[:3], TRAINED)
+    params = overlay(BASE, TRAINED)
+    full = step(params, TOKENS, MASK)[0]
+    hidden, cache = step(params, TOKENS[:3], MASK, LM.init_cache(6), 0, positions[:3])
     for i in range(3, 6):
-        hidden, cache = step(PARAMS, TOKENS[i : i + 1], MASK, cache, i, positions[i : i + 1], TRAINED)
+        hidden, cache = step(params, TOKENS[i : i + 1], MASK, cache, i, positions[i : i + 1])
         np.testing.assert_allclose(hidden[0], full[i], atol=1e-5)
 
 
 def test_every_change_of_weight_has_at_most_the_adapters_rank():
-    merged = jax.tree.map(np.asarray, merge(PARAMS, TRAINED, 2.0))
-    for name in TARGETS:
+    merged = jax.tree.map(np.asarray, merge_all(overlay(BASE, TRAINED)))
+    for name in LAYERS:
         delta = merged["layers"][name]["kernel"] - PARAMS["layers"][name]["kernel"]
         for layer, kernel in zip(range(2), delta, strict=True):
             singular = np.linalg.svd(kernel, compute_uv=False)
@@ -51,18 +61,18 @@ def test_every_change_of_weight_has_at_most_the_adapters_rank():
 
 def test_merging_by_hand():
     base = {"w": {"kernel": jnp.array([[1.0, 0.0], [0.0, 1.0]]), "bias": jnp.array([1.0, 2.0])}}
-    adapter = {"w": {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[3.0, 4.0]])}}
-    merged = merge_lora(base, adapter, scale=0.5)
+    constants = {"w": {"lora": {"scale": jnp.array(0.5)}}}
+    part = {"w": {"lora": {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[3.0, 4.0]])}}}
+    merged = merge(overlay(overlay(base, constants), part))
     np.testing.assert_array_equal(merged["w"]["kernel"], [[2.5, 2.0], [3.0, 5.0]])
     np.testing.assert_array_equal(merged["w"]["bias"], base["w"]["bias"])
+    assert set(merged["w"]) == {"kernel", "bias"}
 
 
 def test_merging_leaves_all_but_the_targets_alone():
-    adapter = disturb(
-        init_lora(jax.random.key(0), PARAMS, rank=1, targets=("query",)), jax.random.key(1), 0.3
-    )
+    part, constants = init_lora(jax.random.key(0), PARAMS, rank=1, targets=("query",))
     before = bits(PARAMS)
-    merged = merge_lora(PARAMS, adapter, scale=1.0)
+    merged = merge(overlay(overlay(PARAMS, constants), disturb(part, jax.random.key(1), 0.3)))
     assert bits(PARAMS) == before
     moved = jax.tree_util.tree_leaves_with_path(
         jax.tree.map(lambda a, b: bool((a != b).any()), PARAMS, merged)
@@ -74,47 +84,52 @@ def test_merging_leaves_all_but_the_targets_alone():
 
 def test_the_lectures_example_trains_14_percent_of_the_parameters():
     """Lecture D6: 512 x 64 at rank 8 is 512 * 8 + 8 * 64 = 4,608 instead of 32,768, 85.94% fewer."""
-    adapter = init_lora(jax.random.key(0), {"w": {"kernel": jnp.zeros((512, 64))}}, rank=8, targets=("w",))
-    assert adapter["w"]["a"].shape == (512, 8) and adapter["w"]["b"].shape == (8, 64)
-    count = sum(x.size for x in jax.tree.leaves(adapter))
+    part = init_lora(jax.random.key(0), {"w": {"kernel": jnp.zeros((512, 64))}}, rank=8, targets=("w",)).part
+    assert part["w"]["lora"]["a"].shape == (512, 8) and part["w"]["lora"]["b"].shape == (8, 64)
+    count = sum(x.size for x in jax.tree.leaves(part))
     assert count == 4608
     assert round(100 * (1 - count / (512 * 64)), 2) == 85.94
 
 
 def test_an_adapter_starts_uniform_within_the_bound_and_zero():
-    layers = jax.jit(lambda key: init_lora(key, PARAMS, rank=8))(jax.random.key(0))["layers"]
-    assert set(layers) == set(TARGETS)
-    assert layers["query"]["a"].shape == (2, 16, 8) and layers["down"]["a"].shape == (2, 64, 8)
+    layers = jax.jit(lambda key: init_lora(key, PARAMS, rank=8).part)(jax.random.key(0))["layers"]
+    assert set(layers) == LAYERS
+    assert layers["query"]["lora"]["a"].shape == (2, 16, 8)
+    assert layers["down"]["lora"]["a"].shape == (2, 64, 8)
     for name, layer in layers.items():
-        bound = layer["a"].shape[1] ** -0.5
-        assert 0.9 * bound < jnp.abs(layer["a"]).max() <= bound, name
-        assert not layer["b"].any()
-    assert not np.array_equal(layers["query"]["a"], layers["key"]["a"])
+        bound = layer["lora"]["a"].shape[1] ** -0.5
+        assert 0.9 * bound < jnp.abs(layer["lora"]["a"]).max() <= bound, name
+        assert not layer["lora"]["b"].any()
+    assert not np.array_equal(layers["query"]["lora"]["a"], layers["key"]["lora"]["a"])
 
 
 def test_gradients_flow_to_the_adapter_and_from_the_first_step_on():
-    gradient = jax.jit(jax.grad(lambda adapter: jnp.sum(forward(PARAMS, adapter)[2:] ** 2)))
+    gradient = jax.jit(jax.grad(lambda part: jnp.sum(forward(BASE, part)[2:] ** 2)))
     first, later = gradient(FRESH)["layers"], gradient(TRAINED)["layers"]
-    for name in TARGETS:
+    assert jax.tree.structure(first) == jax.tree.structure(FRESH["layers"]), "constants are not trained"
+    for name in LAYERS:
         # B = 0 keeps A still at first; a key's bias shifts no attention, but its weights do.
-        assert not first[name]["a"].any() and first[name]["b"].any(), name
-        assert later[name]["a"].any() and later[name]["b"].any(), name
+        assert not first[name]["lora"]["a"].any() and first[name]["lora"]["b"].any(), name
+        assert later[name]["lora"]["a"].any() and later[name]["lora"]["b"].any(), name
 
 
 def test_the_scale_multiplies_the_adapter():
-    plain = make_transformer(LM.config, lora_scale=1.0)
-    doubled = jax.tree_util.tree_map_with_path(lambda path, x: 2.0 * x if path[-1].key == "b" else x, TRAINED)
-    got = plain.logits(PARAMS, plain.encode(PARAMS, TOKENS, MASK, adapter=doubled)[0])
-    np.testing.assert_allclose(got, forward(PARAMS, TRAINED), atol=1e-5)
+    halve = lambda path, x: 0.5 * x if path[-1].key == "scale" else x
+    double = lambda path, x: 2.0 * x if path[-1].key == "b" else x
+    constants = jax.tree_util.tree_map_with_path(halve, CONSTANTS)
+    part = jax.tree_util.tree_map_with_path(double, TRAINED)
+    np.testing.assert_allclose(forward(overlay(PARAMS, constants), part), forward(BASE, TRAINED), atol=1e-5)
 
 
 def test_members_have_adapters_of_their_own():
     keys = jax.random.split(jax.random.key(0), 3)
-    init = lambda key, params: init_lora(key, params, rank=2)
+    init = lambda key, params: init_lora(key, params, rank=2).part
     stacked = jax.jit(jax.vmap(init, (0, None)))(keys, PARAMS)
-    assert stacked["layers"]["up"]["a"].shape == (3, 2, 16, 2)
+    assert stacked["layers"]["up"]["lora"]["a"].shape == (3, 2, 16, 2)
     one = jax.jit(init)(keys[1], PARAMS)
-    np.testing.assert_array_equal(stacked["layers"]["up"]["a"][1], one["layers"]["up"]["a"])
+    np.testing.assert_array_equal(stacked["layers"]["up"]["lora"]["a"][1], one["layers"]["up"]["lora"]["a"])
+    together = jax.jit(jax.vmap(forward, (None, 0)))(BASE, disturb(stacked, keys[0], 0.3))
+    assert together.shape == (3, 6, LM.config.vocab_size) and bool((together[0] != together[1]).any())
 
 
 def test_keys_are_used_once():
@@ -132,3 +147,58 @@ def test_keys_are_used_once():
 def test_adapters_that_cannot_be_built_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         init_lora(jax.random.key(0), PARAMS, **arguments)
+
+
+def test_an_overlay_is_a_merge_without_copies():
+    base = {"a": {"kernel": jnp.ones(2), "bias": jnp.zeros(2)}, "b": jnp.arange(3)}
+    part = {"a": {"bias": jnp.full(2, 7.0)}}
+    laid = overlay(base, part)
+    assert laid["a"]["bias"] is part["a"]["bias"]
+    assert laid["a"]["kernel"] is base["a"]["kernel"] and laid["b"] is base["b"]
+    assert base["a"]["bias"][0] == 0.0, "the base is left as it was"
+    assert overlay(None, part) is part
+    assert overlay(base["b"], base["b"] + 1)[0] == 1, "a tree may be one leaf"
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"a": {"gain": jnp.ones(2)}}, "got a/gain, but the base has bias, kernel there; the kinds lora lie"),
+        ({"c": jnp.ones(2)}, "got c, but the base has a, b there"),
+        ({"a": {"bias": jnp.ones(3)}}, r"got shape \(3,\) at a/bias, where the base has shape \(2,\)"),
+        ({"a": jnp.ones(3)}, r"got shape \(3,\) at a, where the base has the entries \['bias', 'kernel'\]"),
+        ({"b": {"c": jnp.ones(3)}}, r"the entries \['c'\] at b, where the base has shape \(3,\)"),
+        ({"lora": {"a": jnp.ones(3)}}, "got lora, but the base has a, b there"),
+        (
+            {"a": {"lora": {"a": jnp.ones((3, 1)), "b": jnp.ones((1, 2))}}},
+            r"shape \(3, 1\) at a/lora/a, expected \(4, any\) beside a kernel of shape \(4, 2\)",
+        ),
+        (
+            {"a": {"lora": {"a": jnp.ones((4, 1)), "b": jnp.ones(2)}}},
+            r"shape \(2,\) at a/lora/b, expected \(any, 2\)",
+        ),
+    ],
+)
+def test_a_part_that_does_not_fit_names_the_place_and_what_is_there(part, message):
+    base = {"a": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}, "b": jnp.arange(3)}
+    with pytest.raises(ValueError, match="a part must fit its base; .*" + message):
+        overlay(base, part)
+
+
+def test_a_selection_is_a_part_of_the_leaves():
+    found = select(PARAMS, "*bias")
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(found)}
+    assert "['layers']['query']['bias']" in names and "['final_norm']['bias']" in names
+    assert all(name.endswith("['bias']") for name in names) and len(names) == 9
+    assert found["layers"]["query"]["bias"] is PARAMS["layers"]["query"]["bias"]
+    assert set(select(PARAMS, ["layers/up/*", "tokens"])) == {"layers", "tokens"}
+    assert select(PARAMS, lambda name: name == "layers/key/kernel") == {
+        "layers": {"key": {"kernel": PARAMS["layers"]["key"]["kernel"]}}
+    }
+
+
+def test_a_selection_of_nothing_says_what_there_is():
+    with pytest.raises(
+        ValueError, match=r"spec='\*lora\*' selects no leaf; there are final_norm/bias, .*tokens"
+    ):
+        select(PARAMS, "*lora*")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.nets.adapters import init_lora, merge_lora
+from jaxrl_align.nets.adapters import init_lora, merge, overlay
 from jaxrl_align.nets.rope import rope_frequencies, rotate
 from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig, make_transformer, positions_of
 
@@ -40,7 +40,7 @@ def fill(shapes):
 
 def weights(config):
     """Return a model and parameters in which norms and biases too matter."""
-    lm = make_transformer(config, lora_scale=2.0)
+    lm = make_transformer(config)
     return lm, fill(jax.eval_shape(lm.init, jax.random.key(0)))
 
 
@@ -155,18 +155,19 @@ def test_packed_documents_equal_documents_alone(family):
 
 def test_an_adapter_reaches_every_linear_layer_and_merges(family):
     lm, params, forward = family
-    adapter = fill(jax.eval_shape(lambda key: init_lora(key, params, rank=2), jax.random.key(2)))
+    part, constants = jax.eval_shape(lambda key: init_lora(key, params, rank=2), jax.random.key(2))
+    adapter, base = fill(part), overlay(params, jax.tree.map(lambda x: jnp.full(x.shape, 2.0), constants))
     assert set(adapter["layers"]) == {"query", "key", "value", "attention_out", "gate", "up", "down"}
 
     def loss(adapter):
-        logits = lm.logits(params, lm.encode(params, TOKENS, jnp.ones(7), adapter=adapter)[0])
+        logits = lm.logits(params, lm.encode(overlay(base, adapter), TOKENS, jnp.ones(7))[0])
         return jnp.sum(logits**2), logits
 
     gradients, adapted = jax.jit(jax.grad(loss, has_aux=True))(adapter)
     for name, gradient in gradients["layers"].items():
-        assert gradient["a"].any() and gradient["b"].any(), name
+        assert gradient["lora"]["a"].any() and gradient["lora"]["b"].any(), name
     assert jnp.abs(adapted - forward(params, TOKENS, jnp.ones(7))).max() > 0.1
-    merged = forward(merge_lora(params, adapter, scale=2.0), TOKENS, jnp.ones(7))
+    merged = forward(merge(overlay(base, adapter)), TOKENS, jnp.ones(7))
     np.testing.assert_allclose(merged, adapted, atol=2e-5)
 
 

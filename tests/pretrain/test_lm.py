@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxrl_align.nets.adapters import init_lora
+from jaxrl_align.nets.adapters import init_lora, overlay, select
 from jaxrl_align.pretrain.lm import (
     LMHParams,
     TokenBatch,
@@ -173,30 +174,36 @@ def test_pretraining_learns_a_text():
 
 def test_lora_trains_the_adapter_and_not_a_bit_of_the_base():
     """Lecture D5: the base stays frozen."""
-    learner = make_lm_learner(LM, sample_windows(TEXT, batch_size=8, length=12), lora=True)
-    adapter = init_lora(jax.random.key(1), PARAMS, rank=4)
-    state = learner.init(jax.random.key(0), LMHParams(1e-2), adapter, PARAMS)
-    before = bits(PARAMS)
+    learner = make_lm_learner(LM, sample_windows(TEXT, batch_size=8, length=12))
+    adapter, constants = init_lora(jax.random.key(1), PARAMS, rank=4, scale=2.0)
+    base = overlay(PARAMS, constants)
+    state = learner.init(jax.random.key(0), LMHParams(1e-2), adapter)
+    before = bits(base)
     assert jax.tree.structure(state.params) == jax.tree.structure(adapter)
     adam = [x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert sorted(adam) == sorted(2 * [x.shape for x in jax.tree.leaves(adapter)])
     step = jax.jit(learner.step)
     losses = []
     for _ in range(40):
-        state, metrics = step(state)
+        state, metrics = step(state, None, base)
         losses.append(float(metrics["loss"]))
-    assert bits(state.frozen) == before
+    assert bits(base) == before
     assert bits(state.params) != bits(adapter)
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_lora_without_an_adapter_or_a_base_is_refused():
-    learner = make_lm_learner(LM, lora=True)
-    with pytest.raises(ValueError, match="no adapter to train; pass init"):
-        learner.init(jax.random.key(0), LMHParams())
-    state = learner.init(jax.random.key(0), LMHParams(), init_lora(jax.random.key(1), PARAMS, rank=1))
-    with pytest.raises(ValueError, match="an adapter needs its base; pass init"):
-        jax.eval_shape(learner.step, state, BATCH)
+def test_any_part_trains_as_it_does_within_the_whole():
+    """BitFit by plain descent: the biases move as in full training, and nothing else is in the state."""
+    learner = make_lm_learner(LM, optimizer=optax.identity())
+    begin = lambda params: learner.init(jax.random.key(0), LMHParams(0.1), params)
+    step = jax.jit(learner.step)
+    biases = select(PARAMS, "*bias")
+    part, _ = step(begin(biases), BATCH, PARAMS)
+    whole, _ = step(begin(PARAMS), BATCH)
+    assert jax.tree.structure(part.params) == jax.tree.structure(biases)
+    assert_close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
+    jax.tree.map(assert_close, part.params, select(whole.params, "*bias"))
+    assert bits(part.params) != bits(biases)
 
 
 def test_fine_tuning_starts_from_the_given_parameters():

@@ -25,7 +25,7 @@ from tests.tiny import BIGRAM, LM, PARAMS, VOCAB
 LENGTH = 10
 RNG = np.random.default_rng(3)
 DOCUMENTS = [RNG.integers(2, VOCAB, n).tolist() for n in (4, 6, 3, 7, 2, 8)]
-one_row = jax.jit(lambda p, row: predict_row(LM, p, None, row))
+one_row = jax.jit(lambda p, row: predict_row(LM, p, row))
 
 
 def nats_alone(document):
@@ -41,7 +41,7 @@ def test_packed_documents_are_predicted_as_if_alone():
     """To 1e-5, and no document's first token counts."""
     packed = pack(DOCUMENTS, LENGTH)
     batch = packed_batch(packed)
-    nats, _, counts = jax.jit(jax.vmap(lambda row: predict_row(LM, PARAMS, None, row)))(batch)
+    nats, _, counts = jax.jit(jax.vmap(lambda row: predict_row(LM, PARAMS, row)))(batch)
     assert counts.sum() == sum(len(document) - 1 for document in DOCUMENTS)
     found = []
     for row in range(len(packed.tokens)):

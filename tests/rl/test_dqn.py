@@ -15,6 +15,7 @@ from jaxrl_align.losses import double_q_error, huber, q_learning_error, squared
 from jaxrl_align.nets.q_networks import make_q_net, make_table, support_between
 from jaxrl_align.rl.dqn import (
     DQNHParams,
+    Exploration,
     c51_loss,
     check_rewards,
     make_dqn,
@@ -101,7 +102,7 @@ def probe_actor(mdp, max_steps=100, num_envs=4, num_steps=2, **net):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def q_table(actor, params, states):
-    one = lambda s: actor.q_values(actor.evaluate(params, jax.nn.one_hot(s, states), None))
+    one = lambda s: actor.expected_values(actor.action_values(params, None, jax.nn.one_hot(s, states)))
     return jax.vmap(one)(jnp.arange(states))
 
 
@@ -183,7 +184,7 @@ def test_the_loss_of_a_transition_is_the_lectures(double):
     one = transition_loss(actor, td_loss(squared), double=double)
     key = jax.random.key(0)
     error = 0.5 + 0.9 * (2.0 if double else 4.0) - 2.0
-    loss, reported = one(online, target, transition(), key)
+    loss, reported = one(online, target, None, transition(), key)
     np.testing.assert_allclose([loss, reported], [0.5 * error**2, error], rtol=1e-6)
     theirs = (
         double_q_error(online[0], 1, 0.5, 0.9, target[1], online[1])
@@ -191,10 +192,10 @@ def test_the_loss_of_a_transition_is_the_lectures(double):
         else q_learning_error(online[0], 1, 0.5, 0.9, target[1])
     )
     np.testing.assert_allclose(reported, theirs, rtol=1e-6)
-    gradient = jax.grad(lambda *a: one(*a)[0], (0, 1))(online, target, transition(), key)
+    gradient = jax.grad(lambda *a: one(*a)[0], (0, 1))(online, target, None, transition(), key)
     np.testing.assert_allclose(gradient[0], jnp.zeros((3, 2)).at[0, 1].set(-error), rtol=1e-6)
     np.testing.assert_array_equal(gradient[1], 0.0)
-    ended = one(online, target, transition(discount=0.0), key)[1]
+    ended = one(online, target, None, transition(discount=0.0), key)[1]
     np.testing.assert_allclose(ended, 0.5 - 2.0)
 
 
@@ -239,14 +240,16 @@ def test_the_true_loss_falls_as_dqn_trains():
 @pytest.mark.parametrize(("rate", "period"), [(1.0, 6), (0.25, 2)])
 def test_the_target_net_is_copied_or_averaged(rate, period):
     state = plain_init(jax.random.key(0), HPARAMS._replace(target_rate=rate, target_period=period))
-    expected = state.frozen
+    expected = state.env_state.target
     assert bits(expected) == bits(state.params)
     for i in range(1, 8):
         state, _ = plain_step(state)
         if 2 * i % period == 0:
             expected = jax.tree.map(lambda t, p: (1 - rate) * t + rate * p, expected, state.params)
         jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), state.frozen, expected
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            state.env_state.target,
+            expected,
         )
 
 
@@ -383,7 +386,9 @@ def updates_to_solve(prioritised, n=8, limit=40_000):
         walk = make_value_actor(
             make_tabular_environment(mdp), make_table(n + 1, 2), num_envs=1, num_steps=rows
         )
-        _, played, _ = walk.rollout(exact * 0, walk.init_env(key_play), key_learn, 1.0)
+        _, played, _ = walk.rollout(
+            exact * 0, None, walk.init_env(key_play, None), key_learn, Exploration(1.0), None
+        )
         memory = replay.add(replay.init(jax.tree.map(lambda x: x[0, 0], played)), played)
 
         def body(carry):
@@ -391,7 +396,7 @@ def updates_to_solve(prioritised, n=8, limit=40_000):
             key, key_draw = jax.random.split(key)
             batch = replay.sample(memory, key_draw, mdp.gamma, 1.0)
             row = jax.tree.map(lambda x: x[0], batch)
-            (_, error), grads = jax.value_and_grad(one, has_aux=True)(q, q, row, key_draw)
+            (_, error), grads = jax.value_and_grad(one, has_aux=True)(q, q, None, row, key_draw)
             return q - 0.25 * grads, replay.update(memory, batch.index, error[None], 1.0), key, count + 1
 
         wrong = lambda c: (jnp.mean((c[0] - exact)[:n] ** 2) > 1e-3) & (c[3] < limit)
@@ -489,7 +494,7 @@ def test_a_termination_not_masked_inflates_the_value():
         q = jnp.zeros((1, 1))
         again = transition(action=0, reward=1.0, discount=discount, next_obs=0)
         for _ in range(60):
-            q = q - 0.5 * gradient(q, q, again, jax.random.key(0))
+            q = q - 0.5 * gradient(q, q, None, again, jax.random.key(0))
         return float(q[0, 0])
 
     assert learn(0.0) == pytest.approx(1.0, abs=1e-3)
@@ -501,12 +506,16 @@ def test_transitions_are_what_was_played():
         np.eye(4, k=1)[:, None] + np.eye(4)[3][:, None, None] * np.eye(4)[3], np.ones((4, 1)), 0.9
     )
     actor = make_value_actor(make_tabular_environment(line, 2), make_table(4, 1), num_envs=2, num_steps=4)
-    play = jax.jit(lambda a, b: actor.rollout(jnp.zeros((4, 1)), actor.init_env(a), b, 1.0))
+    play = jax.jit(
+        lambda a, b: actor.rollout(
+            jnp.zeros((4, 1)), None, actor.init_env(a, None), b, Exploration(1.0), None
+        )
+    )
     _, played, metrics = play(jax.random.key(0), jax.random.key(1))
     assert isinstance(played, Transition)
     for lane in range(2):
-        np.testing.assert_array_equal(played.obs[:, lane], [0, 1, 0, 1])
-        np.testing.assert_array_equal(played.next_obs[:, lane], [1, 2, 1, 2])
-        np.testing.assert_array_equal(played.truncated[:, lane], [False, True, False, True])
+        np.testing.assert_array_equal(played.obs[lane], [0, 1, 0, 1])
+        np.testing.assert_array_equal(played.next_obs[lane], [1, 2, 1, 2])
+        np.testing.assert_array_equal(played.truncated[lane], [False, True, False, True])
         assert not played.terminated.any()
     assert int(metrics["episodes"]) == 4

@@ -10,6 +10,7 @@ from jaxrl_align.envs.tabular import frozen_lake, make_mdp, make_tabular_environ
 from jaxrl_align.learner import train
 from jaxrl_align.losses import discounted_returns
 from jaxrl_align.nets.q_networks import make_table
+from jaxrl_align.rl.dqn import Exploration
 from jaxrl_align.rl.dynamic_programming import (
     QLearningHParams,
     action_values,
@@ -89,10 +90,11 @@ def test_the_value_is_the_mean_of_played_returns():
         make_tabular_environment(mdp, 400), make_table(16, 4), num_envs=2000, num_steps=100
     )
     random_policy = jnp.full((16, 4), 0.25)
-    envs = actor.init_env(jax.random.key(0))
-    _, steps, _ = jax.jit(actor.rollout)(jnp.zeros((16, 4)), envs, jax.random.key(1), 1.0)
+    begun = actor.init_env(jax.random.key(0), None)
+    random = Exploration(1.0)
+    _, steps, _ = jax.jit(actor.rollout)(jnp.zeros((16, 4)), None, begun, jax.random.key(1), random, None)
     discount = mdp.gamma * (1.0 - steps.terminated)
-    returns = jax.vmap(discounted_returns, 1, 1)(steps.reward, discount)[0]
+    returns = jax.vmap(discounted_returns)(steps.reward, discount)[:, 0]
     error = abs(returns.mean() - solve_policy(mdp, random_policy)[0])
     assert error < 4 * returns.std() / 2000**0.5
 

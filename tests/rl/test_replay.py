@@ -17,8 +17,8 @@ EXAMPLE = Transition(*map(jnp.asarray, (0.0, 0, 0.0, False, False, 0.0)))
 
 def steps(first, count, lanes=1, terminated=(), truncated=()):
     """Steps number first, first + 1, ...; step s of lane b has obs s + b / 10, reward 2^(s mod 7)."""
-    number = np.arange(first, first + count)[:, None] + np.zeros(lanes)[None]
-    obs = jnp.asarray(number + np.arange(lanes)[None] / 10, jnp.float32)
+    number = np.arange(first, first + count)[None] + np.zeros(lanes)[:, None]
+    obs = jnp.asarray(number + np.arange(lanes)[:, None] / 10, jnp.float32)
     return Transition(
         obs,
         jnp.asarray(number, jnp.int32),

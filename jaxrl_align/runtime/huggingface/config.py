@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig
+from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 
 __all__ = ["FAMILIES", "family_of", "read_config", "write_config"]
 

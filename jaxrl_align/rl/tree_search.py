@@ -20,8 +20,6 @@ from jaxrl_align.losses import categorical_kl, entropy, masked_mean, squared
 from jaxrl_align.rl.actor_critic import gae_advantages, roll_out
 from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Trajectory
 
-__all__ = ["Leaf", "Plan", "SearchHParams", "halving", "make_search_learner", "search"]
-
 VISIT_OFFSET, VALUE_SCALE = 50.0, 0.1
 """sigma(q) = (50 + max_b N(b)) 0.1 q, q brought to [0, 1] (Danihelka et al. 2022, section 5).
 
@@ -319,22 +317,8 @@ def make_search_learner(
     """
     optimizer = optimizer or make_optimizer()
     settings = Search(actor, apply, model, simulations, epochs, minibatches, total_steps, optimizer)
-    return Learner(functools.partial(init_search, settings), functools.partial(step_search, settings))
-
-
-def init_search(
-    settings: Search, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
-) -> State:
-    """Return the first state."""
-    actor = settings.actor
-    return begin(
-        key,
-        hparams,
-        params,
-        init_params=actor.init_params,
-        init_opt=settings.optimizer.init,
-        init_env=actor.init_env,
-    )
+    init = functools.partial(begin, actor.init_params, optimizer.init, actor.init_env)
+    return Learner(init, functools.partial(step_search, settings))
 
 
 def step_search(

@@ -12,7 +12,7 @@ from jaxrl_align.envs.tabular import make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net
 from jaxrl_align.rl.dynamic_programming import value_iteration
-from jaxrl_align.rl.search import Leaf, SearchHParams, halving, make_search_learner, search
+from jaxrl_align.rl.tree_search import Leaf, SearchHParams, halving, make_search_learner, search
 from tests.environments import PROBES
 
 A, DEPTH, GAMMA = 3, 3, 0.9
