@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.types import Learner, Metrics, Params, Sampler, State
+from jaxrl_align.types import Learner, Metrics, Numeric, Params, Sampler, State
 
-LossFn = Callable[[Params, Any, Any, chex.PRNGKey, Any], tuple[chex.Array, Metrics]]
+LossFn = Callable[[Params, Any, Any, chex.PRNGKey, Any], tuple[jax.Array, Metrics]]
 """`(params, frozen, batch, key, hparams) -> (loss, metrics)`: the scalar objective of one batch."""
 
 
-Decay = Callable[[chex.Array, int | None, int], chex.Array]
+Decay = Callable[[jax.Array, int | None, int], jax.Array]
 """`(step, total_steps, warmup_steps) -> the learning rate's factor`: `linear_decay`, `cosine_decay`."""
 
 
@@ -60,7 +60,7 @@ def descend(
     grads: Params,
     opt_state: Any,
     params: Params,
-    learning_rate: chex.Numeric,
+    learning_rate: Numeric,
 ) -> tuple[Params, Any]:
     """Take one step downhill: `params - learning_rate * optimizer(grads)`.
 
@@ -71,7 +71,7 @@ def descend(
     return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), opt_state
 
 
-def linear_decay(step: chex.Array, total_steps: int | None, warmup_steps: int = 0) -> chex.Array:
+def linear_decay(step: jax.Array, total_steps: int | None, warmup_steps: int = 0) -> jax.Array:
     """Return the learning rate's factor: a linear rise over `warmup_steps`, then a fall to 0.
 
     Args:
@@ -91,8 +91,8 @@ def linear_decay(step: chex.Array, total_steps: int | None, warmup_steps: int = 
 
 
 def cosine_decay(
-    step: chex.Array, total_steps: int | None, warmup_steps: int = 0, *, final: float = 0.1
-) -> chex.Array:
+    step: jax.Array, total_steps: int | None, warmup_steps: int = 0, *, final: float = 0.1
+) -> jax.Array:
     """Return the learning rate's factor: a linear rise, then half a cosine's fall to `final`.
 
     After the rise, at a share p of the way, it is `final + (1 - final) (1 + cos(pi p)) / 2` (Loshchilov &
@@ -115,7 +115,7 @@ def cosine_decay(
     return rise * (final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * way)))
 
 
-def permutations(key: chex.PRNGKey, count: int, length: int) -> chex.Array:
+def permutations(key: chex.PRNGKey, count: int, length: int) -> jax.Array:
     """Return random orders of `range(length)`, for epochs of minibatches.
 
     Up to 2^14 numbers one sort of 32-bit words does it, at least 18 random bits each above the number's own,
@@ -161,10 +161,10 @@ def begin(
       params: where training starts; None draws them.
       frozen: not read.
     """
-    key_params, *key_env, key = jax.random.split(key, 2 if init_env is None else 3)
+    key_params, key_env, *rest = jax.random.split(key, 2 if init_env is None else 3)
     params = init_params(key_params) if params is None else jax.tree.map(jnp.copy, params)
     hparams = jax.tree.map(lambda x: jnp.array(x, jnp.float32), hparams)
-    env_state = None if init_env is None else init_env(*key_env, hparams)
+    env_state, key = (None, key_env) if init_env is None else (init_env(key_env, hparams), rest[0])
     return State(params, init_opt(params), jnp.zeros((), jnp.int32), hparams, env_state, key)
 
 
@@ -190,24 +190,22 @@ def check_divides(count: int, total: int, count_name: str, total_name: str) -> N
 
 
 def epochs(
-    loss: Callable[[Params, Any], tuple[chex.Array, Metrics]],
+    loss: Callable[[Params, Any], tuple[jax.Array, Metrics]],
     optimizer: optax.GradientTransformation,
-    params: Params,
-    opt_state: Any,
+    state: State,
     data: Any,
     key: chex.PRNGKey,
     *,
     num_epochs: int,
     minibatches: int,
-    learning_rate: chex.Numeric,
-) -> tuple[Params, Any, Metrics]:
+    learning_rate: Numeric,
+) -> tuple[State, Metrics]:
     """Descend a loss on minibatches of the same data, in a fresh order in every epoch.
 
     Args:
       loss: `(params, minibatch) -> (scalar, metrics)`.
       optimizer: an update rule without its learning rate.
-      params: where the descent starts.
-      opt_state: the optimiser's.
+      state: whose `params` and `opt_state` descend; the rest is passed on.
       data: a tree of arrays [N, ...].
       key: source of the orders.
       num_epochs: passes over the data.
@@ -215,19 +213,19 @@ def epochs(
       learning_rate: [].
 
     Returns:
-      The parameters, the optimiser's state, and the metrics' means over the gradient steps.
+      The state, and the metrics' means over the gradient steps.
     """
     rows = jax.tree.leaves(data)[0].shape[0]
 
-    def descend_once(carry: tuple[Params, Any], index: chex.Array) -> tuple[tuple[Params, Any], Metrics]:
+    def descend_once(carry: tuple[Params, Any], index: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
         params, opt_state = carry
         minibatch = jax.tree.map(lambda x: x[index], data)
         grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch)
         return descend(optimizer, grads, opt_state, params, learning_rate), metrics
 
     order = permutations(key, num_epochs, rows).reshape(num_epochs * minibatches, rows // minibatches)
-    (params, opt_state), metrics = jax.lax.scan(descend_once, (params, opt_state), order)
-    return params, opt_state, jax.tree.map(jnp.mean, metrics)
+    (params, opt_state), metrics = jax.lax.scan(descend_once, (state.params, state.opt_state), order)
+    return state._replace(params=params, opt_state=opt_state), jax.tree.map(jnp.mean, metrics)
 
 
 def make_gradient_learner(

@@ -13,9 +13,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import jax
+import numpy as np
+from typing_extensions import TypeAliasType
 
-Params = chex.ArrayTree
-Metrics = dict[str, chex.Array]
+Array = TypeAliasType("Array", jax.Array | np.ndarray)
+Numeric = TypeAliasType("Numeric", jax.Array | np.ndarray | np.number | float | int)
+"""A number, or an array that broadcasts as one."""
+Params = TypeAliasType("Params", Any)
+"""A tree of arrays; of networks, nested dicts."""
+Metrics = dict[str, jax.Array]
 Sampler = Callable[[chex.PRNGKey], Any]
 """`key -> batch`: a pure draw from data that lies on the device, so the key is the data cursor."""
 
@@ -29,30 +36,30 @@ class Trajectory(NamedTuple):
 
     obs: Any
     """[T, ...] observation before the action; for a language model the prompt's tokens, [P]."""
-    action: chex.Array
+    action: jax.Array
     """[T, ...] what was done; for a language model the response's tokens."""
-    log_prob: chex.Array
+    log_prob: jax.Array
     """[T] log-probability in nats, under the policy that acted."""
-    reward: chex.Array
+    reward: jax.Array
     """[T] float."""
-    discount: chex.Array
+    discount: jax.Array
     """[T] gamma * (1 - terminated): what follows a termination is worth nothing."""
-    lambda_: chex.Array
+    lambda_: jax.Array
     """[T] lambda * (1 - terminated) * (1 - truncated): no trace crosses an episode's end."""
-    value: chex.Array
+    value: jax.Array
     """[T] estimate at the step's start."""
-    next_value: chex.Array
+    next_value: jax.Array
     """[T] estimate at the step's end, read before any reset."""
-    mask: chex.Array
+    mask: jax.Array
     """[T] 1 for a real step, 0 for padding."""
 
 
 class Evaluation(NamedTuple):
     """A trajectory's actions judged under given parameters: each field [T]."""
 
-    log_prob: chex.Array
-    entropy: chex.Array
-    value: chex.Array
+    log_prob: jax.Array
+    entropy: jax.Array
+    value: jax.Array
     distribution: Any = None
     """[T] the policy's distributions, of `losses.distributions`, for exact divergences."""
 
@@ -70,14 +77,14 @@ class Actor(NamedTuple):
     rollout: Callable[..., tuple[Any, Any, Metrics]]
     """`(params, frozen, env_state, key, hparams, batch) -> (env_state, experience[B, T], metrics)`; the
     experience is a `Trajectory`, or `Transition`s where actions are valued."""
-    evaluate: Callable[[Params, Any, Any], "Evaluation"] | None = None
+    evaluate: Callable[[Params, Any, Any], "Evaluation"] = None  # type: ignore[assignment]
     """`(params, frozen, Trajectory[T]) -> Evaluation[T]` for one trajectory; the caller vmaps."""
-    action_values: Callable[..., chex.Array] | None = None
+    action_values: Callable[..., jax.Array] = None  # type: ignore[assignment]
     """`(params, frozen, obs, key=None) -> [A] or [A, K]`: each action's value or value distribution, for ONE
     observation; the key draws a noisy net's noise, and None switches it off."""
-    expected_values: Callable[[chex.Array], chex.Array] = lambda values: values
+    expected_values: Callable[[Array], Array] = lambda values: values
     """What `action_values` returned -> [A] expected values."""
-    split_params: Callable[[Params], tuple[Params, Params]] | None = None
+    split_params: Callable[[Params], tuple[Params, Params]] = None  # type: ignore[assignment]
     """`params -> (policy's, critic's)`, where the two share no parameter; `policy | critic` joins them."""
     stepwise: bool = False
     """Whether each step of a trajectory may be evaluated apart from the others."""
@@ -88,41 +95,41 @@ class Actor(NamedTuple):
 class Transition(NamedTuple):
     """One step as value learners keep it, with its two endings apart: only a termination ends the return."""
 
-    obs: chex.Array
+    obs: jax.Array
     """[...] observation before the action."""
-    action: chex.Array
+    action: jax.Array
     """[] integer."""
-    reward: chex.Array
+    reward: jax.Array
     """[] float."""
-    terminated: chex.Array
+    terminated: jax.Array
     """[] bool: nothing follows."""
-    truncated: chex.Array
+    truncated: jax.Array
     """[] bool: the episode was cut, for example by a time limit, and its value goes on."""
-    next_obs: chex.Array
+    next_obs: jax.Array
     """[...] observation after the action, read before any reset."""
 
 
 class TokenBatch(NamedTuple):
     """Sequences to predict, each leaf [B, L]."""
 
-    tokens: chex.Array
+    tokens: jax.Array
     """int32; padding anywhere."""
-    real: chex.Array
+    real: jax.Array
     """float, 1 where a token may be read, 0 for padding."""
-    predict: chex.Array
+    predict: jax.Array
     """float, 1 where a token counts in the loss; the first of a sequence or document cannot be predicted."""
-    segments: chex.Array | None = None
+    segments: jax.Array | None = None
     """int32, the number of each token's document where several are packed into a row; None, one a row."""
 
 
 class Answers(NamedTuple):
     """Queries with their responses, each leaf [B, L]; padded anywhere."""
 
-    tokens: chex.Array
+    tokens: jax.Array
     """int32."""
-    real: chex.Array
+    real: jax.Array
     """float, 1 for a token, 0 for padding."""
-    response: chex.Array
+    response: jax.Array
     """float, 1 for a token of the response."""
 
 
@@ -139,15 +146,15 @@ class MDP(NamedTuple):
     The step from `s_t` by `a_t` pays `r_{t+1}` and leads to `s_{t+1}`.
     """
 
-    transition: chex.Array
+    transition: jax.Array
     """[S, A, S] probability of the next state; every row sums to 1."""
-    reward: chex.Array
+    reward: jax.Array
     """[S, A, S] reward of arriving."""
-    gamma: chex.Array
+    gamma: jax.Array
     """[] discount, in [0, 1)."""
-    start: chex.Array
+    start: jax.Array
     """[S] probability of starting there."""
-    terminal: chex.Array
+    terminal: jax.Array
     """[S] bool."""
 
 
@@ -170,7 +177,7 @@ class State(NamedTuple):
 
     params: Params
     opt_state: Any
-    step: chex.Array
+    step: jax.Array
     """[] int32, the number of steps taken."""
     hparams: Any
     """Traced scalars (learning rate, clip, ...): one vmap runs seeds x hyperparameters in one program."""

@@ -40,7 +40,7 @@ def greedy(net: Net, params: Params, distribution: Distribution = Categorical) -
 
 
 def to_trajectory(
-    steps: Steps, judged: Evaluation, next_value: chex.Array, mask: chex.Array, hparams: Any
+    steps: Steps, judged: Evaluation, next_value: jax.Array, mask: jax.Array, hparams: Any
 ) -> Trajectory:
     """Join steps [B, T] and how they were judged; a termination wins over a truncation."""
     goes_on = mask * (1.0 - steps.terminated)
@@ -57,7 +57,7 @@ def to_trajectory(
     )
 
 
-def _of_actions_taken_next(steps: Steps, value: chex.Array, otherwise: chex.Array) -> chex.Array:
+def _of_actions_taken_next(steps: Steps, value: jax.Array, otherwise: jax.Array) -> jax.Array:
     """Return the next step's value [B, T], or another where the episode or the rollout ends."""
     ended = (steps.terminated | steps.truncated).at[:, -1].set(True)
     return jnp.where(ended, otherwise, jnp.roll(value, -1, axis=1))
@@ -118,13 +118,13 @@ def make_actor(
     check_net(net, distribution, critic, environment, env_params)
     to_env = to_environment(distribution, space)
 
-    def judge(params: Params, obs: chex.Array, action: chex.Array) -> Evaluation:
+    def judge(params: Params, obs: jax.Array, action: jax.Array) -> Evaluation:
         output, value = net.apply(params, obs)
         policy = make_distribution(distribution, output)
         value = value if critic == "state" else value[action]
         return Evaluation(policy.log_prob(action), policy.entropy(), value, policy)
 
-    def value_of(params: Params, obs: chex.Array) -> chex.Array:
+    def value_of(params: Params, obs: jax.Array) -> jax.Array:
         output, value = net.apply(params, obs)
         if critic == "state":
             return value

@@ -8,11 +8,11 @@ are only read (`normalised`).
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.envs.rollout import Policy, Steps
+from jaxrl_align.types import Numeric
 
 LIMIT = 10.0
 """Standardised observations and scaled rewards are clipped to [-10, 10]."""
@@ -23,11 +23,11 @@ _TINY = 1e-8
 class Moments(NamedTuple):
     """Running mean and variance of arrays of one shape; float32."""
 
-    count: chex.Array
+    count: jax.Array  # type: ignore[assignment]
     """[] how many were seen."""
-    mean: chex.Array
+    mean: jax.Array
     """[...] 0 before the first."""
-    variance: chex.Array
+    variance: jax.Array
     """[...] of the population (divided by n), 1 before the first."""
 
 
@@ -37,11 +37,11 @@ class Normaliser(NamedTuple):
     obs: Moments | None
     reward: Moments | None
     """Moments [] of the discounted return so far, whose deviation is the rewards' scale."""
-    running_return: chex.Array | None
+    running_return: jax.Array | None
     """[B] discounted sum of the rewards of each environment's running episode."""
 
 
-def start_normaliser(obs: chex.Array, *, of_obs: bool, of_reward: bool) -> Normaliser | None:
+def start_normaliser(obs: jax.Array, *, of_obs: bool, of_reward: bool) -> Normaliser | None:
     """Return a normaliser that has seen nothing and changes nothing, or None if neither is asked for.
 
     Args:
@@ -60,7 +60,7 @@ def start_normaliser(obs: chex.Array, *, of_obs: bool, of_reward: bool) -> Norma
     )
 
 
-def merge_moments(moments: Moments, x: chex.Array) -> Moments:
+def merge_moments(moments: Moments, x: jax.Array) -> Moments:
     """Return the moments of everything seen so far and of a batch.
 
         mean' = mean + w d,   var' = (1 - w) var + w var_x + w (1 - w) d^2,
@@ -83,13 +83,13 @@ def merge_moments(moments: Moments, x: chex.Array) -> Moments:
     return Moments(total, moments.mean + weight * apart, merged + weight * (1.0 - weight) * jnp.square(apart))
 
 
-def standardise(moments: Moments, x: chex.Array) -> chex.Array:
+def standardise(moments: Moments, x: jax.Array) -> jax.Array:
     """Return `(x - mean) / std` of an array [...] of the moments' shape, clipped to [-10, 10]."""
     scaled = (x.astype(jnp.float32) - moments.mean) * jax.lax.rsqrt(moments.variance + _TINY)
     return jnp.clip(scaled, -LIMIT, LIMIT)
 
 
-def normalised_obs(normaliser: Normaliser | None, obs: chex.Array) -> chex.Array:
+def normalised_obs(normaliser: Normaliser | None, obs: jax.Array) -> jax.Array:
     """Return an observation [...] as the policy sees it; the statistics are read, never moved."""
     return obs if normaliser is None or normaliser.obs is None else standardise(normaliser.obs, obs)
 
@@ -103,7 +103,7 @@ def normalised(policy: Policy, normaliser: Normaliser | None) -> Policy:
     return lambda key, obs: policy(key, normalised_obs(normaliser, obs))
 
 
-def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: chex.Numeric) -> tuple[Normaliser, Steps]:
+def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: Numeric) -> tuple[Normaliser, Steps]:
     """Bring what was seen and earned to unit scale, and learn from it.
 
     Observations are standardised by the moments before the rollout, on which the policy acted. Rewards, which
@@ -124,7 +124,7 @@ def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: chex.Numeric) -
         seen = steps.obs.reshape(-1, *steps.obs.shape[2:])
         steps = steps._replace(obs=over_steps(steps.obs), final_obs=over_steps(steps.final_obs))
         obs = merge_moments(obs, seen)
-    if reward is not None:
+    if reward is not None and running is not None:
         running, discounted = _running_returns(running, steps, gamma)
         reward = merge_moments(reward, discounted.ravel())
         scaled = steps.reward * jax.lax.rsqrt(reward.variance + _TINY)
@@ -132,8 +132,8 @@ def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: chex.Numeric) -
     return Normaliser(obs, reward, running), steps
 
 
-def _running_returns(running: chex.Array, steps: Steps, gamma: chex.Numeric) -> tuple[chex.Array, chex.Array]:
-    def accumulate(running: chex.Array, step: tuple[chex.Array, chex.Array]) -> tuple[chex.Array, chex.Array]:
+def _running_returns(running: jax.Array, steps: Steps, gamma: Numeric) -> tuple[jax.Array, jax.Array]:
+    def accumulate(running: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         reward, first = step
         total = reward + gamma * jnp.where(first, 0.0, running)
         return total, total

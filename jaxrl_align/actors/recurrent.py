@@ -37,11 +37,11 @@ from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 class Sequence(NamedTuple):
     """What a policy with memory reads in T steps: the `obs` of its trajectories."""
 
-    obs: chex.Array
+    obs: jax.Array
     """[T, ...]."""
-    first: chex.Array
+    first: jax.Array
     """[T] bool: the step is an episode's first, before which the memory starts anew."""
-    memory: chex.Array
+    memory: jax.Array
     """[T, H] before the step, by the parameters that acted. Only the first of a segment is read; all are kept
     so that a rollout can be cut into segments of any length."""
 
@@ -49,10 +49,10 @@ class Sequence(NamedTuple):
 class _Seen(NamedTuple):
     """What the net made of T steps; each field [T, ...]."""
 
-    before: chex.Array
-    after: chex.Array
-    log_prob: chex.Array
-    value: chex.Array
+    before: jax.Array
+    after: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
 
 
 def _unroll(
@@ -60,16 +60,16 @@ def _unroll(
     env_params: Any,
     net: RecurrentNet,
     params: Params,
-    begin: tuple[EnvState, chex.Array],
+    begin: tuple[EnvState, jax.Array],
     key: chex.PRNGKey,
     num_steps: int,
     distribution: Distribution,
     normaliser: Normaliser | None = None,
     greedy: bool = False,
-) -> tuple[tuple[EnvState, chex.Array], tuple[Steps, _Seen]]:
+) -> tuple[tuple[EnvState, jax.Array], tuple[Steps, _Seen]]:
     to_env = to_environment(distribution, environment.action_space(env_params))
 
-    def one_step(carry: tuple, words: chex.Array) -> tuple:
+    def one_step(carry: tuple, words: jax.Array) -> tuple:
         env_state, memory = carry
         key_action, key_step = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
         after, output, value = net.apply(params, memory, normalised_obs(normaliser, env_state.obs))
@@ -136,7 +136,7 @@ def make_recurrent_actor(
     ) -> tuple[GymState, Trajectory, Metrics]:
         params = overlay(frozen, params)
 
-        def play(begin: tuple[EnvState, chex.Array], key: chex.PRNGKey) -> tuple:
+        def play(begin: tuple[EnvState, jax.Array], key: chex.PRNGKey) -> tuple:
             normaliser = env_state.normaliser
             return _unroll(
                 environment, env_params, net, params, begin, key, num_steps, distribution, normaliser
@@ -156,7 +156,7 @@ def make_recurrent_actor(
     def evaluate(params: Params, frozen: Any, trajectory: Trajectory) -> Evaluation:
         params = overlay(frozen, params)
 
-        def one_step(memory: chex.Array, step: tuple) -> tuple[chex.Array, Evaluation]:
+        def one_step(memory: jax.Array, step: tuple) -> tuple[jax.Array, Evaluation]:
             obs, first, action = step
             memory, output, value = net.apply(params, jnp.where(first, net.initial, memory), obs)
             policy = make_distribution(distribution, output)

@@ -17,9 +17,9 @@ from jaxrl_align.losses import Categorical, entropy, proportional_kl_coefficient
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
 from jaxrl_align.text.generation import TextConfig, generate, sampling_logits
-from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Sampler, Trajectory
+from jaxrl_align.types import Actor, Evaluation, Metrics, Numeric, Params, Sampler, Trajectory
 
-Score = Callable[[Any, chex.Array, chex.Array], chex.Array]
+Score = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """`(reward_model, tokens[L], mask[L]) -> []`: how good a query and its response are, any pure function."""
 
 
@@ -35,19 +35,19 @@ class Frozen(NamedTuple):
 class TextObservation(NamedTuple):
     """What a response answers: the prompt [P], and the temperature [] it is sampled at."""
 
-    prompt: chex.Array
-    temperature: chex.Array
+    prompt: jax.Array
+    temperature: jax.Array
 
 
 class KLController(NamedTuple):
     """The weight of the KL penalty, carried from rollout to rollout."""
 
-    coef: chex.Array
+    coef: jax.Array
 
 
 def join(
-    prompt: chex.Array, response: chex.Array, mask: chex.Array, config: TextConfig
-) -> tuple[chex.Array, chex.Array]:
+    prompt: jax.Array, response: jax.Array, mask: jax.Array, config: TextConfig
+) -> tuple[jax.Array, jax.Array]:
     """Return the query and its response as one sequence: tokens [P + T] and their mask [P + T].
 
     Args:
@@ -63,12 +63,12 @@ def join(
 def judge(
     lm: LanguageModel,
     params: Params,
-    prompt: chex.Array,
-    response: chex.Array,
-    mask: chex.Array,
+    prompt: jax.Array,
+    response: jax.Array,
+    mask: jax.Array,
     config: TextConfig,
     *,
-    temperature: chex.Numeric = 1.0,
+    temperature: Numeric = 1.0,
     value_head: Params | None = None,
 ) -> Evaluation:
     """Judge ONE response in a single full pass: log-probabilities, entropies, values and distributions.
@@ -97,18 +97,18 @@ def judge(
     return Evaluation(token_log_prob(logits, response), entropy(logits), value, Categorical(logits))
 
 
-def last_real(mask: chex.Array) -> chex.Array:
+def last_real(mask: jax.Array) -> jax.Array:
     """Return [T] with 1 at the last real position of a right-padded mask [T], all 0 if nothing is real."""
     return mask * (1.0 - jnp.append(mask[1:], 0.0))
 
 
 def token_rewards(
-    score: chex.Array,
-    log_prob: chex.Array,
-    reference_log_prob: chex.Array,
-    mask: chex.Array,
-    kl_coef: chex.Numeric,
-) -> chex.Array:
+    score: jax.Array,
+    log_prob: jax.Array,
+    reference_log_prob: jax.Array,
+    mask: jax.Array,
+    kl_coef: Numeric,
+) -> jax.Array:
     """Return each token's reward: `-kl_coef (log pi - log pi_ref)`, plus the score at the last real token.
 
     Args:
@@ -121,7 +121,7 @@ def token_rewards(
     Returns:
       [T] float32, 0 on padding.
     """
-    penalty = -kl_coef * (log_prob - reference_log_prob) * mask
+    penalty = -jnp.asarray(kl_coef) * (log_prob - reference_log_prob) * mask
     return penalty + jnp.asarray(score, jnp.float32) * last_real(mask)
 
 
@@ -131,9 +131,9 @@ def answer(
     config: TextConfig,
     params: Params,
     frozen: Frozen,
-    prompt: chex.Array,
+    prompt: jax.Array,
     key: chex.PRNGKey,
-    kl_coef: chex.Numeric,
+    kl_coef: Numeric,
     hparams: Any,
 ) -> tuple[Trajectory, Metrics]:
     """Generate ONE response, evaluate it under the reference, score it, and return its trajectory.
@@ -201,10 +201,13 @@ def make_text_actor(
     ) -> tuple[KLController, Trajectory, Metrics]:
         if frozen is None:
             raise ValueError("a reference and a reward model are needed; pass step(..., frozen=Frozen(...))")
-        if batch is None and sample_prompts is None:
-            raise ValueError("this actor has no prompts; pass step(state, batch), or give it sample_prompts")
         key_prompts, key_answers = jax.random.split(key)
-        prompts = sample_prompts(key_prompts) if batch is None else batch
+        if batch is not None:
+            prompts = batch
+        elif sample_prompts is not None:
+            prompts = sample_prompts(key_prompts)
+        else:
+            raise ValueError("this actor has no prompts; pass step(state, batch), or give it sample_prompts")
         shape, kind = jnp.shape(prompts), getattr(prompts, "dtype", type(prompts).__name__)
         if shape[1:] != (config.prompt_length,) or not jnp.issubdtype(kind, jnp.integer):
             raise ValueError(

@@ -12,10 +12,10 @@ from jaxrl_align.envs.registry import Environment, make_environment, num_actions
 from jaxrl_align.envs.rollout import GymState, Policy, record_episodes, start, unroll
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.q_networks import QNet
-from jaxrl_align.types import Actor, Metrics, Params, Transition
+from jaxrl_align.types import Actor, Metrics, Numeric, Params, Transition
 
 
-def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> Policy:
+def epsilon_greedy(net: QNet, params: Params, epsilon: Numeric = 0.0) -> Policy:
     """Return the policy that acts at random with probability `epsilon`, and else by the largest value.
 
         P(argmax_a Q(s, a)) = 1 - epsilon + epsilon / A
@@ -27,7 +27,7 @@ def epsilon_greedy(net: QNet, params: Params, epsilon: chex.Numeric = 0.0) -> Po
     """
     deterministic = isinstance(epsilon, float) and epsilon == 0.0
 
-    def policy(key: chex.PRNGKey, obs: chex.Array) -> chex.Array:
+    def policy(key: chex.PRNGKey, obs: jax.Array) -> jax.Array:
         if deterministic:
             return jnp.argmax(net.q_values(net.apply(params, obs, None))).astype(jnp.int32)
         # One draw of bits makes the noise's key and the coin: on a CPU every draw is a loop of its own.
@@ -50,7 +50,7 @@ def make_value_actor(
     *,
     num_envs: int,
     num_steps: int,
-    preprocess: Callable[[chex.Array], chex.Array] = lambda obs: obs,
+    preprocess: Callable[[jax.Array], jax.Array] = lambda obs: obs,
 ) -> Actor:
     """Build the actor that follows epsilon-greedy action values in `num_envs` copies of an environment.
 
@@ -107,8 +107,8 @@ def make_value_actor(
         return env_state, transition, metrics
 
     def action_values(
-        params: Params, frozen: Any, obs: chex.Array, key: chex.PRNGKey | None = None
-    ) -> chex.Array:
+        params: Params, frozen: Any, obs: jax.Array, key: chex.PRNGKey | None = None
+    ) -> jax.Array:
         return net.apply(overlay(frozen, params), obs, key)
 
     return Actor(init_params, init_env, rollout, action_values=action_values, expected_values=net.q_values)

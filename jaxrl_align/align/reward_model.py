@@ -16,7 +16,7 @@ from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.losses import bradley_terry
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
-from jaxrl_align.types import Answers, Comparisons, Learner, Metrics, Params, Sampler
+from jaxrl_align.types import Answers, Comparisons, Learner, Metrics, Numeric, Params, Sampler
 
 
 class RewardModel(NamedTuple):
@@ -24,14 +24,14 @@ class RewardModel(NamedTuple):
 
     params: Params
     """`{"lm": ..., "head": ...}`."""
-    gain: Any = 1.0
-    bias: Any = 0.0
+    gain: Numeric = 1.0
+    bias: Numeric = 0.0
 
 
 class RewardHParams(NamedTuple):
     """The traced scalars of reward-model training."""
 
-    learning_rate: Any = 3e-4
+    learning_rate: Numeric = 3e-4
 
 
 def init_reward_params(key: chex.PRNGKey, lm: LanguageModel, lm_params: Params) -> Params:
@@ -39,7 +39,7 @@ def init_reward_params(key: chex.PRNGKey, lm: LanguageModel, lm_params: Params) 
     return {"lm": lm_params, "head": init_scalar_head(key, lm.config.width)}
 
 
-def score(lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: chex.Array) -> chex.Array:
+def score(lm: LanguageModel, model: RewardModel, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Return the reward of ONE sequence, read at its last real token.
 
     Args:
@@ -57,7 +57,7 @@ def score(lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: chex.
 
 
 def normalise_scores(
-    lm: LanguageModel, model: RewardModel, tokens: chex.Array, mask: chex.Array
+    lm: LanguageModel, model: RewardModel, tokens: jax.Array, mask: jax.Array
 ) -> RewardModel:
     """Return the model with the gain and bias that give these samples mean 0 and deviation 1.
 
@@ -72,14 +72,14 @@ def normalise_scores(
     return RewardModel(model.params, gain, -jnp.mean(raw) * gain)
 
 
-def pair_answers(a: Answers, b: Answers, first: chex.Array) -> Comparisons:
+def pair_answers(a: Answers, b: Answers, first: jax.Array) -> Comparisons:
     """Return comparisons of answers [..., L]; `first` [...] says where the annotator preferred a."""
     first = jnp.asarray(first)[..., None]
     choose = lambda yes, no: jax.tree.map(lambda x, y: jnp.where(first, x, y), yes, no)
     return Comparisons(choose(a, b), choose(b, a))
 
 
-def score_margins(lm: LanguageModel, model: RewardModel, data: Comparisons) -> chex.Array:
+def score_margins(lm: LanguageModel, model: RewardModel, data: Comparisons) -> jax.Array:
     """Return `score(chosen) - score(rejected)` [N]; the share above 0 is the model's accuracy."""
     read = jax.vmap(lambda t, m: score(lm, model, t, m))
     return read(data.chosen.tokens, data.chosen.real) - read(data.rejected.tokens, data.rejected.real)
@@ -111,7 +111,7 @@ def make_reward_learner(
 
     def loss(
         params: Params, frozen: Any, batch: Comparisons, key: chex.PRNGKey, hparams: Any
-    ) -> tuple[chex.Array, Metrics]:
+    ) -> tuple[jax.Array, Metrics]:
         model = RewardModel(overlay(frozen, params))
         tokens = jnp.concatenate([batch.chosen.tokens, batch.rejected.tokens])
         mask = jnp.concatenate([batch.chosen.real, batch.rejected.real])

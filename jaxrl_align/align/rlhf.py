@@ -5,7 +5,7 @@ the same that plays CartPole. The objective is `E[r(x, y) - beta log(pi(y|x) / p
 2019, arXiv:1909.08593; Stiennon et al. 2020, arXiv:2009.01325).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optax
 
@@ -13,28 +13,28 @@ from jaxrl_align.actors.text import Score, make_text_actor
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
 from jaxrl_align.rl.actor_critic import make_actor_critic
 from jaxrl_align.text.generation import TextConfig
-from jaxrl_align.types import Learner, Params, Sampler
+from jaxrl_align.types import Learner, Numeric, Params, Sampler
 
 
 class RLHFHParams(NamedTuple):
     """The traced scalars of RLHF; the first block is PPO's, read by the shared update."""
 
-    learning_rate: Any = 3e-4
-    gamma: Any = 1.0
-    gae_lambda: Any = 0.95
-    clip: Any = 0.2
-    value_clip: Any = 0.2
-    value_coef: Any = 0.1
-    entropy_coef: Any = 0.0
-    temperature: Any = 1.0
+    learning_rate: Numeric = 3e-4
+    gamma: Numeric = 1.0
+    gae_lambda: Numeric = 0.95
+    clip: Numeric = 0.2
+    value_clip: Numeric = 0.2
+    value_coef: Numeric = 0.1
+    entropy_coef: Numeric = 0.0
+    temperature: Numeric = 1.0
     """Of sampling, of the reference and of the update alike."""
-    kl_coef: Any = 0.15
+    kl_coef: Numeric = 0.15
     """beta, where the controller starts."""
-    kl_target: Any = 6.0
+    kl_target: Numeric = 6.0
     """Nats, of the KL summed over a sequence."""
-    kl_horizon: Any = 10_000.0
+    kl_horizon: Numeric = 10_000.0
     """Episodes; infinity keeps beta fixed."""
-    stop_penalty: Any = 1.0
+    stop_penalty: Numeric = 1.0
     """What a response without a stop token is charged."""
 
 

@@ -48,8 +48,8 @@ def pack(documents: Sequence[Sequence[int]], length: int) -> Packed:
         rows[row].append(piece)
         with_room.setdefault(room - len(piece), []).append(row)
     tokens, segments = np.zeros((2, len(rows), length), np.int32)
-    for i, row in enumerate(rows):
-        flat = np.concatenate([np.asarray(piece, np.int32) for piece in row])
+    for i, packed in enumerate(rows):
+        flat = np.concatenate([np.asarray(piece, np.int32) for piece in packed])
         tokens[i, : len(flat)] = flat
-        segments[i, : len(flat)] = np.repeat(np.arange(1, len(row) + 1), [len(piece) for piece in row])
+        segments[i, : len(flat)] = np.repeat(np.arange(1, len(packed) + 1), [len(p) for p in packed])
     return Packed(tokens, segments)

@@ -40,13 +40,16 @@ def cut_sentences(
       ValueError: if no sentence fits.
     """
     prompts, responses = [], []
+    pad_token, stop_token = tokenizer.pad_token, tokenizer.stop_token
+    if pad_token is None or stop_token is None:
+        raise ValueError(f"the tokenizer must have pad and stop tokens; got {pad_token} and {stop_token}")
     for sentence in sentences:
         parts = sentence.split(" ")
         cut = int(rng.integers(words[0], words[1], endpoint=True))
         if len(parts) <= cut:
             continue
         prompt = tokenizer.encode(" ".join(parts[:cut]))
-        response = [*tokenizer.encode(" " + " ".join(parts[cut:])), tokenizer.stop_token]
+        response = [*tokenizer.encode(" " + " ".join(parts[cut:])), stop_token]
         if len(prompt) <= prompt_length and len(response) <= response_length:
             prompts.append(prompt)
             responses.append(response)
@@ -56,6 +59,6 @@ def cut_sentences(
             f"response_length={response_length}; allow more tokens or give more text"
         )
     return Demonstrations(
-        left_pad(prompts, prompt_length, tokenizer.pad_token),
-        right_pad(responses, response_length, tokenizer.pad_token),
+        left_pad(prompts, prompt_length, pad_token),
+        right_pad(responses, response_length, pad_token),
     )

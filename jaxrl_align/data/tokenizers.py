@@ -207,12 +207,12 @@ def load_tokenizer(
         **_read_object(folder / "special_tokens_map.json"),
         **_read_object(folder / "tokenizer_config.json"),
     }
-    special = {"pad_token": pad_token, "eos_token": stop_token}
+    given, special = {"pad_token": pad_token, "eos_token": stop_token}, {}
     for name in ("pad_token", "eos_token", "bos_token"):
         stated = values.get(name)
         stated = stated.get("content") if isinstance(stated, dict) else stated
-        special[name] = special.get(name) or stated
-    special = {name: text for name, text in special.items() if text}
+        if text := given.get(name) or stated:
+            special[name] = text
     source = _chat_source(folder, values)
     template = None if source is None else ChatTemplate(source, special)
     try:

@@ -25,12 +25,12 @@ class MultiDiscrete(NamedTuple):
         """Of one action: (K,)."""
         return (len(self.nvec),)
 
-    def sample(self, key: chex.PRNGKey) -> chex.Array:
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
         """Draw an action [K], every choice uniformly."""
         return jax.random.randint(key, self.shape, 0, jnp.array(self.nvec))
 
 
-def make_distribution(kind: Distribution, output: Any) -> Any:
+def make_distribution(kind: Any, output: Any) -> Any:
     """Return the distribution that a net's policy output parametrises."""
     return kind(*output) if isinstance(output, tuple) else kind(output)
 
@@ -68,7 +68,7 @@ def _fitting(space: Any) -> tuple[Distribution, ...]:
     return (DiagonalGaussian, TanhGaussian) if hasattr(space, "low") else ()
 
 
-def to_environment(kind: Distribution, space: Any) -> Callable[[chex.Array], chex.Array]:
+def to_environment(kind: Distribution, space: Any) -> Callable[[jax.Array], jax.Array]:
     """Return the map from a draw to the environment's action.
 
     A `TanhGaussian`'s (-1, 1) is stretched over the Box, a `DiagonalGaussian`'s draw is clipped to it, and a

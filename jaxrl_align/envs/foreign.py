@@ -20,7 +20,7 @@ from jaxrl_align.envs.actions import MultiDiscrete
 from jaxrl_align.envs.registry import spaces
 
 Environment = tuple["AdaptedEnv", None]
-Observe = Callable[[Any], chex.Array]
+Observe = Callable[[Any], jax.Array]
 """What the policy sees of a foreign observation."""
 
 
@@ -28,16 +28,16 @@ class View(NamedTuple):
     """What can be seen of a foreign state."""
 
     obs: Any
-    reward: chex.Array
-    terminated: chex.Array
-    truncated: chex.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
 
 
 class AdaptedState(NamedTuple):
     """A foreign state and its age in steps."""
 
     inner: Any
-    time: chex.Array
+    time: jax.Array
 
 
 class AdaptedEnv(NamedTuple):
@@ -45,7 +45,7 @@ class AdaptedEnv(NamedTuple):
 
     start: Callable[[chex.PRNGKey], Any]
     """`key -> state`."""
-    advance: Callable[[Any, chex.Array], Any]
+    advance: Callable[[Any, jax.Array], Any]
     """`(state, action) -> state`; never called on a state whose episode is over."""
     view: Callable[[Any], View]
     space: Any
@@ -53,14 +53,14 @@ class AdaptedEnv(NamedTuple):
     max_steps: int | None = None
     """Longer episodes are truncated; None leaves that to the environment."""
 
-    def reset(self, key: chex.PRNGKey, params: None = None) -> tuple[chex.Array, AdaptedState]:
+    def reset(self, key: chex.PRNGKey, params: None = None) -> tuple[jax.Array, AdaptedState]:
         """Start an episode; return (observation, state)."""
         inner = self.start(key)
         return self.view(inner).obs, AdaptedState(inner, jnp.zeros((), jnp.int32))
 
     def step(
-        self, key: chex.PRNGKey, state: AdaptedState, action: chex.Array, params: None = None
-    ) -> tuple[chex.Array, AdaptedState, chex.Array, chex.Array, chex.Array, dict[str, chex.Array]]:
+        self, key: chex.PRNGKey, state: AdaptedState, action: jax.Array, params: None = None
+    ) -> tuple[jax.Array, AdaptedState, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
         """Return (obs, state, reward, terminated, truncated, info), reset where the episode ended."""
         inner = self.advance(state.inner, action)
         seen, time = self.view(inner), state.time + 1
@@ -82,13 +82,13 @@ class AdaptedEnv(NamedTuple):
         return self.space
 
 
-def _select(done: chex.Array, new: chex.Array, old: chex.Array) -> chex.Array:
+def _select(done: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     if jnp.issubdtype(jnp.asarray(old).dtype, jax.dtypes.prng_key):
         return jax.lax.select(jnp.broadcast_to(done, old.shape), new, old)
     return jnp.where(done, new, old).astype(jnp.asarray(old).dtype)
 
 
-def flatten(obs: Any) -> chex.Array:
+def flatten(obs: Any) -> jax.Array:
     """Return every number of an observation in one float32 vector: the default `observe`."""
     return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), obs))[0]
 

@@ -23,15 +23,16 @@ KEPT = 4
 class HostState(NamedTuple):
     """A ticket: which environments, and how many steps they have taken."""
 
-    number: chex.Array
-    time: chex.Array
+    number: jax.Array
+    time: jax.Array
 
 
 class _Running:
     """Environments between two steps, and what the last step returned."""
 
     def __init__(self, environments: Any) -> None:
-        self.environments, self.time, self.last = environments, 0, ()
+        self.environments, self.time = environments, 0
+        self.last: tuple = ()
 
 
 class HostEnvironment:
@@ -43,7 +44,8 @@ class HostEnvironment:
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         """Take `make(num_envs)`, which returns a vector environment that resets in the step that ends."""
-        self._make, self._running, self._count = make, {}, 0
+        self._make, self._count = make, 0
+        self._running: dict[int, _Running] = {}
         probe = make(1)
         self._action_space = _convert(probe.single_action_space)
         space = probe.single_observation_space
@@ -53,7 +55,7 @@ class HostEnvironment:
         self._obs = jax.ShapeDtypeStruct(space.shape, jax.dtypes.canonicalize_dtype(dtype))
         probe.close()
 
-    def reset(self, key: chex.PRNGKey, params: None = None) -> tuple[chex.Array, HostState]:
+    def reset(self, key: chex.PRNGKey, params: None = None) -> tuple[jax.Array, HostState]:
         """Start an environment; return (observation, state)."""
         number = jax.ShapeDtypeStruct((), jnp.int32)
         seed = jax.random.bits(key, (), jnp.uint32)
@@ -61,8 +63,8 @@ class HostEnvironment:
         return obs, HostState(number, jnp.zeros((), jnp.int32))
 
     def step(
-        self, key: chex.PRNGKey, state: HostState, action: chex.Array, params: None = None
-    ) -> tuple[chex.Array, HostState, chex.Array, chex.Array, chex.Array, dict[str, Any]]:
+        self, key: chex.PRNGKey, state: HostState, action: jax.Array, params: None = None
+    ) -> tuple[jax.Array, HostState, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
         """Return (observation, state, reward, terminated, truncated, info), reset where the episode ended."""
         scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype)
         kinds = (self._obs, scalar(jnp.float32), scalar(jnp.bool_), scalar(jnp.bool_), self._obs)

@@ -19,48 +19,48 @@ from jaxrl_align.types import Metrics
 WINDOW = 100
 """How many of the last finished episodes `episode_return_last100` averages."""
 
-Policy = Callable[[chex.PRNGKey, chex.Array], chex.Array]
+Policy = Callable[[chex.PRNGKey, jax.Array], jax.Array]
 """`(key, obs) -> action` for one observation."""
 
 
 class EnvState(NamedTuple):
     """One environment between two steps."""
 
-    obs: chex.Array
+    obs: jax.Array
     state: Any
-    episode_return: chex.Array
+    episode_return: jax.Array
     """[] sum of the running episode's rewards so far, undiscounted."""
-    episode_length: chex.Array
+    episode_length: jax.Array
     """[] int32 steps of the running episode so far."""
 
 
 class Steps(NamedTuple):
     """What one environment did in T steps."""
 
-    obs: chex.Array
+    obs: jax.Array
     """[T, ...] before the action."""
-    action: chex.Array
-    reward: chex.Array
-    terminated: chex.Array
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
     """[T] bool: the episode ended by its own rules, and nothing follows."""
-    truncated: chex.Array
+    truncated: jax.Array
     """[T] bool: the episode was cut, for example by a time limit, and its value goes on."""
-    final_obs: chex.Array
+    final_obs: jax.Array
     """[T, ...] after the action and before any reset."""
-    episode_return: chex.Array
+    episode_return: jax.Array
     """[T] sum of the episode's rewards up to and including this step."""
-    episode_length: chex.Array
+    episode_length: jax.Array
     """[T] int32 steps of the episode up to and including this one."""
 
 
 class GymState(NamedTuple):
     """What the actor carries from rollout to rollout."""
 
-    envs: EnvState
-    """Leaves [B, ...]."""
-    recent_returns: chex.Array
+    envs: Any
+    """`EnvState` with leaves [B, ...]; with memory a pair of it and the memories [B, H]."""
+    recent_returns: jax.Array
     """[100] ring of the last finished episodes' returns, 0 where still empty."""
-    finished: chex.Array
+    finished: jax.Array
     """[] int32 episodes finished since the start."""
     normaliser: Any = None
     """Running moments of observations and returns, of `actors.normalisation`; None if they are left alone."""
@@ -78,9 +78,9 @@ def advance(
     environment: Any,
     env_params: Any,
     env_state: EnvState,
-    action: chex.Array,
+    action: jax.Array,
     key: chex.PRNGKey,
-    to_env: Callable[[chex.Array], chex.Array],
+    to_env: Callable[[jax.Array], jax.Array],
 ) -> tuple[EnvState, Steps]:
     """Take one step in one environment; see `unroll`."""
     obs, state, reward, terminated, truncated, info = environment.step(
@@ -103,7 +103,7 @@ def unroll(
     env_state: EnvState,
     key: chex.PRNGKey,
     num_steps: int,
-    to_env: Callable[[chex.Array], chex.Array] = lambda action: action,
+    to_env: Callable[[jax.Array], jax.Array] = lambda action: action,
 ) -> tuple[EnvState, Steps]:
     """Let a policy act for `num_steps` steps in ONE environment, which resets by itself; the caller vmaps.
 
@@ -120,7 +120,7 @@ def unroll(
       The environment's state after the last step, and `Steps` with leaves [T, ...].
     """
 
-    def one_step(env_state: EnvState, words: chex.Array) -> tuple[EnvState, Steps]:
+    def one_step(env_state: EnvState, words: jax.Array) -> tuple[EnvState, Steps]:
         key_action, key_step = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
         action = policy(key_action, env_state.obs)
         return advance(environment, env_params, env_state, action, key_step, to_env)
@@ -128,7 +128,7 @@ def unroll(
     return jax.lax.scan(one_step, env_state, step_keys(key, num_steps))
 
 
-def step_keys(key: chex.PRNGKey, num_steps: int) -> chex.Array:
+def step_keys(key: chex.PRNGKey, num_steps: int) -> jax.Array:
     """Return the words of two keys a step, [T, 2, ...]: for the policy and for the environment.
 
     They are made at once, because a split inside a scan costs as much as a small network does. They pass into
@@ -166,7 +166,7 @@ def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[
     return gym_state._replace(envs=envs, recent_returns=recent, finished=finished), metrics
 
 
-def first_episodes(steps: Steps) -> chex.Array:
+def first_episodes(steps: Steps) -> jax.Array:
     """Return 1 for every step of each environment's first episode, 0 for what follows: [B, T] float32."""
     done = jax.lax.optimization_barrier(steps.terminated | steps.truncated).astype(jnp.float32)
     before = jnp.cumsum(done, axis=1) - done
@@ -176,11 +176,11 @@ def first_episodes(steps: Steps) -> chex.Array:
 class Episodes(NamedTuple):
     """The first episode of each of N environments."""
 
-    episode_return: chex.Array
+    episode_return: jax.Array
     """[N] undiscounted; of the steps seen where the episode did not end."""
-    episode_length: chex.Array
+    episode_length: jax.Array
     """[N] int32."""
-    finished: chex.Array
+    finished: jax.Array
     """[N] bool: whether it ended within the steps allowed."""
 
 

@@ -13,12 +13,12 @@ from jaxrl_align.types import MDP
 
 
 def make_mdp(
-    transition: chex.Array,
-    reward: chex.Array,
+    transition: Any,
+    reward: Any,
     gamma: float,
     *,
-    start: chex.Array | None = None,
-    terminal: chex.Array | None = None,
+    start: Any = None,
+    terminal: Any = None,
 ) -> MDP:
     """Check a finite decision process and return it.
 
@@ -68,9 +68,9 @@ def make_mdp(
 class TabularState(NamedTuple):
     """Where a process stands."""
 
-    position: chex.Array
+    position: jax.Array
     """[] int32."""
-    time: chex.Array
+    time: jax.Array
     """[] int32 steps since the start."""
 
 
@@ -88,14 +88,14 @@ class TabularEnv:
     def __init__(self, num_actions: int):
         self.num_actions = num_actions
 
-    def reset(self, key: chex.PRNGKey, params: TabularParams) -> tuple[chex.Array, TabularState]:
+    def reset(self, key: chex.PRNGKey, params: TabularParams) -> tuple[jax.Array, TabularState]:
         """Draw a first state; return (observation, state)."""
         position = jax.random.categorical(key, jnp.log(params.mdp.start)).astype(jnp.int32)
         return position, TabularState(position, jnp.zeros((), jnp.int32))
 
     def step(
-        self, key: chex.PRNGKey, state: TabularState, action: chex.Array, params: TabularParams
-    ) -> tuple[chex.Array, TabularState, chex.Array, chex.Array, chex.Array, dict[str, Any]]:
+        self, key: chex.PRNGKey, state: TabularState, action: jax.Array, params: TabularParams
+    ) -> tuple[jax.Array, TabularState, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
         """Return (observation, state, reward, terminated, truncated, info), reset where the episode ended."""
         key_step, key_reset = jax.random.split(key)
         mdp, position = params.mdp, state.position

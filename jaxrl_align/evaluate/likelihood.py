@@ -22,7 +22,7 @@ from jaxrl_align.text.completion import bucket_length
 from jaxrl_align.types import Params
 
 
-def text_log_prob(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
+def text_log_prob(lm: LanguageModel, params: Params, tokens: jax.Array, real: jax.Array) -> jax.Array:
     """Return the log-probability of one text, `sum_{t >= 2} log p(x_t | x_{<t})`.
 
     The first token is given, so it should be one that starts every text; see `encode_texts`.
@@ -47,8 +47,8 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     That is the stop token, which ends the text before it in training, unless the tokenizer itself puts a
     token around every text, as Llama's does.
     """
-    own = bool(tokenizer.encode("")) or tokenizer.stop_token is None
-    start = [] if own else [tokenizer.stop_token]
+    stop = tokenizer.stop_token
+    start = [] if stop is None or tokenizer.encode("") else [stop]
     return [start + row for row in tokenizer.encode_batch(texts)]
 
 
@@ -88,9 +88,9 @@ def make_scorer(
         for length in np.unique(buckets):
             (index,) = np.nonzero(buckets == length)
             for part in np.split(index, range(batch_size, len(index), batch_size)):
-                fill = [[]] * (batch_size - len(part))
-                tokens = right_pad([rows[i] for i in part] + fill, length, 0)
-                real = np.arange(length) < np.array([*lengths[part], *[0] * len(fill)])[:, None]
+                fill = batch_size - len(part)
+                tokens = right_pad([*(rows[i] for i in part), *[[]] * fill], length, 0)
+                real = np.arange(length) < np.array([*lengths[part], *[0] * fill])[:, None]
                 scores = program(params, tokens, real.astype(np.float32))
                 found[..., part] = np.asarray(scores)[..., : len(part)]
         return found

@@ -22,7 +22,7 @@ def describe(thing: Any) -> tuple[str, str, str]:
     Raises:
       ValueError: if one of them is missing.
     """
-    summary, *blocks = inspect.getdoc(thing).split("\n\n")
+    summary, *blocks = (inspect.getdoc(thing) or "").split("\n\n")
     equations = [block for block in blocks if block.startswith("    ")]
     sources = [block for block in blocks if block.startswith("Source:")]
     if not equations or not sources:

@@ -1,30 +1,34 @@
 """What every loss does to its inputs first: promote to at least float32, and keep exponentials finite."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
+
+from jaxrl_align.types import Numeric
 
 MAX_LOG_RATIO = 20.0
 """exp(20) = 4.9e8: above it a probability ratio is held, so that neither loss nor gradient overflows."""
 
 
-def as_floats(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
+def as_floats(*arrays: Numeric) -> Any:
     """Return the arrays as floats of at least 32 bits: integers and bfloat16 are promoted exactly."""
-    arrays = tuple(jnp.asarray(x) for x in arrays)
-    for x in arrays:
+    found = tuple(jnp.asarray(x) for x in arrays)
+    for x in found:
         if jnp.iscomplexobj(x):
             raise ValueError(f"expected real numbers, got {x.dtype}; pass the real part")
-    return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in arrays)
+    return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in found)
 
 
-def same_shape(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
+def same_shape(*arrays: Numeric) -> Any:
     """Return `as_floats(*arrays)` after checking that nothing would broadcast."""
     arrays = as_floats(*arrays)
     chex.assert_equal_shape(arrays)
     return arrays
 
 
-def series(*arrays: chex.Numeric) -> tuple[jax.Array, ...]:
+def series(*arrays: Numeric) -> Any:
     """Return `as_floats(*arrays)` after checking that each is [T] with one common T >= 1."""
     arrays = same_shape(*arrays)
     chex.assert_rank(arrays, 1)
@@ -38,7 +42,7 @@ def bounded_exp(log_ratio: jax.Array) -> jax.Array:
     return jnp.exp(jnp.where(log_ratio > MAX_LOG_RATIO, MAX_LOG_RATIO, log_ratio))
 
 
-def pick(x: jax.Array, index: chex.Numeric) -> jax.Array:
+def pick(x: jax.Array, index: Numeric) -> jax.Array:
     """Return `x[..., index]` for an integer index of shape `x.shape[:-1]`; NaN where it is out of range."""
     index = jnp.asarray(index)
     chex.assert_type(index, int)
@@ -47,7 +51,7 @@ def pick(x: jax.Array, index: chex.Numeric) -> jax.Array:
     return jnp.where((index >= 0) & (index < x.shape[-1]), picked, jnp.nan)
 
 
-def linear_recurrence(x: jax.Array, decay: jax.Array, last: chex.Numeric = 0.0) -> jax.Array:
+def linear_recurrence(x: jax.Array, decay: jax.Array, last: Numeric = 0.0) -> jax.Array:
     """Return the [T] solution of y_t = x_t + decay_t y_{t+1} with y_{T+1} = last."""
 
     def backward(y: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

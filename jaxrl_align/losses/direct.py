@@ -3,23 +3,23 @@
 A log-probability is that of a whole answer, the sum over its tokens, except where it is said to be averaged.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, same_shape
 from jaxrl_align.losses.preferences import bradley_terry
+from jaxrl_align.types import Array, Numeric
 
 
 def dpo(
-    policy_chosen_logp: chex.Array,
-    policy_rejected_logp: chex.Array,
-    ref_chosen_logp: chex.Array,
-    ref_rejected_logp: chex.Array,
+    policy_chosen_logp: Array,
+    policy_rejected_logp: Array,
+    ref_chosen_logp: Array,
+    ref_rejected_logp: Array,
     *,
-    beta: chex.Numeric,
-    label_smoothing: chex.Numeric = 0.0,
-) -> chex.Array:
+    beta: Numeric,
+    label_smoothing: Numeric = 0.0,
+) -> jax.Array:
     """Compute direct preference optimisation's loss; `label_smoothing` > 0 is conservative DPO (cDPO).
 
         bradley_terry(h_w, h_l),   h = beta log(pi(y|x) / pi_ref(y|x))
@@ -49,13 +49,13 @@ def dpo(
 
 
 def ipo(
-    policy_chosen_logp: chex.Array,
-    policy_rejected_logp: chex.Array,
-    ref_chosen_logp: chex.Array,
-    ref_rejected_logp: chex.Array,
+    policy_chosen_logp: Array,
+    policy_rejected_logp: Array,
+    ref_chosen_logp: Array,
+    ref_rejected_logp: Array,
     *,
-    beta: chex.Numeric,
-) -> chex.Array:
+    beta: Numeric,
+) -> jax.Array:
     """Compute identity preference optimisation's loss, which does not push a certain preference to infinity.
 
         (h - 1 / (2 beta))^2,   h = log(pi_w / ref_w) - log(pi_l / ref_l)
@@ -81,15 +81,15 @@ def ipo(
 
 
 def kto(
-    policy_logp: chex.Array,
-    ref_logp: chex.Array,
-    desirable: chex.Array,
-    kl: chex.Array,
+    policy_logp: Array,
+    ref_logp: Array,
+    desirable: Array,
+    kl: Array,
     *,
-    beta: chex.Numeric,
-    desirable_weight: chex.Numeric = 1.0,
-    undesirable_weight: chex.Numeric = 1.0,
-) -> chex.Array:
+    beta: Numeric,
+    desirable_weight: Numeric = 1.0,
+    undesirable_weight: Numeric = 1.0,
+) -> jax.Array:
     """Compute Kahneman-Tversky optimisation's loss, from single answers judged good or bad.
 
         w_d (1 - sigma(beta (h - z)))  if good,   w_u (1 - sigma(beta (z - h)))  if bad,   h = log(pi / ref)
@@ -120,7 +120,7 @@ def kto(
     )
 
 
-def orpo(chosen_logp: chex.Array, rejected_logp: chex.Array, *, beta: chex.Numeric) -> chex.Array:
+def orpo(chosen_logp: Array, rejected_logp: Array, *, beta: Numeric) -> jax.Array:
     """Compute odds-ratio preference optimisation's loss: imitation and preference without a reference.
 
         -log p_w - beta log sigma(log odds_w - log odds_l),   odds = p / (1 - p)
@@ -147,9 +147,7 @@ def _log_odds(log_p: jax.Array) -> jax.Array:
     return log_p - jnp.log(-jnp.expm1(log_p))
 
 
-def simpo(
-    chosen_logp: chex.Array, rejected_logp: chex.Array, *, beta: chex.Numeric, margin: chex.Numeric
-) -> chex.Array:
+def simpo(chosen_logp: Array, rejected_logp: Array, *, beta: Numeric, margin: Numeric) -> jax.Array:
     """Compute simple preference optimisation's loss, whose reward is the mean log-probability.
 
         -log sigma(beta l_w - beta l_l - margin)
@@ -173,13 +171,13 @@ def simpo(
 
 
 def slic(
-    chosen_logp: chex.Array,
-    rejected_logp: chex.Array,
-    target_logp: chex.Array,
+    chosen_logp: Array,
+    rejected_logp: Array,
+    target_logp: Array,
     *,
-    delta: chex.Numeric,
-    target_weight: chex.Numeric,
-) -> chex.Array:
+    delta: Numeric,
+    target_weight: Numeric,
+) -> jax.Array:
     """Compute sequence-likelihood calibration's loss: a margin between answers, and imitation of a target.
 
         max(0, delta - log pi_w + log pi_l) - lambda log pi(target)

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, same_shape
 from jaxrl_align.losses.values import huber
+from jaxrl_align.types import Array, Numeric
 
 
-def categorical_projection(atoms: chex.Array, probs: chex.Array, support: chex.Array) -> chex.Array:
+def categorical_projection(atoms: Array, probs: Array, support: Array) -> jax.Array:
     """Move probability mass from arbitrary atoms to the support, keeping the mean where it lies within.
 
         p_i = sum_j probs_j max(0, 1 - |clip(atom_j, support_0, support_{K-1}) - support_i| / width)
@@ -35,13 +36,13 @@ def categorical_projection(atoms: chex.Array, probs: chex.Array, support: chex.A
 
 
 def categorical_q_loss(
-    logits_tm1: chex.Array,
-    a_tm1: chex.Array,
-    r_t: chex.Numeric,
-    discount_t: chex.Numeric,
-    logits_t: chex.Array,
-    support: chex.Array,
-) -> chex.Array:
+    logits_tm1: Array,
+    a_tm1: Array,
+    r_t: Numeric,
+    discount_t: Numeric,
+    logits_t: Array,
+    support: Array,
+) -> jax.Array:
     """Compute C51's loss: cross-entropy to the projected distribution of the greedy action.
 
         -sum_i m_i log p_i(a_tm1),   m = projection of r_t + discount_t support under p_t(argmax_a E_a)
@@ -74,8 +75,8 @@ def categorical_q_loss(
 
 
 def quantile_regression_loss(
-    quantiles: chex.Array, tau: chex.Array, target: chex.Array, *, delta: chex.Numeric = 1.0
-) -> chex.Array:
+    quantiles: Array, tau: Array, target: Array, *, delta: Numeric = 1.0
+) -> jax.Array:
     """Compute the quantile Huber loss, minimal when each output is its quantile of the target.
 
         sum_i mean_j |tau_i - 1(u_ij < 0)| huber_delta(u_ij),   u_ij = target_j - quantiles_i

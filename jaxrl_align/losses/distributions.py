@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrl_align.losses._arrays import as_floats, pick, same_shape
 from jaxrl_align.losses.divergences import categorical_kl, entropy, gaussian_entropy, gaussian_kl
+from jaxrl_align.types import Array
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
 _WEIGHTS = _WEIGHTS / np.sqrt(2.0 * np.pi)
@@ -24,26 +25,26 @@ class Categorical(NamedTuple):
     Source: lecture 000 (B1).
     """
 
-    logits: chex.Array
+    logits: jax.Array
 
-    def log_prob(self, action: chex.Array) -> chex.Array:
+    def log_prob(self, action: Array) -> jax.Array:
         """Return the log-probability [...] in nats of integer actions [...]."""
         (logits,) = as_floats(self.logits)
         return pick(logits, action) - jax.nn.logsumexp(logits, axis=-1)
 
-    def entropy(self) -> chex.Array:
+    def entropy(self) -> jax.Array:
         """Return the entropy [...] in nats."""
         return entropy(self.logits)
 
-    def kl(self, other: "Categorical") -> chex.Array:
+    def kl(self, other: "Categorical") -> jax.Array:
         """Return KL(self || other), [...] in nats."""
         return categorical_kl(self.logits, other.logits)
 
-    def sample(self, key: chex.PRNGKey) -> chex.Array:
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
         """Draw actions [...]."""
         return jax.random.categorical(key, *as_floats(self.logits))
 
-    def mode(self) -> chex.Array:
+    def mode(self) -> jax.Array:
         """Return the likeliest actions [...]."""
         return jnp.argmax(self.logits, axis=-1)
 
@@ -58,25 +59,25 @@ class MultiCategorical(NamedTuple):
     Source: the product rule; Tavakoli, Pardo & Kormushev 2018.
     """
 
-    logits: chex.Array
+    logits: jax.Array
 
-    def log_prob(self, action: chex.Array) -> chex.Array:
+    def log_prob(self, action: Array) -> jax.Array:
         """Return the log-probability [...] in nats of integer actions [..., K]."""
         return jnp.sum(Categorical(self.logits).log_prob(action), axis=-1)
 
-    def entropy(self) -> chex.Array:
+    def entropy(self) -> jax.Array:
         """Return the entropy [...] in nats, the sum of the choices'."""
         return jnp.sum(entropy(self.logits), axis=-1)
 
-    def kl(self, other: "MultiCategorical") -> chex.Array:
+    def kl(self, other: "MultiCategorical") -> jax.Array:
         """Return KL(self || other), [...] in nats, the sum of the choices'."""
         return jnp.sum(categorical_kl(self.logits, other.logits), axis=-1)
 
-    def sample(self, key: chex.PRNGKey) -> chex.Array:
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
         """Draw actions [..., K]."""
         return Categorical(self.logits).sample(key)
 
-    def mode(self) -> chex.Array:
+    def mode(self) -> jax.Array:
         """Return the likeliest actions [..., K]."""
         return Categorical(self.logits).mode()
 
@@ -91,29 +92,29 @@ class DiagonalGaussian(NamedTuple):
     Source: Schulman et al. 2015 (TRPO), appendix D.
     """
 
-    mean: chex.Array
-    log_std: chex.Array
+    mean: jax.Array
+    log_std: jax.Array
 
-    def log_prob(self, x: chex.Array) -> chex.Array:
+    def log_prob(self, x: Array) -> jax.Array:
         """Return the log-density [...] in nats of points [..., D]."""
         mean, log_std, x = same_shape(self.mean, self.log_std, x)
         z = (x - mean) * jnp.exp(-log_std)
         return -jnp.sum(0.5 * jnp.square(z) + log_std + 0.5 * jnp.log(2.0 * jnp.pi), axis=-1)
 
-    def entropy(self) -> chex.Array:
+    def entropy(self) -> jax.Array:
         """Return the differential entropy [...] in nats."""
         return gaussian_entropy(self.log_std)
 
-    def kl(self, other: "DiagonalGaussian") -> chex.Array:
+    def kl(self, other: "DiagonalGaussian") -> jax.Array:
         """Return KL(self || other), [...] in nats."""
         return gaussian_kl(self.mean, self.log_std, other.mean, other.log_std)
 
-    def sample(self, key: chex.PRNGKey) -> chex.Array:
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
         """Draw points [..., D]; the gradient flows to `mean` and `log_std`."""
         mean, log_std = same_shape(self.mean, self.log_std)
         return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
 
-    def mode(self) -> chex.Array:
+    def mode(self) -> jax.Array:
         """Return the mean [..., D]."""
         return self.mean
 
@@ -128,21 +129,21 @@ class TanhGaussian(NamedTuple):
     Source: Haarnoja et al. 2018, appendix C.
     """
 
-    mean: chex.Array
-    log_std: chex.Array
+    mean: jax.Array
+    log_std: jax.Array
 
-    def log_prob(self, action: chex.Array) -> chex.Array:
+    def log_prob(self, action: Array) -> jax.Array:
         """Return the log-density [...] in nats of actions [..., D]; those at -1 or 1 count as just inside."""
         (action,) = as_floats(action)
         bound = 1.0 - jnp.finfo(action.dtype).eps
         return self.log_prob_before_tanh(jnp.arctanh(jnp.clip(action, -bound, bound)))
 
-    def log_prob_before_tanh(self, x: chex.Array) -> chex.Array:
+    def log_prob_before_tanh(self, x: Array) -> jax.Array:
         """Return the log-density [...] of tanh(x), x [..., D]: exact where tanh(x) rounds to 1."""
         gaussian = DiagonalGaussian(self.mean, self.log_std)
         return gaussian.log_prob(x) - jnp.sum(_log_slope(*as_floats(x)), axis=-1)
 
-    def entropy(self) -> chex.Array:
+    def entropy(self) -> jax.Array:
         """Return the entropy [...] in nats, by Gauss-Hermite quadrature with 64 nodes per coordinate."""
         mean, log_std = same_shape(self.mean, self.log_std)
         nodes, weights = jnp.asarray(_NODES, mean.dtype), jnp.asarray(_WEIGHTS, mean.dtype)
@@ -151,15 +152,15 @@ class TanhGaussian(NamedTuple):
         )
         return gaussian_entropy(log_std) + jnp.sum(slope @ weights, axis=-1)
 
-    def kl(self, other: "TanhGaussian") -> chex.Array:
+    def kl(self, other: "TanhGaussian") -> jax.Array:
         """Return KL(self || other), [...] in nats: the Gaussians', since both pass through the same map."""
         return gaussian_kl(self.mean, self.log_std, other.mean, other.log_std)
 
-    def sample(self, key: chex.PRNGKey) -> chex.Array:
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
         """Draw actions [..., D]; the gradient flows to `mean` and `log_std`."""
         return jnp.tanh(DiagonalGaussian(self.mean, self.log_std).sample(key))
 
-    def mode(self) -> chex.Array:
+    def mode(self) -> jax.Array:
         """Return tanh(mean) [..., D], the median; with a large std the density peaks nearer the bounds."""
         return jnp.tanh(*as_floats(self.mean))
 

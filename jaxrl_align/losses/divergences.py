@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, bounded_exp, same_shape
+from jaxrl_align.types import Array
 
 
-def entropy(logits: chex.Array) -> chex.Array:
+def entropy(logits: Array) -> jax.Array:
     """Compute the entropy of a categorical distribution.
 
         H = -sum_a p_a log p_a,   p = softmax(logits)
@@ -27,7 +27,7 @@ def entropy(logits: chex.Array) -> chex.Array:
     return -jnp.sum(jnp.exp(log_p) * jnp.where(jnp.isneginf(log_p), 0.0, log_p), axis=-1)
 
 
-def categorical_kl(logits_p: chex.Array, logits_q: chex.Array) -> chex.Array:
+def categorical_kl(logits_p: Array, logits_q: Array) -> jax.Array:
     """Compute the exact KL divergence between two categorical distributions.
 
         KL(p || q) = sum_a p_a (log p_a - log q_a)
@@ -52,9 +52,7 @@ def categorical_kl(logits_p: chex.Array, logits_q: chex.Array) -> chex.Array:
     return jnp.sum(jnp.exp(log_p) * difference, axis=-1)
 
 
-def kl_estimate(
-    log_prob: chex.Array, log_prob_ref: chex.Array, *, kind: Literal["k1", "k2", "k3"] = "k3"
-) -> chex.Array:
+def kl_estimate(log_prob: Array, log_prob_ref: Array, *, kind: Literal["k1", "k2", "k3"] = "k3") -> jax.Array:
     """Estimate KL(pi || pi_ref) from actions drawn from pi.
 
         k1 = -log r,   k2 = (log r)^2 / 2,   k3 = r - 1 - log r,   r = pi_ref / pi
@@ -87,7 +85,7 @@ def kl_estimate(
     raise ValueError(f'kind must be "k1", "k2" or "k3"; got {kind!r}')
 
 
-def gaussian_entropy(log_std: chex.Array) -> chex.Array:
+def gaussian_entropy(log_std: Array) -> jax.Array:
     """Compute the entropy of a diagonal Gaussian.
 
         H = sum_d log std_d + 0.5 log(2 pi e)
@@ -104,9 +102,7 @@ def gaussian_entropy(log_std: chex.Array) -> chex.Array:
     return jnp.sum(log_std + 0.5 * jnp.log(2.0 * jnp.pi * jnp.e), axis=-1)
 
 
-def gaussian_kl(
-    mean_p: chex.Array, log_std_p: chex.Array, mean_q: chex.Array, log_std_q: chex.Array
-) -> chex.Array:
+def gaussian_kl(mean_p: Array, log_std_p: Array, mean_q: Array, log_std_q: Array) -> jax.Array:
     """Compute the exact KL divergence between two diagonal Gaussians.
 
         KL(p || q) = sum_d log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2

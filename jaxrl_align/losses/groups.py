@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jaxrl_align.losses._arrays import as_floats, series
 from jaxrl_align.losses.masking import masked_mean
 from jaxrl_align.losses.policies import average_baseline, clipped_surrogate
+from jaxrl_align.types import Array, Numeric
 
 
-def group_advantages(scores: chex.Array, *, scale: bool = True) -> chex.Array:
+def group_advantages(scores: Array, *, scale: bool = True) -> jax.Array:
     """Judge each answer against the others of its group.
 
         (s_i - mean(s)) / (std(s) + 1e-4),   std with N - 1;   without `scale` the numerator alone (Dr. GRPO)
@@ -36,7 +37,7 @@ def group_advantages(scores: chex.Array, *, scale: bool = True) -> chex.Array:
     return centred / (jnp.std(scores, ddof=1) + 1e-4) if scale else centred
 
 
-def leave_one_out_advantages(scores: chex.Array) -> chex.Array:
+def leave_one_out_advantages(scores: Array) -> jax.Array:
     """Judge each answer against the mean of the others, an unbiased baseline (RLOO).
 
         s_i - sum_{j != i} s_j / (G - 1)
@@ -59,25 +60,25 @@ def leave_one_out_advantages(scores: chex.Array) -> chex.Array:
 
 
 def _token_losses(
-    log_prob: chex.Array,
-    behaviour_log_prob: chex.Array,
-    advantage: chex.Numeric,
-    clip: chex.Numeric,
-    clip_high: chex.Numeric | None,
+    log_prob: Array,
+    behaviour_log_prob: Array,
+    advantage: Numeric,
+    clip: Numeric,
+    clip_high: Numeric | None,
 ) -> jax.Array:
     advantage = jnp.broadcast_to(as_floats(advantage)[0], jnp.shape(log_prob))
     return clipped_surrogate(log_prob, behaviour_log_prob, advantage, clip=clip, clip_high=clip_high)
 
 
 def grpo(
-    log_prob: chex.Array,
-    behaviour_log_prob: chex.Array,
-    advantage: chex.Numeric,
-    mask: chex.Array,
+    log_prob: Array,
+    behaviour_log_prob: Array,
+    advantage: Numeric,
+    mask: Array,
     *,
-    clip: chex.Numeric,
-    clip_high: chex.Numeric | None = None,
-) -> chex.Array:
+    clip: Numeric,
+    clip_high: Numeric | None = None,
+) -> jax.Array:
     """Compute group-relative policy optimisation's loss of one answer: the mean over its tokens.
 
         1 / |y| sum_t clipped_surrogate(log pi_t, log pi_old_t, A)
@@ -103,14 +104,14 @@ def grpo(
 
 
 def dr_grpo(
-    log_prob: chex.Array,
-    behaviour_log_prob: chex.Array,
-    advantage: chex.Numeric,
-    mask: chex.Array,
+    log_prob: Array,
+    behaviour_log_prob: Array,
+    advantage: Numeric,
+    mask: Array,
     *,
-    clip: chex.Numeric,
-    clip_high: chex.Numeric | None = None,
-) -> chex.Array:
+    clip: Numeric,
+    clip_high: Numeric | None = None,
+) -> jax.Array:
     """Compute Dr. GRPO's loss of one answer: a constant divisor, so that long wrong answers are not favoured.
 
         1 / T sum_t clipped_surrogate(log pi_t, log pi_old_t, A),   T = longest possible answer
@@ -137,14 +138,14 @@ def dr_grpo(
 
 
 def gspo(
-    log_prob: chex.Array,
-    behaviour_log_prob: chex.Array,
-    advantage: chex.Numeric,
-    mask: chex.Array,
+    log_prob: Array,
+    behaviour_log_prob: Array,
+    advantage: Numeric,
+    mask: Array,
     *,
-    clip: chex.Numeric,
-    clip_high: chex.Numeric | None = None,
-) -> chex.Array:
+    clip: Numeric,
+    clip_high: Numeric | None = None,
+) -> jax.Array:
     """Compute group sequence policy optimisation's loss of one answer: one ratio, its tokens' geometric mean.
 
         -min(s A, clip(s, 1 - clip, 1 + clip_high) A),   s = (pi(y) / pi_old(y))^(1 / |y|)
@@ -167,5 +168,5 @@ def gspo(
     """
     log_prob, behaviour_log_prob, mask = series(log_prob, behaviour_log_prob, mask)
     means = masked_mean(log_prob, mask), masked_mean(behaviour_log_prob, mask)
-    loss = clipped_surrogate(*means, advantage, clip=clip, clip_high=clip_high)
+    loss = clipped_surrogate(*means, jnp.asarray(advantage), clip=clip, clip_high=clip_high)
     return jnp.where(jnp.any(mask > 0), loss, 0.0)

@@ -1,13 +1,13 @@
 """Means and whitening that padding cannot change."""
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, same_shape
+from jaxrl_align.types import Array
 
 
-def masked_mean(x: chex.Array, mask: chex.Array) -> chex.Array:
+def masked_mean(x: Array, mask: Array) -> jax.Array:
     """Average where the mask is set; an empty mask gives 0 with a zero gradient.
 
         sum(mask x) / sum(mask)
@@ -29,7 +29,7 @@ def masked_mean(x: chex.Array, mask: chex.Array) -> chex.Array:
     return jnp.sum(jnp.where(mask > 0, x, 0.0) * mask) / jnp.where(total > 0, total, 1.0)
 
 
-def whiten(x: chex.Array, mask: chex.Array | None = None, *, keep_mean: bool = False) -> chex.Array:
+def whiten(x: Array, mask: Array | None = None, *, keep_mean: bool = False) -> jax.Array:
     """Scale to unit variance and, unless `keep_mean`, to zero mean.
 
         (x - mean) rsqrt(var + 1e-8) [+ mean],   var biased

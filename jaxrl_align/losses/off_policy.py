@@ -2,31 +2,31 @@
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import series
+from jaxrl_align.types import Array, Numeric
 
 
 class VTrace(NamedTuple):
     """What V-trace gives the critic (`target`) and the actor (`advantage`), each [T]."""
 
-    target: chex.Array
-    advantage: chex.Array
+    target: jax.Array
+    advantage: jax.Array
 
 
 def vtrace(
-    r_t: chex.Array,
-    discount_t: chex.Array,
-    lambda_t: chex.Array,
-    v_tm1: chex.Array,
-    v_t: chex.Array,
-    ratio_tm1: chex.Array,
+    r_t: Array,
+    discount_t: Array,
+    lambda_t: Array,
+    v_tm1: Array,
+    v_t: Array,
+    ratio_tm1: Array,
     *,
-    clip_rho: chex.Numeric = 1.0,
-    clip_c: chex.Numeric = 1.0,
-    clip_pg_rho: chex.Numeric = 1.0,
+    clip_rho: Numeric = 1.0,
+    clip_c: Numeric = 1.0,
+    clip_pg_rho: Numeric = 1.0,
 ) -> VTrace:
     """Correct lambda returns for experience made by another policy, with truncated importance ratios.
 

@@ -3,14 +3,14 @@
 Every function takes log-probabilities in nats of the actions taken, of any one shape.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, bounded_exp, pick, same_shape
+from jaxrl_align.types import Array, Numeric
 
 
-def importance_ratio(log_prob: chex.Array, behaviour_log_prob: chex.Array) -> chex.Array:
+def importance_ratio(log_prob: Array, behaviour_log_prob: Array) -> jax.Array:
     """Compute how much likelier an action is now than under the policy that took it.
 
         r = pi(a|s) / pi_old(a|s) = exp(log pi - log pi_old), held at exp(20)
@@ -31,7 +31,7 @@ def importance_ratio(log_prob: chex.Array, behaviour_log_prob: chex.Array) -> ch
     return bounded_exp(log_prob - jax.lax.stop_gradient(behaviour_log_prob))
 
 
-def reinforce_loss(log_prob: chex.Array, ret: chex.Array) -> chex.Array:
+def reinforce_loss(log_prob: Array, ret: Array) -> jax.Array:
     """Compute the loss whose gradient is the policy gradient: REINFORCE's, or an actor's under a critic.
 
         -log pi(a|s) G
@@ -55,7 +55,7 @@ def reinforce_loss(log_prob: chex.Array, ret: chex.Array) -> chex.Array:
     return -log_prob * jax.lax.stop_gradient(ret)
 
 
-def surrogate(log_prob: chex.Array, behaviour_log_prob: chex.Array, advantage: chex.Array) -> chex.Array:
+def surrogate(log_prob: Array, behaviour_log_prob: Array, advantage: Array) -> jax.Array:
     """Compute the trust-region surrogate; at the old policy its gradient is the policy gradient.
 
         -r A,   r = pi / pi_old
@@ -78,13 +78,13 @@ def surrogate(log_prob: chex.Array, behaviour_log_prob: chex.Array, advantage: c
 
 
 def clipped_surrogate(
-    log_prob: chex.Array,
-    behaviour_log_prob: chex.Array,
-    advantage: chex.Array,
+    log_prob: Array,
+    behaviour_log_prob: Array,
+    advantage: Array,
     *,
-    clip: chex.Numeric,
-    clip_high: chex.Numeric | None = None,
-) -> chex.Array:
+    clip: Numeric,
+    clip_high: Numeric | None = None,
+) -> jax.Array:
     """Compute PPO's clipped surrogate, which removes the incentive to leave [1 - clip, 1 + clip].
 
         -min(r A, clip(r, 1 - clip, 1 + clip_high) A)
@@ -116,13 +116,13 @@ def clipped_surrogate(
 
 
 def kl_penalty_surrogate(
-    log_prob: chex.Array,
-    behaviour_log_prob: chex.Array,
-    advantage: chex.Array,
-    kl: chex.Array,
+    log_prob: Array,
+    behaviour_log_prob: Array,
+    advantage: Array,
+    kl: Array,
     *,
-    kl_coef: chex.Numeric,
-) -> chex.Array:
+    kl_coef: Numeric,
+) -> jax.Array:
     """Compute PPO's other surrogate, which pays for distance instead of clipping it.
 
         -r A + beta KL(pi_old || pi)
@@ -147,7 +147,7 @@ def kl_penalty_surrogate(
     return loss + kl_coef * kl
 
 
-def adapt_kl_coefficient(kl_coef: chex.Numeric, kl: chex.Numeric, *, target: chex.Numeric) -> chex.Array:
+def adapt_kl_coefficient(kl_coef: Numeric, kl: Numeric, *, target: Numeric) -> jax.Array:
     """Halve or double the weight of the KL penalty when the last update moved too little or too far.
 
         beta / 2 if KL < target / 1.5,   2 beta if KL > 1.5 target,   else beta
@@ -167,13 +167,13 @@ def adapt_kl_coefficient(kl_coef: chex.Numeric, kl: chex.Numeric, *, target: che
 
 
 def proportional_kl_coefficient(
-    kl_coef: chex.Numeric,
-    kl: chex.Numeric,
+    kl_coef: Numeric,
+    kl: Numeric,
     *,
-    target: chex.Numeric,
-    num_episodes: chex.Numeric,
-    horizon: chex.Numeric,
-) -> chex.Array:
+    target: Numeric,
+    num_episodes: Numeric,
+    horizon: Numeric,
+) -> jax.Array:
     """Move the weight of the KL penalty in proportion to the relative error, in logarithmic time.
 
         beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)
@@ -194,7 +194,7 @@ def proportional_kl_coefficient(
     return kl_coef * (1.0 + jnp.clip(kl / target - 1.0, -0.2, 0.2) * num_episodes / horizon)
 
 
-def q_advantage(q: chex.Array, logits: chex.Array, action: chex.Array) -> chex.Array:
+def q_advantage(q: Array, logits: Array, action: Array) -> jax.Array:
     """Compute how much better an action is than the policy expects of the state.
 
         A(s, a) = Q(s, a) - V(s),   V(s) = sum_a pi(a|s) Q(s, a)
@@ -216,7 +216,7 @@ def q_advantage(q: chex.Array, logits: chex.Array, action: chex.Array) -> chex.A
     return pick(q, action) - jnp.sum(jax.nn.softmax(logits) * q, axis=-1)
 
 
-def average_baseline(ret: chex.Array) -> chex.Array:
+def average_baseline(ret: Array) -> jax.Array:
     """Average the returns of the *other* streams, so that the baseline cannot depend on the action it judges.
 
         b_i = sum_{j != i} G_j / (N - 1)

@@ -1,20 +1,20 @@
 """Losses of reward models: pairs, rankings, ratings and labels, for one prompt."""
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, same_shape, series
 from jaxrl_align.losses.masking import masked_mean
+from jaxrl_align.types import Array, Numeric
 
 
 def bradley_terry(
-    score_chosen: chex.Array,
-    score_rejected: chex.Array,
+    score_chosen: Array,
+    score_rejected: Array,
     *,
-    margin: chex.Numeric = 0.0,
-    label_smoothing: chex.Numeric = 0.0,
-) -> chex.Array:
+    margin: Numeric = 0.0,
+    label_smoothing: Numeric = 0.0,
+) -> jax.Array:
     """Compute the negative log-likelihood that the chosen answer beats the rejected one.
 
         -(1 - eps) log sigma(d) - eps log sigma(-d),   d = r_chosen - r_rejected - margin
@@ -35,10 +35,11 @@ def bradley_terry(
     """
     score_chosen, score_rejected = same_shape(score_chosen, score_rejected)
     d = score_chosen - score_rejected - as_floats(margin)[0]
-    return -(1.0 - label_smoothing) * jax.nn.log_sigmoid(d) - label_smoothing * jax.nn.log_sigmoid(-d)
+    (smoothing,) = as_floats(label_smoothing)
+    return -(1.0 - smoothing) * jax.nn.log_sigmoid(d) - smoothing * jax.nn.log_sigmoid(-d)
 
 
-def plackett_luce(scores: chex.Array, mask: chex.Array | None = None) -> chex.Array:
+def plackett_luce(scores: Array, mask: Array | None = None) -> jax.Array:
     """Compute the negative log-likelihood of a whole ranking; with two answers it is Bradley-Terry's.
 
         -sum_i log(exp(s_i) / sum_{j >= i} exp(s_j))
@@ -61,9 +62,7 @@ def plackett_luce(scores: chex.Array, mask: chex.Array | None = None) -> chex.Ar
     return jnp.sum(jnp.where(mask > 0, jax.lax.cumlogsumexp(scores, reverse=True) - scores, 0.0))
 
 
-def all_pairs(
-    scores: chex.Array, ranks: chex.Array | None = None, mask: chex.Array | None = None
-) -> chex.Array:
+def all_pairs(scores: Array, ranks: Array | None = None, mask: Array | None = None) -> jax.Array:
     """Average Bradley-Terry's loss over the pairs of a ranking, so that a prompt weighs the same for any K.
 
         -1 / C(K, 2) sum_{i better than j} log sigma(s_i - s_j)
@@ -91,7 +90,7 @@ def all_pairs(
     return masked_mean(-jax.nn.log_sigmoid(scores[:, None] - scores[None, :]), better)
 
 
-def reward_centring(score_chosen: chex.Array, score_rejected: chex.Array) -> chex.Array:
+def reward_centring(score_chosen: Array, score_rejected: Array) -> jax.Array:
     """Compute the penalty that pins a reward model's free constant near 0.
 
         (r_chosen + r_rejected)^2
@@ -112,7 +111,7 @@ def reward_centring(score_chosen: chex.Array, score_rejected: chex.Array) -> che
     return jnp.square(score_chosen + score_rejected)
 
 
-def score_regression(score: chex.Array, rating: chex.Array) -> chex.Array:
+def score_regression(score: Array, rating: Array) -> jax.Array:
     """Compute the squared error of a reward against a scalar rating.
 
         0.5 (r - rating)^2
@@ -133,7 +132,7 @@ def score_regression(score: chex.Array, rating: chex.Array) -> chex.Array:
     return 0.5 * jnp.square(score - jax.lax.stop_gradient(rating))
 
 
-def binary_label(score: chex.Array, label: chex.Array) -> chex.Array:
+def binary_label(score: Array, label: Array) -> jax.Array:
     """Compute the negative log-likelihood of a thumb up or down.
 
         -y log sigma(r) - (1 - y) log sigma(-r)

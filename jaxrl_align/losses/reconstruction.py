@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, same_shape
+from jaxrl_align.types import Array, Numeric
 
 
 def reconstruction_error(
-    x: chex.Array, x_hat: chex.Array, *, kind: Literal["norm", "squared", "bernoulli"] = "norm"
-) -> chex.Array:
+    x: Array, x_hat: Array, *, kind: Literal["norm", "squared", "bernoulli"] = "norm"
+) -> jax.Array:
     """Compute how far a reconstruction is from its input, for one example.
 
         norm: ||x - x_hat||_2;  squared: ||x - x_hat||^2;  bernoulli: -sum x log p + (1 - x) log(1 - p)
@@ -43,7 +44,7 @@ def reconstruction_error(
     raise ValueError(f'kind must be "norm", "squared" or "bernoulli"; got {kind!r}')
 
 
-def masking_noise(key: chex.PRNGKey, x: chex.Array, *, rate: chex.Numeric) -> chex.Array:
+def masking_noise(key: chex.PRNGKey, x: Array, *, rate: Numeric) -> jax.Array:
     """Set a random share of the inputs to 0: the corruption of a denoising autoencoder.
 
         x * m,   m ~ Bernoulli(1 - rate)
@@ -61,7 +62,7 @@ def masking_noise(key: chex.PRNGKey, x: chex.Array, *, rate: chex.Numeric) -> ch
     return jnp.where(jax.random.bernoulli(key, rate, x.shape), jnp.zeros_like(x), x)
 
 
-def gaussian_noise(key: chex.PRNGKey, x: chex.Array, *, std: chex.Numeric) -> chex.Array:
+def gaussian_noise(key: chex.PRNGKey, x: Array, *, std: Numeric) -> jax.Array:
     """Add Gaussian noise: the other corruption of a denoising autoencoder.
 
         x + std e,   e ~ N(0, 1)

@@ -6,14 +6,14 @@ Time conventions: the step from `t-1` to `t` yields `r_t` and `discount_t`; `v_t
 padding (all zeros) adds nothing. Nothing here is stopped: the losses stop their targets and advantages.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import linear_recurrence, series
+from jaxrl_align.types import Array, Numeric
 
 
-def discounted_returns(r_t: chex.Array, discount_t: chex.Array, bootstrap: chex.Numeric = 0.0) -> chex.Array:
+def discounted_returns(r_t: Array, discount_t: Array, bootstrap: Numeric = 0.0) -> jax.Array:
     """Compute the discounted return that follows each step.
 
         G_{t-1} = r_t + discount_t G_t,   G_T = bootstrap
@@ -31,10 +31,11 @@ def discounted_returns(r_t: chex.Array, discount_t: chex.Array, bootstrap: chex.
 
     Source: Sutton & Barto 2018, eq. 3.9; lecture 002 (A2).
     """
-    return linear_recurrence(*series(r_t, discount_t), bootstrap)
+    r_t, discount_t = series(r_t, discount_t)
+    return linear_recurrence(r_t, discount_t, bootstrap)
 
 
-def reward_to_go(r_t: chex.Array) -> chex.Array:
+def reward_to_go(r_t: Array) -> jax.Array:
     """Sum the rewards from each step to the end of one episode, undiscounted.
 
         sum_{t' >= t} r_t'
@@ -54,7 +55,7 @@ def reward_to_go(r_t: chex.Array) -> chex.Array:
     return jnp.cumsum(r_t[::-1])[::-1]
 
 
-def trajectory_return(r_t: chex.Array, discount_t: chex.Array) -> chex.Array:
+def trajectory_return(r_t: Array, discount_t: Array) -> jax.Array:
     """Compute the discounted return of the whole trajectory.
 
         sum_t gamma^t r_{t+1}
@@ -74,9 +75,7 @@ def trajectory_return(r_t: chex.Array, discount_t: chex.Array) -> chex.Array:
     return discounted_returns(r_t, discount_t)[0]
 
 
-def n_step_returns(
-    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_t: chex.Array, *, n: int
-) -> chex.Array:
+def n_step_returns(r_t: Array, discount_t: Array, lambda_t: Array, v_t: Array, *, n: int) -> jax.Array:
     """Compute the returns that bootstrap after `n` steps, or at the end of the stream if that is sooner.
 
         G^n_{t-1} = r_t + discount_t ((1 - lambda_t) v_t + lambda_t G^{n-1}_t),   G^0_t = v_t
@@ -110,9 +109,7 @@ def n_step_returns(
     return returns
 
 
-def lambda_returns(
-    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_t: chex.Array
-) -> chex.Array:
+def lambda_returns(r_t: Array, discount_t: Array, lambda_t: Array, v_t: Array) -> jax.Array:
     """Compute the exponential mean of all n-step returns.
 
         G_{t-1} = r_t + discount_t ((1 - lambda_t) v_t + lambda_t G_t),   G_T = v_T
@@ -141,9 +138,7 @@ def lambda_returns(
     return jax.lax.scan(backward, v_t[-1], (r_t, discount_t, lambda_t, v_t), reverse=True)[1]
 
 
-def gae(
-    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_tm1: chex.Array, v_t: chex.Array
-) -> chex.Array:
+def gae(r_t: Array, discount_t: Array, lambda_t: Array, v_tm1: Array, v_t: Array) -> jax.Array:
     """Estimate the advantage of each action by an exponential mean of n-step errors.
 
         A_{t-1} = delta_t + discount_t lambda_t A_t,   delta_t = r_t + discount_t v_t - v_tm1
@@ -178,9 +173,7 @@ def gae(
     return jax.lax.scan(backward, last, (r_t, discount_t, lambda_t, v_tm1, v_t), reverse=True)[1]
 
 
-def gae_associative(
-    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_tm1: chex.Array, v_t: chex.Array
-) -> chex.Array:
+def gae_associative(r_t: Array, discount_t: Array, lambda_t: Array, v_tm1: Array, v_t: Array) -> jax.Array:
     """Estimate the same advantages as `gae` in log2(T) parallel passes: for long T on parallel hardware.
 
         (delta, c) o (delta', c') = (delta + c delta', c c'),   c_t = discount_t lambda_t
@@ -214,14 +207,14 @@ def gae_associative(
 
 
 def n_step_error(
-    r_t: chex.Array,
-    discount_t: chex.Array,
-    lambda_t: chex.Array,
-    v_tm1: chex.Array,
-    v_t: chex.Array,
+    r_t: Array,
+    discount_t: Array,
+    lambda_t: Array,
+    v_tm1: Array,
+    v_t: Array,
     *,
     n: int,
-) -> chex.Array:
+) -> jax.Array:
     """Compute the error of n-step TD.
 
         n_step_returns - v_tm1
@@ -247,9 +240,7 @@ def n_step_error(
     return jax.lax.stop_gradient(n_step_returns(r_t, discount_t, lambda_t, v_t, n=n)) - v_tm1
 
 
-def lambda_error(
-    r_t: chex.Array, discount_t: chex.Array, lambda_t: chex.Array, v_tm1: chex.Array, v_t: chex.Array
-) -> chex.Array:
+def lambda_error(r_t: Array, discount_t: Array, lambda_t: Array, v_tm1: Array, v_t: Array) -> jax.Array:
     """Compute the error of TD(lambda).
 
         lambda_returns - v_tm1

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, pick
+from jaxrl_align.types import Array, Numeric
 
 
-def token_log_prob(logits: chex.Array, tokens: chex.Array) -> chex.Array:
+def token_log_prob(logits: Array, tokens: Array) -> jax.Array:
     """Compute the log-probability of each token.
 
         logits[t, token_t] - logsumexp_v logits[t, v]
@@ -32,12 +33,12 @@ def token_log_prob(logits: chex.Array, tokens: chex.Array) -> chex.Array:
 
 
 def token_log_prob_chunked(
-    hidden: chex.Array,
-    tokens: chex.Array,
-    unembed: Callable[[chex.Array], chex.Array],
+    hidden: Array,
+    tokens: Array,
+    unembed: Callable[[Array], Array],
     *,
     chunk_size: int,
-) -> chex.Array:
+) -> jax.Array:
     """Compute `token_log_prob` of `unembed(hidden)` without ever forming the logits of all positions.
 
         log softmax(unembed(hidden[t]))[token_t],   C positions at a time, recomputed for the gradient
@@ -74,12 +75,12 @@ def token_log_prob_chunked(
 
 
 def next_token_loss(
-    logits: chex.Array,
-    targets: chex.Array,
+    logits: Array,
+    targets: Array,
     *,
-    label_smoothing: chex.Numeric = 0.0,
-    z_loss: chex.Numeric = 0.0,
-) -> chex.Array:
+    label_smoothing: Numeric = 0.0,
+    z_loss: Numeric = 0.0,
+) -> jax.Array:
     """Compute the cross-entropy of each next token.
 
         -(1 - eps) log p(target) - eps mean_v log p(v) + z (log Z)^2,   Z = sum_v exp(logits_v)

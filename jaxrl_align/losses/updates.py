@@ -9,15 +9,15 @@ also uses for discounting, is called `drift_coef`.
 
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import same_shape
 from jaxrl_align.losses.policies import reinforce_loss
+from jaxrl_align.types import Array, Numeric
 
 
-def variance_stabilised_loss(log_prob: chex.Array, ret: chex.Array, baseline: chex.Array) -> chex.Array:
+def variance_stabilised_loss(log_prob: Array, ret: Array, baseline: Array) -> jax.Array:
     """Compute the loss of the variance-stabilised update.
 
         -log pi(a|s) (G - b)
@@ -40,13 +40,13 @@ def variance_stabilised_loss(log_prob: chex.Array, ret: chex.Array, baseline: ch
 
 
 def exploration_stabilised_loss(
-    log_prob: chex.Array,
-    ret: chex.Array,
-    baseline: chex.Array,
+    log_prob: Array,
+    ret: Array,
+    baseline: Array,
     *,
-    exploration_coef: chex.Numeric,
+    exploration_coef: Numeric,
     kind: Literal["shannon", "tsallis"] = "shannon",
-) -> chex.Array:
+) -> jax.Array:
     """Compute the loss of the exploration-stabilised update, which keeps the policy's entropy up.
 
         -log pi (G - b - beta log pi)    "shannon": the objective gains beta H(pi)
@@ -76,15 +76,15 @@ def exploration_stabilised_loss(
 
 
 def drift_stabilised_loss(
-    log_prob: chex.Array,
-    ret: chex.Array,
-    baseline: chex.Array,
-    log_prob_pre: chex.Array,
+    log_prob: Array,
+    ret: Array,
+    baseline: Array,
+    log_prob_pre: Array,
     *,
-    exploration_coef: chex.Numeric,
-    drift_coef: chex.Numeric,
+    exploration_coef: Numeric,
+    drift_coef: Numeric,
     kind: Literal["shannon", "tsallis"] = "shannon",
-) -> chex.Array:
+) -> jax.Array:
     """Compute the loss of the drift-stabilised update, which keeps the policy near the pre-trained one.
 
         -log pi (G - b - beta log pi + gamma log P_pre)

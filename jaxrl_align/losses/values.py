@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, pick, same_shape
+from jaxrl_align.types import Array, Numeric
 
 
 def _check_transition(q: jax.Array, *scalars: jax.Array) -> None:
@@ -12,7 +13,7 @@ def _check_transition(q: jax.Array, *scalars: jax.Array) -> None:
     chex.assert_rank(scalars, 0)
 
 
-def td_target(r_t: chex.Numeric, discount_t: chex.Numeric, q_t: chex.Array) -> chex.Array:
+def td_target(r_t: Numeric, discount_t: Numeric, q_t: Array) -> jax.Array:
     """Compute the target of Q-learning; a terminal step has discount 0 and so the reward alone.
 
         y = r_t + discount_t max_a q_t[a]
@@ -35,9 +36,7 @@ def td_target(r_t: chex.Numeric, discount_t: chex.Numeric, q_t: chex.Array) -> c
     return jax.lax.stop_gradient(r_t + discount_t * jnp.max(q_t))
 
 
-def td_error(
-    v_tm1: chex.Numeric, r_t: chex.Numeric, discount_t: chex.Numeric, v_t: chex.Numeric
-) -> chex.Array:
+def td_error(v_tm1: Numeric, r_t: Numeric, discount_t: Numeric, v_t: Numeric) -> jax.Array:
     """Compute the error of TD(0).
 
         r_t + discount_t v_t - v_tm1
@@ -61,9 +60,7 @@ def td_error(
     return jax.lax.stop_gradient(r_t + discount_t * v_t) - v_tm1
 
 
-def q_learning_error(
-    q_tm1: chex.Array, a_tm1: chex.Array, r_t: chex.Numeric, discount_t: chex.Numeric, q_t: chex.Array
-) -> chex.Array:
+def q_learning_error(q_tm1: Array, a_tm1: Array, r_t: Numeric, discount_t: Numeric, q_t: Array) -> jax.Array:
     """Compute the error of Q-learning.
 
         y - q_tm1[a_tm1],   y = r_t + discount_t max_a q_t[a]
@@ -89,13 +86,13 @@ def q_learning_error(
 
 
 def double_q_error(
-    q_tm1: chex.Array,
-    a_tm1: chex.Array,
-    r_t: chex.Numeric,
-    discount_t: chex.Numeric,
-    q_t_value: chex.Array,
-    q_t_selector: chex.Array,
-) -> chex.Array:
+    q_tm1: Array,
+    a_tm1: Array,
+    r_t: Numeric,
+    discount_t: Numeric,
+    q_t_value: Array,
+    q_t_selector: Array,
+) -> jax.Array:
     """Compute the error of double Q-learning: one estimate selects the next action, another judges it.
 
         r_t + discount_t q_t_value[argmax_a q_t_selector[a]] - q_tm1[a_tm1]
@@ -122,13 +119,13 @@ def double_q_error(
 
 
 def sarsa_error(
-    q_tm1: chex.Array,
-    a_tm1: chex.Array,
-    r_t: chex.Numeric,
-    discount_t: chex.Numeric,
-    q_t: chex.Array,
-    a_t: chex.Array,
-) -> chex.Array:
+    q_tm1: Array,
+    a_tm1: Array,
+    r_t: Numeric,
+    discount_t: Numeric,
+    q_t: Array,
+    a_t: Array,
+) -> jax.Array:
     """Compute the error of SARSA, whose fixed point is the value of the policy that acts.
 
         r_t + discount_t q_t[a_t] - q_tm1[a_tm1]
@@ -155,13 +152,13 @@ def sarsa_error(
 
 
 def expected_sarsa_error(
-    q_tm1: chex.Array,
-    a_tm1: chex.Array,
-    r_t: chex.Numeric,
-    discount_t: chex.Numeric,
-    q_t: chex.Array,
-    probs_t: chex.Array,
-) -> chex.Array:
+    q_tm1: Array,
+    a_tm1: Array,
+    r_t: Numeric,
+    discount_t: Numeric,
+    q_t: Array,
+    probs_t: Array,
+) -> jax.Array:
     """Compute the error of expected SARSA, which averages the next action out.
 
         r_t + discount_t sum_a probs_t[a] q_t[a] - q_tm1[a_tm1]
@@ -187,7 +184,7 @@ def expected_sarsa_error(
     return td_error(pick(q_tm1, a_tm1), r_t, discount_t, jnp.sum(probs_t * q_t))
 
 
-def squared(x: chex.Array) -> chex.Array:
+def squared(x: Array) -> jax.Array:
     """Compute half the square, whose gradient is the error itself.
 
         0.5 x^2
@@ -204,7 +201,7 @@ def squared(x: chex.Array) -> chex.Array:
     return 0.5 * jnp.square(x)
 
 
-def huber(x: chex.Array, *, delta: chex.Numeric = 1.0) -> chex.Array:
+def huber(x: Array, *, delta: Numeric = 1.0) -> jax.Array:
     """Compute Huber's loss: squared near 0, linear beyond `delta`, so that no gradient exceeds it.
 
         0.5 x^2 if |x| <= delta, else delta (|x| - 0.5 delta)
@@ -223,9 +220,7 @@ def huber(x: chex.Array, *, delta: chex.Numeric = 1.0) -> chex.Array:
     return inside * (x - 0.5 * inside)
 
 
-def clipped_value_loss(
-    value: chex.Array, behaviour_value: chex.Array, target: chex.Array, *, clip: chex.Numeric
-) -> chex.Array:
+def clipped_value_loss(value: Array, behaviour_value: Array, target: Array, *, clip: Numeric) -> jax.Array:
     """Compute the pessimistic squared error of a value that may move only `clip` from where it was.
 
         0.5 max((v - y)^2, (v_old + clip(v - v_old, -clip, clip) - y)^2)

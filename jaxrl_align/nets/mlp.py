@@ -24,7 +24,7 @@ class Net(NamedTuple):
     apply: Callable[[Params, chex.Array], tuple[Any, chex.Array]]
     """`(params, obs[...]) -> (policy, value)`: logits [A] or [K, A] or (mean, log_std), and
     V [] or Q [A]."""
-    split_params: Callable[[Params], tuple[Params, Params]] | None = None
+    split_params: Any = None
     """`params -> (policy's, critic's)`, or None where the two share layers."""
 
 

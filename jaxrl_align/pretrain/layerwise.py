@@ -28,7 +28,7 @@ import optax
 from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.losses import masking_noise, reconstruction_error
 from jaxrl_align.nets.layered import Autoencoder, LayeredNet, make_autoencoder
-from jaxrl_align.types import Learner, Metrics, Params, State
+from jaxrl_align.types import Learner, Metrics, Numeric, Params, State
 
 ReconstructionKind = Literal["norm", "squared", "bernoulli"]
 
@@ -36,14 +36,14 @@ ReconstructionKind = Literal["norm", "squared", "bernoulli"]
 class ClassifierHParams(NamedTuple):
     """Traced hyperparameters of training by labels."""
 
-    learning_rate: chex.Numeric = 0.1
+    learning_rate: Numeric = 0.1
 
 
 class AutoencoderHParams(NamedTuple):
     """Traced hyperparameters of training by reconstruction."""
 
-    learning_rate: chex.Numeric = 0.1
-    corruption: chex.Numeric = 0.0
+    learning_rate: Numeric = 0.1
+    corruption: Numeric = 0.0
     """Share of the inputs that is set to 0 before encoding; the clean input is to be reconstructed."""
 
 
@@ -159,7 +159,8 @@ def pretrain_supervised(
     train = fit(learner, epochs=epochs, batch_size=batch_size)
 
     def run(key: chex.PRNGKey, layers: tuple, data: Any, hparams: Any) -> tuple[tuple, list[Metrics]]:
-        trained, history = (), []
+        trained: tuple = ()
+        history = []
         for layer, width, layer_key in zip(
             layers, net.widths, jax.random.split(key, len(layers)), strict=True
         ):
@@ -214,8 +215,9 @@ def pretrain_unsupervised(
         for autoencoder in autoencoders
     ]
 
-    def run(key: chex.PRNGKey, layers: tuple, x: chex.Array, hparams: Any) -> Any:
-        trained, every, history = (), [], []
+    def run(key: chex.PRNGKey, layers: tuple, x: jax.Array, hparams: Any) -> Any:
+        trained: tuple = ()
+        every, history = [], []
         keys = jax.random.split(key, len(layers))
         for layer, autoencoder, learner, layer_key in zip(layers, autoencoders, learners, keys, strict=True):
             key_decoder, key_init = jax.random.split(layer_key)
@@ -233,10 +235,10 @@ def pretrain_unsupervised(
 def reconstruct(
     autoencoders: Sequence[Autoencoder],
     params: Sequence[Params],
-    x: chex.Array,
+    x: jax.Array,
     *,
     kind: ReconstructionKind = "squared",
-) -> chex.Array:
+) -> jax.Array:
     """Encode one example through the autoencoders, first to last, and decode it back, last to first.
 
     Args:
@@ -309,7 +311,7 @@ def finetune(
     return run
 
 
-def error_rate(net: LayeredNet, params: Params, data: Any) -> chex.Array:
+def error_rate(net: LayeredNet, params: Params, data: Any) -> jax.Array:
     """Return the share of the data `(x [N, D], y [N])` whose most likely class is wrong, [] in [0, 1]."""
     x, y = data
     logits = jax.vmap(lambda x: net.classify(params["head"], net.encode(params["layers"], x)))(x)

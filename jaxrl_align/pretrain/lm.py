@@ -20,13 +20,13 @@ from jaxrl_align.learner import Decay, LossFn, linear_decay, make_gradient_learn
 from jaxrl_align.losses import next_token_loss
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel
-from jaxrl_align.types import Learner, Metrics, Params, Sampler, TokenBatch
+from jaxrl_align.types import Learner, Metrics, Numeric, Params, Sampler, TokenBatch
 
 
 class LMHParams(NamedTuple):
     """The traced scalars of next-token training."""
 
-    learning_rate: Any = 1e-3
+    learning_rate: Numeric = 1e-3
 
 
 def packed_batch(packed: Any) -> TokenBatch:
@@ -36,7 +36,7 @@ def packed_batch(packed: Any) -> TokenBatch:
     return TokenBatch(jnp.asarray(packed.tokens), real, real, segments)
 
 
-def check_window(tokens: chex.Array, length: int) -> None:
+def check_window(tokens: jax.Array, length: int) -> None:
     """Raise ValueError unless a text holds `length` tokens to read and one more to predict."""
     if tokens.shape[0] < length + 1:
         raise ValueError(
@@ -45,7 +45,7 @@ def check_window(tokens: chex.Array, length: int) -> None:
         )
 
 
-def sample_windows(tokens: chex.Array, *, batch_size: int, length: int) -> Sampler:
+def sample_windows(tokens: jax.Array, *, batch_size: int, length: int) -> Sampler:
     """Return a sampler of random windows of one long text that lies on the device.
 
     Args:
@@ -68,7 +68,7 @@ def sample_windows(tokens: chex.Array, *, batch_size: int, length: int) -> Sampl
 
 
 def sample_mixture(
-    sources: Sequence[chex.Array], weights: ArrayLike, *, batch_size: int, length: int
+    sources: Sequence[jax.Array], weights: ArrayLike, *, batch_size: int, length: int
 ) -> Sampler:
     """Return a sampler of windows whose source is drawn by weight, then its place within the source.
 
@@ -116,7 +116,7 @@ def stream_windows(
     def batches(first_step: int, steps: int) -> TokenBatch:
         drawn = rows(first_step, steps)
         ones = np.ones(drawn.shape, np.float32)
-        return TokenBatch(drawn, ones, ones)
+        return TokenBatch(drawn, ones, ones)  # type: ignore[arg-type]
 
     return batches
 
@@ -134,9 +134,7 @@ def sample_rows(data: Any, *, batch_size: int) -> Sampler:
     return sample
 
 
-def predict_row(
-    lm: LanguageModel, params: Params, row: TokenBatch
-) -> tuple[chex.Array, chex.Array, chex.Array]:
+def predict_row(lm: LanguageModel, params: Params, row: TokenBatch) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Predict every next token of one row.
 
     Returns:
@@ -163,13 +161,13 @@ def next_token_objective(lm: LanguageModel, *, microbatches: int = 1) -> LossFn:
     whole batch's, at the price of a second forward pass.
     """
 
-    def sums(params: Params, batch: TokenBatch) -> chex.Array:
+    def sums(params: Params, batch: TokenBatch) -> jax.Array:
         nats, hit, counts = jax.vmap(lambda row: predict_row(lm, params, row))(batch)
         return jnp.stack([jnp.sum(nats * counts), jnp.sum(hit * counts), jnp.sum(counts)])
 
     def loss(
         params: Params, frozen: Any, batch: TokenBatch, key: chex.PRNGKey, hparams: Any
-    ) -> tuple[chex.Array, Metrics]:
+    ) -> tuple[jax.Array, Metrics]:
         params = overlay(frozen, params)
         if microbatches == 1:
             total = sums(params, batch)
@@ -232,7 +230,7 @@ def make_lm_learner(
 
 def make_text_loss(
     lm: LanguageModel, tokens: ArrayLike, *, length: int, batch_size: int = 32
-) -> Callable[[Params], tuple[chex.Array, chex.Array]]:
+) -> Callable[[Params], tuple[jax.Array, jax.Array]]:
     """Return `params -> (nats, num_tokens)`: a whole held-out text, read once in windows side by side.
 
     Every token but the very first is predicted once, from at most `length` tokens before it. Divided, the two
@@ -259,8 +257,8 @@ def make_text_loss(
     rows = TokenBatch(jnp.asarray(padded[start]), real, real)
     rows = jax.tree.map(lambda x: x.reshape(batches, batch_size, length + 1), rows)
 
-    def loss(params: Params) -> tuple[chex.Array, chex.Array]:
-        def add(total: chex.Array, batch: TokenBatch) -> tuple[chex.Array, None]:
+    def loss(params: Params) -> tuple[jax.Array, jax.Array]:
+        def add(total: jax.Array, batch: TokenBatch) -> tuple[jax.Array, None]:
             nats, _, counts = jax.vmap(lambda row: predict_row(lm, params, row))(batch)
             return total + jnp.sum(nats * counts), None
 
@@ -269,12 +267,12 @@ def make_text_loss(
     return loss
 
 
-def perplexity(nats: chex.Array, num_tokens: chex.Numeric) -> chex.Array:
+def perplexity(nats: jax.Array, num_tokens: Numeric) -> jax.Array:
     """Return `exp(nats / num_tokens)`; it depends on the tokenizer."""
     return jnp.exp(nats / num_tokens)
 
 
-def bits_per_byte(nats: chex.Array, num_bytes: chex.Numeric) -> chex.Array:
+def bits_per_byte(nats: jax.Array, num_bytes: Numeric) -> jax.Array:
     """Return `nats / (num_bytes ln 2)`, which models with different tokenizers share.
 
     Args:

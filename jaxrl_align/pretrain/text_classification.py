@@ -16,27 +16,27 @@ from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer, t
 from jaxrl_align.losses import token_log_prob
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel
-from jaxrl_align.types import Learner, Metrics, Params, Sampler
+from jaxrl_align.types import Learner, Metrics, Numeric, Params, Sampler
 
 
 class TextClassifierHParams(NamedTuple):
     """The traced scalars of text classification."""
 
-    learning_rate: Any = 1e-3
+    learning_rate: Numeric = 1e-3
 
 
 class LabelledText(NamedTuple):
     """Texts with their class, one per row."""
 
-    tokens: chex.Array
+    tokens: jax.Array
     """[N, L] int32; padding anywhere."""
-    real: chex.Array
+    real: jax.Array
     """[N, L] float, 1 for a token of the text, 0 for padding."""
-    label: chex.Array
+    label: jax.Array
     """[N] int32."""
 
 
-def mean_features(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
+def mean_features(lm: LanguageModel, params: Params, tokens: jax.Array, real: jax.Array) -> jax.Array:
     """Return the mean over one text's real tokens of the last hidden state and of the token's embedding.
 
     The embeddings' mean is the text's bag of tokens; the hidden states add what the order says.
@@ -68,7 +68,7 @@ def attach_head(lm: LanguageModel, params: Params, num_classes: int) -> Params:
 
 
 def fit_head(
-    features: chex.Array, label: chex.Array, num_classes: int, *, penalty: float = 30.0, steps: int = 200
+    features: jax.Array, label: jax.Array, num_classes: int, *, penalty: float = 30.0, steps: int = 200
 ) -> Params:
     """Return the head that classifies fixed features best: logistic regression on standardised features.
 
@@ -92,7 +92,7 @@ def fit_head(
     mean, deviation = jnp.mean(features, 0), jnp.std(features, 0) + 1e-6
     x = (features - mean[None]) / deviation[None]
 
-    def loss(params: Params, frozen: Any, batch: Any, key: Any, hparams: Any) -> tuple[chex.Array, Metrics]:
+    def loss(params: Params, frozen: Any, batch: Any, key: Any, hparams: Any) -> tuple[jax.Array, Metrics]:
         logits = x @ params["kernel"] + params["bias"][None]
         size = penalty / (2 * len(label)) * jnp.sum(params["kernel"] ** 2)
         return size - jnp.mean(token_log_prob(logits, label)), {}
@@ -104,7 +104,7 @@ def fit_head(
     return {"kernel": kernel, "bias": state.params["bias"] - mean @ kernel}
 
 
-def classify(lm: LanguageModel, params: Params, tokens: chex.Array, real: chex.Array) -> chex.Array:
+def classify(lm: LanguageModel, params: Params, tokens: jax.Array, real: jax.Array) -> jax.Array:
     """Map one text, tokens and real [L], to logits [C]; `params` is what `attach_head` returned."""
     head = params["head"]
     return mean_features(lm, params["lm"], tokens, real) @ head["kernel"] + head["bias"]
@@ -115,7 +115,7 @@ def classification_objective(lm: LanguageModel) -> LossFn:
 
     def loss(
         params: Params, frozen: Any, batch: LabelledText, key: chex.PRNGKey, hparams: Any
-    ) -> tuple[chex.Array, Metrics]:
+    ) -> tuple[jax.Array, Metrics]:
         chex.assert_equal_shape([batch.tokens, batch.real])
         chex.assert_equal_shape_prefix([batch.tokens, batch.label], 1)
         whole = overlay(frozen, params)
@@ -163,10 +163,10 @@ def make_text_classifier(
 
 def mean_accuracy(
     lm: LanguageModel, params: Params, data: LabelledText, *, batch_size: int = 32
-) -> chex.Array:
+) -> jax.Array:
     """Return the share [] of texts whose likeliest class is theirs, `batch_size` at a time."""
 
-    def hit(row: LabelledText) -> chex.Array:
+    def hit(row: LabelledText) -> jax.Array:
         return jnp.argmax(classify(lm, params, row.tokens, row.real)) == row.label
 
     return jnp.mean(jax.lax.map(hit, data, batch_size=batch_size).astype(jnp.float32))

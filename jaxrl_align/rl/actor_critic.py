@@ -15,41 +15,41 @@ import optax
 
 from jaxrl_align.learner import begin, check_divides, epochs, linear_decay, make_optimizer, refuse
 from jaxrl_align.losses import clipped_surrogate, clipped_value_loss, gae, masked_mean, whiten
-from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Params, State, Trajectory
+from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Numeric, Params, State, Trajectory
 
 
 class PPOHParams(NamedTuple):
     """The traced scalars of PPO; give any field a leading axis and vmap to sweep it."""
 
-    learning_rate: Any = 2.5e-4
+    learning_rate: Numeric = 2.5e-4
     """Adam's rate; falls linearly to 0 where the learner is given `total_steps`."""
-    gamma: Any = 0.99
-    gae_lambda: Any = 0.95
-    clip: Any = 0.2
+    gamma: Numeric = 0.99
+    gae_lambda: Numeric = 0.95
+    clip: Numeric = 0.2
     """The ratio earns nothing beyond [1 - clip, 1 + clip]."""
-    value_clip: Any = 0.2
+    value_clip: Numeric = 0.2
     """The new value earns nothing beyond this distance from the old one; infinity switches it off."""
-    value_coef: Any = 0.5
-    entropy_coef: Any = 0.01
+    value_coef: Numeric = 0.5
+    entropy_coef: Numeric = 0.01
 
 
 class Batch(NamedTuple):
     """What an update epoch reads, each leaf [N, S, ...]: N segments of S steps."""
 
     trajectory: Trajectory
-    advantage: chex.Array
-    target: chex.Array
+    advantage: jax.Array
+    target: jax.Array
     behaviour: Any = None
     """The acting policy's distributions, where the learner was asked to keep them."""
 
 
-Advantages = Callable[[Trajectory], tuple[chex.Array, chex.Array]]
+Advantages = Callable[[Trajectory], tuple[jax.Array, jax.Array]]
 """`Trajectory[B, T] -> (advantage [B, T], the critic's target [B, T])`."""
-Loss = Callable[[Evaluation, Batch, Any], tuple[chex.Array, Metrics]]
+Loss = Callable[[Evaluation, Batch, Any], tuple[jax.Array, Metrics]]
 """`(Evaluation[N, S], Batch[N, S], hparams) -> (scalar, metrics)`."""
 
 
-def gae_advantages(trajectory: Trajectory) -> tuple[chex.Array, chex.Array]:
+def gae_advantages(trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
     """Return whitened generalised advantages and the value targets of a batch of trajectories.
 
     Args:
@@ -74,7 +74,7 @@ def segments(trajectory: Any, length: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[2:]), trajectory)
 
 
-def ppo_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[chex.Array, Metrics]:
+def ppo_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[jax.Array, Metrics]:
     """Return the clipped-surrogate objective of one minibatch and its metrics, all masked means.
 
     `L = E[-min(r A, clip(r) A)] + c_v E[value loss] - c_e E[entropy]`, r the ratio of the new to the acting
@@ -112,7 +112,7 @@ def ppo_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[chex.A
     return loss, metrics
 
 
-def mean_kl(evaluation: Evaluation, batch: Batch) -> chex.Array:
+def mean_kl(evaluation: Evaluation, batch: Batch) -> jax.Array:
     """Return the mean of KL(acting policy || policy being trained) over the real steps [N, S], in nats."""
     return masked_mean(batch.behaviour.kl(evaluation.distribution), batch.trajectory.mask)
 
@@ -245,19 +245,10 @@ def update_policy(
     check_divides(settings.minibatches, data.advantage.shape[0], "minibatches", f"{unit} per rollout")
     learning_rate = state.hparams.learning_rate * linear_decay(state.step, settings.total_steps)
 
-    def loss(params: Params, minibatch: Batch) -> tuple[chex.Array, Metrics]:
+    def loss(params: Params, minibatch: Batch) -> tuple[jax.Array, Metrics]:
         evaluation = evaluate_segments(settings, params, frozen, minibatch)
         return settings.loss(evaluation, minibatch, state.hparams)
 
-    params, opt_state, metrics = epochs(
-        loss,
-        settings.optimizer,
-        state.params,
-        state.opt_state,
-        data,
-        key,
-        num_epochs=settings.epochs,
-        minibatches=settings.minibatches,
-        learning_rate=learning_rate,
-    )
-    return state._replace(params=params, opt_state=opt_state), metrics | {"learning_rate": learning_rate}
+    sizes = {"num_epochs": settings.epochs, "minibatches": settings.minibatches}
+    state, metrics = epochs(loss, settings.optimizer, state, data, key, learning_rate=learning_rate, **sizes)
+    return state, metrics | {"learning_rate": learning_rate}

@@ -16,15 +16,15 @@ import optax
 
 from jaxrl_align.learner import begin, descend, linear_decay, make_optimizer, refuse
 from jaxrl_align.losses import categorical_q_loss, huber, quantile_regression_loss, squared, td_error
-from jaxrl_align.rl.replay import Replay, ReplayState, Sample, make_replay, replay_bytes, time_first
-from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Transition
+from jaxrl_align.rl.replay import Replay, Sample, make_replay, replay_bytes, time_first
+from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State, Transition
 
-TransitionLoss = Callable[[chex.Array, chex.Array, chex.Array, chex.Array], tuple[chex.Array, chex.Array]]
+TransitionLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """`(out_tm1, r_t, discount_t, out_t) -> (loss, error)` of one transition: the net's output for the action
 taken, [] or [K], and for the next action, whose gradient it stops; `error` sets the priority."""
 
 
-def td_loss(criterion: Callable[[chex.Array], chex.Array] = huber) -> TransitionLoss:
+def td_loss(criterion: Callable[[jax.Array], jax.Array] = huber) -> TransitionLoss:
     """Return the loss of plain action values: `criterion(r + discount q_t - q_tm1)`.
 
     Args:
@@ -32,15 +32,15 @@ def td_loss(criterion: Callable[[chex.Array], chex.Array] = huber) -> Transition
     """
 
     def loss(
-        out_tm1: chex.Array, r_t: chex.Array, discount_t: chex.Array, out_t: chex.Array
-    ) -> tuple[chex.Array, chex.Array]:
+        out_tm1: jax.Array, r_t: jax.Array, discount_t: jax.Array, out_t: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         error = td_error(out_tm1, r_t, discount_t, out_t)
         return criterion(error), error
 
     return loss
 
 
-def c51_loss(support: chex.Array) -> TransitionLoss:
+def c51_loss(support: jax.Array) -> TransitionLoss:
     """Return C51's loss, the cross-entropy to the projected target; it is also the priority (Rainbow).
 
     Args:
@@ -48,8 +48,8 @@ def c51_loss(support: chex.Array) -> TransitionLoss:
     """
 
     def loss(
-        out_tm1: chex.Array, r_t: chex.Array, discount_t: chex.Array, out_t: chex.Array
-    ) -> tuple[chex.Array, chex.Array]:
+        out_tm1: jax.Array, r_t: jax.Array, discount_t: jax.Array, out_t: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         first = jnp.zeros((), jnp.int32)
         value = categorical_q_loss(out_tm1[None], first, r_t, discount_t, out_t[None], support)
         return value, value
@@ -58,8 +58,8 @@ def c51_loss(support: chex.Array) -> TransitionLoss:
 
 
 def quantile_loss(
-    out_tm1: chex.Array, r_t: chex.Array, discount_t: chex.Array, out_t: chex.Array
-) -> tuple[chex.Array, chex.Array]:
+    out_tm1: jax.Array, r_t: jax.Array, discount_t: jax.Array, out_t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Compute QR-DQN's loss between the net's quantiles, [K] each; it is also the priority."""
     levels = (jnp.arange(out_tm1.shape[0]) + 0.5) / out_tm1.shape[0]
     value = quantile_regression_loss(out_tm1, levels, r_t + discount_t * out_t)
@@ -68,7 +68,7 @@ def quantile_loss(
 
 def transition_loss(
     actor: Actor, loss: TransitionLoss, *, double: bool = False
-) -> Callable[..., tuple[chex.Array, chex.Array]]:
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Return `(params, target_params, frozen, transition, key) -> (loss, error)` for one transition.
 
     The target network judges the next action; it also selects it, unless `double`, when the online network
@@ -77,7 +77,7 @@ def transition_loss(
 
     def one(
         params: Params, target: Params, frozen: Any, transition: Sample, key: chex.PRNGKey
-    ) -> tuple[chex.Array, chex.Array]:
+    ) -> tuple[jax.Array, jax.Array]:
         key_now, key_next, key_select = jax.random.split(key, 3)
         out_tm1 = actor.action_values(params, frozen, transition.obs, key_now)
         out_t = actor.action_values(target, frozen, transition.next_obs, key_next)
@@ -91,28 +91,28 @@ def transition_loss(
 class DQNHParams(NamedTuple):
     """The traced scalars of DQN; give any field a leading axis and vmap to sweep it."""
 
-    learning_rate: Any = 2.5e-4
-    gamma: Any = 0.99
-    epsilon_start: Any = 1.0
-    epsilon_end: Any = 0.05
-    epsilon_steps: Any = 10_000.0
+    learning_rate: Numeric = 2.5e-4
+    gamma: Numeric = 0.99
+    epsilon_start: Numeric = 1.0
+    epsilon_end: Numeric = 0.05
+    epsilon_steps: Numeric = 10_000.0
     """Environment steps, all environments together, over which epsilon falls linearly."""
-    target_rate: Any = 1.0
+    target_rate: Numeric = 1.0
     """How far the target net moves towards the online net: 1 copies it, less is Polyak averaging."""
-    target_period: Any = 500.0
+    target_period: Numeric = 500.0
     """Gradient steps between two moves of the target net."""
-    alpha: Any = 0.6
+    alpha: Numeric = 0.6
     """Prioritised replay: 0 draws uniformly, 1 in proportion to |error|."""
-    beta_start: Any = 0.4
+    beta_start: Numeric = 0.4
     """Prioritised replay: exponent of the importance weights; it rises linearly to 1."""
-    beta_steps: Any = 100_000.0
+    beta_steps: Numeric = 100_000.0
     """Environment steps over which beta rises."""
 
 
 class Exploration(NamedTuple):
     """What a learner of action values tells its actor; read as `hparams.epsilon`."""
 
-    epsilon: chex.Numeric
+    epsilon: Numeric
     """In [0, 1]: the probability of a random action."""
 
 
@@ -122,10 +122,11 @@ class Experience(NamedTuple):
     envs: Any
     target: Params | None
     """The target network's parameters."""
-    replay: ReplayState | None
-    updates: chex.Array
+    replay: Any
+    """A `ReplayState`; None for the online algorithm."""
+    updates: jax.Array
     """[] int32 gradient steps taken."""
-    first_bad: chex.Array
+    first_bad: jax.Array
     """[2] int32 (environment, its step) of the first reward that was not finite; -1 while there is none."""
 
 
@@ -134,7 +135,7 @@ class DQN(NamedTuple):
 
     actor: Actor
     replay: Replay
-    loss: Callable[..., tuple[chex.Array, chex.Array]]
+    loss: Callable[..., tuple[jax.Array, jax.Array]]
     """Of `transition_loss`."""
     optimizer: optax.GradientTransformation
     updates: int
@@ -199,15 +200,15 @@ def _example(shapes: Transition) -> Transition:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shapes)
 
 
-def _first_bad(known: chex.Array, reward: chex.Array, steps_before: chex.Array) -> chex.Array:
+def _first_bad(known: jax.Array, reward: jax.Array, steps_before: jax.Array) -> jax.Array:
     bad = ~jnp.isfinite(reward.T)  # the earliest step first
     step, env = jnp.divmod(jnp.argmax(bad.ravel()), bad.shape[1])
     found = jnp.stack([env, steps_before + step]).astype(jnp.int32)
     return jnp.where((known[1] < 0) & jnp.any(bad), found, known)
 
 
-def _towards(start: chex.Numeric, end: chex.Numeric, fraction: chex.Numeric) -> chex.Array:
-    return start + (end - start) * jnp.clip(fraction, 0.0, 1.0)
+def _towards(start: Numeric, end: Numeric, fraction: Numeric) -> jax.Array:
+    return jnp.asarray(start + (end - start) * jnp.clip(fraction, 0.0, 1.0))
 
 
 def _check_counts(capacity: int, rollout: int, updates: int, warmup_steps: int) -> None:
@@ -223,7 +224,7 @@ def _check_counts(capacity: int, rollout: int, updates: int, warmup_steps: int) 
         )
 
 
-def _keep_if(healthy: chex.Array, new: Any, old: Any) -> Any:
+def _keep_if(healthy: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, old)
 
 
@@ -296,19 +297,19 @@ def init_dqn(
     actor = settings.actor
     init_opt = settings.optimizer.init
     state = begin(actor.init_params, init_opt, actor.init_env, key, hparams, params)
-    *_, key_fill, key = jax.random.split(key, 4)
+    keys = jax.random.split(key, 4)
     replay = settings.replay.init(_example(_rollout_shapes(actor)))
     target = jax.tree.map(jnp.copy, state.params)
     experience = _start_experience(state.env_state, target, replay)
 
-    def play(carry: tuple[Experience, chex.PRNGKey], i: chex.Array) -> tuple[Any, None]:
+    def play(carry: tuple[Experience, chex.PRNGKey], i: jax.Array) -> tuple[Any, None]:
         experience, key = carry
         key, key_act = jax.random.split(key)
         experience, _ = collect_transitions(settings, state.params, frozen, experience, key_act, 1.0, i)
         return (experience, key), None
 
-    (experience, _), _ = jax.lax.scan(play, (experience, key_fill), jnp.arange(settings.prefill))
-    return state._replace(env_state=experience, key=key)
+    (experience, _), _ = jax.lax.scan(play, (experience, keys[2]), jnp.arange(settings.prefill))
+    return state._replace(env_state=experience, key=keys[3])
 
 
 def step_dqn(settings: DQN, state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:
@@ -345,8 +346,8 @@ def collect_transitions(
     frozen: Any,
     experience: Experience,
     key: chex.PRNGKey,
-    epsilon: chex.Numeric,
-    rollouts: chex.Array,
+    epsilon: Numeric,
+    rollouts: jax.Array,
 ) -> tuple[Experience, Metrics]:
     """Act for one rollout and store it; `rollouts` [] says how many came before it."""
     envs, transition, metrics = settings.actor.rollout(
@@ -359,12 +360,12 @@ def collect_transitions(
 
 def update_q(
     settings: DQN,
-    carry: tuple[Params, Any, Params, ReplayState, chex.Array],
+    carry: Any,
     keys: chex.PRNGKey,
     hparams: Any,
     frozen: Any,
-    learning_rate: chex.Array,
-    beta: chex.Array,
+    learning_rate: jax.Array,
+    beta: jax.Array,
 ) -> tuple[Any, Metrics]:
     """Take one gradient step on a drawn minibatch, set its priorities, and move the target network.
 
@@ -384,7 +385,7 @@ def update_q(
     key_sample, key_noise = keys
     batch = settings.replay.sample(memory, key_sample, hparams.gamma, beta)
 
-    def batch_loss(params: Params) -> tuple[chex.Array, chex.Array]:
+    def batch_loss(params: Params) -> tuple[jax.Array, jax.Array]:
         # One draw of a noisy net's weights serves the batch, as in Fortunato et al. 2018.
         over_batch = jax.vmap(settings.loss, (None, None, None, 0, None))
         losses, errors = over_batch(params, target, frozen, batch, key_noise)
@@ -404,7 +405,7 @@ class OnlineQ(NamedTuple):
     """The parts of one online learner; `make_online_q` says what each is."""
 
     actor: Actor
-    loss: Callable[..., tuple[chex.Array, chex.Array]]
+    loss: Callable[..., tuple[jax.Array, jax.Array]]
     optimizer: optax.GradientTransformation
     num_envs: int
     num_steps: int
@@ -475,12 +476,12 @@ def step_online_q(
     }
 
 
-def _one_step_samples(transition: Transition, gamma: chex.Numeric) -> Sample:
+def _one_step_samples(transition: Transition, gamma: Numeric) -> Sample:
     return Sample(
         obs=transition.obs,
         action=transition.action,
         reward=transition.reward,
-        discount=gamma * (1.0 - transition.terminated),
+        discount=jnp.asarray(gamma) * (1.0 - transition.terminated),
         next_obs=transition.next_obs,
         index=jnp.zeros_like(transition.action),
         weight=jnp.ones_like(transition.reward),

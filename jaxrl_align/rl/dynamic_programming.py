@@ -6,30 +6,29 @@ Everything is jitted array algebra over an `MDP`; a linear solve is the check on
 import functools
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_align.learner import begin, refuse
 from jaxrl_align.losses import q_learning_error
 from jaxrl_align.rl.replay import time_first
-from jaxrl_align.types import MDP, Actor, Learner, Metrics, State, Transition
+from jaxrl_align.types import MDP, Actor, Learner, Metrics, Numeric, State, Transition
 
 
 class Solution(NamedTuple):
     """An optimal solution of a decision process."""
 
-    v: chex.Array
+    v: jax.Array
     """[S] optimal state values, `max_a q`."""
-    q: chex.Array
+    q: jax.Array
     """[S, A] optimal action values."""
-    policy: chex.Array
+    policy: jax.Array
     """[S] int32, a greedy action of each state, the first of equals."""
-    iterations: chex.Array
+    iterations: jax.Array
     """[] int32 sweeps of value iteration, or improvements of policy iteration."""
 
 
-def action_values(mdp: MDP, v: chex.Array) -> chex.Array:
+def action_values(mdp: MDP, v: jax.Array) -> jax.Array:
     """Look one step ahead (A4).
 
         Q(s, a) = sum_{s'} T(s, a, s') [R(s, a, s') + gamma V(s')]
@@ -44,7 +43,7 @@ def action_values(mdp: MDP, v: chex.Array) -> chex.Array:
     return jnp.einsum("sat,sat->sa", mdp.transition, mdp.reward) + mdp.gamma * (mdp.transition @ v)
 
 
-def solve_policy(mdp: MDP, policy: chex.Array) -> chex.Array:
+def solve_policy(mdp: MDP, policy: jax.Array) -> jax.Array:
     """Solve `V = r_pi + gamma P_pi V` for V by elimination; exact but for rounding.
 
     Args:
@@ -60,8 +59,8 @@ def solve_policy(mdp: MDP, policy: chex.Array) -> chex.Array:
 
 
 def policy_evaluation(
-    mdp: MDP, policy: chex.Array, *, tolerance: chex.Numeric = 1e-6, max_sweeps: int = 100_000
-) -> tuple[chex.Array, chex.Array]:
+    mdp: MDP, policy: jax.Array, *, tolerance: Numeric = 1e-6, max_sweeps: int = 100_000
+) -> tuple[jax.Array, jax.Array]:
     """Evaluate a policy by sweeps of `V <- sum_a pi(a|s) Q_V(s, a)`.
 
     Args:
@@ -77,7 +76,7 @@ def policy_evaluation(
     return _iterate(lambda v: jnp.sum(policy * action_values(mdp, v), axis=1), mdp, tolerance, max_sweeps)
 
 
-def value_iteration(mdp: MDP, *, tolerance: chex.Numeric = 1e-6, max_sweeps: int = 100_000) -> Solution:
+def value_iteration(mdp: MDP, *, tolerance: Numeric = 1e-6, max_sweeps: int = 100_000) -> Solution:
     """Iterate the optimality equation (A3); each sweep shrinks the error by gamma at least.
 
         V(s) <- max_a sum_{s'} T(s, a, s') [R(s, a, s') + gamma V(s')]
@@ -115,9 +114,7 @@ def policy_iteration(mdp: MDP, *, max_improvements: int = 1_000) -> Solution:
     return _solution(mdp, solve_policy(mdp, jax.nn.one_hot(policy, actions, dtype=mdp.reward.dtype)), count)
 
 
-def _iterate(
-    backup: Any, mdp: MDP, tolerance: chex.Numeric, max_sweeps: int
-) -> tuple[chex.Array, chex.Array]:
+def _iterate(backup: Any, mdp: MDP, tolerance: Numeric, max_sweeps: int) -> tuple[jax.Array, jax.Array]:
     def sweep(carry: Any) -> Any:
         v, _, count = carry
         new = backup(v)
@@ -130,7 +127,7 @@ def _iterate(
     return v, count
 
 
-def _solution(mdp: MDP, v: chex.Array, iterations: chex.Array) -> Solution:
+def _solution(mdp: MDP, v: jax.Array, iterations: jax.Array) -> Solution:
     q = action_values(mdp, v)
     return Solution(jnp.max(q, axis=1), q, jnp.argmax(q, axis=1).astype(jnp.int32), iterations)
 
@@ -138,13 +135,13 @@ def _solution(mdp: MDP, v: chex.Array, iterations: chex.Array) -> Solution:
 class QLearningHParams(NamedTuple):
     """The traced scalars of tabular Q-learning."""
 
-    learning_rate: Any = 1.0
+    learning_rate: Numeric = 1.0
     """Rate of a pair's first visit."""
-    decay: Any = 0.8
+    decay: Numeric = 0.8
     """The n-th visit's rate is `learning_rate / n^decay`. Robbins and Monro's conditions, sum alpha = inf and
     sum alpha^2 < inf, hold for 1/2 < decay <= 1; 0 is a constant rate, which violates the second."""
-    gamma: Any = 0.99
-    epsilon: Any = 0.3
+    gamma: Numeric = 0.99
+    epsilon: Numeric = 0.3
 
 
 def make_q_learning(actor: Actor) -> Learner:
@@ -175,7 +172,7 @@ def step_q_learning(
         state.params, None, state.env_state, key_act, hparams, None
     )
 
-    def learn(carry: tuple[chex.Array, chex.Array], one: Transition) -> tuple[Any, chex.Array]:
+    def learn(carry: tuple[jax.Array, jax.Array], one: Transition) -> tuple[Any, jax.Array]:
         q, visits = carry
         discount = hparams.gamma * (1.0 - one.terminated)
         error = q_learning_error(q[one.obs], one.action, one.reward, discount, q[one.next_obs])

@@ -6,7 +6,6 @@ PPO with its clip is the shared update's default, in `rl/actor_critic.py`.
 import functools
 from typing import Any, Literal, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +22,7 @@ from jaxrl_align.losses import (
     trajectory_return,
 )
 from jaxrl_align.rl.actor_critic import Batch, make_actor_critic
-from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Trajectory
+from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Numeric, Trajectory
 
 Returns = Literal["whole", "to_go", "discounted"]
 Baseline = Literal["none", "constant", "average", "learned"]
@@ -32,31 +31,31 @@ Baseline = Literal["none", "constant", "average", "learned"]
 class PolicyGradientHParams(NamedTuple):
     """The traced scalars of REINFORCE and the actor-critics."""
 
-    learning_rate: Any = 1e-3
-    gamma: Any = 0.99
-    gae_lambda: Any = 0.95
+    learning_rate: Numeric = 1e-3
+    gamma: Numeric = 0.99
+    gae_lambda: Numeric = 0.95
     """Read by A2C; 1 is Monte Carlo minus the baseline, 0 the one-step TD error."""
-    value_coef: Any = 0.5
-    entropy_coef: Any = 0.0
+    value_coef: Numeric = 0.5
+    entropy_coef: Numeric = 0.0
 
 
 class PPOKLHParams(NamedTuple):
     """The traced scalars of PPO with a KL penalty; `kl_coef` is where an adaptive coefficient starts."""
 
-    learning_rate: Any = 2.5e-4
-    gamma: Any = 0.99
-    gae_lambda: Any = 0.95
-    kl_coef: Any = 1.0
+    learning_rate: Numeric = 2.5e-4
+    gamma: Numeric = 0.99
+    gae_lambda: Numeric = 0.95
+    kl_coef: Numeric = 1.0
     """beta, weight of KL(acting policy || policy)."""
-    kl_target: Any = 0.01
+    kl_target: Numeric = 0.01
     """Nats, of one update; read by the adaptive coefficient."""
-    value_coef: Any = 0.5
-    entropy_coef: Any = 0.01
+    value_coef: Numeric = 0.5
+    entropy_coef: Numeric = 0.01
 
 
 def monte_carlo(
     trajectory: Trajectory, *, returns: Returns, baseline: Baseline, constant: float
-) -> tuple[chex.Array, chex.Array]:
+) -> tuple[jax.Array, jax.Array]:
     """Return what weighs each log-probability in REINFORCE, `G_t - b_t`, and the critic's target.
 
     Args:
@@ -82,25 +81,26 @@ def monte_carlo(
     if baseline == "average":
         level = average_baseline(ret)
     else:
-        level = {"none": 0.0, "constant": constant, "learned": trajectory.value}[baseline]
+        levels: dict[str, Any] = {"none": 0.0, "constant": constant, "learned": trajectory.value}
+        level = levels[baseline]
     return (ret - level) * trajectory.mask, ret * trajectory.mask
 
 
-def gae_unwhitened(trajectory: Trajectory) -> tuple[chex.Array, chex.Array]:
+def gae_unwhitened(trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
     """Return generalised advantages [B, T] as they are, and the lambda returns."""
     fields = (trajectory.reward, trajectory.discount, trajectory.lambda_)
     advantage = jax.vmap(gae)(*fields, trajectory.value, trajectory.next_value)
     return advantage, advantage + trajectory.value
 
 
-def q_values(trajectory: Trajectory) -> tuple[chex.Array, chex.Array]:
+def q_values(trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
     """Return the critic's Q(s, a) [B, T] and its target `r + gamma Q(s', a')` (lectures 001, 003: B11)."""
     return trajectory.value, trajectory.reward + trajectory.discount * trajectory.next_value
 
 
 def policy_gradient_loss(
     evaluation: Evaluation, batch: Batch, hparams: Any, *, critic: bool = True
-) -> tuple[chex.Array, Metrics]:
+) -> tuple[jax.Array, Metrics]:
     """Return the score-function objective of one batch and its metrics.
 
     `L = E[-log pi(a|s) A] + c_v E[(target - V)^2] / 2 - c_e E[H]`, each the sum over the real steps divided
@@ -123,7 +123,7 @@ def policy_gradient_loss(
     return loss + (hparams.value_coef * metrics["loss/value_avg"] if critic else 0.0), metrics
 
 
-def ppo_kl_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[chex.Array, Metrics]:
+def ppo_kl_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[jax.Array, Metrics]:
     """Return PPO's KL-penalised objective of one minibatch and its metrics, all masked means.
 
     `L = E[-r A + beta KL(pi_old || pi)] + c_v E[value loss] - c_e E[entropy]` (Schulman et al. 2017,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.losses import discounted_returns
-from jaxrl_align.types import Transition
+from jaxrl_align.types import Numeric, Transition
 
 WIDTH = 16
 MIN_DEPTH = 5
@@ -32,30 +32,30 @@ class ReplayState(NamedTuple):
 
     data: Transition
     """Leaves [N, ...]; row-major, N = rows * lanes."""
-    head: chex.Array
+    head: jax.Array
     """[] int32, the row that is written next."""
-    filled: chex.Array
+    filled: jax.Array
     """[] int32, rows written so far, at most `rows`."""
-    sums: tuple[chex.Array, ...]
+    sums: tuple[jax.Array, ...]
     """The sum tree, leaves first, each level [nodes, 16]; empty without priorities."""
-    largest: chex.Array
+    largest: jax.Array
     """[] the largest priority p^alpha so far; new transitions get it, so that each is replayed early."""
 
 
 class Sample(NamedTuple):
     """A minibatch of n-step transitions, leaves [batch, ...]."""
 
-    obs: chex.Array
-    action: chex.Array
-    reward: chex.Array
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
     """Discounted sum over the window, which ends with the episode."""
-    discount: chex.Array
+    discount: jax.Array
     """gamma^m for a window of m steps; 0 where it ended in a termination."""
-    next_obs: chex.Array
+    next_obs: jax.Array
     """After the window's last step, before any reset."""
-    index: chex.Array
+    index: jax.Array  # type: ignore[assignment]
     """int32 position of the first step, for `update`."""
-    weight: chex.Array
+    weight: jax.Array
     """Importance weight `(N P(i))^-beta`, largest of the batch 1; all 1 without priorities."""
 
 
@@ -130,7 +130,7 @@ def make_replay(
         filled = jnp.minimum(state.filled + steps, rows)
         return ReplayState(data, (state.head + steps) % rows, filled, sums, state.largest)
 
-    def _admit(state: ReplayState, steps: int) -> tuple[chex.Array, ...]:
+    def _admit(state: ReplayState, steps: int) -> tuple[jax.Array, ...]:
         # A step may start a window once the n - 1 steps after it are known.
         offset = jnp.arange(1 - n_step, steps)
         ready = (offset <= steps - n_step) & (offset >= jnp.maximum(-state.filled, steps - rows))
@@ -139,7 +139,7 @@ def make_replay(
         weight = jnp.where(ready, state.largest, 0.0)
         return _tree_set(state.sums, index.ravel(), jnp.repeat(weight, lanes))
 
-    def sample(state: ReplayState, key: chex.PRNGKey, gamma: chex.Numeric, beta: chex.Numeric) -> Sample:
+    def sample(state: ReplayState, key: chex.PRNGKey, gamma: Numeric, beta: Numeric) -> Sample:
         starts = (state.filled - (n_step - 1)) * lanes
         if prioritised:
             index, probability = _tree_sample(state.sums, key, batch_size)
@@ -151,7 +151,7 @@ def make_replay(
             weight = jnp.ones(batch_size, jnp.float32)
         return _read(state.data, index, gamma, weight)
 
-    def _read(data: Transition, index: chex.Array, gamma: chex.Numeric, weight: chex.Array) -> Sample:
+    def _read(data: Transition, index: jax.Array, gamma: Numeric, weight: jax.Array) -> Sample:
         window = (index[:, None] + lanes * jnp.arange(n_step)[None, :]) % capacity
         reward, terminated, truncated = (
             _take(x, window) for x in (data.reward, data.terminated, data.truncated)
@@ -164,13 +164,13 @@ def make_replay(
             obs=_take(data.obs, index),
             action=_take(data.action, index),
             reward=jax.vmap(discounted_returns)(reward, discount)[:, 0],
-            discount=gamma ** (last + 1) * (1.0 - pick(terminated)),
+            discount=jnp.asarray(gamma) ** (last + 1) * (1.0 - pick(terminated)),
             next_obs=_take(data.next_obs, pick(window)),
             index=index,
             weight=weight,
         )
 
-    def update(state: ReplayState, index: chex.Array, error: chex.Array, alpha: chex.Numeric) -> ReplayState:
+    def update(state: ReplayState, index: jax.Array, error: jax.Array, alpha: Numeric) -> ReplayState:
         if not prioritised:
             return state
         weight = ((jnp.abs(error) + PRIORITY_FLOOR) ** alpha).astype(state.largest.dtype)
@@ -206,11 +206,11 @@ def _check_sizes(capacity: int, batch_size: int, lanes: int, n_step: int) -> Non
         )
 
 
-def _take(x: chex.Array, index: chex.Array) -> chex.Array:
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode="promise_in_bounds")
 
 
-def _randint(key: chex.PRNGKey, count: int, bound: chex.Array) -> chex.Array:
+def _randint(key: chex.PRNGKey, count: int, bound: jax.Array) -> jax.Array:
     # floor(bits * bound / 2^32) in 16-bit limbs: exact to 2^-32, where jax.random.randint divides twice.
     bits = jax.random.bits(key, (count,), jnp.uint32)
     bound = bound.astype(jnp.uint32)
@@ -222,14 +222,14 @@ def _randint(key: chex.PRNGKey, count: int, bound: chex.Array) -> chex.Array:
 
 def _tree_shape(capacity: int) -> list[int]:
     """Return each level's number of nodes, leaves first, down to a single root."""
-    nodes, levels = capacity, []
+    nodes, levels = capacity, list[int]()
     while nodes > 1 or len(levels) < MIN_DEPTH:
         nodes = -(-nodes // WIDTH)
         levels.append(nodes)
     return levels
 
 
-def _tree_set(sums: tuple[chex.Array, ...], index: chex.Array, weight: chex.Array) -> tuple[chex.Array, ...]:
+def _tree_set(sums: tuple[jax.Array, ...], index: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
     levels = []
     for level in sums:
         node = index // WIDTH
@@ -239,9 +239,7 @@ def _tree_set(sums: tuple[chex.Array, ...], index: chex.Array, weight: chex.Arra
     return tuple(levels)
 
 
-def _tree_sample(
-    sums: tuple[chex.Array, ...], key: chex.PRNGKey, count: int
-) -> tuple[chex.Array, chex.Array]:
+def _tree_sample(sums: tuple[jax.Array, ...], key: chex.PRNGKey, count: int) -> tuple[jax.Array, jax.Array]:
     """Draw one leaf from each of `count` equal slices of the total; return [count] leaves, probabilities."""
     total = jnp.sum(sums[-1])
     rest = (jnp.arange(count) + jax.random.uniform(key, (count,))) * (total / count)

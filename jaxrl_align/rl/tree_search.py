@@ -18,7 +18,7 @@ import optax
 from jaxrl_align.learner import begin, check_divides, epochs, linear_decay, make_optimizer, refuse
 from jaxrl_align.losses import categorical_kl, entropy, masked_mean, squared
 from jaxrl_align.rl.actor_critic import gae_advantages, roll_out
-from jaxrl_align.types import Actor, Learner, Metrics, Params, State, Trajectory
+from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State, Trajectory
 
 VISIT_OFFSET, VALUE_SCALE = 50.0, 0.1
 """sigma(q) = (50 + max_b N(b)) 0.1 q, q brought to [0, 1] (Danihelka et al. 2022, section 5).
@@ -32,43 +32,43 @@ a network whose values are too low nothing else would ever be tried there.
 class Leaf(NamedTuple):
     """What model and network say of the state that an action leads to."""
 
-    reward: chex.Array
+    reward: jax.Array
     """[] of the action."""
-    discount: chex.Array
+    discount: jax.Array
     """[] gamma, or 0 if the episode ends there."""
     state: Any
     """Whatever the model continues from; a pytree of arrays."""
-    logits: chex.Array
+    logits: jax.Array
     """[A] the network's policy there."""
-    value: chex.Array
+    value: jax.Array
     """[] the network's value there."""
 
 
-Expand = Callable[[Any, chex.Array], Leaf]
+Expand = Callable[[Any, jax.Array], Leaf]
 """`(state, action) -> Leaf`, one step of the model, judged by the network."""
 
 
 class Plan(NamedTuple):
     """What a search recommends."""
 
-    action: chex.Array
+    action: jax.Array
     """[] int32, to be played."""
-    logits: chex.Array
+    logits: jax.Array
     """[A] of the improved policy, to be learned from."""
-    q: chex.Array
+    q: jax.Array
     """[A] values of the actions; those never tried have the state's."""
-    visits: chex.Array
+    visits: jax.Array
     """[A] int32 simulations through each action."""
 
 
 class _Tree(NamedTuple):
     """N + 1 nodes, the root first; a node's number is the simulation that added it."""
 
-    parent: chex.Array
-    children: chex.Array
+    parent: jax.Array
+    children: jax.Array
     """[N + 1, A], -1 where not yet expanded."""
-    visits: chex.Array
-    value: chex.Array
+    visits: jax.Array
+    value: jax.Array
     """[N + 1] mean of the network's value and of the returns that were backed up."""
     leaf: Leaf
 
@@ -87,7 +87,7 @@ def halving(considered: int, simulations: int) -> np.ndarray:
       [N] int32.
     """
     rounds = max(1, int(np.ceil(np.log2(considered))))
-    tried, schedule = 0, []
+    tried, schedule = 0, list[int]()
     while len(schedule) < simulations:
         repeats = max(1, simulations // (rounds * considered))
         for _ in range(repeats):
@@ -135,7 +135,7 @@ def search(
     )
     tree = _start(_as_float32(root), simulations)
 
-    def simulate(tree: _Tree, step: tuple[chex.Array, chex.Array]) -> tuple[_Tree, None]:
+    def simulate(tree: _Tree, step: tuple[jax.Array, jax.Array]) -> tuple[_Tree, None]:
         number, tried = step
         first = _choose_at_root(tree, noise, tried)
         node, action = _descend(tree, first)
@@ -163,7 +163,7 @@ def _start(root: Leaf, simulations: int) -> _Tree:
     return _Tree(unknown[:, 0], unknown, jnp.zeros(places, jnp.int32).at[0].set(1), leaf.value, leaf)
 
 
-def _children(tree: _Tree, node: chex.Numeric) -> tuple[chex.Array, chex.Array]:
+def _children(tree: _Tree, node: Numeric) -> tuple[jax.Array, jax.Array]:
     """Return how often each action of a node was tried [A], and its completed value [A]."""
     child = tree.children[node]
     tried = child >= 0
@@ -178,7 +178,7 @@ def _children(tree: _Tree, node: chex.Numeric) -> tuple[chex.Array, chex.Array]:
     return visits, jnp.where(tried, q, mixed)
 
 
-def _improved(tree: _Tree, node: chex.Numeric) -> tuple[chex.Array, chex.Array, chex.Array]:
+def _improved(tree: _Tree, node: Numeric) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return a node's visits [A], completed values [A] and the improved policy's logits [A]."""
     visits, q = _children(tree, node)
     arrived = tree.leaf.reward + tree.leaf.discount * tree.value
@@ -190,28 +190,28 @@ def _improved(tree: _Tree, node: chex.Numeric) -> tuple[chex.Array, chex.Array, 
     return visits, q, tree.leaf.logits[node] + sigma
 
 
-def _choose_at_root(tree: _Tree, noise: chex.Array, tried: chex.Array) -> chex.Array:
+def _choose_at_root(tree: _Tree, noise: jax.Array, tried: jax.Array) -> jax.Array:
     visits, _, logits = _improved(tree, 0)
     return jnp.argmax(jnp.where(visits == tried, noise + logits, -jnp.inf)).astype(jnp.int32)
 
 
-def _choose_below(tree: _Tree, node: chex.Array) -> chex.Array:
+def _choose_below(tree: _Tree, node: jax.Array) -> jax.Array:
     """Return the action that brings the visits nearest to the improved policy; no noise, no constants."""
     visits, _, logits = _improved(tree, node)
     return jnp.argmax(jax.nn.softmax(logits) - visits / (1 + jnp.sum(visits))).astype(jnp.int32)
 
 
-def _descend(tree: _Tree, first: chex.Array) -> tuple[chex.Array, chex.Array]:
+def _descend(tree: _Tree, first: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the node and its action from which the tree grows."""
 
-    def deeper(at: tuple[chex.Array, chex.Array]) -> tuple[chex.Array, chex.Array]:
+    def deeper(at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         child = tree.children[at]
         return child, _choose_below(tree, child)
 
     return jax.lax.while_loop(lambda at: tree.children[at] >= 0, deeper, (jnp.zeros_like(first), first))
 
 
-def _add(tree: _Tree, number: chex.Array, node: chex.Array, action: chex.Array, leaf: Leaf) -> _Tree:
+def _add(tree: _Tree, number: jax.Array, node: jax.Array, action: jax.Array, leaf: Leaf) -> _Tree:
     return _Tree(
         tree.parent.at[number].set(node),
         tree.children.at[node, action].set(number),
@@ -221,7 +221,7 @@ def _add(tree: _Tree, number: chex.Array, node: chex.Array, action: chex.Array, 
     )
 
 
-def _back_up(tree: _Tree, number: chex.Array) -> _Tree:
+def _back_up(tree: _Tree, number: jax.Array) -> _Tree:
     """Let every state on the way to a new one know what it is worth."""
 
     # Only what changes is carried: under vmap a loop selects its whole carry in every round.
@@ -237,34 +237,34 @@ def _back_up(tree: _Tree, number: chex.Array) -> _Tree:
     return tree._replace(visits=visits, value=value)
 
 
-Apply = Callable[[Params, chex.Array], tuple[chex.Array, chex.Array]]
+Apply = Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]
 """`(params, obs) -> (logits [A], value [])`: the actor's network."""
-Model = Callable[[chex.Array, chex.Array], tuple[chex.Array, chex.Array, chex.Array]]
+Model = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 """`(obs, action) -> (reward, continues, obs)`, continues 0 where the episode ends and else 1."""
 
 
 class Plans(NamedTuple):
     """What the network learns from: N states, each planned from."""
 
-    obs: chex.Array
+    obs: jax.Array
     """[N, ...]."""
-    logits: chex.Array
+    logits: jax.Array
     """[N, A] of the improved policy."""
-    target: chex.Array
+    target: jax.Array
     """[N] of the value."""
-    mask: chex.Array
+    mask: jax.Array
     """[N] 1 for a real step."""
 
 
 class SearchHParams(NamedTuple):
     """The traced scalars of learning from search."""
 
-    learning_rate: Any = 1e-3
-    gamma: Any = 0.99
+    learning_rate: Numeric = 1e-3
+    gamma: Numeric = 0.99
     """Also what the learner's model is asked to discount by."""
-    gae_lambda: Any = 0.95
+    gae_lambda: Numeric = 0.95
     """The value's target is the lambda return of what was played."""
-    value_coef: Any = 0.5
+    value_coef: Numeric = 0.5
 
 
 class Search(NamedTuple):
@@ -333,21 +333,21 @@ def step_search(
 
 
 def plan_from(
-    settings: Search, params: Params, gamma: chex.Array, obs: chex.Array, key: chex.PRNGKey
-) -> chex.Array:
+    settings: Search, params: Params, gamma: jax.Array, obs: jax.Array, key: chex.PRNGKey
+) -> jax.Array:
     """Return the improved policy's logits [A] at ONE observation."""
 
-    def expand(obs: chex.Array, action: chex.Array) -> Leaf:
+    def expand(obs: jax.Array, action: jax.Array) -> Leaf:
         reward, continues, after = settings.model(obs, action)
         return Leaf(reward, gamma * continues, after, *settings.apply(params, after))
 
-    root = Leaf(0.0, 1.0, obs, *settings.apply(params, obs))
+    root = Leaf(jnp.zeros(()), jnp.ones(()), obs, *settings.apply(params, obs))
     return search(key, root, expand, simulations=settings.simulations).logits
 
 
 def distillation_loss(
     settings: Search, params: Params, batch: Plans, hparams: Any
-) -> tuple[chex.Array, Metrics]:
+) -> tuple[jax.Array, Metrics]:
     """Return `KL(improved policy || pi) + c_v (target - V)^2 / 2`, masked means, and its metrics."""
     policy, value = jax.vmap(settings.apply, (None, 0))(params, batch.obs)
     metrics = {
@@ -370,16 +370,8 @@ def distil(
     logits = jax.vmap(plan)(flat.obs, jax.random.split(key_plan, rows))
     plans = Plans(flat.obs, logits, gae_advantages(trajectory)[1].ravel(), flat.mask)
     loss = lambda params, batch: distillation_loss(settings, params, batch, state.hparams)
-    params, opt_state, metrics = epochs(
-        loss,
-        settings.optimizer,
-        state.params,
-        state.opt_state,
-        plans,
-        key_order,
-        num_epochs=settings.epochs,
-        minibatches=settings.minibatches,
-        learning_rate=state.hparams.learning_rate * linear_decay(state.step, settings.total_steps),
-    )
     before = loss(state.params, plans)[1]["loss/policy_avg"]
-    return state._replace(params=params, opt_state=opt_state), metrics | {"search/kl": before}
+    rate = state.hparams.learning_rate * linear_decay(state.step, settings.total_steps)
+    sizes = {"num_epochs": settings.epochs, "minibatches": settings.minibatches}
+    state, metrics = epochs(loss, settings.optimizer, state, plans, key_order, learning_rate=rate, **sizes)
+    return state, metrics | {"search/kl": before, "learning_rate": rate}

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxrl_align.learner import begin, check_divides, epochs, make_optimizer
 from jaxrl_align.losses import masked_mean, squared, surrogate
 from jaxrl_align.rl.actor_critic import Advantages, Batch, gae_advantages, mean_kl, roll_out
-from jaxrl_align.types import Actor, Learner, Metrics, Params, State
+from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State
 
 SHRINK = 0.8
 """By how much each trial of the line search shortens the step."""
@@ -26,31 +26,31 @@ SHRINK = 0.8
 class TRPOHParams(NamedTuple):
     """The traced scalars of TRPO."""
 
-    max_kl: Any = 0.01
+    max_kl: Numeric = 0.01
     """delta: no update moves the policy further than this mean KL(before || after), in nats."""
-    damping: Any = 0.1
+    damping: Numeric = 0.1
     """Added to the Fisher matrix's diagonal, which a batch smaller than the policy leaves singular."""
-    learning_rate: Any = 1e-3
+    learning_rate: Numeric = 1e-3
     """Adam's rate for the critic, the only part that is trained by gradient descent."""
-    gamma: Any = 0.99
-    gae_lambda: Any = 0.97
+    gamma: Numeric = 0.99
+    gae_lambda: Numeric = 0.97
 
 
 class Step(NamedTuple):
     """The outcome of one trust-region step."""
 
     params: Params
-    kl: chex.Array
+    kl: jax.Array
     """[] mean KL(before || after), nats; at most delta."""
-    improvement: chex.Array
+    improvement: jax.Array
     """[] by how much the surrogate objective rose; 0 if no trial was accepted."""
-    trials: chex.Array
+    trials: jax.Array
     """[] int32 lengths tried before one was accepted; all of them if none was."""
 
 
 def fisher_vector_product(
-    kl: Callable[[chex.Array], chex.Array], at: chex.Array, damping: chex.Numeric
-) -> Callable[[chex.Array], chex.Array]:
+    kl: Callable[[jax.Array], jax.Array], at: jax.Array, damping: Numeric
+) -> Callable[[jax.Array], jax.Array]:
     """Return `v -> (H + damping I) v`, H the Hessian of `kl` at a point, by forward-over-reverse.
 
     Where `kl` is the divergence from the policy at that very point, H is the Fisher information matrix. One
@@ -65,9 +65,7 @@ def fisher_vector_product(
     return lambda v: jax.jvp(gradient, (at,), (v,))[1] + damping * v
 
 
-def conjugate_gradient(
-    product: Callable[[chex.Array], chex.Array], b: chex.Array, iterations: int
-) -> chex.Array:
+def conjugate_gradient(product: Callable[[jax.Array], jax.Array], b: jax.Array, iterations: int) -> jax.Array:
     """Solve `A x = b` for a symmetric positive definite A that is known by its products.
 
     `jax.scipy.sparse.linalg.cg` was tried first: under `vmap` over four members it returned lengths of 1e14
@@ -95,12 +93,12 @@ def conjugate_gradient(
 
 
 def trust_region_step(
-    objective: Callable[[Params], chex.Array],
-    kl: Callable[[Params], chex.Array],
+    objective: Callable[[Params], jax.Array],
+    kl: Callable[[Params], jax.Array],
     params: Params,
     *,
-    max_kl: chex.Numeric,
-    damping: chex.Numeric,
+    max_kl: Numeric,
+    damping: Numeric,
     cg_iterations: int = 10,
     max_trials: int = 10,
 ) -> Step:
@@ -227,7 +225,7 @@ def move_policy(settings: TRPO, state: State, batch: Batch, frozen: Any) -> tupl
     before = evaluate(state.params, frozen, trajectory)
     batch = batch._replace(behaviour=before.distribution)
 
-    def objective(policy: Params) -> chex.Array:
+    def objective(policy: Params) -> jax.Array:
         log_prob = evaluate(policy | critic, frozen, trajectory).log_prob
         loss = surrogate(log_prob, trajectory.log_prob, batch.advantage)
         return -masked_mean(loss, trajectory.mask)
@@ -259,20 +257,19 @@ def fit_critic(
     policy, critic = settings.actor.split_params(state.params)
     evaluate = jax.vmap(settings.actor.evaluate, (None, None, 0))
 
-    def loss(critic: Params, batch: Batch) -> tuple[chex.Array, Metrics]:
+    def loss(critic: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         value = evaluate(policy | critic, frozen, batch.trajectory).value
         error = masked_mean(squared(batch.target - value), batch.trajectory.mask)
         return error, {"loss/value_avg": error}
 
-    critic, opt_state, metrics = epochs(
+    state, metrics = epochs(
         loss,
         settings.optimizer,
-        critic,
-        state.opt_state,
+        state._replace(params=critic),
         batch,
         key,
         num_epochs=settings.critic_epochs,
         minibatches=settings.critic_minibatches,
         learning_rate=state.hparams.learning_rate,
     )
-    return state._replace(params=policy | critic, opt_state=opt_state), metrics
+    return state._replace(params=policy | state.params), metrics

@@ -124,7 +124,7 @@ def make_completer(
         tokens, log_prob, _, mask = map(np.asarray, response)
         return [_completion(*row, stop_tokens) for row in zip(tokens, log_prob, mask, strict=True)]
 
-    complete.program = program
+    complete.program = program  # type: ignore[attr-defined]
     return complete
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.nets.transformer import Cache, LanguageModel, apply_scalar_head, positions_of
-from jaxrl_align.types import Params
+from jaxrl_align.types import Numeric, Params
 
 BARRED = -1e9
 """The logit of what is never sampled: finite, so that differences of log-probabilities stay numbers."""
@@ -82,17 +82,17 @@ WHOLE = Filters()
 class Response(NamedTuple):
     """What the policy wrote after one prompt, each leaf [T]."""
 
-    tokens: chex.Array
+    tokens: jax.Array
     """[T] int32, the stop token included, then padding."""
-    log_prob: chex.Array
+    log_prob: jax.Array
     """[T] nats under the distribution that was sampled."""
-    value: chex.Array
+    value: jax.Array
     """[T] the value head's estimate before each token; 0 without a head."""
-    mask: chex.Array
+    mask: jax.Array
     """[T] float, 1 up to and including the stop token."""
 
 
-def sampling_logits(logits: chex.Array, temperature: chex.Numeric, pad_token: int) -> chex.Array:
+def sampling_logits(logits: jax.Array, temperature: Numeric, pad_token: int) -> jax.Array:
     """Return the logits that are sampled: divided by the temperature, with padding excluded.
 
     The acting policy, the reference and the update all read this function, so their log-probabilities speak
@@ -108,7 +108,7 @@ def sampling_logits(logits: chex.Array, temperature: chex.Numeric, pad_token: in
     return jnp.where(jnp.expand_dims(barred, range(logits.ndim - 1)), BARRED, logits)
 
 
-def filter_logits(logits: chex.Array, filters: Filters) -> chex.Array:
+def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
     """Bar what top-k, top-p and min-p leave out; of equally likely tokens all stay.
 
     Args:
@@ -133,7 +133,7 @@ def filter_logits(logits: chex.Array, filters: Filters) -> chex.Array:
     return logits
 
 
-def penalise(logits: chex.Array, seen: chex.Array, penalty: float) -> chex.Array:
+def penalise(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
     """Make the tokens [V] that were seen less likely: positive logits divided, the others multiplied."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -141,26 +141,26 @@ def penalise(logits: chex.Array, seen: chex.Array, penalty: float) -> chex.Array
 class DecodeState(NamedTuple):
     """The state of a generation between two tokens."""
 
-    hidden: chex.Array
+    hidden: jax.Array
     """[width] of the last token, which predicts the next."""
     cache: Cache
-    alive: chex.Array
+    alive: jax.Array
     """[] bool, no stop token yet."""
     key: chex.PRNGKey
-    seen: chex.Array | None
+    seen: jax.Array | None
     """[V] bool, tokens of prompt and response, where a repetition penalty needs them."""
 
 
 class Slots(NamedTuple):
     """Prompt and response side by side, each leaf [P + T]."""
 
-    mask: chex.Array
+    mask: jax.Array
     """float, 0 on the prompt's padding."""
-    position: chex.Array
+    position: jax.Array
     """int32."""
 
 
-def make_slots(prompt: chex.Array, config: TextConfig) -> Slots:
+def make_slots(prompt: jax.Array, config: TextConfig) -> Slots:
     """Return the slots of ONE prompt [P] and its response."""
     real = (prompt != config.pad_token).astype(jnp.float32)
     mask = jnp.concatenate([real, jnp.ones(config.response_length)])
@@ -170,7 +170,7 @@ def make_slots(prompt: chex.Array, config: TextConfig) -> Slots:
 def read_prompt(
     lm: LanguageModel,
     params: Params,
-    prompt: chex.Array,
+    prompt: jax.Array,
     slots: Slots,
     key: chex.PRNGKey,
     config: TextConfig,
@@ -194,7 +194,7 @@ def draw_token(
     config: TextConfig,
     filters: Filters,
     stop_tokens: Sequence[int],
-    temperature: chex.Numeric,
+    temperature: Numeric,
     value_head: Params | None,
 ) -> tuple[DecodeState, Response]:
     """Draw the next token; `read_token` must follow before the one after it."""
@@ -222,8 +222,8 @@ def read_token(
     params: Params,
     slots: Slots,
     state: DecodeState,
-    token: chex.Array,
-    index: chex.Array,
+    token: jax.Array,
+    index: jax.Array,
 ) -> DecodeState:
     """Read the token that was written to slot `index`."""
     place = jax.lax.dynamic_slice(slots.position, (index,), (1,))
@@ -234,11 +234,11 @@ def read_token(
 def generate(
     lm: LanguageModel,
     params: Params,
-    prompt: chex.Array,
+    prompt: jax.Array,
     key: chex.PRNGKey,
     config: TextConfig,
     *,
-    temperature: chex.Numeric = 1.0,
+    temperature: Numeric = 1.0,
     filters: Filters = WHOLE,
     stop_tokens: Sequence[int] | None = None,
     value_head: Params | None = None,
@@ -266,7 +266,7 @@ def generate(
     def draw(state: DecodeState) -> tuple[DecodeState, Response]:
         return draw_token(lm, params, state, config, filters, stops, temperature, value_head)
 
-    def write(state: DecodeState, index: chex.Array) -> tuple[DecodeState, Response]:
+    def write(state: DecodeState, index: jax.Array) -> tuple[DecodeState, Response]:
         state, out = draw(state)
         return read_token(lm, params, slots, state, out.tokens, index), out
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.actors import gym
 from jaxrl_align import envs
+from jaxrl_align.actors import gym
 from jaxrl_align.envs.host import HostEnvironment, make_host_environment
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams
