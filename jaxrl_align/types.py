@@ -24,11 +24,11 @@ Params = TypeAliasType("Params", Any)
 """A tree of arrays; of networks, nested dicts."""
 Metrics = dict[str, jax.Array]
 Sampler = Callable[[chex.PRNGKey], Any]
-"""`key -> batch`: a pure draw from data that lies on the device, so the key is the data cursor."""
+"""`key -> batch`: a pure draw from data on the device, so the key is the data cursor."""
 
 
 class Trajectory(NamedTuple):
-    """What one actor did in `T` steps, and what the learner needs to judge it.
+    """`T` steps of one actor, with the estimates that a learner needs.
 
     Padding (a sequence that ended early) is `reward = discount = lambda_ = value = next_value = mask = 0`,
     so every recursion over time runs unmasked.
@@ -43,7 +43,7 @@ class Trajectory(NamedTuple):
     reward: jax.Array
     """[T] float."""
     discount: jax.Array
-    """[T] gamma * (1 - terminated): what follows a termination is worth nothing."""
+    """[T] gamma * (1 - terminated): nothing after a termination counts."""
     lambda_: jax.Array
     """[T] lambda * (1 - terminated) * (1 - truncated): no trace crosses an episode's end."""
     value: jax.Array
@@ -83,13 +83,13 @@ class Actor(NamedTuple):
     """`(params, frozen, obs, key=None) -> [A] or [A, K]`: each action's value or value distribution, for ONE
     observation; the key draws a noisy net's noise, and None switches it off."""
     expected_values: Callable[[Array], Array] = lambda values: values
-    """What `action_values` returned -> [A] expected values."""
+    """Maps the output of `action_values` to expected values [A]."""
     split_params: Callable[[Params], tuple[Params, Params]] = None  # type: ignore[assignment]
     """`params -> (policy's, critic's)`, where the two share no parameter; `policy | critic` joins them."""
     stepwise: bool = False
-    """Whether each step of a trajectory may be evaluated apart from the others."""
+    """True if each step of a trajectory may be evaluated apart from the others."""
     takes_batch: bool = False
-    """Whether `rollout` reads `batch`."""
+    """True if `rollout` reads `batch`."""
 
 
 class Transition(NamedTuple):
@@ -182,5 +182,5 @@ class State(NamedTuple):
     hparams: Any
     """Traced scalars (learning rate, clip, ...): one vmap runs seeds x hyperparameters in one program."""
     env_state: Any
-    """What the actor carries from step to step, or None."""
+    """The actor's state between two steps, or None."""
     key: chex.PRNGKey

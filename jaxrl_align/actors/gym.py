@@ -1,15 +1,15 @@
 """Environments with the gymnax interface as actors: a rollout is `num_envs` scans of `num_steps` steps."""
 
+import functools
 from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.actors.normalisation import normalise_steps, normalised, start_normaliser
+from jaxrl_align.actors.normalisation import normalise_rollout, normalised, start_normaliser
 from jaxrl_align.envs.actions import Distribution, make_distribution, output_shape, to_environment
-from jaxrl_align.envs.checks import check_at_least_one, check_first_observation
-from jaxrl_align.envs.registry import Environment, make_environment
+from jaxrl_align.envs.registry import Environment, observation_like, open_environment
 from jaxrl_align.envs.rollout import (
     GymState,
     Policy,
@@ -25,8 +25,8 @@ from jaxrl_align.nets.mlp import Net
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
 Critic = Literal["state", "sarsa", "max"]
-"""What a net's critic output means: V(s) [], or Q(s, .) [A] whose next value is that of the action taken next
-("sarsa", which learns the policy's Q) or of the best one ("max", which learns the optimal Q)."""
+"""The meaning of a net's critic output: V(s) [], or Q(s, .) [A] whose next value is that of the action taken
+next ("sarsa", which learns the policy's Q) or of the best one ("max", which learns the optimal Q)."""
 
 
 def sampled(net: Net, params: Params, distribution: Distribution = Categorical) -> Policy:
@@ -55,6 +55,22 @@ def to_trajectory(
         next_value=next_value * mask,
         mask=mask,
     )
+
+
+def _judge(
+    net: Net, distribution: Distribution, critic: Critic, params: Params, obs: jax.Array, action: jax.Array
+) -> Evaluation:
+    output, value = net.apply(params, obs)
+    policy = make_distribution(distribution, output)
+    value = value if critic == "state" else value[action]
+    return Evaluation(policy.log_prob(action), policy.entropy(), value, policy)
+
+
+def _value_of(net: Net, critic: Critic, params: Params, obs: jax.Array) -> jax.Array:
+    output, value = net.apply(params, obs)
+    if critic == "state":
+        return value
+    return jnp.max(value) if critic == "max" else jnp.sum(jax.nn.softmax(output) * value)
 
 
 def _of_actions_taken_next(steps: Steps, value: jax.Array, otherwise: jax.Array) -> jax.Array:
@@ -110,29 +126,13 @@ def make_actor(
         fit, a net whose outputs have other shapes, a first observation of your own environment that is not
         finite, or for what `make_environment` refuses.
     """
-    check_at_least_one(num_envs=num_envs, num_steps=num_steps)
-    environment, env_params = make_environment(env)
-    space = environment.action_space(env_params)
-    if not isinstance(env, str):
-        check_first_observation(environment, env_params)
+    environment, env_params = open_environment(env, num_envs=num_envs, num_steps=num_steps)
     check_net(net, distribution, critic, environment, env_params)
-    to_env = to_environment(distribution, space)
-
-    def judge(params: Params, obs: jax.Array, action: jax.Array) -> Evaluation:
-        output, value = net.apply(params, obs)
-        policy = make_distribution(distribution, output)
-        value = value if critic == "state" else value[action]
-        return Evaluation(policy.log_prob(action), policy.entropy(), value, policy)
-
-    def value_of(params: Params, obs: jax.Array) -> jax.Array:
-        output, value = net.apply(params, obs)
-        if critic == "state":
-            return value
-        return jnp.max(value) if critic == "max" else jnp.sum(jax.nn.softmax(output) * value)
+    to_env = to_environment(distribution, environment.action_space(env_params))
+    judge = functools.partial(_judge, net, distribution, critic)
 
     def init_params(key: chex.PRNGKey) -> Params:
-        obs, _ = jax.eval_shape(environment.reset, key, env_params)
-        return net.init(key, jnp.zeros(obs.shape, obs.dtype))
+        return net.init(key, observation_like(environment, env_params))
 
     def init_env(key: chex.PRNGKey, hparams: Any) -> GymState:
         state = start(environment, env_params, key, num_envs)
@@ -151,9 +151,7 @@ def make_actor(
             env_state.envs, jax.random.split(key, num_envs)
         )
         mask = first_episodes(steps) if whole_episodes else jnp.ones_like(steps.reward)
-        if env_state.normaliser is not None:
-            normaliser, steps = normalise_steps(env_state.normaliser, steps, hparams.gamma)
-            env_state = env_state._replace(normaliser=normaliser)
+        env_state, steps = normalise_rollout(env_state, steps, hparams.gamma)
         # The critic is not needed to act: both its passes run once over all steps, outside the scan.
         judged = evaluate_all(params, steps)
         next_value = over_steps(params, steps.final_obs)
@@ -170,6 +168,7 @@ def make_actor(
         return jax.vmap(judge, (None, 0, 0))(overlay(frozen, params), trajectory.obs, trajectory.action)
 
     evaluate_all = jax.vmap(lambda params, steps: evaluate(params, None, steps), (None, 0))
+    value_of = functools.partial(_value_of, net, critic)
     over_steps = jax.vmap(jax.vmap(value_of, (None, 0)), (None, 0))
     return Actor(init_params, init_env, rollout, evaluate, split_params=net.split_params, stepwise=True)
 
@@ -184,9 +183,8 @@ def check_net(
     if critic != "state" and distribution is not Categorical:
         raise ValueError(f"a critic of actions ({critic!r}) needs discrete actions; take critic='state'")
     value_shape = () if critic == "state" else policy_shape
-    key = jax.random.key(0)
-    obs, _ = jax.eval_shape(environment.reset, key, env_params)
-    outputs = jax.eval_shape(lambda k, x: net.apply(net.init(k, x), x), key, obs)
+    obs = observation_like(environment, env_params)
+    outputs = jax.eval_shape(lambda k, x: net.apply(net.init(k, x), x), jax.random.key(0), obs)
     got = jax.tree.map(lambda x: x.shape, outputs)
     if got != (policy_shape, value_shape):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Observations and rewards brought to unit scale by statistics that are part of the actor's state.
 
-Nothing is hidden: the moments lie in `GymState.normaliser`, so a checkpoint holds them, a run resumes bit for
+The moments are part of the state, `GymState.normaliser`, so a checkpoint holds them, a run resumes bit for
 bit, and vmapped members keep their own. A rollout reads them as they were at its start and merges its own
 observations at its end, so that every step of a trajectory is judged as it was acted on; at evaluation they
 are only read (`normalised`).
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.envs.rollout import Policy, Steps
+from jaxrl_align.envs.rollout import GymState, Policy, Steps
 from jaxrl_align.types import Numeric
 
 LIMIT = 10.0
@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 
 
 class Normaliser(NamedTuple):
-    """What is known of the scales; None where something is left as it is."""
+    """Running statistics of observations and returns; None for what is not normalised."""
 
     obs: Moments | None
     reward: Moments | None
@@ -101,6 +101,14 @@ def normalised(policy: Policy, normaliser: Normaliser | None) -> Policy:
     trained policy.
     """
     return lambda key, obs: policy(key, normalised_obs(normaliser, obs))
+
+
+def normalise_rollout(env_state: GymState, steps: Steps, gamma: Numeric) -> tuple[GymState, Steps]:
+    """Apply `normalise_steps` with the normaliser that the actor's state carries, if it carries one."""
+    if env_state.normaliser is None:
+        return env_state, steps
+    normaliser, steps = normalise_steps(env_state.normaliser, steps, gamma)
+    return env_state._replace(normaliser=normaliser), steps
 
 
 def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: Numeric) -> tuple[Normaliser, Steps]:

@@ -11,10 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.actors.gym import check_net, to_trajectory
-from jaxrl_align.actors.normalisation import Normaliser, normalise_steps, normalised_obs, start_normaliser
+from jaxrl_align.actors.normalisation import Normaliser, normalise_rollout, normalised_obs, start_normaliser
 from jaxrl_align.envs.actions import Distribution, make_distribution, to_environment
-from jaxrl_align.envs.checks import check_at_least_one, check_first_observation
-from jaxrl_align.envs.registry import Environment, make_environment
+from jaxrl_align.envs.registry import (
+    Environment,
+    check_at_least_one,
+    make_environment,
+    observation_like,
+    open_environment,
+)
 from jaxrl_align.envs.rollout import (
     EnvState,
     Episodes,
@@ -35,7 +40,7 @@ from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
 
 class Sequence(NamedTuple):
-    """What a policy with memory reads in T steps: the `obs` of its trajectories."""
+    """The `obs` of a recurrent policy's trajectories: T steps and the memories before them."""
 
     obs: jax.Array
     """[T, ...]."""
@@ -47,7 +52,7 @@ class Sequence(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What the net made of T steps; each field [T, ...]."""
+    """The net's outputs over T steps; each field [T, ...]."""
 
     before: jax.Array
     after: jax.Array
@@ -114,16 +119,12 @@ def make_recurrent_actor(
     Raises:
       ValueError: as `gym.make_actor` does.
     """
-    check_at_least_one(num_envs=num_envs, num_steps=num_steps)
-    environment, env_params = make_environment(env)
-    if not isinstance(env, str):
-        check_first_observation(environment, env_params)
+    environment, env_params = open_environment(env, num_envs=num_envs, num_steps=num_steps)
     memoryless = Net(net.init, lambda params, obs: net.apply(params, net.initial, obs)[1:])
     check_net(memoryless, distribution, "state", environment, env_params)
 
     def init_params(key: chex.PRNGKey) -> Params:
-        obs, _ = jax.eval_shape(environment.reset, key, env_params)
-        return net.init(key, jnp.zeros(obs.shape, obs.dtype))
+        return net.init(key, observation_like(environment, env_params))
 
     def init_env(key: chex.PRNGKey, hparams: Any) -> GymState:
         state = start(environment, env_params, key, num_envs)
@@ -144,9 +145,7 @@ def make_recurrent_actor(
 
         envs, (steps, seen) = jax.vmap(play)(env_state.envs, jax.random.split(key, num_envs))
         env_state, metrics = record_episodes(env_state, envs, steps)
-        if env_state.normaliser is not None:
-            normaliser, steps = normalise_steps(env_state.normaliser, steps, hparams.gamma)
-            env_state = env_state._replace(normaliser=normaliser)
+        env_state, steps = normalise_rollout(env_state, steps, hparams.gamma)
         next_value = over_steps(params, seen.after, steps.final_obs)
         mask = jnp.ones_like(steps.reward)
         trajectory = to_trajectory(steps, seen, next_value, mask, hparams)

@@ -24,7 +24,7 @@ Score = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
 
 class Frozen(NamedTuple):
-    """What RLHF reads but never trains."""
+    """The frozen models that RLHF reads."""
 
     reference: Params
     """The reference policy's language model, and the base that the trained part is laid over."""
@@ -33,7 +33,7 @@ class Frozen(NamedTuple):
 
 
 class TextObservation(NamedTuple):
-    """What a response answers: the prompt [P], and the temperature [] it is sampled at."""
+    """A prompt [P], and the temperature [] that its response is sampled at."""
 
     prompt: jax.Array
     temperature: jax.Array
@@ -73,8 +73,8 @@ def judge(
 ) -> Evaluation:
     """Judge ONE response in a single full pass: log-probabilities, entropies, values and distributions.
 
-    What stands at position P - 1 + t predicts response token t, so values too are read one position before
-    the token they judge.
+    The hidden state at position P - 1 + t predicts response token t, so values too are read one position
+    before the token they judge.
 
     Args:
       lm: the language model.
@@ -170,7 +170,7 @@ def answer(
 def make_text_actor(
     lm: LanguageModel, score: Score, config: TextConfig, sample_prompts: Sampler | None = None
 ) -> Actor:
-    """Build the actor that answers prompts and is paid by a score and a KL penalty.
+    """Build the actor that answers prompts; its reward is a score and a KL penalty.
 
     Its parameters are `{"lm": a whole model or a part of one, "value": head}`, its frozen tree a `Frozen`.
 

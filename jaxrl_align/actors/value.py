@@ -7,8 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.envs.checks import check_at_least_one, check_first_observation
-from jaxrl_align.envs.registry import Environment, make_environment, num_actions
+from jaxrl_align.envs.registry import Environment, num_actions, observation_like, open_environment
 from jaxrl_align.envs.rollout import GymState, Policy, record_episodes, start, unroll
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.q_networks import QNet
@@ -71,19 +70,15 @@ def make_value_actor(
         a first observation of your own environment that is not finite, or for what `make_environment`
         refuses.
     """
-    environment, env_params = make_environment(env)
-    if not isinstance(env, str):
-        check_first_observation(environment, env_params)
-    actions = num_actions((environment, env_params))
+    environment, env_params = open_environment(env, num_envs=num_envs, num_steps=num_steps)
     seen = net._replace(
         init=lambda key, obs: net.init(key, preprocess(obs)),
         apply=lambda params, obs, key=None: net.apply(params, preprocess(obs), key),
     )
-    _check(seen, actions, environment, env_params, num_envs=num_envs, num_steps=num_steps)
+    _check(seen, environment, env_params)
 
     def init_params(key: chex.PRNGKey) -> Params:
-        obs, _ = jax.eval_shape(environment.reset, key, env_params)
-        return seen.init(key, jnp.zeros(obs.shape, obs.dtype))
+        return seen.init(key, observation_like(environment, env_params))
 
     def init_env(key: chex.PRNGKey, hparams: Any) -> GymState:
         return start(environment, env_params, key, num_envs)
@@ -114,11 +109,9 @@ def make_value_actor(
     return Actor(init_params, init_env, rollout, action_values=action_values, expected_values=net.q_values)
 
 
-def _check(net: QNet, actions: int, environment: Any, env_params: Any, **counts: int) -> None:
-    check_at_least_one(**counts)
-    key = jax.random.key(0)
-    obs, _ = jax.eval_shape(environment.reset, key, env_params)
-    q = jax.eval_shape(lambda k, x: net.q_values(net.apply(net.init(k, x), x)), key, obs)
+def _check(net: QNet, environment: Any, env_params: Any) -> None:
+    actions, obs = num_actions((environment, env_params)), observation_like(environment, env_params)
+    q = jax.eval_shape(lambda k, x: net.q_values(net.apply(net.init(k, x), x)), jax.random.key(0), obs)
     if q.shape != (actions,):
         raise ValueError(
             f"the net must value the {actions} actions of {type(environment).__name__}; got values of shape "

@@ -35,7 +35,7 @@ class RLHFHParams(NamedTuple):
     kl_horizon: Numeric = 10_000.0
     """Episodes; infinity keeps beta fixed."""
     stop_penalty: Numeric = 1.0
-    """What a response without a stop token is charged."""
+    """Penalty of a response without a stop token; see `TextConfig.missing_stop`."""
 
 
 def init_policy(lm: LanguageModel, params: Params) -> Params:

@@ -37,7 +37,7 @@ class Paradigm(NamedTuple):
     """The phenomenon, one of 12."""
     good: tuple[str, ...]
     bad: tuple[str, ...]
-    """Each the wrong twin of the good sentence at its place."""
+    """`bad[i]` is the ungrammatical counterpart of `good[i]`."""
 
 
 def load_blimp(path: str | Path | None = None) -> list[Paradigm]:

@@ -14,7 +14,7 @@ TINY_SHAKESPEARE = DataFile(
 
 
 def python_topics() -> str:
-    """Return CPython's own language reference, about 465 kB of English that lies on every machine."""
+    """Return CPython's own language reference, about 465 kB of English that every machine has."""
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 

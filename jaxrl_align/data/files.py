@@ -1,4 +1,4 @@
-"""Where data files lie: the user's own folder, then a cache, then a download with a checksum."""
+"""Search for data files: the user's own folder, then a cache, then a download with a checksum."""
 
 import os
 from pathlib import Path

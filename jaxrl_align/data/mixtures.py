@@ -11,7 +11,7 @@ class Source(NamedTuple):
 
     name: str
     tokens: float
-    """How many it holds."""
+    """Number of tokens it holds."""
     weight: float
     """Its share of the mixture as published."""
 

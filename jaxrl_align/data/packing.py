@@ -12,7 +12,7 @@ class Packed(NamedTuple):
     tokens: np.ndarray
     """0 where padded."""
     segments: np.ndarray
-    """Which document of its row a token belongs to, from 1 on; 0 for padding."""
+    """Number of each token's document within its row, from 1 on; 0 for padding."""
 
 
 def pack(documents: Sequence[Sequence[int]], length: int) -> Packed:

@@ -1,4 +1,4 @@
-"""The seven gaps of lecture 002 that show what predicting words teaches, with words to choose from."""
+"""Seven fill-in-the-blank probes with candidate words (lecture 002, C14)."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ class Cloze(NamedTuple):
     """A text with a gap, and words for it."""
 
     skill: str
-    """What filling it takes."""
+    """The ability that the right choice requires."""
     text: str
     """Has one `GAP`."""
     candidates: tuple[str, ...]
@@ -20,7 +20,7 @@ class Cloze(NamedTuple):
         return [self.text.replace(GAP, word) for word in self.candidates]
 
     def prompt(self) -> str:
-        """Return what stands before the gap, without the space: what a model continues."""
+        """Return the text before the gap, without its last space, for a model to continue."""
         return self.text[: self.text.index(GAP)].rstrip()
 
 

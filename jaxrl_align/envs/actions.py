@@ -11,14 +11,14 @@ import numpy as np
 from jaxrl_align.losses import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 
 Distribution = type[Categorical] | type[MultiCategorical] | type[DiagonalGaussian] | type[TanhGaussian]
-"""What a net's policy output parametrises: logits [A] or [K, A], or a pair (mean [D], log_std [D])."""
+"""The kind that a net's policy output parametrises: logits [A] or [K, A], or (mean [D], log_std [D])."""
 
 
 class MultiDiscrete(NamedTuple):
     """The space of K choices made at once, which gymnax lacks; any space with `nvec` is taken for one."""
 
     nvec: tuple[int, ...]
-    """How many actions each choice is among."""
+    """Number of actions of each choice."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -19,13 +19,13 @@ from jax.flatten_util import ravel_pytree
 from jaxrl_align.envs.actions import MultiDiscrete
 from jaxrl_align.envs.registry import spaces
 
-Environment = tuple["AdaptedEnv", None]
+Adapted = tuple["AdaptedEnv", None]
 Observe = Callable[[Any], jax.Array]
-"""What the policy sees of a foreign observation."""
+"""Maps a foreign observation to the array that the policy reads."""
 
 
 class View(NamedTuple):
-    """What can be seen of a foreign state."""
+    """The observable part of a foreign state."""
 
     obs: Any
     reward: jax.Array
@@ -41,7 +41,7 @@ class AdaptedState(NamedTuple):
 
 
 class AdaptedEnv(NamedTuple):
-    """The interface of gymnax >= 1.0 out of a foreign environment's functions; resets by itself."""
+    """A foreign environment behind gymnax's (>= 1.0) interface, with automatic reset."""
 
     start: Callable[[chex.PRNGKey], Any]
     """`key -> state`."""
@@ -93,7 +93,7 @@ def flatten(obs: Any) -> jax.Array:
     return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), obs))[0]
 
 
-def from_brax(env: Any, *, max_steps: int | None = 1000) -> Environment:
+def from_brax(env: Any, *, max_steps: int | None = 1000) -> Adapted:
     """Adapt a brax environment, `brax.envs.get_environment(name)`, not wrapped.
 
     A fall terminates; the time limit, which brax leaves to its wrappers, truncates. Every step also computes
@@ -111,7 +111,7 @@ def from_brax(env: Any, *, max_steps: int | None = 1000) -> Environment:
     return AdaptedEnv(env.reset, env.step, view, space, max_steps), None
 
 
-def from_jumanji(env: Any, *, observe: Observe = flatten) -> Environment:
+def from_jumanji(env: Any, *, observe: Observe = flatten) -> Adapted:
     """Adapt a jumanji environment, `jumanji.make(name)`, not wrapped.
 
     A last step with a discount of 0 is a termination, with any other a truncation.
@@ -148,7 +148,7 @@ def _space_of(spec: Any) -> Any:
     )
 
 
-def from_navix(env: Any, *, observe: Observe = flatten) -> Environment:
+def from_navix(env: Any, *, observe: Observe = flatten) -> Adapted:
     """Adapt a navix environment, `navix.make(name)`.
 
     Args:

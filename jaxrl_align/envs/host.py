@@ -1,7 +1,7 @@
 """Ordinary Gymnasium environments under the interface of gymnax, stepped on the host.
 
 Slower than an environment written in JAX: every step leaves the compiled program and comes back. Use it for
-what exists only there. The environments live in Python, so a state is no more than a ticket to them: a run
+what exists only there. The environments live in Python, so a state is only a handle to them: a run
 that ends cannot be resumed from a checkpoint, and a state can be stepped only once more.
 """
 
@@ -17,11 +17,11 @@ from jaxrl_align.envs.actions import MultiDiscrete
 from jaxrl_align.envs.registry import spaces
 
 KEPT = 4
-"""How many sets of environments are kept: a training's and, say, an evaluation's; older ones are closed."""
+"""Number of sets of environments kept, say a training's and an evaluation's; older ones are closed."""
 
 
 class HostState(NamedTuple):
-    """A ticket: which environments, and how many steps they have taken."""
+    """A handle to environments held in Python: their id and their step count."""
 
     number: jax.Array
     time: jax.Array
@@ -131,7 +131,7 @@ class HostEnvironment:
 
 
 def _convert(space: Any) -> Any:
-    """Return a Gymnasium space as this library knows it."""
+    """Return a Gymnasium space as the space class of this library."""
     if hasattr(space, "nvec"):
         return MultiDiscrete(tuple(int(n) for n in np.ravel(space.nvec)))
     if hasattr(space, "n") and getattr(space, "start", 0) == 0:

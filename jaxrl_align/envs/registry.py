@@ -11,6 +11,8 @@ from typing import Any
 
 import gymnax
 import jax
+import jax.numpy as jnp
+import numpy as np
 from gymnax.environments import spaces
 
 Environment = str | tuple[Any, Any]
@@ -66,3 +68,47 @@ def num_actions(env: Environment) -> int:
             f"this net chooses among discrete actions: take another environment, or discretise this one"
         )
     return int(space.n)
+
+
+def check_at_least_one(**counts: int) -> None:
+    """Raise ValueError for a count below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1; got {name}={count}")
+
+
+def open_environment(env: Environment, **counts: int) -> tuple[Any, Any]:
+    """Return `make_environment(env)` for an actor, after checking its counts and a first observation.
+
+    Raises:
+      ValueError: for a count below 1, an environment of your own that starts with NaN or infinity, or for
+        what `make_environment` refuses.
+    """
+    check_at_least_one(**counts)
+    environment, env_params = make_environment(env)
+    if not isinstance(env, str):
+        _check_first_observation(environment, env_params)
+    return environment, env_params
+
+
+def observation_like(environment: Any, env_params: Any) -> jax.Array:
+    """Return zeros of an observation's shape and type, without running the environment."""
+    obs, _ = jax.eval_shape(environment.reset, jax.random.key(0), env_params)
+    return jnp.zeros(obs.shape, obs.dtype)
+
+
+def _check_first_observation(environment: Any, env_params: Any) -> None:
+    """Raise ValueError if an environment starts with an observation that is not finite.
+
+    Only a start is played; parameters that are traced cannot be and are passed over.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(env_params)):
+        return
+    with jax.ensure_compile_time_eval():
+        obs, _ = environment.reset(jax.random.key(0), env_params)
+        bad = int(np.sum(~np.isfinite(np.asarray(obs, np.float64))))
+    if bad:
+        raise ValueError(
+            f"observations must be finite; the first one of {type(environment).__name__} has {bad} of "
+            f"{np.size(obs)} entries that are NaN or infinite: correct its reset, or replace them there"
+        )

@@ -1,4 +1,4 @@
-"""What happens between a policy and an environment: resets, rollouts, episodes and their record.
+"""Policies acting in environments: resets, rollouts, episodes and their record.
 
 An environment is any object with the interface of gymnax >= 1.0, as `envs.make_environment` returns it.
 """
@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.envs.actions import Distribution, to_environment
-from jaxrl_align.envs.checks import check_at_least_one
-from jaxrl_align.envs.registry import Environment, make_environment
+from jaxrl_align.envs.registry import Environment, check_at_least_one, make_environment
 from jaxrl_align.losses import Categorical
 from jaxrl_align.types import Metrics
 
 WINDOW = 100
-"""How many of the last finished episodes `episode_return_last100` averages."""
+"""Number of the last finished episodes that `episode_return_last100` averages."""
 
 Policy = Callable[[chex.PRNGKey, jax.Array], jax.Array]
 """`(key, obs) -> action` for one observation."""
@@ -35,7 +34,7 @@ class EnvState(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What one environment did in T steps."""
+    """T steps of one environment."""
 
     obs: jax.Array
     """[T, ...] before the action."""
@@ -54,7 +53,7 @@ class Steps(NamedTuple):
 
 
 class GymState(NamedTuple):
-    """What the actor carries from rollout to rollout."""
+    """The actor's state between two rollouts."""
 
     envs: Any
     """`EnvState` with leaves [B, ...]; with memory a pair of it and the memories [B, H]."""

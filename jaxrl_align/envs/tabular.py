@@ -66,7 +66,7 @@ def make_mdp(
 
 
 class TabularState(NamedTuple):
-    """Where a process stands."""
+    """A process between two steps."""
 
     position: jax.Array
     """[] int32."""

@@ -1,4 +1,4 @@
-"""What a trained model can do: the likelihood of texts, and counting models to compare with."""
+"""Evaluation of trained models: the likelihood of texts, and n-gram models to compare with."""
 
 from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred, text_log_prob
 from jaxrl_align.evaluate.ngrams import NGrams, count_ngrams, ngram_log_probs

@@ -1,4 +1,4 @@
-"""How likely a language model finds whole texts, and which of several it prefers.
+"""Log-probabilities of whole texts under a language model, and preferences between texts.
 
 score = make_scorer(lm)
 good, bad = (score(params, encode_texts(tokenizer, texts)) for texts in (good_texts, bad_texts))

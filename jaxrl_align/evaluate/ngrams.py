@@ -1,4 +1,4 @@
-"""Counting language models: what a text's local statistics alone can do."""
+"""N-gram language models with Witten-Bell smoothing, as a baseline."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -84,6 +84,6 @@ def _codes(rows: Sequence[Sequence[int]], order: int, vocab_size: int) -> np.nda
 
 
 def _find(table: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return where each value stands in a sorted table, -1 where it does not."""
+    """Return each value's index in a sorted table, -1 for values that it lacks."""
     place = np.minimum(np.searchsorted(table, values), len(table) - 1)
     return np.where(table[place] == values, place, -1)

@@ -1,4 +1,4 @@
-"""What every loss does to its inputs first: promote to at least float32, and keep exponentials finite."""
+"""Input handling shared by all losses: promotion to at least float32, and exponentials kept finite."""
 
 from typing import Any
 

@@ -10,13 +10,13 @@ from jaxrl_align.types import Array, Numeric
 
 
 def categorical_projection(atoms: Array, probs: Array, support: Array) -> jax.Array:
-    """Move probability mass from arbitrary atoms to the support, keeping the mean where it lies within.
+    """Move probability mass from arbitrary atoms to the support, keeping the mean where that is within it.
 
         p_i = sum_j probs_j max(0, 1 - |clip(atom_j, support_0, support_{K-1}) - support_i| / width)
 
     Args:
-      atoms: [N] where the mass lies.
-      probs: [N] how much lies there, >= 0, summing to 1.
+      atoms: [N] returns that carry the mass.
+      probs: [N] the mass of each, >= 0, summing to 1.
       support: [K] evenly spaced, increasing, K >= 2.
 
     Returns:

@@ -10,7 +10,7 @@ from jaxrl_align.types import Array, Numeric
 
 
 class VTrace(NamedTuple):
-    """What V-trace gives the critic (`target`) and the actor (`advantage`), each [T]."""
+    """V-trace's target for the critic and advantage for the actor, each [T]."""
 
     target: jax.Array
     advantage: jax.Array
@@ -41,8 +41,9 @@ def vtrace(
       v_tm1: [T] values at the start of each step.
       v_t: [T] values at the end of each step, read before any reset.
       ratio_tm1: [T] pi / pi_behaviour of the action taken, >= 0.
-      clip_rho: [] bound of the ratio on the TD error; decides the fixed point.
-      clip_c: [] bound of the ratio on the trace; decides the speed.
+      clip_rho: [] bound of the ratio on the TD error; sets which policy's value the critic
+        converges to.
+      clip_c: [] bound of the ratio on the trace; sets how fast it converges.
       clip_pg_rho: [] bound of the ratio on the advantage.
 
     Returns:

@@ -46,7 +46,7 @@ def check_window(tokens: jax.Array, length: int) -> None:
 
 
 def sample_windows(tokens: jax.Array, *, batch_size: int, length: int) -> Sampler:
-    """Return a sampler of random windows of one long text that lies on the device.
+    """Return a sampler of random windows of one long text on the device.
 
     Args:
       tokens: [N] int32.
@@ -122,7 +122,7 @@ def stream_windows(
 
 
 def sample_rows(data: Any, *, batch_size: int) -> Sampler:
-    """Return a sampler of rows, with replacement, from a tree of arrays [N, ...] that lies on the device."""
+    """Return a sampler of rows, with replacement, from a tree of arrays [N, ...] on the device."""
     rows = jax.tree.leaves(data)[0].shape[0]
     if rows < 1:
         raise ValueError("the data set must hold at least one row; got none")

@@ -1,7 +1,7 @@
 """The one policy-gradient update: CartPole and RLHF run through the same lines.
 
-It knows neither environments nor language models: an `Actor` makes trajectories and judges them again, and
-this learner turns them into a gradient. PPO (Schulman et al. 2017, arXiv:1707.06347) is its first preset.
+It imports neither environments nor language models: an `Actor` makes trajectories and evaluates them again,
+and this learner turns them into a gradient. PPO (Schulman et al. 2017, arXiv:1707.06347) is its first preset.
 """
 
 import functools
@@ -34,7 +34,7 @@ class PPOHParams(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What an update epoch reads, each leaf [N, S, ...]: N segments of S steps."""
+    """The data of an update: N segments of S steps, each leaf [N, S, ...]."""
 
     trajectory: Trajectory
     advantage: jax.Array

@@ -1,6 +1,6 @@
 """Deep Q-learning: the lecture's online algorithm, and DQN with its options up to Rainbow, over any actor.
 
-The learner knows no environment: a `ValueActor` acts epsilon-greedily and judges. Double Q-learning, n-step
+The learner imports no environment: an actor of action values acts epsilon-greedily. Double Q-learning, n-step
 returns, prioritised replay and a distributional loss are arguments here; duelling, noisy and distributional
 heads are the net's. Rainbow (Hessel et al. 2018) is all of them at once.
 """
@@ -98,7 +98,7 @@ class DQNHParams(NamedTuple):
     epsilon_steps: Numeric = 10_000.0
     """Environment steps, all environments together, over which epsilon falls linearly."""
     target_rate: Numeric = 1.0
-    """How far the target net moves towards the online net: 1 copies it, less is Polyak averaging."""
+    """Step of the target net towards the online net: 1 copies it, less is Polyak averaging."""
     target_period: Numeric = 500.0
     """Gradient steps between two moves of the target net."""
     alpha: Numeric = 0.6
@@ -110,14 +110,14 @@ class DQNHParams(NamedTuple):
 
 
 class Exploration(NamedTuple):
-    """What a learner of action values tells its actor; read as `hparams.epsilon`."""
+    """The hparams that a learner of action values passes to its actor's rollout."""
 
     epsilon: Numeric
     """In [0, 1]: the probability of a random action."""
 
 
 class Experience(NamedTuple):
-    """What DQN carries besides the network it trains."""
+    """DQN's state besides the network that it trains."""
 
     envs: Any
     target: Params | None

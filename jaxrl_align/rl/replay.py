@@ -4,10 +4,10 @@ A replay is four pure functions over an explicit state; all of them jit, vmap ov
 time steps and columns are environments, so that an n-step window is n rows of one column, and no window
 reaches across the write head (Lin 1992; Mnih et al. 2015; Schaul et al. 2016, arXiv:1511.05952).
 
-Priorities lie in a tree of sums with 16 children a node: a draw walks down its five levels (2^20 leaves; more
-levels beyond), a change walks up, so both cost O(log N) and the same from 10 thousand to a million. Sums are
-formed anew from their children, never adjusted by differences, and the walk enters no child of weight 0, so
-that rounding neither accumulates nor draws an item that must not be drawn.
+Priorities are kept in a tree of sums with 16 children a node: a draw walks down its five levels (2^20
+leaves; more levels beyond), a change walks up, so both cost O(log N), the same from 10 thousand to a million.
+Sums are recomputed from their children, never adjusted by differences, and the walk enters no child of weight
+0, so that rounding neither accumulates nor draws an item that must not be drawn.
 """
 
 from collections.abc import Callable
@@ -149,26 +149,8 @@ def make_replay(
             oldest = (state.head - state.filled) * lanes
             index = (oldest + _randint(key, batch_size, starts)) % capacity
             weight = jnp.ones(batch_size, jnp.float32)
-        return _read(state.data, index, gamma, weight)
-
-    def _read(data: Transition, index: jax.Array, gamma: Numeric, weight: jax.Array) -> Sample:
         window = (index[:, None] + lanes * jnp.arange(n_step)[None, :]) % capacity
-        reward, terminated, truncated = (
-            _take(x, window) for x in (data.reward, data.terminated, data.truncated)
-        )
-        done = terminated | truncated
-        last = jnp.where(jnp.any(done, 1), jnp.argmax(done, 1), n_step - 1)
-        pick = lambda x: jnp.take_along_axis(x, last[:, None], 1)[:, 0]
-        discount = gamma * (1.0 - done)
-        return Sample(
-            obs=_take(data.obs, index),
-            action=_take(data.action, index),
-            reward=jax.vmap(discounted_returns)(reward, discount)[:, 0],
-            discount=jnp.asarray(gamma) ** (last + 1) * (1.0 - pick(terminated)),
-            next_obs=_take(data.next_obs, pick(window)),
-            index=index,
-            weight=weight,
-        )
+        return _read(state.data, index, window, gamma, weight)
 
     def update(state: ReplayState, index: jax.Array, error: jax.Array, alpha: Numeric) -> ReplayState:
         if not prioritised:
@@ -178,6 +160,24 @@ def make_replay(
         return state._replace(sums=_tree_set(state.sums, index, weight), largest=largest)
 
     return Replay(init, add, sample, update)
+
+
+def _read(data: Transition, index: jax.Array, window: jax.Array, gamma: Numeric, weight: jax.Array) -> Sample:
+    """Return the n-step transitions that start at `index` [batch] and span `window` [batch, n]."""
+    reward, terminated, truncated = (_take(x, window) for x in (data.reward, data.terminated, data.truncated))
+    done = terminated | truncated
+    last = jnp.where(jnp.any(done, 1), jnp.argmax(done, 1), window.shape[1] - 1)
+    pick = lambda x: jnp.take_along_axis(x, last[:, None], 1)[:, 0]
+    discount = gamma * (1.0 - done)
+    return Sample(
+        obs=_take(data.obs, index),
+        action=_take(data.action, index),
+        reward=jax.vmap(discounted_returns)(reward, discount)[:, 0],
+        discount=jnp.asarray(gamma) ** (last + 1) * (1.0 - pick(terminated)),
+        next_obs=_take(data.next_obs, pick(window)),
+        index=index,
+        weight=weight,
+    )
 
 
 def time_first(experience: Any) -> Any:

@@ -23,14 +23,13 @@ from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State, T
 VISIT_OFFSET, VALUE_SCALE = 50.0, 0.1
 """sigma(q) = (50 + max_b N(b)) 0.1 q, q brought to [0, 1] (Danihelka et al. 2022, section 5).
 
-What is 0 and what is 1 is common to the whole tree, as in MuZero. Were it apart for each state, as in
-mctx 0.0.71, the first action tried and a completed value a thousandth below it would become 1 and 0, and with
-a network whose values are too low nothing else would ever be tried there.
+Values are scaled by the minimum and maximum of the whole tree, as in MuZero. Scaling per node, as mctx 0.0.71
+does, blows a gap of 0.001 up to 1, and a network that underestimates would never try a second action.
 """
 
 
 class Leaf(NamedTuple):
-    """What model and network say of the state that an action leads to."""
+    """The state that an action leads to, as the model and the network estimate it."""
 
     reward: jax.Array
     """[] of the action."""
@@ -49,7 +48,7 @@ Expand = Callable[[Any, jax.Array], Leaf]
 
 
 class Plan(NamedTuple):
-    """What a search recommends."""
+    """A search's recommendation for one state."""
 
     action: jax.Array
     """[] int32, to be played."""
@@ -222,7 +221,7 @@ def _add(tree: _Tree, number: jax.Array, node: jax.Array, action: jax.Array, lea
 
 
 def _back_up(tree: _Tree, number: jax.Array) -> _Tree:
-    """Let every state on the way to a new one know what it is worth."""
+    """Propagate the new leaf's value to all of its ancestors."""
 
     # Only what changes is carried: under vmap a loop selects its whole carry in every round.
     def up(carry: tuple) -> tuple:
@@ -244,7 +243,7 @@ Model = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 class Plans(NamedTuple):
-    """What the network learns from: N states, each planned from."""
+    """Training data of the network: N states and the plans made there."""
 
     obs: jax.Array
     """[N, ...]."""

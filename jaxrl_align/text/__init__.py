@@ -1,4 +1,4 @@
-"""What a language model writes: generation, and completions of prompts of any lengths."""
+"""Text from language models: generation, and completions of prompts of any lengths."""
 
 from jaxrl_align.text.completion import Completion, make_completer, stream
 from jaxrl_align.text.generation import (

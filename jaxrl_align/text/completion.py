@@ -31,14 +31,14 @@ from jaxrl_align.types import Params
 
 
 class Completion(NamedTuple):
-    """What followed one prompt."""
+    """The continuation of one prompt."""
 
     tokens: list[int]
     """Without the stop token."""
     log_prob: list[float]
     """Of each token, in nats, under the distribution that was sampled."""
     stopped: bool
-    """Whether a stop token ended it, rather than the length."""
+    """True if a stop token ended it, rather than the length."""
 
 
 def bucket_length(length: int, smallest: int = 16) -> int:

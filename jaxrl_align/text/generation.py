@@ -32,11 +32,11 @@ class TextConfig:
     """Ends a response; another token than `pad_token`."""
     pad_token: int = 0
     missing_stop: Literal["replace", "subtract", "keep"] = "replace"
-    """What becomes of the score where no stop token was written: "replace" it by `-stop_penalty`, "subtract"
+    """The score of a response without a stop token: "replace" it by `-stop_penalty`, "subtract"
     the penalty, or "keep" it."""
 
     def __post_init__(self) -> None:
-        """Refuse empty queries and a stop token that cannot be told from padding."""
+        """Raise for empty queries and for a stop token that is the padding token."""
         for name in ("prompt_length", "response_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
@@ -48,7 +48,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Filters:
-    """What of the model's distribution is sampled; the defaults leave it whole, and `top_k=1` is greedy.
+    """Restrictions of the sampled distribution; the defaults leave it whole, and `top_k=1` is greedy.
 
     In this order: the repetition penalty on the model's logits, the temperature, then top-k, top-p and min-p,
     each on what the one before has left.
@@ -65,7 +65,7 @@ class Filters:
     (Keskar et al. 2019)."""
 
     def __post_init__(self) -> None:
-        """Refuse what would leave nothing to sample, or is no filter."""
+        """Raise for filters that would leave nothing to sample."""
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, or None for all; got {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
@@ -80,7 +80,7 @@ WHOLE = Filters()
 
 
 class Response(NamedTuple):
-    """What the policy wrote after one prompt, each leaf [T]."""
+    """A response to one prompt, each leaf [T]."""
 
     tokens: jax.Array
     """[T] int32, the stop token included, then padding."""
