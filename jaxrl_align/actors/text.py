@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_align.losses import Categorical, entropy, proportional_kl_coefficient, token_log_prob
 from jaxrl_align.nets.adapters import overlay
@@ -201,19 +202,11 @@ def make_text_actor(
     ) -> tuple[KLController, Trajectory, Metrics]:
         if frozen is None:
             raise ValueError("a reference and a reward model are needed; pass step(..., frozen=Frozen(...))")
-        key_prompts, key_answers = jax.random.split(key)
-        if batch is not None:
-            prompts = batch
-        elif sample_prompts is not None:
-            prompts = sample_prompts(key_prompts)
-        else:
+        if batch is None and sample_prompts is None:
             raise ValueError("this actor has no prompts; pass step(state, batch), or give it sample_prompts")
-        shape, kind = jnp.shape(prompts), getattr(prompts, "dtype", type(prompts).__name__)
-        if shape[1:] != (config.prompt_length,) or not jnp.issubdtype(kind, jnp.integer):
-            raise ValueError(
-                f"prompts must be integers [B, {config.prompt_length}]; got {kind} {shape}; pad or cut them"
-            )
-        count = shape[0]
+        key_prompts, key_answers = jax.random.split(key)
+        prompts = _check_prompts(config, sample_prompts(key_prompts) if batch is None else batch)
+        count = prompts.shape[0]
         trajectory, parts = jax.vmap(
             lambda prompt, k: answer(lm, score, config, params, frozen, prompt, k, env_state.coef, hparams)
         )(prompts, jax.random.split(key_answers, count))
@@ -246,6 +239,15 @@ def make_text_actor(
         )
 
     return Actor(init_params, init_env, rollout, evaluate, takes_batch=True)
+
+
+def _check_prompts(config: TextConfig, prompts: Any) -> Any:
+    shape, kind = np.shape(prompts), getattr(prompts, "dtype", type(prompts).__name__)
+    if shape[1:] != (config.prompt_length,) or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(
+            f"prompts must be integers [B, {config.prompt_length}]; got {kind} {shape}; pad or cut them"
+        )
+    return prompts
 
 
 def _check_fits(lm: LanguageModel, config: TextConfig) -> None:

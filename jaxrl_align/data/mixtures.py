@@ -23,7 +23,7 @@ GPT3_SOURCES = (
     Source("Books2", 55e9, 0.08),
     Source("Wikipedia", 3e9, 0.03),
 )
-"""Brown et al. 2020, table 2.2, as lecture 000 (C10) shows it; the printed weights sum to 1.01."""
+"""Brown et al. 2020, table 2.2, as docs/lectures.md (C10) shows it; the printed weights sum to 1.01."""
 
 
 def normalise_weights(weights: ArrayLike) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Print the table of all losses, made from docstrings: `python -m jaxrl_align.losses > docs/losses.md`."""
 
 import inspect
+import re
 import textwrap
 from typing import Any
 
@@ -28,7 +29,8 @@ def describe(thing: Any) -> tuple[str, str, str]:
     if not equations or not sources:
         raise ValueError(f"the docstring of {thing.__name__} needs an indented equation and a Source:")
     lines = [line.strip() for line in textwrap.dedent(equations[0]).splitlines()]
-    source = " ".join(sources[0].removeprefix("Source:").split())
+    source = " ".join(sources[0].removeprefix("Source:").split()).replace("docs/lectures.md", "lectures")
+    source = re.sub(r"\b[A-H]\d+\b", lambda row: f"[{row[0]}](lectures.md#{row[0].lower()})", source)
     return " ".join(summary.split()), "<br>".join(f"`{line}`" for line in lines), source
 
 

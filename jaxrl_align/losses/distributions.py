@@ -22,7 +22,7 @@ class Categorical(NamedTuple):
 
     `logits` is [..., A]; -inf forbids an action.
 
-    Source: lecture 000 (B1).
+    Source: docs/lectures.md (B1).
     """
 
     logits: jax.Array

@@ -20,7 +20,7 @@ def entropy(logits: Array) -> jax.Array:
     Returns:
       [...] nats, in [0, log A].
 
-    Source: Shannon 1948; lecture 002 (B26).
+    Source: Shannon 1948; docs/lectures.md (B26).
     """
     (logits,) = as_floats(logits)
     log_p = jax.nn.log_softmax(logits)

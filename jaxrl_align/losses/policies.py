@@ -25,7 +25,7 @@ def importance_ratio(log_prob: Array, behaviour_log_prob: Array) -> jax.Array:
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: lectures 001, 003 (B17).
+    Source: docs/lectures.md (B17).
     """
     log_prob, behaviour_log_prob = same_shape(log_prob, behaviour_log_prob)
     return bounded_exp(log_prob - jax.lax.stop_gradient(behaviour_log_prob))
@@ -49,7 +49,7 @@ def reinforce_loss(log_prob: Array, ret: Array) -> jax.Array:
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: Williams 1992; Sutton et al. 2000; lectures 000-003 (B4, B11-B13, B24).
+    Source: Williams 1992; Sutton et al. 2000; docs/lectures.md (B4, B11-B13, B24).
     """
     log_prob, ret = same_shape(log_prob, ret)
     return -log_prob * jax.lax.stop_gradient(ret)
@@ -71,7 +71,7 @@ def surrogate(log_prob: Array, behaviour_log_prob: Array, advantage: Array) -> j
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: Schulman et al. 2015 (TRPO), eq. 14; lectures 001-003 (B18, B23).
+    Source: Schulman et al. 2015 (TRPO), eq. 14; docs/lectures.md (B18, B23).
     """
     log_prob, behaviour_log_prob, advantage = same_shape(log_prob, behaviour_log_prob, advantage)
     return -importance_ratio(log_prob, behaviour_log_prob) * jax.lax.stop_gradient(advantage)
@@ -105,7 +105,7 @@ def clipped_surrogate(
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: Schulman et al. 2017, eq. 7; asymmetric: Yu et al. 2025 (DAPO); lectures 000, 002 (B21).
+    Source: Schulman et al. 2017, eq. 7; asymmetric: Yu et al. 2025 (DAPO); docs/lectures.md (B21).
     """
     log_prob, behaviour_log_prob, advantage = same_shape(log_prob, behaviour_log_prob, advantage)
     clip_high = clip if clip_high is None else clip_high
@@ -140,7 +140,7 @@ def kl_penalty_surrogate(
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: Schulman et al. 2017, eq. 8; lectures 001, 003 (B20).
+    Source: Schulman et al. 2017, eq. 8; docs/lectures.md (B20).
     """
     loss = surrogate(log_prob, behaviour_log_prob, advantage)
     loss, kl = same_shape(loss, kl)
@@ -160,7 +160,7 @@ def adapt_kl_coefficient(kl_coef: Numeric, kl: Numeric, *, target: Numeric) -> j
     Returns:
       [] the next beta.
 
-    Source: Schulman et al. 2017, section 4; lectures 001, 003 (B20).
+    Source: Schulman et al. 2017, section 4; docs/lectures.md (B20).
     """
     kl_coef, kl, target = as_floats(kl_coef, kl, target)
     return kl_coef * jnp.where(kl < target / 1.5, 0.5, jnp.where(kl > 1.5 * target, 2.0, 1.0))
@@ -210,7 +210,7 @@ def q_advantage(q: Array, logits: Array, action: Array) -> jax.Array:
     Raises:
       AssertionError: if a shape or type differs.
 
-    Source: lectures 001, 003 (B12).
+    Source: docs/lectures.md (B12).
     """
     q, logits = same_shape(q, logits)
     return pick(q, action) - jnp.sum(jax.nn.softmax(logits) * q, axis=-1)
@@ -232,7 +232,7 @@ def average_baseline(ret: Array) -> jax.Array:
     Raises:
       ValueError: if N < 2.
 
-    Source: lecture 002 (B9, average baseline); Kool et al. 2019.
+    Source: docs/lectures.md (B9, average baseline); Kool et al. 2019.
     """
     (ret,) = as_floats(ret)
     if ret.ndim < 1 or ret.shape[0] < 2:

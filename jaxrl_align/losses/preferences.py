@@ -31,7 +31,7 @@ def bradley_terry(
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: Bradley & Terry 1952; margin: Touvron et al. 2023; lecture 003 (F5).
+    Source: Bradley & Terry 1952; margin: Touvron et al. 2023; docs/lectures.md (F5).
     """
     score_chosen, score_rejected = same_shape(score_chosen, score_rejected)
     d = score_chosen - score_rejected - as_floats(margin)[0]
@@ -78,7 +78,7 @@ def all_pairs(scores: Array, ranks: Array | None = None, mask: Array | None = No
     Raises:
       AssertionError: if the shapes differ or the rank is not 1.
 
-    Source: Ouyang et al. 2022, eq. 1; lecture 002 (F6, H8).
+    Source: Ouyang et al. 2022, eq. 1; docs/lectures.md (F6, H8).
     """
     scores, ranks, mask = series(
         scores,
@@ -126,7 +126,7 @@ def score_regression(score: Array, rating: Array) -> jax.Array:
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: lecture 002 (F8, scalar feedback).
+    Source: docs/lectures.md (F8, scalar feedback).
     """
     score, rating = same_shape(score, rating)
     return 0.5 * jnp.square(score - jax.lax.stop_gradient(rating))
@@ -147,7 +147,7 @@ def binary_label(score: Array, label: Array) -> jax.Array:
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: lecture 002 (F8, label feedback).
+    Source: docs/lectures.md (F8, label feedback).
     """
     score, label = same_shape(score, label)
     return jax.nn.softplus(score) - label * score

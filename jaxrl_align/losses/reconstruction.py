@@ -29,7 +29,7 @@ def reconstruction_error(
       AssertionError: if the shapes differ or the rank is not 1.
       ValueError: if `kind` is unknown.
 
-    Source: lecture 000 (C6); Vincent et al. 2008 (Bernoulli).
+    Source: docs/lectures.md (C6); Vincent et al. 2008 (Bernoulli).
     """
     x, x_hat = same_shape(x, x_hat)
     chex.assert_rank(x, 1)

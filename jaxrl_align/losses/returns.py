@@ -29,7 +29,7 @@ def discounted_returns(r_t: Array, discount_t: Array, bootstrap: Numeric = 0.0) 
     Raises:
       AssertionError: if the shapes differ or the rank is not 1.
 
-    Source: Sutton & Barto 2018, eq. 3.9; lecture 002 (A2).
+    Source: Sutton & Barto 2018, eq. 3.9; docs/lectures.md (A2).
     """
     r_t, discount_t = series(r_t, discount_t)
     return linear_recurrence(r_t, discount_t, bootstrap)
@@ -49,7 +49,7 @@ def reward_to_go(r_t: Array) -> jax.Array:
     Raises:
       AssertionError: if the rank is not 1.
 
-    Source: lectures 001, 003 (B7, idea 1 of variance reduction).
+    Source: docs/lectures.md (B7, idea 1 of variance reduction).
     """
     (r_t,) = series(r_t)
     return jnp.cumsum(r_t[::-1])[::-1]
@@ -70,7 +70,7 @@ def trajectory_return(r_t: Array, discount_t: Array) -> jax.Array:
     Raises:
       AssertionError: if the shapes differ or the rank is not 1.
 
-    Source: lecture 000 (B1, B4).
+    Source: docs/lectures.md (B1, B4).
     """
     return discounted_returns(r_t, discount_t)[0]
 
@@ -159,7 +159,7 @@ def gae(r_t: Array, discount_t: Array, lambda_t: Array, v_tm1: Array, v_t: Array
     Raises:
       AssertionError: if the shapes differ or the rank is not 1.
 
-    Source: Schulman et al. 2016, eq. 16; lecture 002 (B15).
+    Source: Schulman et al. 2016, eq. 16; docs/lectures.md (B15).
     """
     r_t, discount_t, lambda_t, v_tm1, v_t = series(r_t, discount_t, lambda_t, v_tm1, v_t)
 

@@ -25,7 +25,7 @@ def token_log_prob(logits: Array, tokens: Array) -> jax.Array:
     Raises:
       AssertionError: if a rank or type differs.
 
-    Source: lecture 002 (F1).
+    Source: docs/lectures.md (F1).
     """
     (logits,) = as_floats(logits)
     chex.assert_rank(logits, 2)

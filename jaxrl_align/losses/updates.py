@@ -33,7 +33,7 @@ def variance_stabilised_loss(log_prob: Array, ret: Array, baseline: Array) -> ja
     Raises:
       AssertionError: if the shapes differ.
 
-    Source: lecture 002 (B25).
+    Source: docs/lectures.md (B25).
     """
     ret, baseline = same_shape(ret, baseline)
     return reinforce_loss(log_prob, ret - baseline)
@@ -66,7 +66,7 @@ def exploration_stabilised_loss(
       AssertionError: if the shapes differ.
       ValueError: if `kind` is unknown.
 
-    Source: lecture 002 (B26, H9).
+    Source: docs/lectures.md (B26, H9).
     """
     log_prob, ret, baseline = same_shape(log_prob, ret, baseline)
     if kind not in ("shannon", "tsallis"):
@@ -107,7 +107,7 @@ def drift_stabilised_loss(
       AssertionError: if the shapes differ.
       ValueError: if `kind` is unknown.
 
-    Source: lecture 002 (B27, H9).
+    Source: docs/lectures.md (B27, H9).
     """
     ret, log_prob_pre = same_shape(ret, log_prob_pre)
     return exploration_stabilised_loss(

@@ -29,7 +29,7 @@ def td_target(r_t: Numeric, discount_t: Numeric, q_t: Array) -> jax.Array:
     Raises:
       AssertionError: if a rank differs.
 
-    Source: Mnih et al. 2015, algorithm 1; lectures 000, 001, 003 (A8, A11).
+    Source: Mnih et al. 2015, algorithm 1; docs/lectures.md (A8, A11).
     """
     r_t, discount_t, q_t = as_floats(r_t, discount_t, q_t)
     _check_transition(q_t, r_t, discount_t)
@@ -78,7 +78,7 @@ def q_learning_error(q_tm1: Array, a_tm1: Array, r_t: Numeric, discount_t: Numer
     Raises:
       AssertionError: if a rank or type differs.
 
-    Source: Watkins & Dayan 1992; Mnih et al. 2015; lectures 000, 001, 003 (A8, A9).
+    Source: Watkins & Dayan 1992; Mnih et al. 2015; docs/lectures.md (A8 to A10).
     """
     (q_tm1,) = as_floats(q_tm1)
     _check_transition(q_tm1)
@@ -144,7 +144,7 @@ def sarsa_error(
     Raises:
       AssertionError: if a rank, shape or type differs.
 
-    Source: Rummery & Niranjan 1994; lectures 001, 003 (B11, H5).
+    Source: Rummery & Niranjan 1994; docs/lectures.md (B11, H5).
     """
     q_tm1, q_t = same_shape(q_tm1, q_t)
     _check_transition(q_tm1)
@@ -195,7 +195,7 @@ def squared(x: Array) -> jax.Array:
     Returns:
       [...] losses, float32 or wider.
 
-    Source: lectures 000, 001, 003 (A8).
+    Source: docs/lectures.md (A8, A10).
     """
     (x,) = as_floats(x)
     return 0.5 * jnp.square(x)

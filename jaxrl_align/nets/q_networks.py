@@ -161,7 +161,7 @@ def make_q_net(
 
 
 def make_state_action_net(num_actions: int, hidden: Sequence[int] = (120, 84)) -> QNet:
-    """Build Q(s, a) -> scalar, the action among the inputs, asked for every action (lecture 000).
+    """Build a scalar network Q(s, a) that reads the action as an input, evaluated once per action.
 
     Args:
       num_actions: A; the action is appended to the flattened observation, one-hot.
@@ -169,6 +169,8 @@ def make_state_action_net(num_actions: int, hidden: Sequence[int] = (120, 84)) -
 
     Returns:
       A `QNet` with outputs [A].
+
+    Source: docs/lectures.md (A6).
     """
     scalar = _QModule(1, tuple(hidden), 0, 1, False, False)
     join = lambda obs, action: jnp.append(jnp.ravel(obs).astype(jnp.float32), action)

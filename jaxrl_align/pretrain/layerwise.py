@@ -13,8 +13,8 @@ Two learners do all of it, each upon frozen layers below, which are the `frozen`
     layers = pretrain_unsupervised(net, ...)(key, params["layers"], x, hparams)      # (c) unsupervised
     params = finetune(net, ...)(key, {"layers": layers, "head": head}, data, hparams)
 
-Source: lecture 000 (C2-C6); Bengio, Lamblin, Popovici & Larochelle 2006, "Greedy layer-wise training of deep
-networks"; Vincent et al. 2008 (denoising).
+Source: docs/lectures.md (C2-C6); Bengio, Lamblin, Popovici & Larochelle 2006, "Greedy layer-wise training of
+deep networks"; Vincent et al. 2008 (denoising).
 """
 
 from collections.abc import Callable, Sequence

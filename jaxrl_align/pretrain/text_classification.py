@@ -1,8 +1,9 @@
 """Text classification by a language model whose last layer is exchanged for a linear head.
 
 Pre-training and fine-tuning share all weights but the last layer's: what predicted the next token is
-replaced by a head that reads the text's mean features, and every weight learns from the labels (lecture 000,
-C6).
+replaced by a head that reads the text's mean features, and every weight learns from the labels.
+
+Source: docs/lectures.md (C6).
 """
 
 from typing import Any, NamedTuple

@@ -28,7 +28,7 @@ def td_loss(criterion: Callable[[jax.Array], jax.Array] = huber) -> TransitionLo
     """Return the loss of plain action values: `criterion(r + discount q_t - q_tm1)`.
 
     Args:
-      criterion: `losses.huber` (Mnih et al. 2015) or `losses.squared` (lecture 000, A8, halved).
+      criterion: `losses.huber` (Mnih et al. 2015) or `losses.squared` (docs/lectures.md, A8, halved).
     """
 
     def loss(

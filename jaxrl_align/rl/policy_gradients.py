@@ -69,7 +69,7 @@ def monte_carlo(
     Returns:
       weight [B, T], 0 on padding, and target [B, T].
 
-    Source: lectures 000, 001, 002 (B4, B7 to B10).
+    Source: docs/lectures.md (B4, B7 to B10).
     """
     if returns == "discounted":
         ret = jax.vmap(discounted_returns)(trajectory.reward, trajectory.discount)
@@ -94,7 +94,7 @@ def gae_unwhitened(trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
 
 
 def q_values(trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
-    """Return the critic's Q(s, a) [B, T] and its target `r + gamma Q(s', a')` (lectures 001, 003: B11)."""
+    """Return the critic's Q(s, a) [B, T] and its target `r + gamma Q(s', a')` (docs/lectures.md, B11)."""
     return trajectory.value, trajectory.reward + trajectory.discount * trajectory.next_value
 
 
@@ -127,7 +127,7 @@ def ppo_kl_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[jax
     """Return PPO's KL-penalised objective of one minibatch and its metrics, all masked means.
 
     `L = E[-r A + beta KL(pi_old || pi)] + c_v E[value loss] - c_e E[entropy]` (Schulman et al. 2017,
-    equation 8; lectures 001, 003: B20), with the exact KL.
+    equation 8; docs/lectures.md, B20), with the exact KL.
 
     Args:
       evaluation: [N, S] under the parameters being trained.
@@ -192,7 +192,7 @@ def make_q_actor_critic(actor: Actor, **settings: Any) -> Learner:
     Returns:
       A `Learner` for `PolicyGradientHParams`.
 
-    Source: lectures 001, 003 (B11).
+    Source: docs/lectures.md (B11).
     """
     return make_actor_critic(
         actor, epochs=1, minibatches=1, advantages=q_values, loss=policy_gradient_loss, **settings
@@ -209,7 +209,7 @@ def make_a2c(actor: Actor, **settings: Any) -> Learner:
     Returns:
       A `Learner` for `PolicyGradientHParams`.
 
-    Source: Mnih et al. 2016; lectures 001, 003 (B12), 002 (B14).
+    Source: Mnih et al. 2016; docs/lectures.md (B12, B14).
     """
     return make_actor_critic(
         actor, epochs=1, minibatches=1, advantages=gae_unwhitened, loss=policy_gradient_loss, **settings
@@ -229,7 +229,7 @@ def make_ppo_kl(actor: Actor, *, adaptive: bool = True, **settings: Any) -> Lear
     Returns:
       A `Learner` for `PPOKLHParams`; `policy/kl` is the whole update's KL, `policy/kl_coef` its coefficient.
 
-    Source: Schulman et al. 2017, section 4; lectures 001, 003 (B20).
+    Source: Schulman et al. 2017, section 4; docs/lectures.md (B20).
     """
 
     def adapt(hparams: PPOKLHParams, metrics: Metrics) -> PPOKLHParams:

@@ -1,6 +1,6 @@
 """Trust region policy optimisation: the natural gradient's step, as long as the KL divergence allows.
 
-Schulman et al. 2015, arXiv:1502.05477; lectures 001 and 003 (B18, B19), which date it 2017 (erratum H7) and
+Schulman et al. 2015, arXiv:1502.05477; docs/lectures.md (B18, B19), which date it 2017 (erratum H7) and
 say that it requires the Hessian. Only Hessian-vector products are needed; the Hessian is never formed.
 """
 
