@@ -11,7 +11,7 @@ help:
 	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the long learning runs"
-	@echo "make lint       ruff"
+	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
 
 $(VENV)/installed: pyproject.toml
@@ -37,7 +37,8 @@ test-slow: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

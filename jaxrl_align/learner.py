@@ -147,6 +147,8 @@ def begin(
     hparams: Any,
     params: Params | None = None,
     frozen: Any = None,
+    *,
+    keys: tuple[chex.PRNGKey, chex.PRNGKey, chex.PRNGKey] | None = None,
 ) -> State:
     """Return a learner's first state; with the first three arguments bound it is a `Learner.init`.
 
@@ -156,15 +158,19 @@ def begin(
       init_params: `key -> params`.
       init_opt: `params -> opt_state`, for example `optimizer.init`.
       init_env: `(key, hparams) -> env_state`; None for learners without an environment.
-      key: is split into one for the parameters, one for the environment, and the state's own.
+      key: is split into `keys`.
       hparams: a tree of numbers; kept as float32.
       params: where training starts; None draws them.
       frozen: not read.
+      keys: the parameters', the environment's and the state's, where the caller has split `key` himself.
     """
-    key_params, key_env, *rest = jax.random.split(key, 2 if init_env is None else 3)
+    if init_env is None:
+        key_params, key = jax.random.split(key)
+    else:
+        key_params, key_env, key = jax.random.split(key, 3) if keys is None else keys
     params = init_params(key_params) if params is None else jax.tree.map(jnp.copy, params)
     hparams = jax.tree.map(lambda x: jnp.array(x, jnp.float32), hparams)
-    env_state, key = (None, key_env) if init_env is None else (init_env(key_env, hparams), rest[0])
+    env_state = None if init_env is None else init_env(key_env, hparams)
     return State(params, init_opt(params), jnp.zeros((), jnp.int32), hparams, env_state, key)
 
 

@@ -294,10 +294,10 @@ def init_dqn(
     settings: DQN, key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None
 ) -> State:
     """Fill the replay by random play and return the first state."""
-    actor = settings.actor
-    init_opt = settings.optimizer.init
-    state = begin(actor.init_params, init_opt, actor.init_env, key, hparams, params)
-    keys = jax.random.split(key, 4)
+    actor, init_opt = settings.actor, settings.optimizer.init
+    key_params, key_env, key_fill, key_state = jax.random.split(key, 4)
+    keys = (key_params, key_env, key_state)
+    state = begin(actor.init_params, init_opt, actor.init_env, key, hparams, params, keys=keys)
     replay = settings.replay.init(_example(_rollout_shapes(actor)))
     target = jax.tree.map(jnp.copy, state.params)
     experience = _start_experience(state.env_state, target, replay)
@@ -308,8 +308,8 @@ def init_dqn(
         experience, _ = collect_transitions(settings, state.params, frozen, experience, key_act, 1.0, i)
         return (experience, key), None
 
-    (experience, _), _ = jax.lax.scan(play, (experience, keys[2]), jnp.arange(settings.prefill))
-    return state._replace(env_state=experience, key=keys[3])
+    (experience, _), _ = jax.lax.scan(play, (experience, key_fill), jnp.arange(settings.prefill))
+    return state._replace(env_state=experience)
 
 
 def step_dqn(settings: DQN, state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:

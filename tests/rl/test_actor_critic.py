@@ -95,7 +95,7 @@ def test_a_grid_of_every_hyperparameter_compiles_once():
     assert run._cache_size() == 1
     kernels = np.asarray(params["policy_0"]["kernel"])
     assert all(len({k.tobytes() for k in row}) > 1 for row in np.moveaxis(kernels, 1, 0))  # the rate matters
-    np.testing.assert_allclose(metrics["lr"][:, 0, 1], rates * 0.9, rtol=1e-5)
+    np.testing.assert_allclose(metrics["learning_rate"][:, 0, 1], rates * 0.9, rtol=1e-5)
     assert bits(other) != bits(params)
 
 

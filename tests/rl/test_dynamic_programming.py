@@ -14,8 +14,8 @@ from jaxrl_align.rl.dqn import Exploration
 from jaxrl_align.rl.dynamic_programming import (
     QLearningHParams,
     action_values,
-    evaluate_policy,
     make_q_learning,
+    policy_evaluation,
     policy_iteration,
     solve_policy,
     value_iteration,
@@ -70,7 +70,7 @@ def test_in_double_precision_the_residual_vanishes_and_sweeps_contract():
 def test_sweeps_of_a_policy_agree_with_the_linear_solve():
     mdp = random_mdp(jax.random.key(7), 5, 2)
     policy = jax.nn.softmax(jax.random.normal(jax.random.key(8), (5, 2)))
-    v, sweeps = jax.jit(evaluate_policy)(mdp, policy)
+    v, sweeps = jax.jit(policy_evaluation)(mdp, policy)
     np.testing.assert_allclose(v, solve_policy(mdp, policy), atol=1e-4)
     assert 10 < sweeps < 300
 

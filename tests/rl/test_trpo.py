@@ -101,7 +101,8 @@ def test_trpo_finds_the_best_actions_and_their_values():
     mdp = PROBES["policy-dependent"]
     states, actions = mdp.transition.shape[:2]
     init = lambda key, obs: {"logits": jnp.zeros((states, actions)), "value": jnp.zeros(states)}
-    net = Net(init, lambda params, s: (params["logits"][s], params["value"][s]))
+    split = lambda params: ({"logits": params["logits"]}, {"value": params["value"]})
+    net = Net(init, lambda params, s: (params["logits"][s], params["value"][s]), split)
     actor = gym.make_actor(make_tabular_environment(mdp), net, num_envs=16, num_steps=4)
     learner = make_trpo(actor, critic_epochs=2)
     hparams = TRPOHParams(gamma=0.9, learning_rate=0.05, max_kl=0.05)
@@ -125,14 +126,11 @@ def test_trpo_moves_continuous_actions_to_their_target_member_by_member():
 
 
 def test_what_cannot_work_is_refused():
-    shared = make_actor_critic_net(2, hidden=(4,))
-    nameless = shared._replace(init=lambda key, obs: {"all": shared.init(key, obs)})
-    nameless = nameless._replace(apply=lambda params, obs: shared.apply(params["all"], obs))
     make = lambda net, **settings: make_trpo(
         gym.make_actor("CartPole-v1", net, num_envs=4, num_steps=2), **settings
     )
-    with pytest.raises(ValueError, match="a critic of its own, named value...; got parameters"):
-        make(nameless).init(jax.random.key(0), TRPOHParams())
-    learner = make(shared, critic_minibatches=3)
+    with pytest.raises(ValueError, match="a policy and a critic without common parameters; .* shared=False"):
+        make(make_actor_critic_net(2, hidden=(4,), shared=True))
+    learner = make(make_actor_critic_net(2, hidden=(4,)), critic_minibatches=3)
     with pytest.raises(ValueError, match="critic_minibatches must divide trajectories per rollout; got .*=4"):
         jax.eval_shape(lambda key: learner.step(learner.init(key, TRPOHParams())), jax.random.key(0))
