@@ -26,7 +26,7 @@ FAMILIES = {
     "qwen2": dataclasses.replace(
         MODERN, key_value_heads=1, biased=("query", "key", "value"), window=3, window_layers=(1,)
     ),
-    "qwen3": dataclasses.replace(MODERN, head_width=6, query_key_norm=True, window=4, norm_epsilon=1e-6),
+    "qwen3": dataclasses.replace(MODERN, head_width=6, query_key_norm="head", window=4, norm_epsilon=1e-6),
 }
 TOKENS = jnp.array([5, 3, 9, 17, 4, 11, 2])
 
