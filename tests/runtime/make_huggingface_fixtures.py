@@ -4,10 +4,12 @@ In an environment of its own, from the repository's root:
 
     pip install -e '.[hf]' torch transformers
     python -m tests.runtime.make_huggingface_fixtures [--write]
+    pip install 'transformers==4.57.1'; python -m tests.runtime.make_huggingface_fixtures --older
 
-Every case is a model that transformers builds and saves; its weights are drawn by name from a fixed seed, so
-the fixture needs to hold only the configuration, the tensors' names and shapes, and the answers. The check is
-repeated on a wider, deeper version of each case.
+`--older` adds each case's `config.json` as that older version writes it. Every case is a model that
+transformers builds and saves; its weights are drawn by name from a fixed seed, so the fixture needs to hold
+only the configuration, the tensors' names and shapes, and the answers. The check is repeated on a wider,
+deeper version of each case.
 """
 
 import argparse
@@ -210,6 +212,25 @@ def compare(name: str, folder: Path, changes: dict[str, int]) -> dict:
     return {"config": config, "shapes": shapes, "logits": rounded, "greedy": greedy}
 
 
+def older_configs() -> dict[str, dict]:
+    """Return each case's `config.json` as the installed transformers 4 writes it, for the types it knows."""
+    import transformers
+
+    known, found = transformers.models.auto.configuration_auto.CONFIG_MAPPING, {}
+    for name, (kind, values) in CASES.items():
+        values = dict(values)
+        rope = values.pop("rope_parameters", {})
+        if "sliding_attention" in rope:
+            values["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+            rope = rope["full_attention"]
+        values |= {"rope_theta": rope["rope_theta"]} if rope else {}
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        values |= {} if scaling.get("rope_type", "default") == "default" else {"rope_scaling": scaling}
+        if kind in known:
+            found[name] = json.loads(transformers.AutoConfig.for_model(kind, **values).to_json_string())
+    return found
+
+
 CHAT = (
     "{{ bos_token }}{% for m in messages %}{% if loop.first and m.role not in ['system', 'user'] %}"
     "{{ raise_exception('start with the user') }}{% endif %}<turn>{{ m['role'] }}\n{{ m['content'] | trim }}"
@@ -254,24 +275,29 @@ def compare_tokenizer(folder: Path) -> None:
 
 def main() -> None:
     """Check every case at both sizes; write the fixture on request."""
+    import torch
+    import transformers
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
-    write = parser.parse_args().write
-    with tempfile.TemporaryDirectory() as folder:
-        compare_tokenizer(Path(folder))
-    cases = {}
-    for name in CASES:
-        for changes in (WIDER, {}):
-            with tempfile.TemporaryDirectory() as folder:
-                cases[name] = compare(name, Path(folder), changes)
-    if write:
-        FIXTURE.parent.mkdir(exist_ok=True)
-        import torch
-        import transformers
-
-        origin = "Made by make_huggingface_fixtures.py from the libraries below; do not edit."
-        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        fixture = {"origin": origin, "versions": versions, "cases": cases}
+    parser.add_argument("--older", action="store_true")
+    arguments = parser.parse_args()
+    fixture = json.loads(FIXTURE.read_text(encoding="utf-8")) if FIXTURE.is_file() else {"older": {}}
+    if arguments.older:
+        fixture["older"][transformers.__version__] = older_configs()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            compare_tokenizer(Path(folder))
+        cases = {}
+        for name in CASES:
+            for changes in (WIDER, {}):
+                with tempfile.TemporaryDirectory() as folder:
+                    cases[name] = compare(name, Path(folder), changes)
+        fixture |= {"cases": cases} | {
+            "origin": "Made by make_huggingface_fixtures.py from the libraries below; do not edit.",
+            "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+        }
+    if arguments.write or arguments.older:
         FIXTURE.write_text(json.dumps(fixture) + "\n", encoding="utf-8")
 
 

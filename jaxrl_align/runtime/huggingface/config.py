@@ -21,7 +21,7 @@ def read_config(values: Mapping[str, Any]) -> TransformerConfig:
         entry; it names the entry.
     """
     family = values.get("model_type")
-    if family not in FAMILIES:
+    if family not in list(FAMILIES):  # whatever stands in the file
         raise ValueError(
             f"model_type must be one of {', '.join(FAMILIES)}; got {family!r}; no other family is supported"
         )

@@ -31,7 +31,7 @@ class Family(NamedTuple):
     """The class that holds its language model."""
     names: Mapping[str, str]
     """Their module -> ours; `{}` is the layer's number. Modules of ours that one tensor holds side by side,
-    along its last axis, are separated by spaces. What a configuration lacks, such as a query norm, is skipped."""
+    along its last axis, are separated by spaces. What a configuration lacks, say a query norm, is skipped."""
     parts: Sequence[Part]
     """What its `config.json` says."""
     prefix: str = "model."
