@@ -1,4 +1,4 @@
-"""The records of Mistral, Gemma 3, SmolLM3 and OLMo 2: published files, defaults, refusals, and the way back."""
+"""The records of Mistral, Gemma 3, SmolLM3 and OLMo 2: published files, defaults, refusals, the way back."""
 
 import dataclasses
 import json
@@ -242,7 +242,7 @@ def test_other_members_of_a_family_find_the_way_back(config, family):
 
 
 def test_layers_without_a_period_are_written_without_one():
-    """Versions before 4.53 read nothing else, and then fail on the default instead of being told wrongly."""
+    """Versions before 4.53 read the period alone."""
     regular = dataclasses.replace(GEMMA3, layers=4, window_layers=(0, 2))
     irregular = dataclasses.replace(GEMMA3, layers=4, window_layers=(1, 2))
     assert write_config(regular, "gemma3_text")["sliding_window_pattern"] == 2
