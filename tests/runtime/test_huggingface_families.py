@@ -256,5 +256,11 @@ def test_a_record_names_every_tensor_that_transformers_writes(name):
     assert sorted(tensor.name for tensor in tensors_of(config, family)) == sorted(CASES[name]["shapes"])
 
 
+def test_a_record_that_forgets_a_parameter_is_refused():
+    """Otherwise its content would be whatever was in memory."""
+    with pytest.raises(ValueError, match="gpt2 names no tensor for layers.attention_post_norm.scale, .*gate"):
+        tensors_of(OLMO2, "gpt2")
+
+
 def test_every_family_has_a_case():
     assert {config["model_type"] for config in CONFIGS.values()} == set(FAMILIES)

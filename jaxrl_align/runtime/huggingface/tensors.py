@@ -28,7 +28,11 @@ class Tensor(NamedTuple):
 
 
 def tensors_of(config: TransformerConfig, family: str) -> list[Tensor]:
-    """Return every tensor that a checkpoint of this configuration must hold, once."""
+    """Return every tensor that a checkpoint of this configuration must hold, once.
+
+    Raises:
+      ValueError: if the family's record has no name for a parameter.
+    """
     record, shapes = FAMILIES[family], _shapes(config)
     found = []
     for theirs, ours in record.names.items():
@@ -44,6 +48,10 @@ def tensors_of(config: TransformerConfig, family: str) -> list[Tensor]:
                 found.append(Tensor(name, places, i, transposed))
     if not config.tied_head:
         found.append(Tensor("lm_head.weight", (("head",),), transposed=True))
+    every = {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    if nameless := every - {place for tensor in found for place in tensor.places}:
+        nameless = sorted(".".join(path) for path in nameless)
+        raise ValueError(f"the record of {family} names no tensor for {', '.join(nameless)}")
     return found
 
 
