@@ -129,14 +129,14 @@ def test_the_embedding_scale_multiplies_what_is_read_but_not_the_head():
 
 
 def test_the_embedding_scale_is_rounded_to_the_dtype():
-    """As transformers does it: sqrt(10) = 3.1623 is 3.15625 in bfloat16."""
+    """As in transformers: sqrt(10) = 3.1623 is 3.15625 in bfloat16, where 15 times it is 47.25, not 47.5."""
     config = TransformerConfig(
         20, 2, 1, 1, 8, positions="none", norm="none", feed_forward="none", embedding_scale=10**0.5
     )
-    params = jax.tree.map(jnp.zeros_like, draw(config)) | {"tokens": jnp.full((20, 2), 2.0)}
+    params = jax.tree.map(jnp.zeros_like, draw(config)) | {"tokens": jnp.full((20, 2), 15.0)}
     half = dataclasses.replace(config, dtype="bfloat16")
-    np.testing.assert_array_equal(encode(half, params, jnp.array([1, 0])), 6.3125)
-    np.testing.assert_array_equal(encode(config, params), np.float32(2) * np.float32(10**0.5))
+    np.testing.assert_array_equal(encode(half, params, jnp.array([1, 0])), 47.25)
+    np.testing.assert_array_equal(encode(config, params), np.float32(15) * np.float32(10**0.5))
 
 
 def test_the_attention_scale_is_one_with_scaled_queries():

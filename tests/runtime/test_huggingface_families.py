@@ -76,6 +76,7 @@ def test_published_gemma3():
         | {"query_pre_attn_scalar": 168}
     )
     assert (large.rope_scaling, large.local_rope_theta) == (RopeScaling(8.0), 1e4)
+    assert read_config(values | {"rope_theta": 10000}).local_rope_theta is None, "the same base in all layers"
     assert large.scale == 168**-0.5 and small.scale == 1 / 16
     assert [family_of(c) for c in (small, large)] == ["gemma3_text"] * 2
     kept = {k: v for k, v in values.items() if not k.startswith(("rope", "sliding_window_", "query", "head"))}
@@ -188,6 +189,7 @@ def test_a_missing_entry_has_the_value_that_transformers_gives_it(family, expect
         ),
         ("smollm3_windowed", {"use_sliding_window": False}, "use_sliding_window or sliding_window is unset"),
         ("smollm3", {"attention_bias": "yes"}, "attention_bias must be of type bool; got 'yes'"),
+        ("qwen3", {"head_dim": None}, "head_dim is missing or null"),
         ("olmo2", {"hidden_act": "gelu"}, "hidden_act must be silu or swish; got 'gelu'"),
         ("olmo2", {"tie_word_embeddings": 1}, "tie_word_embeddings must be of type bool; got 1"),
     ],
@@ -239,6 +241,19 @@ def test_other_members_of_a_family_find_the_way_back(config, family):
     assert family_of(config) == family
     again = read_config(write_config(config, family))
     assert read_config(write_config(again, family)) == again
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_of_the_two_spellings_that_we_write_is_enough(name):
+    """Older versions know neither `rope_parameters` nor `layer_types`."""
+    config, family = read_config(CONFIGS[name]), CONFIGS[name]["model_type"]
+    written = write_config(config, family)
+    whole = read_config(written)
+    for unknown in (
+        {"rope_parameters", "layer_types"},
+        {"rope_theta", "rope_scaling", "rope_local_base_freq", "max_window_layers", "sliding_window_pattern"},
+    ):
+        assert read_config({key: x for key, x in written.items() if key not in unknown}) == whole
 
 
 def test_layers_without_a_period_are_written_without_one():
