@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.nets.adapters import KINDS, is_complete
-from jaxrl_align.nets.rope import rope_frequencies, rotate
+from jaxrl_align.nets.rope import layer_frequencies, rotate
 from jaxrl_align.nets.transformer_config import TransformerConfig
 
 
@@ -33,7 +33,20 @@ class Places(NamedTuple):
     near_cache: chex.Array | None = None
     """[L, S], as `near`."""
     angle: chex.Array | None = None
-    """[L, depth / 2] radians of rotary positions, or None."""
+    """[L, depth / 2] radians of rotary positions where all layers have the same, otherwise None."""
+    positions: chex.Array | None = None
+    """[L] where the layers' rotary frequencies differ, otherwise None."""
+
+
+class Layer(NamedTuple):
+    """What differs from layer to layer; the scan takes one row of each leaf."""
+
+    index: chex.Array
+    """[] place in the cache of all layers."""
+    windowed: chex.Array
+    """[] whether it has the window."""
+    frequency: chex.Array | None = None
+    """[depth / 2] rotary frequencies where the layers' differ, otherwise None."""
 
 
 class Linear(nn.Module):
@@ -62,13 +75,30 @@ def make_norm(config: TransformerConfig, name: str) -> Callable[[chex.Array], ch
     """Return the configured norm as a function, computed in float32; the identity for "none"."""
     if config.norm == "none":
         return lambda x: x
-    kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[config.norm]
+    kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "offset_rms": OffsetRMSNorm}[config.norm]
     module = kind(epsilon=config.norm_epsilon, dtype=jnp.float32, name=name)
     return lambda x: module(x).astype(x.dtype)
 
 
+class OffsetRMSNorm(nn.Module):
+    """RMS norm that multiplies by `1 + scale`.
+
+    The sum is taken in float32: near 1, bfloat16 could not hold a small `scale`.
+    """
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        """Map [..., features] to the same shape in `dtype`."""
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+        plain = nn.RMSNorm(epsilon=self.epsilon, dtype=self.dtype, parent=None)
+        return plain.apply({"params": {"scale": 1 + scale}}, x)
+
+
 class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each behind a norm and around a residual."""
+    """Self-attention and a feed-forward layer, each with its norms and around a residual."""
 
     config: TransformerConfig
 
@@ -81,43 +111,47 @@ class Block(nn.Module):
     def __call__(
         self,
         x: chex.Array,
-        layer: chex.Array,
-        windowed: chex.Array,
+        layer: Layer,
         cache: Cache | None,
         places: Places,
     ) -> tuple[chex.Array, Cache | None]:
-        """Map x [L, width] and return the keys and values [kv_heads, L, depth] where there is a cache.
-
-        `layer` [] picks from the cache of all layers, and `windowed` [] says whether this one has the window.
-        """
+        """Map x [L, width] and return the keys and values [kv_heads, L, depth] where there is a cache."""
         residual = x if self.config.residual else 0.0
-        h = make_norm(self.config, "attention_norm")(x)
-        h, written = self.attention(h, layer, windowed, cache, places)
-        x = residual + h
+        h, written = self.attention(self.norm_before("attention", x), layer, cache, places)
+        x = residual + self.norm_after("attention", h)
         if self.config.feed_forward == "none":
             return x, written
         residual = x if self.config.residual else 0.0
-        return residual + self.feed_forward(make_norm(self.config, "feed_forward_norm")(x)), written
+        h = self.feed_forward(self.norm_before("feed_forward", x))
+        return residual + self.norm_after("feed_forward", h), written
+
+    def norm_before(self, part: str, x: chex.Array) -> chex.Array:
+        """Return what a part of the block reads of the residual x."""
+        return x if self.config.norm_placement == "after" else make_norm(self.config, f"{part}_norm")(x)
+
+    def norm_after(self, part: str, h: chex.Array) -> chex.Array:
+        """Return what a part of the block adds to the residual, given its output h."""
+        return h if self.config.norm_placement == "before" else make_norm(self.config, f"{part}_post_norm")(h)
 
     def attention(
-        self, h: chex.Array, layer: chex.Array, windowed: chex.Array, cache: Cache | None, places: Places
+        self, h: chex.Array, layer: Layer, cache: Cache | None, places: Places
     ) -> tuple[chex.Array, Cache | None]:
-        """Let every token read those it may: `softmax(q k / sqrt(depth)) v`, heads side by side."""
+        """Let every token read those it may: `softmax(scale q k) v`, heads side by side."""
         config = self.config
         length, depth = h.shape[0], config.depth
         counts = {"query": config.heads, "key": config.kv_heads, "value": config.kv_heads}
         query, key, value = (
             self.linear(name, n * depth)(h).reshape(length, n, depth) for name, n in counts.items()
         )
-        if config.query_key_norm:
-            query, key = (
-                nn.RMSNorm(epsilon=config.norm_epsilon, dtype=jnp.float32, name=name)(t).astype(t.dtype)
-                for name, t in (("query_norm", query), ("key_norm", key))
-            )
-        if places.angle is not None:
-            query, key = rotate(query, places.angle), rotate(key, places.angle)
+        if config.query_key_norm != "none":
+            query, key = self.norm_query_key("query_norm", query), self.norm_query_key("key_norm", key)
+        angle = places.angle
+        if layer.frequency is not None:
+            angle = places.positions[:, None] * layer.frequency[None]
+        if angle is not None:
+            query, key = rotate(query, angle), rotate(key, angle)
         attend, attend_cache = (
-            mask if near is None else mask & (near | ~windowed)
+            mask if near is None else mask & (near | ~layer.windowed)
             for mask, near in ((places.attend, places.near), (places.attend_cache, places.near_cache))
         )
         written = None if cache is None else Cache(*(jnp.swapaxes(t, 0, 1) for t in (key, value)))
@@ -127,27 +161,38 @@ class Block(nn.Module):
                 key,
                 value,
                 mask=None if attend is None else attend[None],
+                scale=config.attention_scale,
                 is_causal=attend is None,
                 implementation=config.attention,
             )
         else:
             # An index, not the scan's own slices: those would copy the whole cache, members first to last.
-            read = Cache(*(jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache))
-            h = attend_both(query, read, attend_cache, written, attend)
+            read = Cache(*(jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False) for c in cache))
+            h = attend_both(query, read, attend_cache, written, attend, config.scale)
         return self.linear("attention_out", config.width)(h.reshape(length, config.heads * depth)), written
 
+    def norm_query_key(self, name: str, x: chex.Array) -> chex.Array:
+        """Return queries or keys [L, heads, depth] after their RMS norm, over each head or all of them."""
+        kind = OffsetRMSNorm if self.config.norm == "offset_rms" else nn.RMSNorm
+        norm = kind(epsilon=self.config.norm_epsilon, dtype=jnp.float32, name=name)
+        flat = x if self.config.query_key_norm == "head" else x.reshape(x.shape[0], -1)
+        return norm(flat).astype(x.dtype).reshape(x.shape)
+
     def feed_forward(self, h: chex.Array) -> chex.Array:
-        """Map every token on its own: `gelu(h U) D`, or SwiGLU's `(silu(h G) * h U) D`."""
+        """Map every token on its own: `gelu(h U) D`, or gated, `(silu(h G) * h U) D` with silu or gelu."""
         up = self.linear("up", self.config.hidden)(h)
-        if self.config.feed_forward == "swiglu":
-            up = _swiglu(self.linear("gate", self.config.hidden)(h), up)
-        else:
-            up = _gelu(up)
+        gated = {"swiglu": _swiglu, "geglu": _geglu}.get(self.config.feed_forward)
+        up = _gelu(up) if gated is None else gated(self.linear("gate", self.config.hidden)(h), up)
         return self.linear("down", self.config.width)(up)
 
 
 def attend_both(
-    query: chex.Array, read: Cache, attend_read: chex.Array, written: Cache, attend_written: chex.Array
+    query: chex.Array,
+    read: Cache,
+    attend_read: chex.Array,
+    written: Cache,
+    attend_written: chex.Array,
+    scale: float,
 ) -> chex.Array:
     """Return one softmax's mean of values in two places: a cache, and the tokens themselves.
 
@@ -159,6 +204,7 @@ def attend_both(
       attend_read: [L, S] True where a token may read a slot.
       written: the tokens' own, [kv_heads, L, depth].
       attend_written: [L, L] True where a token may read another; each may read itself.
+      scale: factor on the products of queries and keys.
 
     Returns:
       [L, heads, depth].
@@ -168,7 +214,7 @@ def attend_both(
     scores = [
         jnp.where(
             attend[None, None],
-            jnp.einsum("lkgd,ksd->kgls", query, keys, preferred_element_type=jnp.float32) * depth**-0.5,
+            jnp.einsum("lkgd,ksd->kgls", query, keys, preferred_element_type=jnp.float32) * scale,
             -0.7 * jnp.finfo(jnp.float32).max,
         )
         for keys, attend in ((read.key, attend_read), (written.key, attend_written))
@@ -194,6 +240,11 @@ def _swiglu(gate: chex.Array, up: chex.Array) -> chex.Array:
     return nn.silu(gate) * up
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _geglu(gate: chex.Array, up: chex.Array) -> chex.Array:
+    return nn.gelu(gate, approximate=True) * up
+
+
 class Decoder(nn.Module):
     """Embeddings, the stack of blocks and the final norm."""
 
@@ -214,6 +265,8 @@ class Decoder(nn.Module):
             self.param("head", nn.initializers.normal(0.02), (config.width, config.vocab_size))
         table = self.param("tokens", nn.initializers.normal(0.02), (config.vocab_size, config.width))
         x = table[tokens]
+        if config.embedding_scale != 1.0:
+            x = x.astype(config.dtype) * jnp.asarray(config.embedding_scale, config.dtype)
         # A position past the context reads NaN: loud, where clamping would be silently wrong.
         if config.positions == "learned":
             place = self.param("positions", nn.initializers.normal(0.02), (config.context, config.width))
@@ -221,10 +274,13 @@ class Decoder(nn.Module):
         else:
             x = jnp.where(positions[:, None] < config.context, x, jnp.nan)
         x = x.astype(config.dtype)
-        angle = None
+        per_layer = None
         if config.positions == "rotary":
-            frequency = rope_frequencies(config.depth, config.rope_theta, config.rope_scaling)
-            angle = positions[:, None] * frequency[None]
+            frequency = layer_frequencies(config)
+            if frequency.ndim == 1:
+                places = places._replace(angle=positions[:, None] * frequency[None])
+            else:
+                places, per_layer = places._replace(positions=positions), jnp.asarray(frequency)
         windowed = jnp.array(
             [config.window_layers is None or i in config.window_layers for i in range(config.layers)]
         )
@@ -232,11 +288,11 @@ class Decoder(nn.Module):
             nn.remat(Block, prevent_cse=False) if config.remat else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.layers,
         )
         layers = stack(config, name="layers")
-        x, written = layers(x, jnp.arange(config.layers), windowed, cache, places._replace(angle=angle))
+        x, written = layers(x, Layer(jnp.arange(config.layers), windowed, per_layer), cache, places)
         if cache is not None:
             at = (0, 0, start, 0)
             cache = Cache(

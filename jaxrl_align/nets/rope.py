@@ -4,7 +4,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.nets.transformer_config import RopeScaling
+from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 
 
 def rope_frequencies(depth: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
@@ -27,6 +27,24 @@ def rope_frequencies(depth: int, theta: float, scaling: RopeScaling | None = Non
     turns = scaling.original_context * frequency / (2 * np.pi)  # within the original context
     keep = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
     return ((1 - keep) * stretched + keep * frequency).astype(np.float32)
+
+
+def layer_frequencies(config: TransformerConfig) -> np.ndarray:
+    """Return the rotary frequencies that a configuration's layers have, one row where all have the same.
+
+    Returns:
+      [depth / 2] or [layers, depth / 2] float32, radians; 0, no rotation, in a layer without positions.
+    """
+    everywhere = rope_frequencies(config.depth, config.rope_theta, config.rope_scaling)
+    if config.local_rope_theta is None and config.rotary_layers is None:
+        return everywhere
+    rows = np.tile(everywhere, (config.layers, 1))
+    if config.local_rope_theta is not None:
+        windowed = slice(None) if config.window_layers is None else list(config.window_layers)
+        rows[windowed] = rope_frequencies(config.depth, config.local_rope_theta)
+    if config.rotary_layers is not None:
+        rows[[i for i in range(config.layers) if i not in config.rotary_layers]] = 0.0
+    return rows
 
 
 def rotate(x: chex.Array, angle: chex.Array) -> chex.Array:

@@ -1,6 +1,7 @@
 """A decoder-only transformer language model with a key-value cache.
 
-One `TransformerConfig` covers GPT-2 (its default), Llama, Qwen2 and Qwen3, and each part can be left out.
+One `TransformerConfig` covers GPT-2 (its default), Llama, Qwen, Mistral, Gemma 3, SmolLM3 and OLMo 2, and
+each part can be left out.
 
 The functions work on ONE sequence, the caller vmaps. A sequence may be padded anywhere: `mask` says which
 tokens are real, positions count real tokens only, and no token attends to padding, so a real token's output

@@ -1,11 +1,11 @@
-"""The shape of a decoder-only transformer: one configuration from GPT-2 to Llama and Qwen."""
+"""The shape of a decoder-only transformer: one configuration from GPT-2 to Llama, Gemma and OLMo."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 LINEARS = ("query", "key", "value", "attention_out", "gate", "up", "down")
-"""The linear layers that a block may have; `gate` belongs to SwiGLU alone."""
+"""The linear layers that a block may have; `gate` belongs to SwiGLU and GeGLU alone."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,40 @@ class TransformerConfig:
     """The most real tokens of a sequence, prompt and response together."""
     positions: Literal["learned", "rotary", "none"] = "learned"
     """A learned vector per position, or queries and keys rotated by it (Su et al. 2021, arXiv:2104.09864)."""
-    norm: Literal["layer", "rms", "none"] = "layer"
-    feed_forward: Literal["gelu", "swiglu", "none"] = "gelu"
-    """GELU in its tanh form, or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+    norm: Literal["layer", "rms", "offset_rms", "none"] = "layer"
+    """Layer norm, RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467), or an RMS norm that multiplies by
+    `1 + scale`, with `scale` starting at 0 (Gemma)."""
+    norm_placement: Literal["before", "after", "both"] = "before"
+    """Attention and the feed-forward layer have a norm on what they read, on what they add to the residual
+    (OLMo 2, Walsh et al. 2025, arXiv:2501.00656), or on both (Gemma 3, arXiv:2503.19786)."""
+    feed_forward: Literal["gelu", "swiglu", "geglu", "none"] = "gelu"
+    """GELU in its tanh form, or one of the gated layers of Shazeer (2020, arXiv:2002.05202)."""
     residual: bool = True
     biased: tuple[str, ...] = LINEARS
     """The linear layers that add a bias."""
+    embedding_scale: float = 1.0
+    """The token embeddings are multiplied by it, rounded to `dtype` (Gemma: the square root of the width)."""
     tied_head: bool = True
-    """Logits read the token embeddings; otherwise a matrix of their own."""
+    """Logits read the token embeddings, unscaled; otherwise a matrix of their own."""
     key_value_heads: int | None = None
     """Grouped queries: heads / key_value_heads queries share a key and a value; None, each has its own."""
     head_width: int | None = None
     """None: width / heads."""
     feed_forward_width: int | None = None
     """None: 4 width."""
-    query_key_norm: bool = False
-    """Queries and keys pass through an RMS norm of each head before they are compared."""
+    query_key_norm: Literal["none", "head", "width"] = "none"
+    """Queries and keys pass through an RMS norm before they are rotated and compared: each head alone
+    (Qwen3, Gemma 3), or all heads together (OLMo 2); it is of the kind "offset_rms" if `norm` is."""
     norm_epsilon: float = 1e-5
+    attention_scale: float | None = None
+    """The products of queries and keys are multiplied by it; None, by `depth^-0.5`."""
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    """Base of the rotary frequencies, unscaled, in the layers with a window; None, as in the others."""
+    rotary_layers: tuple[int, ...] | None = None
+    """The layers that rotate queries and keys, the others know no positions (Yang et al. 2025,
+    arXiv:2501.18795); None, all."""
     window: int | None = None
     """A token reads at most this many real tokens, itself and those just before it; None, all."""
     window_layers: tuple[int, ...] | None = None
@@ -90,6 +105,11 @@ class TransformerConfig:
             value = getattr(self, field.name)
             if field.name in _COUNTS and value is not None and value < 1:
                 raise ValueError(f"{field.name} must be at least 1; got {value}")
+            if field.name in _FACTORS and value is not None and not value > 0:
+                raise ValueError(f"{field.name} must be positive; got {value}")
+            if field.name in _LAYER_SETS and any(not 0 <= i < self.layers for i in value or ()):
+                outside = [i for i in value if not 0 <= i < self.layers]
+                raise ValueError(f"{field.name} must lie in 0..{self.layers - 1}; got {outside}")
             if all(isinstance(c, str) for c in choices) and choices and value not in choices:
                 raise ValueError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}")
         if self.head_width is None and self.width % self.heads:
@@ -102,10 +122,14 @@ class TransformerConfig:
             raise ValueError(f"rotary positions turn pairs: a head's width must be even; got {self.depth}")
         if unknown := sorted(set(self.biased) - set(LINEARS)):
             raise ValueError(f"biased must name linear layers among {LINEARS}; got {unknown}")
-        if outside := [i for i in self.window_layers or () if not 0 <= i < self.layers]:
-            raise ValueError(f"window_layers must lie in 0..{self.layers - 1}; got {outside}")
-        if self.window_layers is not None and self.window is None:
-            raise ValueError(f"window_layers={self.window_layers} needs a window; got window=None")
+        for name in ("window_layers", "local_rope_theta"):
+            if getattr(self, name) is not None and self.window is None:
+                raise ValueError(f"{name}={getattr(self, name)} needs a window; got window=None")
+        for name in ("rotary_layers", "local_rope_theta"):
+            if getattr(self, name) is not None and self.positions != "rotary":
+                raise ValueError(
+                    f"{name}={getattr(self, name)} needs rotary positions; got positions={self.positions!r}"
+                )
 
     @property
     def depth(self) -> int:
@@ -123,9 +147,14 @@ class TransformerConfig:
         return self.feed_forward_width or 4 * self.width
 
     @property
+    def scale(self) -> float:
+        """The factor on the products of queries and keys."""
+        return self.depth**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
     def linears(self) -> tuple[str, ...]:
         """Names of the linear layers of a block."""
-        absent = {"gelu": ("gate",), "swiglu": (), "none": ("gate", "up", "down")}[self.feed_forward]
+        absent = {"gelu": ("gate",), "none": ("gate", "up", "down")}.get(self.feed_forward, ())
         return tuple(name for name in LINEARS if name not in absent)
 
 
@@ -140,3 +169,5 @@ _COUNTS = (
     "feed_forward_width",
     "window",
 )
+_FACTORS = ("embedding_scale", "attention_scale", "rope_theta", "local_rope_theta")
+_LAYER_SETS = ("window_layers", "rotary_layers")

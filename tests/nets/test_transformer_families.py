@@ -1,4 +1,4 @@
-"""The layouts beyond GPT-2's: Llama, Qwen2, Qwen3, and every part taken away."""
+"""The layouts beyond GPT-2's, from Llama to Gemma 3 and OLMo 2, and every part taken away."""
 
 import dataclasses
 
@@ -26,7 +26,25 @@ FAMILIES = {
     "qwen2": dataclasses.replace(
         MODERN, key_value_heads=1, biased=("query", "key", "value"), window=3, window_layers=(1,)
     ),
-    "qwen3": dataclasses.replace(MODERN, head_width=6, query_key_norm=True, window=4, norm_epsilon=1e-6),
+    "qwen3": dataclasses.replace(MODERN, head_width=6, query_key_norm="head", window=4, norm_epsilon=1e-6),
+    "gemma3": dataclasses.replace(
+        MODERN,
+        norm="offset_rms",
+        norm_placement="both",
+        feed_forward="geglu",
+        embedding_scale=4.0,
+        query_key_norm="head",
+        attention_scale=0.3,
+        rope_theta=400.0,
+        rope_scaling=RopeScaling(4.0),
+        local_rope_theta=20.0,
+        window=3,
+        window_layers=(1,),
+    ),
+    "smollm3": dataclasses.replace(MODERN, key_value_heads=2, rotary_layers=(1,)),
+    "olmo2": dataclasses.replace(
+        MODERN, norm_placement="after", query_key_norm="width", key_value_heads=2, tied_head=False
+    ),
 }
 TOKENS = jnp.array([5, 3, 9, 17, 4, 11, 2])
 
@@ -56,8 +74,9 @@ def family(request):
     return lm, params, forward
 
 
-def rms(scale, x, epsilon):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * scale
+def rms(config, module, x):
+    scale = module["scale"] + (config.norm == "offset_rms")
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * scale
 
 
 def numpy_rotate(x, position, frequency):
@@ -71,18 +90,26 @@ def numpy_forward(config, params, tokens):
     """Llama and its kin as loops over layers, heads and tokens, for tokens without padding."""
     p = jax.tree.map(np.asarray, params)
     length, depth = len(tokens), config.depth
-    frequency = rope_frequencies(depth, config.rope_theta, config.rope_scaling)
-    x = p["tokens"][tokens]
+    scale = depth**-0.5 if config.attention_scale is None else config.attention_scale
+    x = p["tokens"][tokens] * config.embedding_scale
     for i in range(config.layers):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], p["layers"])
         linear = lambda name, h, layer=layer: h @ layer[name]["kernel"] + layer[name].get("bias", 0.0)
-        h = rms(layer["attention_norm"]["scale"], x, config.norm_epsilon)
-        q, k, v = (linear(name, h).reshape(length, -1, depth) for name in ("query", "key", "value"))
-        if config.query_key_norm:
-            q = rms(layer["query_norm"]["scale"], q, config.norm_epsilon)
-            k = rms(layer["key_norm"]["scale"], k, config.norm_epsilon)
+        norm = lambda name, h, layer=layer: rms(config, layer[name], h) if name in layer else h
+        h = norm("attention_norm", x)
+        q, k, v = (linear(name, h) for name in ("query", "key", "value"))
+        if config.query_key_norm == "width":
+            q, k = norm("query_norm", q), norm("key_norm", k)
+        q, k, v = (t.reshape(length, -1, depth) for t in (q, k, v))
+        if config.query_key_norm == "head":
+            q, k = norm("query_norm", q), norm("key_norm", k)
         windowed = config.window and (config.window_layers is None or i in config.window_layers)
         reach = config.window if windowed else length
+        frequency = rope_frequencies(depth, config.rope_theta, config.rope_scaling)
+        if windowed and config.local_rope_theta is not None:
+            frequency = rope_frequencies(depth, config.local_rope_theta)
+        if config.rotary_layers is not None and i not in config.rotary_layers:
+            frequency = np.zeros_like(frequency)
         out = np.zeros((length, config.heads, depth))
         for head in range(config.heads):
             shared = head * config.kv_heads // config.heads
@@ -90,14 +117,18 @@ def numpy_forward(config, params, tokens):
                 past = range(max(0, t - reach + 1), t + 1)
                 query = numpy_rotate(q[t, head], t, frequency)
                 scores = np.array([query @ numpy_rotate(k[s, shared], s, frequency) for s in past])
-                weight = np.exp((scores - scores.max()) / depth**0.5)
+                weight = np.exp((scores - scores.max()) * scale)
                 out[t, head] = (weight / weight.sum()) @ v[past.start : t + 1, shared]
-        x = x + linear("attention_out", out.reshape(length, -1))
-        h = rms(layer["feed_forward_norm"]["scale"], x, config.norm_epsilon)
+        x = x + norm("attention_post_norm", linear("attention_out", out.reshape(length, -1)))
+        h = norm("feed_forward_norm", x)
         gate = linear("gate", h)
-        x = x + linear("down", gate / (1 + np.exp(-gate)) * linear("up", h))
+        if config.feed_forward == "geglu":
+            gate = 0.5 * gate * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
+        else:
+            gate = gate / (1 + np.exp(-gate))
+        x = x + norm("feed_forward_post_norm", linear("down", gate * linear("up", h)))
     head = p["tokens"].T if config.tied_head else p["head"]
-    return rms(p["final_norm"]["scale"], x, config.norm_epsilon) @ head
+    return rms(config, p["final_norm"], x) @ head
 
 
 def test_logits_equal_a_numpy_implementation(family):
@@ -294,7 +325,7 @@ def test_frequencies_by_hand():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": "batch"}, "norm must be one of layer, rms, none; got 'batch'"),
+        ({"norm": "batch"}, "norm must be one of layer, rms, offset_rms, none; got 'batch'"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16; got 'float16'"),
         ({"window": 0}, "window must be at least 1; got 0"),
         ({"key_value_heads": 3}, "must divide heads; got heads=4, key_value_heads=3"),

@@ -4,10 +4,12 @@ In an environment of its own, from the repository's root:
 
     pip install -e '.[hf]' torch transformers
     python -m tests.runtime.make_huggingface_fixtures [--write]
+    pip install 'transformers==4.57.1'; python -m tests.runtime.make_huggingface_fixtures --older
 
-Every case is a model that transformers builds and saves; its weights are drawn by name from a fixed seed, so
-the fixture needs to hold only the configuration, the tensors' names and shapes, and the answers. The check is
-repeated on a wider, deeper version of each case.
+`--older` adds each case's `config.json` as that older version writes it. Every case is a model that
+transformers builds and saves; its weights are drawn by name from a fixed seed, so the fixture needs to hold
+only the configuration, the tensors' names and shapes, and the answers. The check is repeated on a wider,
+deeper version of each case.
 """
 
 import argparse
@@ -38,15 +40,16 @@ LLAMA = {
     "max_position_embeddings": 64,
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
 CASES = {
     "gpt2": (
-        "GPT2",
+        "gpt2",
         {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
         | {"bos_token_id": None, "eos_token_id": None},
     ),
     "llama": (
-        "Llama",
+        "llama",
         LLAMA
         | {
             "rope_parameters": {
@@ -60,17 +63,37 @@ CASES = {
         },
     ),
     "llama_biased": (
-        "Llama",
+        "llama",
         LLAMA
         | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 6}
         | {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
     ),
     "qwen2": (
-        "Qwen2",
+        "qwen2",
         LLAMA
         | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "num_key_value_heads": 1},
     ),
-    "qwen3": ("Qwen3", LLAMA | {"head_dim": 8, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
+    "qwen3": ("qwen3", LLAMA | {"head_dim": 8, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
+    "mistral": ("mistral", LLAMA | {"sliding_window": 5, "head_dim": 6}),
+    "gemma3": (
+        "gemma3_text",
+        LLAMA
+        | {"head_dim": 6, "query_pre_attn_scalar": 9, "sliding_window": 4, "sliding_window_pattern": 2}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            }
+        },
+    ),
+    "smollm3": ("smollm3", LLAMA | {"no_rope_layer_interval": 2}),
+    "smollm3_windowed": (
+        "smollm3",
+        LLAMA
+        | {"no_rope_layers": [0, 1, 1, 0], "layer_types": None, "tie_word_embeddings": False}
+        | {"use_sliding_window": True, "sliding_window": 4, "attention_bias": True, "mlp_bias": True},
+    ),
+    "olmo2": ("olmo2", LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
 }
 WIDER = {
     "hidden_size": 128,
@@ -85,8 +108,9 @@ WIDER = {
 def draw_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Return a checkpoint's tensors, drawn in the order of their names; NumPy keeps this stream frozen."""
     draw = np.random.RandomState(7)
+    offset = any("pre_feedforward_layernorm" in name for name in shapes)  # Gemma's norms are around 0
     center = lambda name, shape: float(
-        len(shape) == 1 and "norm" in name or ".ln_" in name and "weight" in name
+        len(shape) == 1 and "norm" in name and not offset or ".ln_" in name and "weight" in name
     )
     return {
         name: (
@@ -163,9 +187,8 @@ def compare(name: str, folder: Path, changes: dict[str, int]) -> dict:
 
     kind, values = CASES[name]
     values = values | {key: value for key, value in changes.items() if key in values}
-    config_class = getattr(transformers, f"{kind}Config")
-    head = {"gpt2": "LMHeadModel"}.get(name, "ForCausalLM")
-    model = getattr(transformers, f"{kind}{head}")(config_class(**values, attn_implementation="eager")).eval()
+    config = transformers.AutoConfig.for_model(kind, **values)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     model.save_pretrained(folder / "unused")
     from safetensors import safe_open
 
@@ -181,12 +204,31 @@ def compare(name: str, folder: Path, changes: dict[str, int]) -> dict:
     back_logits, back_greedy = theirs(opened_without_a_warning(folder / "ours"), tokens)
     error, back = np.abs(our_logits - logits).max(), np.abs(back_logits - logits).max()
     same = greedy == our_greedy == back_greedy
-    print(f"{name:13} error {error:.1e}, back {back:.1e}, std {logits.std():.2f}, greedy equal: {same}")
-    if error > 1e-4 or back > 0 or not same:
+    print(f"{name:16} error {error:.1e}, back {back:.1e}, std {logits.std():.2f}, greedy equal: {same}")
+    if error > 2e-5 or back > 0 or not same:
         raise SystemExit(f"{name}: no parity")
     config = json.loads((folder / "theirs" / "config.json").read_text(encoding="utf-8"))
     rounded = [[round(float(x), 5) for x in row] for row in logits]
     return {"config": config, "shapes": shapes, "logits": rounded, "greedy": greedy}
+
+
+def older_configs() -> dict[str, dict]:
+    """Return each case's `config.json` as the installed transformers 4 writes it, for the types it knows."""
+    import transformers
+
+    known, found = transformers.models.auto.configuration_auto.CONFIG_MAPPING, {}
+    for name, (kind, values) in CASES.items():
+        values = dict(values)
+        rope = values.pop("rope_parameters", {})
+        if "sliding_attention" in rope:
+            values["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+            rope = rope["full_attention"]
+        values |= {"rope_theta": rope["rope_theta"]} if rope else {}
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        values |= {} if scaling.get("rope_type", "default") == "default" else {"rope_scaling": scaling}
+        if kind in known:
+            found[name] = json.loads(transformers.AutoConfig.for_model(kind, **values).to_json_string())
+    return found
 
 
 CHAT = (
@@ -233,24 +275,29 @@ def compare_tokenizer(folder: Path) -> None:
 
 def main() -> None:
     """Check every case at both sizes; write the fixture on request."""
+    import torch
+    import transformers
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
-    write = parser.parse_args().write
-    with tempfile.TemporaryDirectory() as folder:
-        compare_tokenizer(Path(folder))
-    cases = {}
-    for name in CASES:
-        for changes in (WIDER, {}):
-            with tempfile.TemporaryDirectory() as folder:
-                cases[name] = compare(name, Path(folder), changes)
-    if write:
-        FIXTURE.parent.mkdir(exist_ok=True)
-        import torch
-        import transformers
-
-        origin = "Made by make_huggingface_fixtures.py from the libraries below; do not edit."
-        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        fixture = {"origin": origin, "versions": versions, "cases": cases}
+    parser.add_argument("--older", action="store_true")
+    arguments = parser.parse_args()
+    fixture = json.loads(FIXTURE.read_text(encoding="utf-8")) if FIXTURE.is_file() else {"older": {}}
+    if arguments.older:
+        fixture["older"][transformers.__version__] = older_configs()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            compare_tokenizer(Path(folder))
+        cases = {}
+        for name in CASES:
+            for changes in (WIDER, {}):
+                with tempfile.TemporaryDirectory() as folder:
+                    cases[name] = compare(name, Path(folder), changes)
+        fixture |= {"cases": cases} | {
+            "origin": "Made by make_huggingface_fixtures.py from the libraries below; do not edit.",
+            "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+        }
+    if arguments.write or arguments.older:
         FIXTURE.write_text(json.dumps(fixture) + "\n", encoding="utf-8")
 
 

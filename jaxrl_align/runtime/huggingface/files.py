@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Stored", "read_tensors", "require_safetensors", "stored_tensors", "write_tensors"]
-
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "BF16", "F16")

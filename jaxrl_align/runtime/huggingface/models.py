@@ -1,4 +1,4 @@
-"""Language models from and to local Hugging Face folders: GPT-2, Llama, Qwen2 and Qwen3.
+"""Language models of the families in `families.py` from and to local Hugging Face folders.
 
 `load_model` reads `config.json` and safetensors, one file or many, and takes all or nothing: every tensor
 must be there, none may be left over, each must have its shape and be finite. Pickles are never opened.
@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
-from jaxrl_align.runtime.huggingface.config import FAMILIES, family_of, read_config, write_config
+from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
+from jaxrl_align.runtime.huggingface.families import FAMILIES
 from jaxrl_align.runtime.huggingface.files import (
     Stored,
     read_tensors,
@@ -26,17 +27,8 @@ from jaxrl_align.runtime.huggingface.files import (
     stored_tensors,
     write_tensors,
 )
-from jaxrl_align.runtime.huggingface.tensors import (
-    PREFIXES,
-    empty_params,
-    pack,
-    tensor_shape,
-    tensors_of,
-    unpack,
-)
+from jaxrl_align.runtime.huggingface.tensors import empty_params, pack, tensor_shape, tensors_of, unpack
 from jaxrl_align.types import Params
-
-__all__ = ["FAMILIES", "Pretrained", "load_model", "save_model"]
 
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 """Constants that old checkpoints store beside the weights."""
@@ -78,7 +70,7 @@ def load_model(folder: str | os.PathLike) -> Pretrained:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
     tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     _check_vocabulary(tokenizer, config)
-    stored = _with_prefix(folder, stored_tensors(folder), PREFIXES[family])
+    stored = _with_prefix(folder, stored_tensors(folder), FAMILIES[family].prefix)
     params = empty_params(config)
     tensors = {tensor.name: tensor for tensor in tensors_of(config, family)}
     _check_shapes(folder, stored, {name: tensor_shape(t, params) for name, t in tensors.items()})
@@ -165,7 +157,7 @@ def save_model(
 
     Args:
       folder: a new name; its parent exists.
-      config: a shape that GPT-2, Llama, Qwen2 or Qwen3 can hold.
+      config: a shape that one of the families can hold.
       params: its parameters, all float32 or all bfloat16; merge an adapter first (`merge_lora`).
       stop_tokens: the tokens that end a text.
       tokenizer: is written beside the weights.

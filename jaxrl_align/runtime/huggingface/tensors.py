@@ -1,7 +1,7 @@
 """Which tensor of a Hugging Face checkpoint holds which of our parameters, and how one becomes the other.
 
-Torch's linear layers store `[out, in]` and are transposed; GPT-2's store `[in, out]`, with query, key and
-value side by side. Ours are `[in, out]`, the layers stacked in front.
+A family's record names the modules; which tensors these have follows from our parameters, whose kernels are
+`[in, out]` and whose layers are stacked in front.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,7 @@ import jax
 import numpy as np
 
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
-
-__all__ = ["PREFIXES", "Tensor", "empty_params", "pack", "tensor_shape", "tensors_of", "unpack"]
-
-PREFIXES = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}
-"""What stands before every name but the head's; files of the bare decoder leave it out."""
+from jaxrl_align.runtime.huggingface.families import FAMILIES
 
 
 class Tensor(NamedTuple):
@@ -30,71 +26,45 @@ class Tensor(NamedTuple):
 
 
 def tensors_of(config: TransformerConfig, family: str) -> list[Tensor]:
-    """Return every tensor that a checkpoint of this configuration must hold, once."""
-    names = _gpt2 if family == "gpt2" else _llama
-    found = names(config)
+    """Return every tensor that a checkpoint of this configuration must hold, once.
+
+    Raises:
+      ValueError: if the family's record has no name for a parameter.
+    """
+    record, shapes = FAMILIES[family], _shapes(config)
+    found = []
+    for theirs, ours in record.names.items():
+        stacked = "{}" in theirs
+        tree, above = (shapes["layers"], ("layers",)) if stacked else (shapes, ())
+        modules = ours.split()
+        for leaf in _leaves(tree.get(modules[0], {})):
+            places = tuple((*above, module, *leaf) for module in modules)
+            end = "bias" if leaf == ("bias",) else "weight"
+            transposed = record.transposed and leaf == ("kernel",)
+            for i in range(config.layers) if stacked else [None]:
+                name = f"{record.prefix}{theirs.format(i)}.{end}"
+                found.append(Tensor(name, places, i, transposed))
     if not config.tied_head:
         found.append(Tensor("lm_head.weight", (("head",),), transposed=True))
+    every = {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    if nameless := every - {place for tensor in found for place in tensor.places}:
+        nameless = sorted(".".join(path) for path in nameless)
+        raise ValueError(f"the record of {family} names no tensor for {', '.join(nameless)}")
     return found
 
 
-def _gpt2(config: TransformerConfig) -> list[Tensor]:
-    found = [
-        Tensor("transformer.wte.weight", (("tokens",),)),
-        Tensor("transformer.wpe.weight", (("positions",),)),
-        Tensor("transformer.ln_f.weight", (("final_norm", "scale"),)),
-        Tensor("transformer.ln_f.bias", (("final_norm", "bias"),)),
-    ]
-    norms = {"ln_1": "attention_norm", "ln_2": "feed_forward_norm"}
-    linears = {
-        "attn.c_attn": ("query", "key", "value"),
-        "attn.c_proj": ("attention_out",),
-        "mlp.c_fc": ("up",),
-        "mlp.c_proj": ("down",),
-    }
-    for i in range(config.layers):
-        for theirs, ours in norms.items():
-            for end, leaf in (("weight", "scale"), ("bias", "bias")):
-                found.append(Tensor(f"transformer.h.{i}.{theirs}.{end}", (("layers", ours, leaf),), i))
-        for theirs, ours in linears.items():
-            for end, leaf in (("weight", "kernel"), ("bias", "bias")):
-                places = tuple(("layers", name, leaf) for name in ours)
-                found.append(Tensor(f"transformer.h.{i}.{theirs}.{end}", places, i))
-    return found
-
-
-def _llama(config: TransformerConfig) -> list[Tensor]:
-    found = [
-        Tensor("model.embed_tokens.weight", (("tokens",),)),
-        Tensor("model.norm.weight", (("final_norm", "scale"),)),
-    ]
-    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "feed_forward_norm"}
-    if config.query_key_norm:
-        norms |= {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
-    linears = {
-        "self_attn.q_proj": "query",
-        "self_attn.k_proj": "key",
-        "self_attn.v_proj": "value",
-        "self_attn.o_proj": "attention_out",
-        "mlp.gate_proj": "gate",
-        "mlp.up_proj": "up",
-        "mlp.down_proj": "down",
-    }
-    for i in range(config.layers):
-        for theirs, ours in norms.items():
-            found.append(Tensor(f"model.layers.{i}.{theirs}.weight", (("layers", ours, "scale"),), i))
-        for theirs, ours in linears.items():
-            start = f"model.layers.{i}.{theirs}"
-            found.append(Tensor(f"{start}.weight", (("layers", ours, "kernel"),), i, transposed=True))
-            if ours in config.biased:
-                found.append(Tensor(f"{start}.bias", (("layers", ours, "bias"),), i))
-    return found
+def _leaves(module: Any) -> list[tuple[str, ...]]:
+    """Return where a module's leaves lie within it; a bare array is its own."""
+    return [(name,) for name in module] if isinstance(module, Mapping) else [()]
 
 
 def empty_params(config: TransformerConfig) -> dict[str, Any]:
     """Return the parameters' tree with float32 arrays whose content is not set."""
-    shapes = jax.eval_shape(make_transformer(config).init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), _shapes(config))
+
+
+def _shapes(config: TransformerConfig) -> dict[str, Any]:
+    return jax.eval_shape(make_transformer(config).init, jax.random.key(0))
 
 
 def tensor_shape(tensor: Tensor, params: Mapping[str, Any]) -> tuple[int, ...]:
