@@ -82,7 +82,7 @@ class Actor(NamedTuple):
     action_values: Callable[..., jax.Array] = None  # type: ignore[assignment]
     """`(params, frozen, obs, key=None) -> [A] or [A, K]`: each action's value or value distribution, for ONE
     observation; the key draws a noisy net's noise, and None switches it off."""
-    expected_values: Callable[[Array], Array] = lambda values: values
+    expected_values: Callable[[jax.Array], jax.Array] = lambda values: values
     """Maps the output of `action_values` to expected values [A]."""
     split_params: Callable[[Params], tuple[Params, Params]] = None  # type: ignore[assignment]
     """`params -> (policy's, critic's)`, where the two share no parameter; `policy | critic` joins them."""

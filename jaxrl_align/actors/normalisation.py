@@ -6,6 +6,7 @@ observations at its end, so that every step of a trajectory is judged as it was 
 are only read (`normalised`).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -128,7 +129,7 @@ def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: Numeric) -> tup
     """
     obs, reward, running = normaliser
     if obs is not None:
-        over_steps = jax.vmap(jax.vmap(lambda x: standardise(obs, x)))
+        over_steps = jax.vmap(jax.vmap(functools.partial(standardise, obs)))
         seen = steps.obs.reshape(-1, *steps.obs.shape[2:])
         steps = steps._replace(obs=over_steps(steps.obs), final_obs=over_steps(steps.final_obs))
         obs = merge_moments(obs, seen)

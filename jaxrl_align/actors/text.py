@@ -202,10 +202,12 @@ def make_text_actor(
     ) -> tuple[KLController, Trajectory, Metrics]:
         if frozen is None:
             raise ValueError("a reference and a reward model are needed; pass step(..., frozen=Frozen(...))")
-        if batch is None and sample_prompts is None:
-            raise ValueError("this actor has no prompts; pass step(state, batch), or give it sample_prompts")
         key_prompts, key_answers = jax.random.split(key)
-        prompts = _check_prompts(config, sample_prompts(key_prompts) if batch is None else batch)
+        if batch is None:
+            if sample_prompts is None:
+                raise ValueError("this actor has no prompts; pass step(state, batch), or give sample_prompts")
+            batch = sample_prompts(key_prompts)
+        prompts = _check_prompts(config, batch)
         count = prompts.shape[0]
         trajectory, parts = jax.vmap(
             lambda prompt, k: answer(lm, score, config, params, frozen, prompt, k, env_state.coef, hparams)

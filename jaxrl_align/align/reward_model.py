@@ -24,8 +24,8 @@ class RewardModel(NamedTuple):
 
     params: Params
     """`{"lm": ..., "head": ...}`."""
-    gain: Numeric = 1.0
-    bias: Numeric = 0.0
+    gain: Any = 1.0
+    bias: Any = 0.0
 
 
 class RewardHParams(NamedTuple):

@@ -28,13 +28,13 @@ class Kind(NamedTuple):
 
     trained: Callable[[tuple[int, ...]], dict[str, tuple[Any, ...]]]
     """`kernel's shape -> {leaf: its shape}` of what is trained; a size that may be anything is None."""
-    apply: Callable[[dict[str, chex.Array], chex.Array, chex.Array], chex.Array]
+    apply: Callable[[dict[str, jax.Array], jax.Array, jax.Array], jax.Array]
     """`(leaves, x [..., in], y [..., out]) -> y'`: the layer's output with the adapter."""
-    merge: Callable[[dict[str, chex.Array], chex.Array], chex.Array]
+    merge: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
     """`(leaves, kernel [..., in, out]) -> kernel` of the plain layer that computes the same."""
 
 
-def _apply_lora(own: dict[str, chex.Array], x: chex.Array, y: chex.Array) -> chex.Array:
+def _apply_lora(own: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
     a, b = own["a"].astype(x.dtype), own["b"].astype(x.dtype)
     return y + own["scale"].astype(x.dtype) * ((x @ a) @ b)
 
@@ -100,7 +100,7 @@ def _lay(base: Any, part: Any, path: tuple[str, ...]) -> Any:
     return laid
 
 
-def _beside(kernel: chex.Array, base: Any, part: Any, path: tuple[str, ...]) -> dict[str, Any]:
+def _beside(kernel: jax.Array, base: Any, part: Any, path: tuple[str, ...]) -> dict[str, Any]:
     """Return a kind's leaves: the base's, which are constants, and the part's."""
     for leaf, wanted in KINDS[path[-1]].trained(kernel.shape).items():
         got = jnp.shape(part[leaf]) if leaf in part else wanted
@@ -138,9 +138,12 @@ def select(params: Params, spec: str | Sequence[str] | Callable[[str], bool]) ->
     Raises:
       ValueError: if nothing is selected; it names the leaves that there are.
     """
-    patterns = (spec,) if isinstance(spec, str) else spec
-    keep = spec if callable(spec) else lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
     names: list[str] = []
+
+    def keep(name: str) -> bool:
+        if callable(spec):
+            return spec(name)
+        return any(fnmatch.fnmatchcase(name, p) for p in ((spec,) if isinstance(spec, str) else spec))
 
     def walk(tree: Params, path: tuple[str, ...]) -> Params | None:
         if not isinstance(tree, dict):
@@ -213,7 +216,7 @@ def merge(params: Params) -> Params:
     return plain
 
 
-def is_complete(kind: str, leaves: dict[str, chex.Array]) -> bool:
+def is_complete(kind: str, leaves: dict[str, jax.Array]) -> bool:
     """Return whether a kind's trained leaves are there; constants alone change nothing."""
     return KINDS[kind].trained((1, 1)).keys() <= leaves.keys()
 
@@ -228,7 +231,7 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _linear_layers(params: Params, path: tuple[str, ...]) -> dict[tuple[str, ...], chex.Array]:
+def _linear_layers(params: Params, path: tuple[str, ...]) -> dict[tuple[str, ...], jax.Array]:
     """Return the kernels of all linear layers by their paths."""
     if not isinstance(params, dict):
         return {}

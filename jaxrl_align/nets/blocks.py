@@ -2,9 +2,8 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,40 +11,41 @@ import jax.numpy as jnp
 from jaxrl_align.nets.adapters import KINDS, is_complete
 from jaxrl_align.nets.rope import layer_frequencies, rotate
 from jaxrl_align.nets.transformer_config import TransformerConfig
+from jaxrl_align.types import Numeric
 
 
 class Cache(NamedTuple):
     """Keys and values of the tokens read so far, each leaf [layers, kv_heads, slots, depth]."""
 
-    key: chex.Array
-    value: chex.Array
+    key: jax.Array
+    value: jax.Array
 
 
 class Places(NamedTuple):
     """Where the tokens stand and what they may read; the same for every layer."""
 
-    attend: chex.Array | None = None
+    attend: jax.Array | None = None
     """[L, L] True where a token may read another; None, itself and all before it."""
-    near: chex.Array | None = None
+    near: jax.Array | None = None
     """[L, L] True within the window, where only some layers have one; otherwise None."""
-    attend_cache: chex.Array | None = None
+    attend_cache: jax.Array | None = None
     """[L, S] True where a token may read a slot of the cache; None, nothing is read there."""
-    near_cache: chex.Array | None = None
+    near_cache: jax.Array | None = None
     """[L, S], as `near`."""
-    angle: chex.Array | None = None
+    angle: jax.Array | None = None
     """[L, depth / 2] radians of rotary positions where all layers have the same, otherwise None."""
-    positions: chex.Array | None = None
+    positions: jax.Array | None = None
     """[L] where the layers' rotary frequencies differ, otherwise None."""
 
 
 class Layer(NamedTuple):
     """What differs from layer to layer; the scan takes one row of each leaf."""
 
-    index: chex.Array
+    index: jax.Array  # type: ignore[assignment]
     """[] place in the cache of all layers."""
-    windowed: chex.Array
+    windowed: jax.Array
     """[] whether it has the window."""
-    frequency: chex.Array | None = None
+    frequency: jax.Array | None = None
     """[depth / 2] rotary frequencies where the layers' differ, otherwise None."""
 
 
@@ -57,7 +57,7 @@ class Linear(nn.Module):
     bias: bool
 
     @nn.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., features] in x's dtype."""
         kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
         y = x @ kernel.astype(x.dtype)
@@ -65,13 +65,13 @@ class Linear(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
             y = y + jnp.expand_dims(bias, range(x.ndim - 1))
         for name, kind in KINDS.items():
-            own = self.get_variable("params", name, {})
+            own: dict = self.get_variable("params", name, {})
             if is_complete(name, own):
                 y = kind.apply(own, x, y)
         return y
 
 
-def make_norm(config: TransformerConfig, name: str) -> Callable[[chex.Array], chex.Array]:
+def make_norm(config: TransformerConfig, name: str) -> Callable[[jax.Array], jax.Array]:
     """Return the configured norm as a function, computed in float32; the identity for "none"."""
     if config.norm == "none":
         return lambda x: x
@@ -90,10 +90,10 @@ class OffsetRMSNorm(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., features] to the same shape in `dtype`."""
         scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
-        plain = nn.RMSNorm(epsilon=self.epsilon, dtype=self.dtype, parent=None)
+        plain: Any = nn.RMSNorm(epsilon=self.epsilon, dtype=self.dtype, parent=None)
         return plain.apply({"params": {"scale": 1 + scale}}, x)
 
 
@@ -110,11 +110,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: chex.Array,
+        x: jax.Array,
         layer: Layer,
         cache: Cache | None,
         places: Places,
-    ) -> tuple[chex.Array, Cache | None]:
+    ) -> tuple[jax.Array, Cache | None]:
         """Map x [L, width] and return the keys and values [kv_heads, L, depth] where there is a cache."""
         residual = x if self.config.residual else 0.0
         h, written = self.attention(self.norm_before("attention", x), layer, cache, places)
@@ -125,17 +125,17 @@ class Block(nn.Module):
         h = self.feed_forward(self.norm_before("feed_forward", x))
         return residual + self.norm_after("feed_forward", h), written
 
-    def norm_before(self, part: str, x: chex.Array) -> chex.Array:
+    def norm_before(self, part: str, x: jax.Array) -> jax.Array:
         """Return what a part of the block reads of the residual x."""
         return x if self.config.norm_placement == "after" else make_norm(self.config, f"{part}_norm")(x)
 
-    def norm_after(self, part: str, h: chex.Array) -> chex.Array:
+    def norm_after(self, part: str, h: jax.Array) -> jax.Array:
         """Return what a part of the block adds to the residual, given its output h."""
         return h if self.config.norm_placement == "before" else make_norm(self.config, f"{part}_post_norm")(h)
 
     def attention(
-        self, h: chex.Array, layer: Layer, cache: Cache | None, places: Places
-    ) -> tuple[chex.Array, Cache | None]:
+        self, h: jax.Array, layer: Layer, cache: Cache | None, places: Places
+    ) -> tuple[jax.Array, Cache | None]:
         """Let every token read those it may: `softmax(scale q k) v`, heads side by side."""
         config = self.config
         length, depth = h.shape[0], config.depth
@@ -146,16 +146,16 @@ class Block(nn.Module):
         if config.query_key_norm != "none":
             query, key = self.norm_query_key("query_norm", query), self.norm_query_key("key_norm", key)
         angle = places.angle
-        if layer.frequency is not None:
+        if layer.frequency is not None and places.positions is not None:
             angle = places.positions[:, None] * layer.frequency[None]
         if angle is not None:
             query, key = rotate(query, angle), rotate(key, angle)
-        attend, attend_cache = (
-            mask if near is None else mask & (near | ~layer.windowed)
+        attend, attend_cache = (  # None where nothing is masked
+            mask if near is None or mask is None else mask & (near | ~layer.windowed)
             for mask, near in ((places.attend, places.near), (places.attend_cache, places.near_cache))
         )
         written = None if cache is None else Cache(*(jnp.swapaxes(t, 0, 1) for t in (key, value)))
-        if attend_cache is None:
+        if attend_cache is None or cache is None or written is None or attend is None:
             h = jax.nn.dot_product_attention(
                 query,
                 key,
@@ -171,14 +171,14 @@ class Block(nn.Module):
             h = attend_both(query, read, attend_cache, written, attend, config.scale)
         return self.linear("attention_out", config.width)(h.reshape(length, config.heads * depth)), written
 
-    def norm_query_key(self, name: str, x: chex.Array) -> chex.Array:
+    def norm_query_key(self, name: str, x: jax.Array) -> jax.Array:
         """Return queries or keys [L, heads, depth] after their RMS norm, over each head or all of them."""
         kind = OffsetRMSNorm if self.config.norm == "offset_rms" else nn.RMSNorm
         norm = kind(epsilon=self.config.norm_epsilon, dtype=jnp.float32, name=name)
         flat = x if self.config.query_key_norm == "head" else x.reshape(x.shape[0], -1)
         return norm(flat).astype(x.dtype).reshape(x.shape)
 
-    def feed_forward(self, h: chex.Array) -> chex.Array:
+    def feed_forward(self, h: jax.Array) -> jax.Array:
         """Map every token on its own: `gelu(h U) D`, or gated, `(silu(h G) * h U) D` with silu or gelu."""
         up = self.linear("up", self.config.hidden)(h)
         gated = {"swiglu": _swiglu, "geglu": _geglu}.get(self.config.feed_forward)
@@ -187,13 +187,13 @@ class Block(nn.Module):
 
 
 def attend_both(
-    query: chex.Array,
+    query: jax.Array,
     read: Cache,
-    attend_read: chex.Array,
+    attend_read: jax.Array,
     written: Cache,
-    attend_written: chex.Array,
+    attend_written: jax.Array,
     scale: float,
-) -> chex.Array:
+) -> jax.Array:
     """Return one softmax's mean of values in two places: a cache, and the tokens themselves.
 
     Writing the tokens to the cache first would copy it in every layer.
@@ -225,23 +225,23 @@ def attend_both(
         jnp.einsum("kgls,ksd->lkgd", part, values, preferred_element_type=jnp.float32)
         for part, values in zip(parts, (read.value, written.value), strict=True)
     )
-    return sum(sums).astype(query.dtype).reshape(length, heads, depth)
+    return jnp.add(*sums).astype(query.dtype).reshape(length, heads, depth)
 
 
 # Their backward passes read the arguments alone: what lies between, several times as wide as a token, costs
 # more to write and to read again than to compute again.
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _gelu(x: chex.Array) -> chex.Array:
+def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _swiglu(gate: chex.Array, up: chex.Array) -> chex.Array:
+def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     return nn.silu(gate) * up
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _geglu(gate: chex.Array, up: chex.Array) -> chex.Array:
+def _geglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     return nn.gelu(gate, approximate=True) * up
 
 
@@ -253,12 +253,12 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: chex.Array,
-        positions: chex.Array,
+        tokens: jax.Array,
+        positions: jax.Array,
         places: Places,
         cache: Cache | None,
-        start: chex.Numeric,
-    ) -> tuple[chex.Array, Cache | None]:
+        start: Numeric,
+    ) -> tuple[jax.Array, Cache | None]:
         """Map tokens [L] to hidden states [L, width]."""
         config = self.config
         if not config.tied_head:
@@ -293,7 +293,7 @@ class Decoder(nn.Module):
         )
         layers = stack(config, name="layers")
         x, written = layers(x, Layer(jnp.arange(config.layers), windowed, per_layer), cache, places)
-        if cache is not None:
+        if cache is not None and written is not None:
             at = (0, 0, start, 0)
             cache = Cache(
                 *(jax.lax.dynamic_update_slice(*both, at) for both in zip(cache, written, strict=True))

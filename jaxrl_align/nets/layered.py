@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrl_align.types import Params
 
-Activation = Callable[[chex.Array], chex.Array]
+Activation = Callable[[jax.Array], jax.Array]
 
 GLOROT = jax.nn.initializers.glorot_uniform()
 """Kernels that keep the scale of what passes through, forward and backward (Glorot & Bengio 2010)."""
@@ -29,13 +29,13 @@ class LayeredNet(NamedTuple):
     """`key -> params`."""
     init_head: Callable[[chex.PRNGKey, int], Params]
     """`(key, width) -> head` of zero biases that reads a code of this width."""
-    encode: Callable[[Sequence[Params], chex.Array], chex.Array]
+    encode: Callable[[Sequence[Params], jax.Array], jax.Array]
     """`(layers, x) -> code`: runs the layers it is given, all of them or any consecutive few."""
-    classify: Callable[[Params, chex.Array], chex.Array]
+    classify: Callable[[Params, jax.Array], jax.Array]
     """`(head, code) -> logits [num_classes]`."""
 
 
-def fan_in_uniform(key: chex.PRNGKey, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> chex.Array:
+def fan_in_uniform(key: chex.PRNGKey, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """Draw a kernel from U(-1/sqrt(in), 1/sqrt(in)), as was the custom before Glorot & Bengio (2010)."""
     bound = shape[0] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -47,7 +47,7 @@ def make_layered_net(
     num_classes: int,
     *,
     activation: Activation = jax.nn.sigmoid,
-    kernel_init: Callable[..., chex.Array] = GLOROT,
+    kernel_init: Callable[..., jax.Array] = GLOROT,
 ) -> LayeredNet:
     """Build `x -> f(x W_1 + b_1) -> ... -> code -> code V + c`.
 
@@ -79,7 +79,7 @@ def make_layered_net(
         layers = tuple(map(init_layer, keys, sizes[:-1], sizes[1:]))
         return {"layers": layers, "head": init_head(key_head, sizes[-1])}
 
-    def encode(layers: Sequence[Params], x: chex.Array) -> chex.Array:
+    def encode(layers: Sequence[Params], x: jax.Array) -> jax.Array:
         chex.assert_rank(x, 1)
         if layers and x.shape != (rows := layers[0]["kernel"].shape[:1]):
             raise ValueError(
@@ -90,7 +90,7 @@ def make_layered_net(
             x = activation(x @ layer["kernel"] + layer["bias"])
         return x
 
-    def classify(head: Params, code: chex.Array) -> chex.Array:
+    def classify(head: Params, code: jax.Array) -> jax.Array:
         return code @ head["kernel"] + head["bias"]
 
     return LayeredNet(input_dim, widths, num_classes, activation, init, init_head, encode, classify)
@@ -101,11 +101,11 @@ class Autoencoder(NamedTuple):
 
     init: Callable[[chex.PRNGKey], Params]
     """`key -> params`, `{"encoder": {"kernel" [D, H], "bias" [H]}, "decoder": {...}}`."""
-    encode: Callable[[Params, chex.Array], chex.Array]
+    encode: Callable[[Params, jax.Array], jax.Array]
     """`(params, x [D]) -> code [H]`; reads `params["encoder"]` only."""
-    decode: Callable[[Params, chex.Array], chex.Array]
+    decode: Callable[[Params, jax.Array], jax.Array]
     """`(params, code [H]) -> reconstruction [D]`."""
-    apply: Callable[[Params, chex.Array], chex.Array]
+    apply: Callable[[Params, jax.Array], jax.Array]
     """`(params, x [D]) -> reconstruction [D]`, which is `decode(encode(x))`."""
 
 
@@ -148,17 +148,17 @@ def make_autoencoder(
             decoder["kernel"] = GLOROT(key_decoder, (hidden_dim, input_dim))
         return {"encoder": encoder, "decoder": decoder}
 
-    def encode(params: Params, x: chex.Array) -> chex.Array:
+    def encode(params: Params, x: jax.Array) -> jax.Array:
         chex.assert_shape(x, (input_dim,))
         return activation(x @ params["encoder"]["kernel"] + params["encoder"]["bias"])
 
-    def decode(params: Params, code: chex.Array) -> chex.Array:
+    def decode(params: Params, code: jax.Array) -> jax.Array:
         chex.assert_shape(code, (hidden_dim,))
         kernel = params["encoder"]["kernel"].T if tied else params["decoder"]["kernel"]
         y = code @ kernel + params["decoder"]["bias"]
         return y if output_activation is None else output_activation(y)
 
-    def apply(params: Params, x: chex.Array) -> chex.Array:
+    def apply(params: Params, x: jax.Array) -> jax.Array:
         return decode(params, encode(params, x))
 
     return Autoencoder(init, encode, decode, apply)

@@ -15,11 +15,11 @@ from jaxrl_align.types import Params
 class RecurrentNet(NamedTuple):
     """A policy and a critic that remember, for ONE observation; the caller vmaps and scans."""
 
-    init: Callable[[chex.PRNGKey, chex.Array], Params]
+    init: Callable[[chex.PRNGKey, jax.Array], Params]
     """`(key, obs) -> params`; `obs` gives the shape only."""
-    apply: Callable[[Params, chex.Array, chex.Array], tuple[chex.Array, Any, chex.Array]]
+    apply: Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, Any, jax.Array]]
     """`(params, memory[H], obs[...]) -> (memory[H], policy, value)`."""
-    initial: chex.Array
+    initial: jax.Array
     """[H] the memory at an episode's start."""
 
 
@@ -27,7 +27,7 @@ class _GRU(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, memory: chex.Array, x: chex.Array) -> chex.Array:
+    def __call__(self, memory: jax.Array, x: jax.Array) -> jax.Array:
         # The three gates in one product each: six small ones take twice the time on a CPU.
         seen = nn.Dense(3 * self.width, kernel_init=orthogonal(1.0), name="input")(x)
         kept = nn.Dense(3 * self.width, kernel_init=orthogonal(1.0), name="memory")(memory)
@@ -55,16 +55,17 @@ def with_memory(net: Net, width: int = 64) -> RecurrentNet:
     """
     if width < 1:
         raise ValueError(f"width must be at least 1; got width={width}")
-    gru, initial = _GRU(width), jnp.zeros(width, jnp.float32)
+    gru: Any = _GRU(width)
+    initial = jnp.zeros(width, jnp.float32)
     flatten = lambda obs: jnp.ravel(obs).astype(jnp.float32)
 
-    def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
+    def init(key: chex.PRNGKey, obs: jax.Array) -> Params:
         key_gru, key_net = jax.random.split(key)
         x = flatten(obs)
         both = jnp.concatenate([x, initial])
         return {"gru": gru.init(key_gru, initial, x)["params"], "net": net.init(key_net, both)}
 
-    def apply(params: Params, memory: chex.Array, obs: chex.Array) -> tuple[chex.Array, Any, chex.Array]:
+    def apply(params: Params, memory: jax.Array, obs: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         x = flatten(obs)
         memory = gru.apply({"params": params["gru"]}, memory, x)
         return memory, *net.apply(params["net"], jnp.concatenate([x, memory]))

@@ -13,15 +13,15 @@ import numpy as np
 from jaxrl_align.nets.q_networks import patches
 from jaxrl_align.types import Params
 
-Activation = Callable[[chex.Array], chex.Array]
+Activation = Callable[[jax.Array], jax.Array]
 
 
 class Net(NamedTuple):
     """A policy and a critic for ONE observation; the caller vmaps."""
 
-    init: Callable[[chex.PRNGKey, chex.Array], Params]
+    init: Callable[[chex.PRNGKey, jax.Array], Params]
     """`(key, obs) -> params`; `obs` gives the shape only."""
-    apply: Callable[[Params, chex.Array], tuple[Any, chex.Array]]
+    apply: Callable[[Params, jax.Array], tuple[Any, jax.Array]]
     """`(params, obs[...]) -> (policy, value)`: logits [A] or [K, A] or (mean, log_std), and
     V [] or Q [A]."""
     split_params: Any = None
@@ -34,17 +34,17 @@ def _split_by_name(params: Params) -> tuple[Params, Params]:
 
 
 @jax.custom_batching.sequential_vmap
-def _orthonormal_columns(gaussian: chex.Array) -> chex.Array:
+def _orthonormal_columns(gaussian: jax.Array) -> jax.Array:
     # Members one after another: batched QR waits inside XLA's CPU thread pool for that same pool, so as many
     # layers at once as there are cores lock up for good (jaxlib 0.10.2).
     q, r = jnp.linalg.qr(gaussian)
     return q * jnp.sign(jnp.diag(r))[None]
 
 
-def orthogonal(scale: float) -> Callable[..., chex.Array]:
+def orthogonal(scale: float) -> Callable[..., jax.Array]:
     """Return an initialiser of Haar-distributed matrices with orthonormal columns or rows, times `scale`."""
 
-    def init(key: chex.PRNGKey, shape: tuple[int, int], dtype: chex.ArrayDType = jnp.float32) -> chex.Array:
+    def init(key: chex.PRNGKey, shape: tuple[int, int], dtype: chex.ArrayDType = jnp.float32) -> jax.Array:
         q = _orthonormal_columns(jax.random.normal(key, (max(shape), min(shape)), dtype))
         return scale * (q if shape[0] >= shape[1] else q.T)
 
@@ -60,7 +60,7 @@ class _ActorCritic(nn.Module):
     channels: int = 0
 
     @nn.compact
-    def __call__(self, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
+    def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = obs.astype(jnp.float32)
         if self.shared:
             below = above = self.trunk("trunk", x)
@@ -69,7 +69,7 @@ class _ActorCritic(nn.Module):
         policy = self.head("policy", below, self.policy_outputs, 0.01)
         return policy, self.head("value", above, self.value_outputs, 1.0)
 
-    def trunk(self, name: str, x: chex.Array) -> chex.Array:
+    def trunk(self, name: str, x: jax.Array) -> jax.Array:
         if self.channels:
             conv = nn.Dense(self.channels, kernel_init=orthogonal(2**0.5), name=f"{name}_conv")
             x = nn.relu(conv(patches(x)))
@@ -79,7 +79,7 @@ class _ActorCritic(nn.Module):
             x = self.activation(dense(x))
         return x
 
-    def head(self, name: str, x: chex.Array, outputs: int, scale: float) -> chex.Array:
+    def head(self, name: str, x: jax.Array, outputs: int, scale: float) -> jax.Array:
         return nn.Dense(outputs, kernel_init=orthogonal(scale), name=f"{name}_head")(x)
 
 
@@ -116,12 +116,12 @@ def make_actor_critic_net(
     """
     _check_sizes(num_actions=num_actions, hidden=tuple(hidden))
     values = num_actions if action_values else 1
-    module = _ActorCritic(num_actions, values, tuple(hidden), activation, shared, channels)
+    module: Any = _ActorCritic(num_actions, values, tuple(hidden), activation, shared, channels)
 
-    def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
+    def init(key: chex.PRNGKey, obs: jax.Array) -> Params:
         return module.init(key, obs)["params"]
 
-    def apply(params: Params, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
+    def apply(params: Params, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, value = module.apply({"params": params}, obs)
         return logits, value if action_values else value[0]
 
@@ -155,12 +155,12 @@ def make_gaussian_net(
     """
     shape = tuple(action_shape)
     _check_sizes(action_shape=shape, hidden=tuple(hidden))
-    module = _ActorCritic(math.prod(shape), 1, tuple(hidden), activation, shared)
+    module: Any = _ActorCritic(math.prod(shape), 1, tuple(hidden), activation, shared)
 
-    def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
+    def init(key: chex.PRNGKey, obs: jax.Array) -> Params:
         return module.init(key, obs)["params"] | {"log_std": jnp.full(shape, log_std, jnp.float32)}
 
-    def apply(params: Params, obs: chex.Array) -> tuple[tuple[chex.Array, chex.Array], chex.Array]:
+    def apply(params: Params, obs: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         mean, value = module.apply({"params": params}, obs)
         return (mean.reshape(shape), params["log_std"]), value[0]
 
@@ -191,12 +191,12 @@ def make_multi_discrete_net(
     _check_sizes(choices=tuple(choices), hidden=tuple(hidden))
     shape = (len(choices), max(choices))
     allowed = np.arange(shape[1])[None] < np.array(choices)[:, None]
-    module = _ActorCritic(math.prod(shape), 1, tuple(hidden), activation, shared)
+    module: Any = _ActorCritic(math.prod(shape), 1, tuple(hidden), activation, shared)
 
-    def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
+    def init(key: chex.PRNGKey, obs: jax.Array) -> Params:
         return module.init(key, obs)["params"]
 
-    def apply(params: Params, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
+    def apply(params: Params, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, value = module.apply({"params": params}, obs)
         return jnp.where(allowed, logits.reshape(shape), -jnp.inf), value[0]
 

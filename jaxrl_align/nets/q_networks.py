@@ -1,7 +1,7 @@
 """Networks of action values: perceptrons and a small convolution, duelling, noisy and distributional."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -14,11 +14,11 @@ from jaxrl_align.types import Params
 class QNet(NamedTuple):
     """Action values of ONE observation; the caller vmaps."""
 
-    init: Callable[[chex.PRNGKey, chex.Array], Params]
+    init: Callable[[chex.PRNGKey, jax.Array], Params]
     """`(key, obs) -> params`; `obs` gives the shape only."""
-    apply: Callable[..., chex.Array]
+    apply: Callable[..., jax.Array]
     """`(params, obs, key=None) -> [A]`, or [A, K] for distributions; the key draws a noisy net's noise."""
-    q_values: Callable[[chex.Array], chex.Array]
+    q_values: Callable[[jax.Array], jax.Array]
     """What `apply` returned -> [A] action values."""
 
 
@@ -29,7 +29,7 @@ class _Dense(nn.Module):
     noisy: bool
 
     @nn.compact
-    def __call__(self, x: chex.Array, key: chex.PRNGKey | None) -> chex.Array:
+    def __call__(self, x: jax.Array, key: chex.PRNGKey | None) -> jax.Array:
         if not self.noisy:
             return nn.Dense(self.features)(x)
         fan_in = x.shape[-1]
@@ -50,7 +50,7 @@ class _Dense(nn.Module):
         return x @ kernel + bias
 
 
-def patches(image: chex.Array) -> chex.Array:
+def patches(image: jax.Array) -> jax.Array:
     """Return the 3 x 3 neighbourhoods of an image: [H, W, C] -> [H - 2, W - 2, 9 C].
 
     Raises:
@@ -74,7 +74,7 @@ class _QModule(nn.Module):
     noisy: bool
 
     @nn.compact
-    def __call__(self, obs: chex.Array, key: chex.PRNGKey | None) -> chex.Array:
+    def __call__(self, obs: jax.Array, key: chex.PRNGKey | None) -> jax.Array:
         layers = 2 * (len(self.hidden) + 2)
         keys = iter([None] * layers if key is None else jax.random.split(key, layers))
         x = obs.astype(jnp.float32)
@@ -93,7 +93,7 @@ class _QModule(nn.Module):
         return value[None] + advantage - jnp.mean(advantage, axis=0, keepdims=True)
 
 
-def support_between(low: float, high: float, atoms: int = 51) -> chex.Array:
+def support_between(low: float, high: float, atoms: int = 51) -> jax.Array:
     """Return C51's support: `atoms` evenly spaced returns from `low` to `high` (Bellemare et al. 2017).
 
     Raises:
@@ -111,7 +111,7 @@ def make_q_net(
     channels: int = 0,
     duelling: bool = False,
     noisy: bool = False,
-    support: chex.Array | None = None,
+    support: jax.Array | None = None,
     quantiles: int | None = None,
 ) -> QNet:
     """Build a network from an observation to the value of every action.
@@ -145,14 +145,14 @@ def make_q_net(
     module = _QModule(num_actions, tuple(hidden), channels, outputs, duelling, noisy)
     distributional = support is not None or quantiles is not None
 
-    def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
+    def init(key: chex.PRNGKey, obs: jax.Array) -> Params:
         return module.init(key, obs, None)["params"]
 
-    def apply(params: Params, obs: chex.Array, key: chex.PRNGKey | None = None) -> chex.Array:
-        out = module.apply({"params": params}, obs, key if noisy else None)
+    def apply(params: Params, obs: jax.Array, key: chex.PRNGKey | None = None) -> jax.Array:
+        out: Any = module.apply({"params": params}, obs, key if noisy else None)
         return out if distributional else out[:, 0]
 
-    def q_values(out: chex.Array) -> chex.Array:
+    def q_values(out: jax.Array) -> jax.Array:
         if support is not None:
             return jnp.sum(jax.nn.softmax(out) * support[None, :], axis=-1)
         return jnp.mean(out, axis=-1) if distributional else out
@@ -175,11 +175,12 @@ def make_state_action_net(num_actions: int, hidden: Sequence[int] = (120, 84)) -
     scalar = _QModule(1, tuple(hidden), 0, 1, False, False)
     join = lambda obs, action: jnp.append(jnp.ravel(obs).astype(jnp.float32), action)
 
-    def init(key: chex.PRNGKey, obs: chex.Array) -> Params:
+    def init(key: chex.PRNGKey, obs: jax.Array) -> Params:
         return scalar.init(key, join(obs, jnp.zeros(num_actions)), None)["params"]
 
-    def apply(params: Params, obs: chex.Array, key: chex.PRNGKey | None = None) -> chex.Array:
-        value = lambda action: scalar.apply({"params": params}, join(obs, action), None)[0, 0]
+    def apply(params: Params, obs: jax.Array, key: chex.PRNGKey | None = None) -> jax.Array:
+        apply: Any = scalar.apply
+        value = lambda action: apply({"params": params}, join(obs, action), None)[0, 0]
         return jax.vmap(value)(jnp.eye(num_actions))
 
     return QNet(init, apply, lambda out: out)

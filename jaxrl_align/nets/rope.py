@@ -1,6 +1,7 @@
 """Rotary positions (Su et al. 2021, arXiv:2104.09864) in the rotate-half layout, and their scaling."""
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,7 +23,7 @@ def rope_frequencies(depth: int, theta: float, scaling: RopeScaling | None = Non
     if scaling is None:
         return frequency.astype(np.float32)
     stretched = frequency / scaling.factor
-    if scaling.low is None:
+    if scaling.low is None or scaling.high is None or scaling.original_context is None:
         return stretched.astype(np.float32)
     turns = scaling.original_context * frequency / (2 * np.pi)  # within the original context
     keep = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
@@ -47,7 +48,7 @@ def layer_frequencies(config: TransformerConfig) -> np.ndarray:
     return rows
 
 
-def rotate(x: chex.Array, angle: chex.Array) -> chex.Array:
+def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
     """Turn every pair `(x_i, x_{i + depth/2})` of a head by its angle, in float32.
 
     Args:

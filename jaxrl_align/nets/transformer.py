@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxrl_align.nets.blocks import Cache, Decoder, Places
 from jaxrl_align.nets.transformer_config import TransformerConfig
-from jaxrl_align.types import Params
+from jaxrl_align.types import Numeric, Params
 
 
 class LanguageModel(NamedTuple):
@@ -26,7 +26,7 @@ class LanguageModel(NamedTuple):
 
     config: TransformerConfig
     init: Callable[[chex.PRNGKey], Params]
-    encode: Callable[..., tuple[chex.Array, Cache | None]]
+    encode: Callable[..., tuple[jax.Array, Any]]
     """`(params, tokens[L], mask=None, cache=None, start=0, positions=None, segments=None)
     -> (hidden, cache)`.
 
@@ -38,13 +38,13 @@ class LanguageModel(NamedTuple):
 
     `hidden` is [L, width], after the last norm.
     """
-    logits: Callable[[Params, chex.Array], chex.Array]
+    logits: Callable[[Params, jax.Array], jax.Array]
     """`(params, hidden[..., width]) -> [..., vocab_size]`, float32."""
     init_cache: Callable[[int], Cache]
     """`length -> Cache` of zeros."""
 
 
-def positions_of(mask: chex.Array, segments: chex.Array | None = None) -> chex.Array:
+def positions_of(mask: jax.Array, segments: jax.Array | None = None) -> jax.Array:
     """Return each token's position, the number of real tokens before it: an exclusive cumulative sum.
 
     Args:
@@ -74,7 +74,7 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
     Returns:
       A `LanguageModel` of pure functions.
     """
-    decoder = Decoder(config)
+    decoder: Any = Decoder(config)
 
     def init(key: chex.PRNGKey) -> Params:
         one = jnp.zeros(1, jnp.int32)
@@ -82,13 +82,13 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
 
     def encode(
         params: Params,
-        tokens: chex.Array,
-        mask: chex.Array | None = None,
+        tokens: jax.Array,
+        mask: jax.Array | None = None,
         cache: Cache | None = None,
-        start: chex.Numeric = 0,
-        positions: chex.Array | None = None,
-        segments: chex.Array | None = None,
-    ) -> tuple[chex.Array, Cache | None]:
+        start: Numeric = 0,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
         chex.assert_rank(tokens, 1)
         if cache is None:
             slots = jnp.ones(tokens.shape, jnp.int32) if mask is None else mask
@@ -106,7 +106,7 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
             places = Places(attend, near) if cache is None else around(attend, near, start)
         return decoder.apply({"params": params}, tokens, positions, places, cache, start)
 
-    def logits(params: Params, hidden: chex.Array) -> chex.Array:
+    def logits(params: Params, hidden: jax.Array) -> jax.Array:
         head = params["tokens"].T if config.tied_head else params["head"]
         return jnp.matmul(
             hidden.astype(config.dtype), head.astype(config.dtype), preferred_element_type=jnp.float32
@@ -121,11 +121,11 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
 
 def reachable(
     config: TransformerConfig,
-    mask: chex.Array,
+    mask: jax.Array,
     length: int,
-    start: chex.Numeric,
-    segments: chex.Array | None,
-) -> tuple[chex.Array, chex.Array | None]:
+    start: Numeric,
+    segments: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
     """Return which slots [S] each of `length` tokens from slot `start` on may read.
 
     Args:
@@ -155,7 +155,7 @@ def reachable(
     return (attend & near, None) if config.window_layers is None else (attend, near)
 
 
-def around(attend: chex.Array, near: chex.Array | None, start: chex.Numeric) -> Places:
+def around(attend: jax.Array, near: jax.Array | None, start: Numeric) -> Places:
     """Split attention masks [L, S] into their columns for the new tokens and for the cache before `start`."""
     length, slots = attend.shape
     own = lambda m: None if m is None else jax.lax.dynamic_slice_in_dim(m, start, length, 1)
@@ -175,6 +175,6 @@ def init_scalar_head(key: chex.PRNGKey | None, width: int) -> dict[str, Any]:
     return {"kernel": drawn, "bias": jnp.zeros(())}
 
 
-def apply_scalar_head(head: dict[str, Any], hidden: chex.Array) -> chex.Array:
+def apply_scalar_head(head: dict[str, Any], hidden: jax.Array) -> jax.Array:
     """Map hidden states [..., width] to scalars [...]."""
     return hidden @ head["kernel"] + head["bias"]

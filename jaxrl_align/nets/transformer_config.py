@@ -30,7 +30,8 @@ class RopeScaling:
             raise ValueError(f"a rope scaling's factor must be at least 1; got {self.factor}")
         if any(b is None for b in bounds) and bounds != (None, None, None):
             raise ValueError(f"give low, high and original_context together, or none of them; got {bounds}")
-        if self.low is not None and not (0 < self.low < self.high and self.original_context > 0):
+        low, high, context = (0.0 if b is None else b for b in bounds)
+        if self.low is not None and not (0 < low < high and context > 0):
             raise ValueError(
                 f"expected 0 < low < high and original_context > 0; got low={self.low}, high={self.high}, "
                 f"original_context={self.original_context}"

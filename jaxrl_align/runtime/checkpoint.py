@@ -57,7 +57,7 @@ def save(folder: str | os.PathLike, step: int, state: Any, config: Any) -> Path:
     arrays[_METADATA] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
     try:
         with atomic_path(path) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         kept = latest_step(folder)
         last = (

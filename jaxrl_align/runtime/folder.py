@@ -79,7 +79,7 @@ def differences(old: Any, new: Any) -> tuple[str, str]:
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, dict) and value
         flat |= _flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}

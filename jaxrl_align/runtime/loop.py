@@ -193,7 +193,7 @@ def _find_bad_loss(metrics: History) -> tuple[str, int, np.ndarray] | None:
     """Return (metric, row, which members) of the first loss that is not finite, or None."""
     for name, values in metrics.items():
         is_loss = name.endswith("loss") or name.startswith("loss/")
-        bad = ~np.isfinite(values.astype(np.float64)) if is_loss else np.False_
+        bad = ~np.isfinite(values.astype(np.float64)) if is_loss else np.zeros(0, bool)
         if bad.any():
             row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
             return name, row, bad[row]
@@ -207,8 +207,9 @@ def _check_finite(metrics: History, done: int, folder: RunFolder | None) -> None
     name, row, bad = found
     members = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)).tolist() if bad.ndim else []
     where = f" in members {members} of {len(bad)}" if bad.ndim else ""
-    step = None if folder is None else checkpoint.latest_step(folder.path)
-    kept = "" if step is None else f"; the checkpoint of step {step} in {folder.path} is intact"
+    kept = ""
+    if folder is not None and (step := checkpoint.latest_step(folder.path)) is not None:
+        kept = f"; the checkpoint of step {step} in {folder.path} is intact"
     raise FloatingPointError(
         f"{name} is not finite at step {done + row}{where}; lower the learning rate{kept}"
     )

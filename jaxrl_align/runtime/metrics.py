@@ -42,7 +42,9 @@ def _to_lists(values: np.ndarray) -> list:
     if values.dtype.kind in "biu":
         return values.tolist()
     values = values.astype(np.float64)
-    return np.where(np.isfinite(values), values, None).tolist()
+    numbers = values.astype(object)
+    numbers[~np.isfinite(values)] = None
+    return numbers.tolist()
 
 
 def read_metrics(path: str | os.PathLike, num_steps: int | None = None) -> History:
@@ -60,7 +62,7 @@ def read_metrics(path: str | os.PathLike, num_steps: int | None = None) -> Histo
         raise ValueError(
             f"{path} holds {len(lines)} steps, expected {num_steps}; pass --out with a new folder"
         )
-    rows = []
+    rows: list[dict] = []
     for step, line in enumerate(lines):
         row = _parse_row(line)
         if row.pop("step", None) != step or row.keys() != (rows[0] if rows else row).keys():

@@ -41,12 +41,13 @@ def figure(x_label: str, y_label: str, *, title: str = "") -> tuple[Any, Any]:
       ImportError: matplotlib is not installed.
     """
     try:
-        import matplotlib
+        from cycler import cycler
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install jaxrl-align[plots]") from error
-    style = _STYLE | {"axes.prop_cycle": matplotlib.cycler(color=COLORS)}
-    with matplotlib.rc_context(style):
+    style: Any = _STYLE | {"axes.prop_cycle": cycler(color=COLORS)}
+    with rc_context(style):
         fig = Figure(figsize=(6.4, 4.0), layout="constrained")
         ax = fig.subplots()
         ax.set(xlabel=x_label, ylabel=y_label, title=title)

@@ -7,9 +7,9 @@ value that transformers gives it.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig
+from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 
-REQUIRED = object()
+REQUIRED: Any = object()
 _FILLED = {"key_value_heads": "kv_heads", "head_width": "depth", "feed_forward_width": "hidden"}
 
 
@@ -30,7 +30,7 @@ def need(
     Raises:
       ValueError: if it is null, missing without a default, of another type, or less than `least`.
     """
-    got = values.get(name, default)
+    got: Any = values.get(name, default)
     if got is None or got is REQUIRED:
         raise ValueError(f"{name} is missing or null; the configuration does not describe a model")
     kinds = (int, float) if kind is float else (kind,)
