@@ -1,7 +1,7 @@
 """Tuning as an overlay: what is trained is a partial tree of parameters laid over a frozen base.
 
 `overlay(base, part)` returns ordinary parameters, so whatever reads parameters (encoding, generation, scores,
-probes) works with every way of tuning and knows none of them. A part holds some of the base's own leaves
+probes) works with every way of tuning and depends on none. A part holds some of the base's own leaves
 (`select`), or new leaves beside a linear layer's kernel, read by the kinds of `KINDS`:
 
     part, constants = init_lora(key, base, rank=8)
@@ -50,7 +50,7 @@ KINDS: dict[str, Kind] = {
 
 
 class Tuning(NamedTuple):
-    """What one way of tuning adds to a base."""
+    """The leaves that one way of tuning adds to a base."""
 
     part: Params
     """The trained leaves, a partial tree."""
@@ -63,8 +63,8 @@ def overlay(base: Params | None, part: Params) -> Params:
 
     Args:
       base: nested dicts of arrays; None, the part is all there is.
-      part: a tree of the base's form, or a part of one; its leaves replace the base's. Leaves of `KINDS` lie
-        beside a kernel and need no counterpart.
+      part: a tree of the base's form, or a part of one; its leaves replace the base's. Leaves of `KINDS` are
+        placed beside a kernel and need no counterpart.
 
     Raises:
       ValueError: for a leaf of another shape than the base's, or one that the base lacks; it names the path

@@ -1,4 +1,4 @@
-"""The transformer's parts as Linen modules: linear layers with room for an adapter, attention, blocks."""
+"""The transformer's parts as Linen modules: linear layers that read adapters, attention, blocks."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Cache(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the tokens stand and what they may read; the same for every layer."""
+    """Attention masks and positions of the tokens; the same for every layer."""
 
     attend: jax.Array | None = None
     """[L, L] True where a token may read another; None, itself and all before it."""
@@ -39,7 +39,7 @@ class Places(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What differs from layer to layer; the scan takes one row of each leaf."""
+    """Settings that differ from layer to layer; the scan takes one row of each leaf."""
 
     index: jax.Array  # type: ignore[assignment]
     """[] place in the cache of all layers."""

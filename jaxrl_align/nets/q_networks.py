@@ -19,7 +19,7 @@ class QNet(NamedTuple):
     apply: Callable[..., jax.Array]
     """`(params, obs, key=None) -> [A]`, or [A, K] for distributions; the key draws a noisy net's noise."""
     q_values: Callable[[jax.Array], jax.Array]
-    """What `apply` returned -> [A] action values."""
+    """Maps the output of `apply` to action values [A]."""
 
 
 class _Dense(nn.Module):

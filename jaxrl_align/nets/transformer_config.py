@@ -14,7 +14,7 @@ class RopeScaling:
 
     With low and high the bounds of Llama 3 (Grattafiori et al. 2024, arXiv:2407.21783), a frequency whose
     wavelength exceeds `original_context / low` is divided by `factor`, one below `original_context / high` is
-    kept, and what lies between is interpolated. Without bounds every frequency is divided (Chen et al. 2023,
+    kept, and those between are interpolated. Without bounds every frequency is divided (Chen et al. 2023,
     arXiv:2306.15595).
     """
 
@@ -93,7 +93,7 @@ class TransformerConfig:
     window_layers: tuple[int, ...] | None = None
     """The layers that `window` holds for; None, all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What layers compute in; softmax, norms and logits accumulate in float32, parameters keep their own."""
+    """Type of the computation; softmax, norms and logits accumulate in float32, parameters keep their own."""
     remat: bool = False
     """Recompute each block's inside in the backward pass instead of storing it."""
     attention: Literal["xla", "cudnn"] = "xla"

@@ -114,7 +114,7 @@ def open_run(path: str | os.PathLike, config: Any, *, resume: bool = False) -> R
     Args:
       path: the run's folder; it and its parents are created.
       config: a dataclass or a mapping of JSON values, paths and nested dataclasses.
-      resume: continue the run that lies in `path` (a new one starts where none does).
+      resume: continue the run in `path`, or start one where there is none.
 
     Raises:
       ValueError: the folder already holds a run and `resume` is false, or that run had another configuration.

@@ -1,6 +1,6 @@
 """Members side by side on several devices, CPU cores among them.
 
-A vmapped step needs no change: `jit` compiles for where its arguments lie, and members never exchange a
+A vmapped step needs no change: `jit` compiles for the devices of its arguments, and members never exchange a
 number, so XLA splits the whole program along their axis. `jax.shard_map`, inside or around the scan, measured
 the same speed.
 """
@@ -30,7 +30,7 @@ def use_cpu_devices(count: int | None = None) -> None:
 
 
 def shard_members(state: Any) -> Any:
-    """Spread the members over the local devices: as many devices as divide their number.
+    """Spread the members over the largest number of local devices that divides the number of members.
 
     `run(jax.vmap(learner.step), shard_members(state), ...)` then trains the members in parallel, and a
     resumed run comes back to the same devices.

@@ -14,7 +14,7 @@ from jaxrl_align.data.tokenizers import character_tokenizer, save_tokenizer
 from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig
 from jaxrl_align.runtime.huggingface import load_model, save_model
 from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
-from jaxrl_align.runtime.huggingface.tensors import empty_params, tensor_shape, tensors_of, unpack
+from jaxrl_align.runtime.huggingface.tensors import empty_params, from_tensor, tensor_shape, tensors_of
 from tests.runtime.make_huggingface_fixtures import FIXTURE, NEW_TOKENS, draw_tokens, draw_weights, ours
 
 FIXTURES = json.loads(FIXTURE.read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def test_the_tensors_hold_every_parameter_once(name):
     for tensor in tensors_of(config, family_of(config)):
         before = sum(leaf.sum() for leaf in leaves(params).values())
         shape = tensor_shape(tensor, params)
-        unpack(tensor, np.ones(shape, np.float32), params)
+        from_tensor(tensor, np.ones(shape, np.float32), params)
         assert sum(leaf.sum() for leaf in leaves(params).values()) == before + np.prod(shape), tensor.name
     assert all((leaf == 1).all() for leaf in leaves(params).values())
 

@@ -31,7 +31,7 @@ class Family(NamedTuple):
     """Their module -> ours; `{}` is the layer's number. Modules of ours that one tensor holds side by side,
     along its last axis, are separated by spaces. What a configuration lacks, say a query norm, is skipped."""
     parts: Sequence[Part]
-    """What its `config.json` says."""
+    """The parts of its `config.json`."""
     prefix: str = "model."
     """Stands before every name but the head's; files of the bare decoder leave it out."""
     transposed: bool = True

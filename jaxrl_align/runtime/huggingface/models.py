@@ -20,14 +20,20 @@ from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenize
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
 from jaxrl_align.runtime.huggingface.families import FAMILIES
-from jaxrl_align.runtime.huggingface.files import (
+from jaxrl_align.runtime.huggingface.storage import (
     Stored,
     read_tensors,
     require_safetensors,
     stored_tensors,
     write_tensors,
 )
-from jaxrl_align.runtime.huggingface.tensors import empty_params, pack, tensor_shape, tensors_of, unpack
+from jaxrl_align.runtime.huggingface.tensors import (
+    empty_params,
+    from_tensor,
+    tensor_shape,
+    tensors_of,
+    to_tensor,
+)
 from jaxrl_align.types import Params
 
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
@@ -40,7 +46,7 @@ class Pretrained(NamedTuple):
 
     config: TransformerConfig
     params: Params
-    """What `make_transformer(config)` takes, float32."""
+    """Parameters of `make_transformer(config)`, float32."""
     stop_tokens: tuple[int, ...]
     """The tokens that end a text; empty if the folder names none."""
     tokenizer: Tokenizer | None
@@ -75,7 +81,7 @@ def load_model(folder: str | os.PathLike) -> Pretrained:
     tensors = {tensor.name: tensor for tensor in tensors_of(config, family)}
     _check_shapes(folder, stored, {name: tensor_shape(t, params) for name, t in tensors.items()})
     for name, array in read_tensors(stored, tensors):
-        unpack(tensors[name], array, params)
+        from_tensor(tensors[name], array, params)
     if config.tied_head and _HEAD in stored:
         ((_, head),) = read_tensors(stored, [_HEAD])
         if not np.array_equal(head, params["tokens"]):
@@ -187,7 +193,9 @@ def save_model(
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir()
-        write_tensors(temporary, {tensor.name: pack(tensor, params) for tensor in tensors_of(config, family)})
+        write_tensors(
+            temporary, {tensor.name: to_tensor(tensor, params) for tensor in tensors_of(config, family)}
+        )
         (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             save_tokenizer(temporary, tokenizer)

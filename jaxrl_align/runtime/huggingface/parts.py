@@ -25,7 +25,7 @@ class Part(NamedTuple):
 def need(
     values: Mapping[str, Any], name: str, kind: type = int, default: Any = REQUIRED, least: int | None = None
 ) -> Any:
-    """Return an entry of a type, a float also where an int stands.
+    """Return an entry of a type; an int is accepted as a float.
 
     Raises:
       ValueError: if it is null, missing without a default, of another type, or less than `least`.
@@ -36,7 +36,7 @@ def need(
     kinds = (int, float) if kind is float else (kind,)
     if not isinstance(got, kinds) or (isinstance(got, bool) and kind is not bool):
         raise ValueError(f"{name} must be of type {kind.__name__}; got {got!r}")
-    if least is not None and got < least:
+    if isinstance(got, int) and least is not None and got < least:
         raise ValueError(f"{name} must be at least {least}; got {got}")
     return got
 

@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face checkpoint holds which of our parameters, and how one becomes the other.
+"""Map between the tensors of a Hugging Face checkpoint and our parameters, both ways.
 
 A family's record names the modules; which tensors these have follows from our parameters, whose kernels are
 `[in, out]` and whose layers are stacked in front.
@@ -54,7 +54,7 @@ def tensors_of(config: TransformerConfig, family: str) -> list[Tensor]:
 
 
 def _leaves(module: Any) -> list[tuple[str, ...]]:
-    """Return where a module's leaves lie within it; a bare array is its own."""
+    """Return the paths of a module's leaves within it; of a bare array, the empty path."""
     return [(name,) for name in module] if isinstance(module, Mapping) else [()]
 
 
@@ -74,7 +74,7 @@ def tensor_shape(tensor: Tensor, params: Mapping[str, Any]) -> tuple[int, ...]:
     return shape[::-1] if tensor.transposed else shape
 
 
-def unpack(tensor: Tensor, array: np.ndarray, params: Mapping[str, Any]) -> None:
+def from_tensor(tensor: Tensor, array: np.ndarray, params: Mapping[str, Any]) -> None:
     """Write a tensor of the checkpoint to its place in NumPy parameters."""
     array = array.T if tensor.transposed else array
     leaves = [_leaf(params, place) for place in tensor.places]
@@ -83,7 +83,7 @@ def unpack(tensor: Tensor, array: np.ndarray, params: Mapping[str, Any]) -> None
         leaf[... if tensor.layer is None else tensor.layer] = part
 
 
-def pack(tensor: Tensor, params: Mapping[str, Any]) -> np.ndarray:
+def to_tensor(tensor: Tensor, params: Mapping[str, Any]) -> np.ndarray:
     """Return a tensor of the checkpoint; contiguous, since safetensors writes the memory behind an array."""
     leaves = [np.asarray(_leaf(params, place)) for place in tensor.places]
     leaves = leaves if tensor.layer is None else [leaf[tensor.layer] for leaf in leaves]

@@ -13,7 +13,7 @@ _FLOATS = ("F32", "BF16", "F16")
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies, under which name, and its shape."""
+    """A tensor's file, its name there, and its shape."""
 
     path: Path
     name: str
