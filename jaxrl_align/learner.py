@@ -170,7 +170,8 @@ def begin(
         key_params, key_env, key = jax.random.split(key, 3) if keys is None else keys
     params = init_params(key_params) if params is None else jax.tree.map(jnp.copy, params)
     hparams = jax.tree.map(lambda x: jnp.array(x, jnp.float32), hparams)
-    env_state = None if init_env is None else init_env(key_env, hparams)
+    # Environments may return one array as observation and state: copied, each leaf has its own buffer.
+    env_state = None if init_env is None else jax.tree.map(jnp.copy, init_env(key_env, hparams))
     return State(params, init_opt(params), jnp.zeros((), jnp.int32), hparams, env_state, key)
 
 

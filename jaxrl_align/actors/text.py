@@ -195,7 +195,7 @@ def make_text_actor(
         return {"lm": lm.init(key), "value": init_scalar_head(None, lm.config.width)}
 
     def init_env(key: chex.PRNGKey, hparams: Any) -> KLController:
-        return KLController(jnp.array(hparams.kl_coef, jnp.float32))  # a copy: each may be donated
+        return KLController(jnp.asarray(hparams.kl_coef, jnp.float32))
 
     def rollout(
         params: Params, frozen: Frozen, env_state: KLController, key: chex.PRNGKey, hparams: Any, batch: Any

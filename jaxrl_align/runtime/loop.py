@@ -88,8 +88,7 @@ def run(
         return step(carry) if batches is None else step(carry, row)
 
     one = lambda carry: take(carry, jax.tree.map(lambda x: x[0], first), frozen)
-    done, state, history = _start(one, state, num_steps, folder)
-    _check_frozen(folder, frozen)
+    done, state, history = _start(one, state, num_steps, folder, frozen)
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
 
     def advance(carry: Any, rows: Any, frozen: Any, size: int) -> tuple[Any, dict[str, Any]]:
@@ -132,7 +131,7 @@ def _check_arguments(
 
 
 def _start(
-    step: Step, state: Any, num_steps: int, folder: RunFolder | None
+    step: Step, state: Any, num_steps: int, folder: RunFolder | None, frozen: Any
 ) -> tuple[int, Any, list[History]]:
     """Return the steps already done, a state that the loop may consume, and the history so far."""
     if folder is None:
@@ -140,6 +139,7 @@ def _start(
     metrics_path = folder.path / METRICS_FILE
     if not folder.resume and (metrics_path.exists() or checkpoint.latest_step(folder.path) is not None):
         raise ValueError(f"{folder.path} already holds a run; give each run its own folder.sub(name)")
+    _check_frozen(folder, frozen)
     if not folder.resume or checkpoint.latest_step(folder.path) is None:
         cut_metrics(metrics_path, 0)
         return 0, _copy(state), []
@@ -159,10 +159,8 @@ def _start(
     return done, state, [{name: values.astype(kinds[name].dtype) for name, values in history.items()}]
 
 
-def _check_frozen(folder: RunFolder | None, frozen: Any) -> None:
+def _check_frozen(folder: RunFolder, frozen: Any) -> None:
     """Write what the frozen weights are into a new run's folder; compare a continued run's with it."""
-    if folder is None:
-        return
     path, now = folder.path / FROZEN_FILE, None if frozen is None else checkpoint.fingerprint(frozen)
     if checkpoint.latest_step(folder.path) is None:
         path.unlink(missing_ok=True)

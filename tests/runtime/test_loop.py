@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -355,3 +356,47 @@ def test_a_run_on_streamed_batches_resumes_in_the_same_bits(tmp_path):
     got, history = run(drift, start, 11, folder=open_run(folder, {}, resume=True), **options)
     assert bits(got) == bits(want)
     assert_same_history(history, want_history)
+
+
+def towards(state, batch, frozen):
+    """Move towards the frozen goal."""
+    state = state + 0.5 * (frozen["goal"] - state)
+    return state, {"loss": jnp.sum(state)}
+
+
+def test_frozen_weights_are_read_and_neither_copied_nor_saved(tmp_path):
+    frozen = {"goal": jnp.array([1.0, 3.0])}
+    folder = open_run(tmp_path, {})
+    state, history = run(towards, jnp.zeros(2), 4, chunk=2, folder=folder, frozen=frozen, progress=False)
+    np.testing.assert_allclose(state, [0.9375, 2.8125])
+    np.testing.assert_allclose(history["loss"], [2.0, 3.0, 3.5, 3.75])
+    assert frozen["goal"][1] == 3.0, "they were not donated"
+    assert folder.read_json("frozen.json")["bytes"] == 8
+    assert checkpoint.restore(tmp_path, jnp.zeros(2))[1] == 4, "the checkpoint is the state alone"
+
+
+def test_a_run_continues_on_the_frozen_weights_that_it_began_with(tmp_path):
+    frozen = {"goal": jnp.array([1.0, 3.0])}
+    run(towards, jnp.zeros(2), 2, folder=open_run(tmp_path, {}), frozen=frozen, progress=False)
+    go = functools.partial(run, towards, jnp.zeros(2), 4, progress=False)
+    resumed = lambda: open_run(tmp_path, {}, resume=True)
+    for other in ({"goal": jnp.array([1.0, 3.5])}, {"aim": jnp.array([1.0, 3.0])}):
+        with pytest.raises(
+            ValueError, match="was begun with frozen weights [0-9a-f]{12}, but this run has froz"
+        ):
+            go(folder=resumed(), frozen=other)
+    with pytest.raises(
+        ValueError, match="but this run has no frozen weights; pass the same weights, or --out"
+    ):
+        run(lambda s: towards(s, None, frozen), jnp.zeros(2), 4, folder=resumed(), progress=False)
+    state, _ = go(folder=resumed(), frozen=frozen)
+    np.testing.assert_allclose(state, [0.9375, 2.8125])
+
+
+def test_batches_and_frozen_weights_go_together():
+    def step(state, batch, frozen):
+        return state + batch * frozen, {"loss": state}
+
+    rows = lambda first, count: jnp.arange(first, first + count, dtype=jnp.float32)
+    state, _ = run(step, jnp.float32(0.0), 5, chunk=2, batches=rows, frozen=jnp.float32(2.0), progress=False)
+    assert state == 20.0
