@@ -1,6 +1,7 @@
 """Figures in one readable style; matplotlib is an extra and is imported only when a figure is drawn."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,39 @@ def curve_with_interval(ax: Any, x: ArrayLike, ys: ArrayLike, label: str) -> Non
     mean, half_width = mean_interval(ys, axis=1)
     (line,) = ax.plot(x, mean, label=label)
     ax.fill_between(x, mean - half_width, mean + half_width, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def save_curves(
+    path: str | os.PathLike,
+    x_label: str,
+    y_label: str,
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str = "",
+    levels: Mapping[str, float] | None = None,
+    legend: str = "best",
+    **settings: Any,
+) -> None:
+    """Write a figure of means over members with their intervals, one curve for each name, to `path`.
+
+    Args:
+      path: of the PNG.
+      x_label: what lies along x, with its unit.
+      y_label: what lies along y, with its unit.
+      curves: name -> (positions [n], one column per member [n, M]), in the legend's order.
+      title: what the figure shows.
+      levels: name -> the height of a dotted horizontal line to compare with.
+      legend: where matplotlib puts the legend, for example "lower right".
+      settings: of matplotlib's `Axes.set`, for example `xscale="log"`.
+    """
+    fig, ax = figure(x_label, y_label, title=title)
+    for name, (x, ys) in curves.items():
+        curve_with_interval(ax, x, ys, name)
+    for name, level in (levels or {}).items():
+        ax.axhline(level, color="#777777", linestyle=":", label=name)
+    ax.set(**settings)
+    ax.legend(loc=legend)
+    save_figure(fig, path)
 
 
 def save_figure(fig: Any, path: str | os.PathLike) -> None:
