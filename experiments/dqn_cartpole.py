@@ -28,10 +28,8 @@ from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.q_networks import QNet, make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, check_rewards, make_dqn, memory_bytes
-from jaxrl_align.runtime import cli
+from jaxrl_align.runtime import cli, metrics, plots
 from jaxrl_align.runtime.members import MembersConfig, train_members
-from jaxrl_align.runtime.metrics import interquartile_text
-from jaxrl_align.runtime.plots import save_curves
 from jaxrl_align.types import Params
 
 
@@ -71,7 +69,7 @@ class Config(MembersConfig):
 
 
 def judge(config: Config, net: QNet, params: Params, max_steps: int) -> dict[str, np.ndarray]:
-    """Play whole episodes greedily and with epsilon = 0.05, apart from training; print each mean return [M]."""
+    """Play whole episodes greedily and with epsilon 0.05; print and return each member's mean return [M]."""
     result = {}
     for name, epsilon in {"greedy": 0.0, "epsilon 0.05": 0.05}.items():
 
@@ -85,7 +83,7 @@ def judge(config: Config, net: QNet, params: Params, max_steps: int) -> dict[str
             raise ValueError(f"an episode of {config.env} lasts longer than max_steps={max_steps}")
         result[name] = returns = np.asarray(played.episode_return.mean(1))
         print(f"{name}, per seed:", " ".join(f"{r:.1f}" for r in returns))
-        print(f"{name}: interquartile mean {interquartile_text(returns)}, mean {returns.mean():.1f}")
+        print(f"{name}: interquartile mean {metrics.interquartile_text(returns)}, mean {returns.mean():.1f}")
     return result
 
 
@@ -147,7 +145,7 @@ def play(
     every = max(1, steps // 200)
     at = np.arange(every, steps + 1, every)
     returns = history["episode_return_last100"][at - 1]
-    save_curves(
+    plots.save_curves(
         folder.path / "learning_curve.png",
         "environment steps per seed",
         "return, last 100 episodes",

@@ -45,11 +45,10 @@ from jaxrl_align.data.images import Images, Split, load_digits, load_idx_folder,
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.layered import GLOROT, LayeredNet, fan_in_uniform, make_layered_net
 from jaxrl_align.pretrain import layerwise as lw
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
 
 STARTS = ("random", "supervised", "unsupervised")
 
@@ -82,9 +81,10 @@ with Adam; and what is usual now: ReLU, He's kernels and Adam."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """Test error against depth."""
 
+    out: str = "runs/layerwise_pretraining"
     data: str = "digits"
     """digits, mnist, or a folder of four IDX files (Fashion-MNIST's, for example)."""
     era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
@@ -93,8 +93,6 @@ class Config:
     """Hidden layers."""
     width: int = 100
     """Units of each."""
-    seeds: int = 8
-    seed: int = 0
     batch_size: int = 20
     pretrain_epochs: int = 20
     """Of each layer."""
@@ -107,8 +105,6 @@ class Config:
     """The autoencoders decode by their encoder's transposed kernel."""
     validation_share: float = 0.2
     """Of the training images, held out to choose the rate."""
-    out: str = "runs/layerwise_pretraining"
-    resume: bool = False
 
 
 class Data(NamedTuple):
@@ -199,18 +195,23 @@ def choose_rates(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return best, pick(result.test), pick(result.train)
 
 
+def timed(run: Callable[..., Result], *args: Any) -> tuple[Result, float]:
+    """Return what `run(*args)` computes and the seconds that it took, compilation included."""
+    start = time.perf_counter()
+    return jax.block_until_ready(run(*args)), time.perf_counter() - start
+
+
 def report(label: str, config: Any, result: Result, seconds: float) -> dict[str, Any]:
     """Print one line per start and return what JSON keeps."""
     rates = config.finetune_rates or ERAS[config.era].finetune_rates
     best, test, train = choose_rates(result)
     print(f"{label} ({seconds:.0f} s):")
     for start, rate, on_test, on_train in zip(STARTS, best, test, train, strict=True):
-        mean, half = mean_interval(on_test)
-        at = f"at learning rate {rates[rate]:g}, {mean_interval(on_train)[0]:.2f}% in training"
-        print(f"  {start:13} test error {mean:6.2f} +- {half:.2f}%  {at}", flush=True)
-    return {"test": test, "train": train, "rate": [rates[i] for i in best], "seconds": seconds} | {
-        "reconstruction_loss": np.asarray(result.reconstruction_loss).mean(0)
-    }
+        at = f"at learning rate {rates[rate]:g}, {np.mean(on_train, dtype=np.float64):.2f}% in training"
+        print(f"  {start:13} test error {metrics.mean_text(on_test, '6.2f')}%  {at}", flush=True)
+    losses = np.asarray(result.reconstruction_loss).mean(0)
+    found = {"test": test, "train": train, "rate": [rates[i] for i in best]}
+    return found | {"seconds": seconds, "reconstruction_loss": losses}
 
 
 def draw_reconstructions(folder: RunFolder, config: Config, net: LayeredNet, params: Any, x: Any) -> None:
@@ -223,16 +224,18 @@ def draw_reconstructions(folder: RunFolder, config: Config, net: LayeredNet, par
         decode = functools.partial(lw.reconstruct, autoencoders[:k], params[:k], kind=era.reconstruction)
         rows.append(np.asarray(jax.jit(jax.vmap(decode))(x)))
     tile = lambda grid: np.concatenate([np.concatenate([np.pad(i, 1) for i in row], 1) for row in grid])
-    fig, ax = figure("", "", title=f"{config.data}: inputs, and back from 1 to {len(net.widths)} layers")
+    fig, ax = plots.figure(
+        "", "", title=f"{config.data}: inputs, and back from 1 to {len(net.widths)} layers"
+    )
     ax.imshow(tile([row.clip(0, 1).reshape(-1, side, side) for row in rows]), cmap="gray")
     ax.set_axis_off()
-    save_figure(fig, folder.path / "reconstructions.png")
+    plots.save_figure(fig, folder.path / "reconstructions.png")
     kernels = np.asarray(params[0]["encoder"]["kernel"]).T[:60]
     kernels = (kernels / np.abs(kernels).max(1, keepdims=True)).reshape(-1, side, side)
-    fig, ax = figure("", "", title="first-layer filters of the autoencoder")
+    fig, ax = plots.figure("", "", title="first-layer filters of the autoencoder")
     ax.imshow(tile(np.split(kernels, range(12, len(kernels), 12))), cmap="gray")
     ax.set_axis_off()
-    save_figure(fig, folder.path / "filters.png")
+    plots.save_figure(fig, folder.path / "filters.png")
 
 
 def main(config: Config) -> None:
@@ -242,30 +245,23 @@ def main(config: Config) -> None:
     train, validation = hold_out(split.train, config.validation_share, config.seed)
     arrays = [tuple(map(jnp.asarray, part)) for part in (train, validation, split.test)]
     data = Data(arrays[0][0], *arrays)
-    folder = open_run(config.out, config, resume=config.resume)
-    keys = shard_members(jax.random.split(jax.random.key(config.seed), config.seeds))
-    results = {}
-    for depth in config.depths:
-        name = f"depth_{depth}.json"
-        if not (folder.path / name).exists():
-            net = make_net(ERAS[config.era], train.x.shape[1], depth, config.width)
-            start = time.perf_counter()
-            member = make_member(config, net, config.finetune_epochs)
-            result = jax.block_until_ready(jax.jit(jax.vmap(member, (0, None)))(keys, data))
-            seconds = time.perf_counter() - start
-            if depth == max(config.depths):
-                first = jax.tree.map(lambda leaf: leaf[0], result.autoencoders)
-                draw_reconstructions(folder, config, net, first, split.test.x[:10])
-            folder.write_json(name, report(f"{depth} hidden layers", config, result, seconds))
-        results[depth] = folder.read_json(name)
-    fig, ax = figure(
-        "hidden layers", "test error [%]", title=f"{config.data}, {config.era}, {config.seeds} seeds, 95%"
-    )
-    for i, start in enumerate(STARTS):
-        curve_with_interval(ax, config.depths, [results[d]["test"][i] for d in config.depths], start)
-    ax.set(yscale="log", xticks=config.depths)
-    ax.legend()
-    save_figure(fig, folder.path / "test_error.png")
+    folder = config.open_folder()
+    keys = shard_members(config.keys())
+
+    def run(depth: int) -> dict[str, Any]:
+        net = make_net(ERAS[config.era], train.x.shape[1], depth, config.width)
+        member = jax.jit(jax.vmap(make_member(config, net, config.finetune_epochs), (0, None)))
+        result, seconds = timed(member, keys, data)
+        if depth == max(config.depths):
+            first = jax.tree.map(lambda leaf: leaf[0], result.autoencoders)
+            draw_reconstructions(folder, config, net, first, split.test.x[:10])
+        return report(f"{depth} hidden layers", config, result, seconds)
+
+    results = [folder.once(f"depth_{depth}.json", run, depth) for depth in config.depths]
+    curves = {name: (config.depths, [r["test"][i] for r in results]) for i, name in enumerate(STARTS)}
+    title = f"{config.data}, {config.era}, {config.seeds} seeds, 95%"
+    path, ticks = folder.path / "test_error.png", {"yscale": "log", "xticks": config.depths}
+    plots.save_curves(path, "hidden layers", "test error [%]", curves, title=title, **ticks)
     print(f"figures and results are in {folder.path}")
 
 

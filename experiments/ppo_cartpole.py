@@ -18,11 +18,9 @@ from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.runtime import cli
+from jaxrl_align.runtime import cli, metrics, plots
 from jaxrl_align.runtime.members import MembersConfig, train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
-from jaxrl_align.runtime.metrics import interquartile_text, mean_text
-from jaxrl_align.runtime.plots import save_curves
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,12 @@ def play(config: Config, net: Net) -> None:
     returns = history["episode_return_last100"]
     last = returns[-1]
     print("last 100 episodes, per seed:", " ".join(f"{r:.1f}" for r in last))
-    print(f"mean {mean_text(last)} (95% interval over {config.seeds} seeds)")
-    print(f"interquartile mean {interquartile_text(last)} (95% bootstrap)")
+    print(f"mean {metrics.mean_text(last)} (95% interval over {config.seeds} seeds)")
+    print(f"interquartile mean {metrics.interquartile_text(last)} (95% bootstrap)")
     print(f"at least {config.solved:.0f}: {int(np.sum(last >= config.solved))} of {config.seeds} seeds")
     print(f"{config.seeds * steps[-1]} env steps in {seconds:.1f} s, compilation included")
     folder.write_json("result.json", {"env_steps": steps[-1], "episode_return_last100": last})
-    save_curves(
+    plots.save_curves(
         folder.path / "learning_curve.png",
         "environment steps per seed",
         "return, mean of last 100 episodes",

@@ -36,12 +36,10 @@ from jaxrl_align.actors.normalisation import normalised
 from jaxrl_align.losses import DiagonalGaussian, TanhGaussian
 from jaxrl_align.nets.mlp import make_gaussian_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.runtime import cli
+from jaxrl_align.runtime import cli, metrics, plots
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_text
-from jaxrl_align.runtime.plots import save_curves
 from jaxrl_align.types import State
 
 WAYS: dict[str, tuple[envs.Distribution, bool]] = {
@@ -109,11 +107,11 @@ def main(config: Config) -> None:
     print(f"{config.env}, {config.seeds} seeds, {config.total_env_steps} steps each; return +- 95% interval")
     print(f"  {'':26}{'greedy':>20}{'last 100 sampled':>20}")
     for name, (training, final) in results.items():
-        cells = f"{mean_text(final):>20}{mean_text(training[-1]):>20}"
+        cells = f"{metrics.mean_text(final):>20}{metrics.mean_text(training[-1]):>20}"
         print(f"  {name:26}{cells}   seeds: {' '.join(f'{x:.1f}' for x in final)}")
     folder.write_json("results.json", {name: final for name, (_, final) in results.items()})
     steps_of = lambda ys: np.arange(1, len(ys) + 1) * config.num_envs * config.num_steps
-    save_curves(
+    plots.save_curves(
         folder.path / "learning_curves.png",
         "environment steps per seed",
         "return, last 100 episodes",

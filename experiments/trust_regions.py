@@ -29,7 +29,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,23 +38,20 @@ from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
 from jaxrl_align.rl.policy_gradients import PolicyGradientHParams, PPOKLHParams, make_a2c, make_ppo_kl
 from jaxrl_align.rl.trpo import TRPOHParams, make_trpo
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
+from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Actor, Learner
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """The methods side by side."""
 
+    out: str = "runs/trust_regions"
     env: str = "CartPole-v1"
     """A gymnax name."""
-    seeds: int = 8
-    seed: int = 0
     num_envs: int = 8
     num_steps: int = 128
     updates: int = 150
@@ -63,12 +59,10 @@ class Config:
     """Every method runs at each, TRPO's being its critic's."""
     max_kl: float = 0.01
     """TRPO's bound and the KL penalty's target, nats."""
-    out: str = "runs/trust_regions"
-    resume: bool = False
 
 
 Method = tuple[Callable[[Actor], Learner], Any]
-"""How a learner is made of an actor, and its hyperparameters but for the learning rate."""
+"""How a learner is made from an actor, and its hyperparameters but for the learning rate."""
 
 
 def methods(config: Config) -> dict[str, Method]:
@@ -91,37 +85,24 @@ def play(config: Config, folder: RunFolder, name: str, method: Method) -> dict[s
     make, hparams = method
     net = make_actor_critic_net(envs.num_actions(config.env))
     learner = make(gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps))
-    rates, seeds = len(config.learning_rates), config.seeds
-    keys = jnp.tile(jax.random.split(jax.random.key(config.seed), seeds), rates)
-    hparams = jax.tree.map(lambda x: jnp.full(rates * seeds, x, jnp.float32), hparams)
-    hparams = hparams._replace(learning_rate=jnp.repeat(jnp.array(config.learning_rates), seeds))
-    state = jax.jit(jax.vmap(learner.init))(keys, hparams)
-    _, history = run(
-        jax.vmap(learner.step),
-        shard_members(state),
-        config.updates,
-        chunk=max(1, config.updates // 5),
-        folder=folder.sub(name.replace(", ", "_").replace(" ", "_")),
-        label=f"{name:16}",
-        show=("episode_return_last100", "policy/kl"),
-    )
-    wanted = ("episode_return_last100", "policy/kl")
-    return {key: np.asarray(history[key]).reshape(config.updates, rates, seeds) for key in wanted}
+    keys, hparams = cross_rates(config.keys(), hparams, config.learning_rates)
+    shown = ("episode_return_last100", "policy/kl")
+    how = {"folder": folder.sub(name), "label": f"{name:16}", "show": shown}
+    history = train_members(learner, hparams, config, config.updates, keys=keys, **how).history
+    shape = (config.updates, len(config.learning_rates), config.seeds)
+    return {name: history[name].reshape(shape) for name in shown}
 
 
 def draw(folder: RunFolder, config: Config, results: dict[str, dict[str, np.ndarray]]) -> None:
     """Write learning_curves.png and kl_per_update.png, a figure for each learning rate."""
     steps = np.arange(1, config.updates + 1) * config.num_envs * config.num_steps
     for i, rate in enumerate(config.learning_rates):
-        fig, ax = figure(
-            "environment steps per seed", "return", title=f"{config.env}, learning rate {rate:g}"
-        )
-        for name, result in results.items():
-            curve_with_interval(ax, steps, result["episode_return_last100"][:, i], name)
-        ax.legend()
-        save_figure(fig, folder.path / f"learning_curves_{rate:g}.png")
-        fig, ax = figure(
-            "KL(before || after) of an update [nats]", "share of updates beyond", title=ax.get_title()
+        title = f"{config.env}, learning rate {rate:g}"
+        curves = {name: (steps, result["episode_return_last100"][:, i]) for name, result in results.items()}
+        path = folder.path / f"learning_curves_{rate:g}.png"
+        plots.save_curves(path, "environment steps per seed", "return", curves, title=title)
+        fig, ax = plots.figure(
+            "KL(before || after) of an update [nats]", "share of updates beyond", title=title
         )
         for name, result in results.items():
             kl = np.sort(np.maximum(result["policy/kl"][:, i].ravel(), 1e-7))
@@ -129,18 +110,15 @@ def draw(folder: RunFolder, config: Config, results: dict[str, dict[str, np.ndar
         ax.set(xscale="log", yscale="log", xlim=(1e-5, None))
         ax.axvline(config.max_kl, color="#777777", linestyle=":")
         ax.legend()
-        save_figure(fig, folder.path / f"kl_per_update_{rate:g}.png")
+        plots.save_figure(fig, folder.path / f"kl_per_update_{rate:g}.png")
 
 
 def main(config: Config) -> None:
     """Train all methods, and print and draw final returns and the KL of their updates."""
-    if config.seeds < 2 or config.updates < 1:
-        raise ValueError(
-            f"need at least 2 seeds and 1 update; got seeds={config.seeds}, updates={config.updates}"
-        )
+    config.require(seeds=2, updates=1)
     use_cpu_devices()
     envs.num_actions(config.env)
-    folder = open_run(config.out, config, resume=config.resume)
+    folder = config.open_folder()
     results = {name: play(config, folder, name, method) for name, method in methods(config).items()}
     table = {}
     for i, rate in enumerate(config.learning_rates):
@@ -150,12 +128,11 @@ def main(config: Config) -> None:
         print(f"  {'':18}{'return':>18}{'fell by half':>14}{'median KL':>12}{'99% KL':>10}{'max KL':>10}")
         for name, result in results.items():
             final, kl = result["episode_return_last100"][:, i], result["policy/kl"][:, i]
-            mean, half = mean_interval(final[-1])
             fell = int((final[-1] < 0.5 * np.nanmax(final, axis=0)).sum())
-            row = {"return": (mean, half), "fell": fell, "kl": np.quantile(kl, [0.5, 0.99, 1.0])}
-            table[f"{name}, {rate:g}"] = row
-            cells = "".join(f"{x:{w}.4f}" for x, w in zip(row["kl"], (12, 10, 10), strict=True))
-            print(f"  {name:18}{f'{mean:.1f} +- {half:.1f}':>18}{fell:>14}{cells}")
+            kl = np.quantile(kl, [0.5, 0.99, 1.0])
+            table[f"{name}, {rate:g}"] = {"return": metrics.mean_interval(final[-1]), "fell": fell, "kl": kl}
+            cells = "{:12.4f}{:10.4f}{:10.4f}".format(*kl)
+            print(f"  {name:18}{metrics.mean_text(final[-1]):>18}{fell:>14}{cells}")
     folder.write_json("results.json", table)
     draw(folder, config, results)
     print(f"\nfigures are in {folder.path}")

@@ -112,13 +112,14 @@ class RunFolder:
         """Read back what `write_json` wrote under `name` in this folder."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return the value in the file `name`; where a run lacks it, call `make` and write what it returns.
+    def once(self, name: str, make: Callable[..., Any], *args: Any) -> Any:
+        """Return the value in the file `name`, or of `make(*args)`, which is then written there.
 
-        A continued run so repeats none of the parts that it has finished.
+        A continued run repeats none of the parts that it has finished. Either way the value is what JSON gives
+        back: arrays are lists.
         """
         if not (self.path / name).exists():
-            self.write_json(name, make())
+            self.write_json(name, make(*args))
         return self.read_json(name)
 
 
