@@ -5,7 +5,7 @@ A member is one seed, or one seed under one setting of the hyperparameters. Memb
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from jaxrl_align.runtime import loop
 from jaxrl_align.runtime.folder import RunFolder, open_run
 from jaxrl_align.runtime.mesh import shard_members
 from jaxrl_align.runtime.metrics import History
-from jaxrl_align.types import Learner, Params
+from jaxrl_align.types import Learner, Metrics, Params, State
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class MembersConfig:
 
 
 class Trained(NamedTuple):
-    """What `train_members` returns."""
+    """The result of `train_members`."""
 
-    state: Any
-    """The learner's `State`, every leaf [M, ...]."""
+    state: State
+    """The learner's, every leaf [M, ...]."""
     history: History
     """Each metric [num_steps, M, ...]."""
     seconds: float
@@ -133,6 +133,23 @@ def cross_rates(
     """
     rates = jnp.repeat(jnp.asarray(learning_rates), len(keys))
     return jnp.tile(keys, len(learning_rates)), hparams._replace(learning_rate=rates)
+
+
+def with_data(make_learner: Callable[[Any], Learner]) -> Learner:
+    """Return the learner whose frozen tree is its data, so that every member may have data of its own.
+
+    Args:
+      make_learner: `data -> Learner` that draws its batches from them; called whenever `init` and `step` are
+        traced, with one member's data.
+    """
+
+    def init(key: chex.PRNGKey, hparams: Any, params: Params | None = None, frozen: Any = None) -> State:
+        return make_learner(frozen).init(key, hparams, params)
+
+    def step(state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:
+        return make_learner(frozen).step(state, batch)
+
+    return Learner(init, step)
 
 
 def _check_members(count: int, **trees: Any) -> None:

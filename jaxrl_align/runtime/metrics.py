@@ -146,10 +146,10 @@ def mean_text(x: ArrayLike, spec: str = ".1f") -> str:
 
     Args:
       x: [n] real numbers, one for each independent member.
-      spec: how both are formatted; a leading "+" gives the mean its sign.
+      spec: the mean's format, with a sign or a width as in "+6.2f"; the half-width has its precision alone.
     """
     mean, half_width = mean_interval(x)
-    return f"{mean:{spec}} +- {half_width:{spec.lstrip('+')}}"
+    return f"{mean:{spec}} +- {half_width:.{spec.partition('.')[2]}}"
 
 
 def interquartile_text(x: ArrayLike, spec: str = ".1f") -> str:
