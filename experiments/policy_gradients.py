@@ -82,15 +82,13 @@ Method = tuple[Callable[[Actor], Learner], str, bool]
 
 def methods() -> dict[str, Method]:
     """Return the methods by name, in the lectures' order."""
-    reinforce = lambda returns, baseline: functools.partial(
-        make_reinforce, returns=returns, baseline=baseline
-    )
+    reinforce = functools.partial(functools.partial, make_reinforce)
     return {
-        "REINFORCE, whole return": (reinforce("whole", "none"), "state", True),
-        "reward-to-go": (reinforce("to_go", "none"), "state", True),
-        "discounted": (reinforce("discounted", "none"), "state", True),
-        "average baseline": (reinforce("discounted", "average"), "state", True),
-        "learned baseline": (reinforce("discounted", "learned"), "state", True),
+        "REINFORCE, whole return": (reinforce(returns="whole", baseline="none"), "state", True),
+        "reward-to-go": (reinforce(returns="to_go", baseline="none"), "state", True),
+        "discounted": (reinforce(returns="discounted", baseline="none"), "state", True),
+        "average baseline": (reinforce(returns="discounted", baseline="average"), "state", True),
+        "learned baseline": (reinforce(returns="discounted", baseline="learned"), "state", True),
         "Q actor-critic": (make_q_actor_critic, "sarsa", True),
         "A2C": (make_a2c, "state", True),
         "Q actor-critic, at once": (make_q_actor_critic, "sarsa", False),
@@ -130,19 +128,20 @@ def main(config: Config) -> None:
     table = {}
     for i, rate in enumerate(config.learning_rates):
         print(f"\nlearning rate {rate:g}, {config.seeds} seeds: mean return, all updates and the last {last}")
-        rounds = f"rounds of {config.episodes} x {config.time_limit} steps"
-        fig, ax = plots.figure(rounds, "return", title=f"CartPole-v1, learning rate {rate:g}")
         for name, returns in results.items():
             whole, final = (np.nanmean(x[:, i], 0) for x in (returns, returns[-last:]))
-            table[f"{name}, {rate:g}"] = {
-                "mean": metrics.mean_interval(whole),
-                "last": metrics.mean_interval(final),
-            }
+            row = {"mean": metrics.mean_interval(whole), "last": metrics.mean_interval(final)}
+            table[f"{name}, {rate:g}"] = row
             print(f"  {name:24}{metrics.mean_text(whole):>18}{metrics.mean_text(final):>18}")
-            plots.curve_with_interval(ax, updates, returns[:, i], name)
-            ax.lines[-1].set_linestyle("--" if name.endswith("at once") else "-")
-        ax.legend(fontsize=7, loc="center right")
-        plots.save_figure(fig, folder.path / f"returns_{rate:g}.png")
+        plots.save_curves(
+            folder.path / f"returns_{rate:g}.png",
+            f"rounds of {config.episodes} x {config.time_limit} steps",
+            "return",
+            {name: (updates, returns[:, i]) for name, returns in results.items()},
+            title=f"CartPole-v1, learning rate {rate:g}",
+            dashed=[name for name in results if name.endswith("at once")],
+            legend="center right",
+        )
     folder.write_json("results.json", table)
     print(f"\nfigures are in {folder.path}")
 

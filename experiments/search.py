@@ -128,8 +128,6 @@ def main(config: Config) -> None:
     keys = shard_members(config.keys())
     names = ["alone", *(f"with {size} simulations a move" for size in config.simulations)]
     shares = {}
-    title = f"{config.seeds} random decision processes"
-    fig, ax = plots.figure("simulations a move", "share of the optimal return", title=title)
     for way in WAYS:
         run = jax.jit(jax.vmap(functools.partial(play, config=config, way=way)))
         found = folder.once(f"{way.replace(' ', '_')}.json", run, keys)
@@ -139,12 +137,18 @@ def main(config: Config) -> None:
         for i, name in enumerate(names):
             gain = metrics.mean_text(share[:, i] - share[:, 0], "+.3f")
             print(f"  {name:29}{metrics.mean_text(share[:, i], '.3f')}   {gain}", flush=True)
-        mean, half = metrics.mean_interval(share)
-        ax.errorbar(range(len(names)), mean, half, marker="o", capsize=3, label=f"trained by {way}")
     folder.write_json("results.json", shares)
-    ax.set_xticks(range(len(names)), ["none", *map(str, config.simulations)])
-    ax.legend()
-    plots.save_figure(fig, folder.path / "search.png")
+    places = range(len(names))
+    plots.save_curves(
+        folder.path / "search.png",
+        "simulations a move",
+        "share of the optimal return",
+        {f"trained by {way}": (places, share.T) for way, share in shares.items()},
+        title=f"{config.seeds} random decision processes",
+        bars=True,
+        xticks=places,
+        xticklabels=["none", *map(str, config.simulations)],
+    )
     print(f"wrote {folder.path / 'search.png'}")
 
 

@@ -21,7 +21,6 @@ surely; at the smallest no ratio ever leaves the three wider ones.
 
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,20 +65,16 @@ def make_grid(config: Config) -> tuple[jax.Array, PPOHParams]:
     return jnp.repeat(config.keys(), len(points)), each._replace(learning_rate=rates, clip=clips)
 
 
-def make_run(config: Config) -> Callable[[jax.Array, PPOHParams], jax.Array]:
-    """Return `(key, hparams) -> return of the last 100 episodes`, one member's whole training."""
+def train_first(config: Config, members: int) -> dict[str, Any]:
+    """Train the first members of the grid in one program; return their returns and the times it took."""
     net = make_actor_critic_net(envs.num_actions(config.env))
     actor = gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
     updates = max(1, config.total_env_steps // (config.num_envs * config.num_steps))
     run = train(make_actor_critic(actor, segment_length=1, total_steps=updates), updates)
-    return lambda key, hparams: run(key, hparams)[1]["episode_return_last100"][-1]
-
-
-def train_first(config: Config, members: int) -> dict[str, Any]:
-    """Train the first members of the grid in one program; return their returns and the times it took."""
+    final_return = lambda key, hparams: run(key, hparams)[1]["episode_return_last100"][-1]
     grid = shard_members(jax.tree.map(lambda x: x[:members], make_grid(config)))
     start = time.perf_counter()
-    program = jax.jit(jax.vmap(make_run(config))).lower(*grid).compile()
+    program = jax.jit(jax.vmap(final_return)).lower(*grid).compile()
     compiled = time.perf_counter()
     returns = np.asarray(jax.block_until_ready(program(*grid)))
     end = time.perf_counter()
@@ -89,29 +84,24 @@ def train_first(config: Config, members: int) -> dict[str, Any]:
 
 def draw(folder: RunFolder, config: Config, returns: np.ndarray) -> None:
     """Write a figure of the final return against each hyperparameter; `returns` is [seeds, rates, clips]."""
-    rates, clips = ("learning rate", config.learning_rates), ("clip", config.clips)
     for (name, values), (other_name, others), by_value in (
-        (rates, clips, returns.transpose(1, 2, 0)),
-        (clips, rates, returns.transpose(2, 1, 0)),
+        (("learning rate", config.learning_rates), ("clip", config.clips), returns.transpose(2, 1, 0)),
+        (("clip", config.clips), ("learning rate", config.learning_rates), returns.transpose(1, 2, 0)),
     ):
-        fig, ax = plots.figure(name, "return, last 100 episodes", title=config.env)
-        for i, other in enumerate(others):
-            mean, half = metrics.mean_interval(by_value[:, i], axis=-1)
-            apart = np.array(values) * 1.03**i  # so that the intervals do not hide each other
-            ax.errorbar(apart, mean, half, marker="o", capsize=3, label=f"{other_name} {other:g}")
-        ax.set_xscale("log")
-        ax.legend()
-        plots.save_figure(fig, folder.path / f"return_by_{name.replace(' ', '_')}.png")
+        # The curves lie a little apart, so that the intervals do not hide each other.
+        apart = [np.array(values) * 1.03**i for i in range(len(others))]
+        names = [f"{other_name} {other:g}" for other in others]
+        curves = dict(zip(names, zip(apart, by_value, strict=True), strict=True))
+        path, labels = f"return_by_{name.replace(' ', '_')}.png", (name, "return, last 100 episodes")
+        plots.save_curves(folder.path / path, *labels, curves, title=config.env, bars=True, xscale="log")
 
 
 def main(config: Config) -> None:
     """Train the grid, time it at several sizes, print and draw the final returns."""
     members = config.seeds * len(config.learning_rates) * len(config.clips)
-    if config.seeds < 2 or not all(1 <= count <= members for count in config.timed):
-        raise ValueError(
-            f"need at least 2 seeds, and timed sizes between 1 and the grid's; got seeds={config.seeds}, "
-            f"timed={config.timed} of {members} runs"
-        )
+    config.require(seeds=2, timed=1)
+    if max(config.timed) > members:
+        raise ValueError(f"timed must be at most the grid's {members} runs; got timed={config.timed}")
     use_cpu_devices()
     envs.num_actions(config.env)
     folder = config.open_folder()

@@ -101,16 +101,13 @@ def draw(folder: RunFolder, config: Config, results: dict[str, dict[str, np.ndar
         curves = {name: (steps, result["episode_return_last100"][:, i]) for name, result in results.items()}
         path = folder.path / f"learning_curves_{rate:g}.png"
         plots.save_curves(path, "environment steps per seed", "return", curves, title=title)
-        fig, ax = plots.figure(
-            "KL(before || after) of an update [nats]", "share of updates beyond", title=title
-        )
+        labels = ("KL(before || after) of an update [nats]", "share of updates beyond")
         for name, result in results.items():
             kl = np.sort(np.maximum(result["policy/kl"][:, i].ravel(), 1e-7))
-            ax.plot(kl, 1.0 - np.arange(kl.size) / kl.size, label=name)
-        ax.set(xscale="log", yscale="log", xlim=(1e-5, None))
-        ax.axvline(config.max_kl, color="#777777", linestyle=":")
-        ax.legend()
-        plots.save_figure(fig, folder.path / f"kl_per_update_{rate:g}.png")
+            curves[name] = (kl, 1.0 - np.arange(kl.size) / kl.size)
+        curves[f"bound {config.max_kl:g}"] = ([config.max_kl] * 2, [1.0 / kl.size, 1.0])
+        log = {"xscale": "log", "yscale": "log", "xlim": (1e-5, None)}
+        plots.save_curves(folder.path / f"kl_per_update_{rate:g}.png", *labels, curves, title=title, **log)
 
 
 def main(config: Config) -> None:
@@ -122,9 +119,7 @@ def main(config: Config) -> None:
     results = {name: play(config, folder, name, method) for name, method in methods(config).items()}
     table = {}
     for i, rate in enumerate(config.learning_rates):
-        print(
-            f"\nlearning rate {rate:g}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]"
-        )
+        print(f"\nlearning rate {rate:g}, {config.seeds} seeds: last 100 episodes, KL of the updates [nats]")
         print(f"  {'':18}{'return':>18}{'fell by half':>14}{'median KL':>12}{'99% KL':>10}{'max KL':>10}")
         for name, result in results.items():
             final, kl = result["episode_return_last100"][:, i], result["policy/kl"][:, i]

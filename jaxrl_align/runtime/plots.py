@@ -1,7 +1,7 @@
 """Figures in one readable style; matplotlib is an extra and is imported only when a figure is drawn."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,29 +78,41 @@ def save_curves(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     title: str = "",
+    bars: bool = False,
+    dashed: Collection[str] = (),
     levels: Mapping[str, float] | None = None,
     legend: str = "best",
     **settings: Any,
 ) -> None:
-    """Write a figure of means over members with their intervals, one curve for each name, to `path`.
+    """Write a figure of curves, means over members with their 95% Student-t intervals, to `path`.
 
     Args:
       path: of the PNG.
       x_label: what lies along x, with its unit.
       y_label: what lies along y, with its unit.
-      curves: name -> (positions [n], one column per member [n, M]), in the legend's order.
+      curves: name -> (positions [n], one column per member [n, M], or a plain line [n]), in the legend's order.
       title: what the figure shows.
+      bars: draw each mean as a point with an error bar, for a few positions, instead of a line with a band.
+      dashed: names of curves to dash.
       levels: name -> the height of a dotted horizontal line to compare with.
-      legend: where matplotlib puts the legend, for example "lower right".
+      legend: where matplotlib puts it, for example "lower right".
       settings: of matplotlib's `Axes.set`, for example `xscale="log"`.
     """
     fig, ax = figure(x_label, y_label, title=title)
     for name, (x, ys) in curves.items():
-        curve_with_interval(ax, x, ys, name)
+        if np.ndim(ys) == 1:
+            ax.plot(x, ys, label=name)
+        elif bars:
+            mean, half_width = mean_interval(ys, axis=1)
+            ax.errorbar(x, mean, half_width, marker="o", markersize=4, capsize=3, label=name)
+        else:
+            curve_with_interval(ax, x, ys, name)
+        if name in dashed:
+            ax.lines[-1].set_linestyle("--")
     for name, level in (levels or {}).items():
         ax.axhline(level, color="#777777", linestyle=":", label=name)
     ax.set(**settings)
-    ax.legend(loc=legend)
+    ax.legend(loc=legend, fontsize=7 if len(curves) > 6 else None)
     save_figure(fig, path)
 
 
