@@ -33,7 +33,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from layerwise_pretraining import ERAS, hold_out, make_net
+from layerwise_starts import ERAS, hold_out, make_net
 
 from jaxrl_align.data.images import choose_labelled, load_digits, load_mnist, load_photo_patches, shrink_mnist
 from jaxrl_align.pretrain import layerwise as lw

@@ -24,18 +24,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from layerwise_pretraining import (
-    ERAS,
-    STARTS,
-    Data,
-    Result,
-    hold_out,
-    load,
-    make_member,
-    make_net,
-    report,
-    timed,
-)
+from layerwise_starts import ERAS, STARTS, Data, Result, hold_out, load, make_member, make_net, report, timed
 
 from jaxrl_align.data.images import choose_labelled
 from jaxrl_align.runtime import cli, plots

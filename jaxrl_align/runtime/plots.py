@@ -90,7 +90,7 @@ def save_curves(
       path: of the PNG.
       x_label: what lies along x, with its unit.
       y_label: what lies along y, with its unit.
-      curves: name -> (positions [n], one column per member [n, M], or a plain line [n]), in the legend's order.
+      curves: name -> (positions [n], one column per member [n, M], or one line [n]), in the legend's order.
       title: what the figure shows.
       bars: draw each mean as a point with an error bar, for a few positions, instead of a line with a band.
       dashed: names of curves to dash.
