@@ -42,7 +42,7 @@ class Config(MembersConfig):
     data: str = "digits"
     """digits, mnist, or a folder of four IDX files."""
     era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
-    """Sigmoid units and plain SGD, or ReLU and Adam; see layerwise_pretraining."""
+    """Sigmoid units and plain SGD, or ReLU and Adam; see layerwise_starts."""
     labels: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)
     """How many images keep theirs; all of them are always the last point."""
     depth: int = 3
