@@ -145,14 +145,9 @@ def play(
     every = max(1, steps // 200)
     at = np.arange(every, steps + 1, every)
     returns = history["episode_return_last100"][at - 1]
-    plots.save_curves(
-        folder.path / "learning_curve.png",
-        "environment steps per seed",
-        "return, last 100 episodes",
-        {f"{config.seeds} seeds, 95% interval": (at * per_step, returns)},
-        title=f"DQN on {config.env}",
-        legend="lower right",
-    )
+    curves = {f"{config.seeds} seeds, 95% interval": (at * per_step, returns)}
+    path, title = folder.path / "learning_curve.png", f"DQN on {config.env}"
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title, legend="lower right")
 
 
 def main(config: Config) -> None:

@@ -32,51 +32,37 @@ labels are few it does inform: see tiny_labels.
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import layerwise_starts as starts
 import numpy as np
-from layerwise_starts import ERAS, STARTS, Data, hold_out, load, make_member, make_net, report, timed
 
 from jaxrl_align.nets.layered import LayeredNet
 from jaxrl_align.pretrain import layerwise as lw
 from jaxrl_align.runtime import cli, plots
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.members import MembersConfig
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(starts.StartsConfig):
     """Test error against depth."""
 
     out: str = "runs/layerwise_pretraining"
     data: str = "digits"
     """digits, mnist, or a folder of four IDX files (Fashion-MNIST's, for example)."""
-    era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
-    """Sigmoid units, their old kernels and plain SGD; with better kernels, with Adam; or ReLU and Adam."""
     depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Hidden layers."""
-    width: int = 100
-    """Units of each."""
-    batch_size: int = 20
-    pretrain_epochs: int = 20
-    """Of each layer."""
     finetune_epochs: int = 40
-    finetune_rates: tuple[float, ...] | None = None
-    """Each start takes the one with the lowest validation error; none means the era's four."""
-    corruption: float = 0.25
-    """Share of the inputs that the autoencoders must fill in."""
     tied: bool = False
     """The autoencoders decode by their encoder's transposed kernel."""
-    validation_share: float = 0.2
-    """Of the training images, held out to choose the rate."""
 
 
 def draw_reconstructions(folder: RunFolder, config: Config, net: LayeredNet, params: Any, x: Any) -> None:
     """Write reconstructions.png, a row per depth below ten inputs, and filters.png, the first layer's."""
-    era = ERAS[config.era]
+    era = starts.ERAS[config.era]
     side = round(net.input_dim**0.5)
     autoencoders = lw.make_layer_autoencoders(net, tied=config.tied)
     rows = [np.asarray(x)]
@@ -84,41 +70,43 @@ def draw_reconstructions(folder: RunFolder, config: Config, net: LayeredNet, par
         decode = functools.partial(lw.reconstruct, autoencoders[:k], params[:k], kind=era.reconstruction)
         rows.append(np.asarray(jax.jit(jax.vmap(decode))(x)))
     tile = lambda grid: np.concatenate([np.concatenate([np.pad(i, 1) for i in row], 1) for row in grid])
-    fig, ax = plots.figure(
-        "", "", title=f"{config.data}: inputs, and back from 1 to {len(net.widths)} layers"
-    )
-    ax.imshow(tile([row.clip(0, 1).reshape(-1, side, side) for row in rows]), cmap="gray")
-    ax.set_axis_off()
-    plots.save_figure(fig, folder.path / "reconstructions.png")
+    inputs = tile([row.clip(0, 1).reshape(-1, side, side) for row in rows])
     kernels = np.asarray(params[0]["encoder"]["kernel"]).T[:60]
     kernels = (kernels / np.abs(kernels).max(1, keepdims=True)).reshape(-1, side, side)
-    fig, ax = plots.figure("", "", title="first-layer filters of the autoencoder")
-    ax.imshow(tile(np.split(kernels, range(12, len(kernels), 12))), cmap="gray")
-    ax.set_axis_off()
-    plots.save_figure(fig, folder.path / "filters.png")
+    filters = tile(np.split(kernels, range(12, len(kernels), 12)))
+    back = f"{config.data}: inputs, and back from 1 to {len(net.widths)} layers"
+    images = {
+        "reconstructions": (back, inputs),
+        "filters": ("first-layer filters of the autoencoder", filters),
+    }
+    for name, (title, image) in images.items():
+        fig, ax = plots.figure("", "", title=title)
+        ax.imshow(image, cmap="gray")
+        ax.set_axis_off()
+        plots.save_figure(fig, folder.path / f"{name}.png")
 
 
 def main(config: Config) -> None:
     """Train the three starts at every depth; print, save and draw."""
     use_cpu_devices()
-    split = load(config.data)
-    train, validation = hold_out(split.train, config.validation_share, config.seed)
+    split = starts.load(config.data)
+    train, validation = starts.hold_out(split.train, config.validation_share, config.seed)
     arrays = [tuple(map(jnp.asarray, part)) for part in (train, validation, split.test)]
-    data = Data(arrays[0][0], *arrays)
+    data = starts.Data(arrays[0][0], *arrays)
     folder = config.open_folder()
     keys = shard_members(config.keys())
 
     def run(depth: int) -> dict[str, Any]:
-        net = make_net(ERAS[config.era], train.x.shape[1], depth, config.width)
-        member = jax.jit(jax.vmap(make_member(config, net, config.finetune_epochs), (0, None)))
-        result, seconds = timed(member, keys, data)
+        net = starts.make_net(starts.ERAS[config.era], train.x.shape[1], depth, config.width)
+        member = jax.jit(jax.vmap(starts.make_member(config, net, config.finetune_epochs), (0, None)))
+        result, seconds = starts.timed(member, keys, data)
         if depth == max(config.depths):
             first = jax.tree.map(lambda leaf: leaf[0], result.autoencoders)
             draw_reconstructions(folder, config, net, first, split.test.x[:10])
-        return report(f"{depth} hidden layers", config, result, seconds)
+        return starts.report(f"{depth} hidden layers", config, result, seconds)
 
     results = [folder.once(f"depth_{depth}.json", run, depth) for depth in config.depths]
-    curves = {name: (config.depths, [r["test"][i] for r in results]) for i, name in enumerate(STARTS)}
+    curves = {name: (config.depths, [r["test"][i] for r in results]) for i, name in enumerate(starts.STARTS)}
     title = f"{config.data}, {config.era}, {config.seeds} seeds, 95%"
     path, ticks = folder.path / "test_error.png", {"yscale": "log", "xticks": config.depths}
     plots.save_curves(path, "hidden layers", "test error [%]", curves, title=title, **ticks)

@@ -3,7 +3,8 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxrl_align.data.images import Images, Split, load_digits, load_idx_folder,
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.layered import GLOROT, LayeredNet, fan_in_uniform, make_layered_net
 from jaxrl_align.pretrain import layerwise as lw
+from jaxrl_align.runtime.members import MembersConfig
 from jaxrl_align.runtime.metrics import mean_text
 
 STARTS = ("random", "supervised", "unsupervised")
@@ -44,6 +46,25 @@ ERAS = {
 }
 """2006: sigmoid units, kernels from U(-1/sqrt(in), 1/sqrt(in)), plain SGD; the same with Glorot's kernels, or
 with Adam; and what is usual now: ReLU, He's kernels and Adam."""
+
+
+@dataclass(frozen=True)
+class StartsConfig(MembersConfig):
+    """The fields of all layer-wise experiments."""
+
+    era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
+    """Sigmoid units, their old kernels and plain SGD; with better kernels, with Adam; or ReLU and Adam."""
+    width: int = 100
+    """Units of each hidden layer."""
+    batch_size: int = 20
+    pretrain_epochs: int = 20
+    """Of each layer."""
+    finetune_rates: tuple[float, ...] | None = None
+    """Each start takes the one with the lowest validation error; none means the era's four."""
+    corruption: float = 0.25
+    """Share of the inputs that the autoencoders must fill in."""
+    validation_share: float = 0.2
+    """Of the training images, held out to choose the rate."""
 
 
 class Data(NamedTuple):

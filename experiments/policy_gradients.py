@@ -76,13 +76,9 @@ class Config(MembersConfig):
     gamma: float = 0.99
 
 
-Method = tuple[Callable[[Actor], Learner], str, bool]
-"""How a learner is made from an actor, the critic's kind, and whether a rollout waits for whole episodes."""
-
-
-def methods() -> dict[str, Method]:
-    """Return the methods by name, in the lectures' order."""
-    reinforce = functools.partial(functools.partial, make_reinforce)
+def methods() -> dict[str, tuple[Callable[[Actor], Learner], str, bool]]:
+    """Return by name how a learner is made, the critic's kind, and whether rollouts are whole episodes."""
+    reinforce = lambda **how: functools.partial(make_reinforce, **how)
     return {
         "REINFORCE, whole return": (reinforce(returns="whole", baseline="none"), "state", True),
         "reward-to-go": (reinforce(returns="to_go", baseline="none"), "state", True),
@@ -96,12 +92,12 @@ def methods() -> dict[str, Method]:
     }
 
 
-def play(config: Config, folder: RunFolder, name: str, method: Method) -> np.ndarray:
+def play(config: Config, folder: RunFolder, name: str) -> np.ndarray:
     """Train every seed at every learning rate in one program; return mean returns [updates, rates, seeds].
 
     NaN where no episode ended. Of a method that does not wait, as many steps make one row.
     """
-    make, critic, waits = method
+    make, critic, waits = methods()[name]
     pieces = 1 if waits else config.time_limit // config.short_steps
     environment, env_params = envs.make_environment("CartPole-v1")
     env = (environment, env_params.replace(max_steps_in_episode=config.time_limit))
@@ -122,7 +118,7 @@ def main(config: Config) -> None:
     check_divides(config.short_steps, config.time_limit, "short_steps", "time_limit")
     use_cpu_devices()
     folder = config.open_folder()
-    results = {name: play(config, folder, name, method) for name, method in methods().items()}
+    results = {name: play(config, folder, name) for name in methods()}
     last = max(1, config.updates // 10)
     updates = np.arange(1, config.updates + 1)
     table = {}

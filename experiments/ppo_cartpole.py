@@ -70,16 +70,13 @@ def play(config: Config, net: Net) -> None:
     print(f"at least {config.solved:.0f}: {int(np.sum(last >= config.solved))} of {config.seeds} seeds")
     print(f"{config.seeds * steps[-1]} env steps in {seconds:.1f} s, compilation included")
     folder.write_json("result.json", {"env_steps": steps[-1], "episode_return_last100": last})
-    plots.save_curves(
+    path, curves = (
         folder.path / "learning_curve.png",
-        "environment steps per seed",
-        "return, mean of last 100 episodes",
         {f"{config.seeds} seeds, 95% interval": (steps, returns)},
-        title=f"PPO on {config.env}",
-        levels={f"solved ({config.solved:.0f})": config.solved},
-        legend="lower right",
     )
-    print(f"wrote {folder.path / 'learning_curve.png'}")
+    how = {"levels": {f"solved ({config.solved:.0f})": config.solved}, "legend": "lower right"}
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=f"PPO on {config.env}", **how)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

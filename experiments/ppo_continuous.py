@@ -81,9 +81,8 @@ def train(config: Config, folder: RunFolder, name: str) -> tuple[np.ndarray, np.
     updates = config.total_env_steps // (config.num_envs * config.num_steps)
     size = {"epochs": config.epochs, "minibatches": config.minibatches, "total_steps": updates}
     learner = make_actor_critic(actor, segment_length=1, **size)
-    hparams = PPOHParams(
-        config.learning_rate, config.gamma, entropy_coef=config.entropy_coef, value_clip=jnp.inf
-    )
+    coefs = {"entropy_coef": config.entropy_coef, "value_clip": jnp.inf}
+    hparams = PPOHParams(config.learning_rate, config.gamma, **coefs)
     how = {"folder": folder.sub(name), "label": f"{name:26}", "show": ("episode_return_last100",)}
     trained = train_members(learner, hparams, config, updates, **how)
 
@@ -110,15 +109,11 @@ def main(config: Config) -> None:
         cells = f"{metrics.mean_text(final):>20}{metrics.mean_text(training[-1]):>20}"
         print(f"  {name:26}{cells}   seeds: {' '.join(f'{x:.1f}' for x in final)}")
     folder.write_json("results.json", {name: final for name, (_, final) in results.items()})
-    steps_of = lambda ys: np.arange(1, len(ys) + 1) * config.num_envs * config.num_steps
-    plots.save_curves(
-        folder.path / "learning_curves.png",
-        "environment steps per seed",
-        "return, last 100 episodes",
-        {name: (steps_of(training), training) for name, (training, _) in results.items()},
-        title=f"PPO on {config.env}",
-    )
-    print(f"wrote {folder.path / 'learning_curves.png'}")
+    steps = np.arange(1, len(training) + 1) * config.num_envs * config.num_steps
+    curves = {name: (steps, training) for name, (training, _) in results.items()}
+    path = folder.path / "learning_curves.png"
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=f"PPO on {config.env}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -33,12 +33,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from layerwise_starts import ERAS, hold_out, make_net
+from layerwise_starts import ERAS, StartsConfig, hold_out, make_net
 
 from jaxrl_align.data.images import choose_labelled, load_digits, load_mnist, load_photo_patches, shrink_mnist
 from jaxrl_align.pretrain import layerwise as lw
 from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.members import MembersConfig
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 
 SOURCES = ("none", "photographs", "MNIST", "MNIST with labels", "the digits themselves")
@@ -46,25 +45,15 @@ SOURCES = ("none", "photographs", "MNIST", "MNIST with labels", "the digits them
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(StartsConfig):
     """Test error on scikit-learn's digits."""
 
     out: str = "runs/pretraining_source"
-    era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
     labels: tuple[int, ...] = (10, 20, 50, 100, 200)
     depth: int = 3
-    width: int = 100
-    batch_size: int = 20
-    pretrain_epochs: int = 20
-    """Of each layer."""
     finetune_steps: int = 3_000
-    finetune_rates: tuple[float, ...] | None = None
-    """Each source takes the one with the lowest validation error; none means the era's four."""
-    corruption: float = 0.25
     unfreeze: Literal["all", "head", "gradual"] = "all"
     """Which layers learn from the labels."""
-    validation_share: float = 0.2
-    """Of the training images, held out to choose the rate."""
 
 
 def make_pretrain(config: Config) -> tuple[Any, Callable[[jax.Array, jax.Array], Any]]:

@@ -231,8 +231,8 @@ def main(config: Config) -> None:
         curves[f"{name}, rate {results[name]['rate']:g}"] = (at, returns[at - 1])
     folder.write_json("result.json", results)
 
-    title, labels = f"{config.env}: what replay adds", ("environment steps", "return, last 100 episodes")
-    plots.save_curves(folder.path / "learning_curve.png", *labels, curves, title=title)
+    title = f"{config.env}: online, and with replay"
+    plots.save_curves(folder.path / "learning_curve.png", *plots.RETURN_AXES, curves, title=title)
     title, labels = "In the order the learner meets them", ("samples apart", "correlation of gradients")
     plots.save_curves(folder.path / "correlation.png", *labels, lags, title=title)
 

@@ -34,7 +34,6 @@ from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
 from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 
@@ -82,20 +81,6 @@ def train_first(config: Config, members: int) -> dict[str, Any]:
     return {"returns": returns, "times": times}
 
 
-def draw(folder: RunFolder, config: Config, returns: np.ndarray) -> None:
-    """Write a figure of the final return against each hyperparameter; `returns` is [seeds, rates, clips]."""
-    for (name, values), (other_name, others), by_value in (
-        (("learning rate", config.learning_rates), ("clip", config.clips), returns.transpose(2, 1, 0)),
-        (("clip", config.clips), ("learning rate", config.learning_rates), returns.transpose(1, 2, 0)),
-    ):
-        # The curves lie a little apart, so that the intervals do not hide each other.
-        apart = [np.array(values) * 1.03**i for i in range(len(others))]
-        names = [f"{other_name} {other:g}" for other in others]
-        curves = dict(zip(names, zip(apart, by_value, strict=True), strict=True))
-        path, labels = f"return_by_{name.replace(' ', '_')}.png", (name, "return, last 100 episodes")
-        plots.save_curves(folder.path / path, *labels, curves, title=config.env, bars=True, xscale="log")
-
-
 def main(config: Config) -> None:
     """Train the grid, time it at several sizes, print and draw the final returns."""
     members = config.seeds * len(config.learning_rates) * len(config.clips)
@@ -118,7 +103,15 @@ def main(config: Config) -> None:
     for i, rate in enumerate(config.learning_rates):
         print(f"  {rate:<14g}" + "".join(f"{metrics.mean_text(cell):>18}" for cell in returns[:, i].T))
     folder.write_json("results.json", {"returns": returns, "times": times})
-    draw(folder, config, returns)
+    how = {"title": config.env, "bars": True, "xscale": "log"}
+    apart = 1.03 ** np.arange(max(shape))[:, None]  # so that the intervals do not hide each other
+    x = np.array(config.learning_rates) * apart
+    curves = {f"clip {clip:g}": (x[i], returns[..., i].T) for i, clip in enumerate(config.clips)}
+    path, label = folder.path / "return_by_learning_rate.png", plots.RETURN_AXES[1]
+    plots.save_curves(path, "learning rate", label, curves, **how)
+    x = np.array(config.clips) * apart
+    curves = {f"learning rate {r:g}": (x[i], returns[:, i].T) for i, r in enumerate(config.learning_rates)}
+    plots.save_curves(folder.path / "return_by_clip.png", "clip", label, curves, **how)
     print(f"figures are in {folder.path}")
 
 

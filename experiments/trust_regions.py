@@ -35,9 +35,7 @@ import numpy as np
 from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.nets.mlp import make_actor_critic_net
-from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.rl.policy_gradients import PolicyGradientHParams, PPOKLHParams, make_a2c, make_ppo_kl
-from jaxrl_align.rl.trpo import TRPOHParams, make_trpo
+from jaxrl_align.rl import actor_critic, policy_gradients, trpo
 from jaxrl_align.runtime import cli, metrics, plots
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
@@ -61,28 +59,25 @@ class Config(MembersConfig):
     """TRPO's bound and the KL penalty's target, nats."""
 
 
-Method = tuple[Callable[[Actor], Learner], Any]
-"""How a learner is made from an actor, and its hyperparameters but for the learning rate."""
-
-
-def methods(config: Config) -> dict[str, Method]:
-    """Return the methods by name."""
-    ppo = functools.partial(make_actor_critic, segment_length=1, measure_kl=True)
-    free = PPOHParams(clip=jnp.inf, value_clip=jnp.inf)
-    penalty = PPOKLHParams(kl_target=config.max_kl)
+def methods(config: Config) -> dict[str, tuple[Callable[[Actor], Learner], Any]]:
+    """Return by name how a learner is made of an actor, and its hyperparameters but its learning rate."""
+    clip = functools.partial(actor_critic.make_actor_critic, segment_length=1, measure_kl=True)
+    penalty = functools.partial(policy_gradients.make_ppo_kl, segment_length=1)
+    a2c = functools.partial(policy_gradients.make_a2c, measure_kl=True)
+    target = policy_gradients.PPOKLHParams(kl_target=config.max_kl)
     return {
-        "PPO, clip": (ppo, PPOHParams()),
-        "PPO, adaptive KL": (functools.partial(make_ppo_kl, segment_length=1), penalty),
-        "PPO, fixed KL": (functools.partial(make_ppo_kl, segment_length=1, adaptive=False), penalty),
-        "no constraint": (ppo, free),
-        "A2C": (functools.partial(make_a2c, measure_kl=True), PolicyGradientHParams(entropy_coef=0.01)),
-        "TRPO": (make_trpo, TRPOHParams(max_kl=config.max_kl)),
+        "PPO, clip": (clip, actor_critic.PPOHParams()),
+        "PPO, adaptive KL": (penalty, target),
+        "PPO, fixed KL": (functools.partial(penalty, adaptive=False), target),
+        "no constraint": (clip, actor_critic.PPOHParams(clip=jnp.inf, value_clip=jnp.inf)),
+        "A2C": (a2c, policy_gradients.PolicyGradientHParams(entropy_coef=0.01)),
+        "TRPO": (trpo.make_trpo, trpo.TRPOHParams(max_kl=config.max_kl)),
     }
 
 
-def play(config: Config, folder: RunFolder, name: str, method: Method) -> dict[str, np.ndarray]:
+def play(config: Config, folder: RunFolder, name: str) -> dict[str, np.ndarray]:
     """Train every seed at every learning rate in one program; return metrics [updates, rates, seeds]."""
-    make, hparams = method
+    make, hparams = methods(config)[name]
     net = make_actor_critic_net(envs.num_actions(config.env))
     learner = make(gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps))
     keys, hparams = cross_rates(config.keys(), hparams, config.learning_rates)
@@ -93,21 +88,32 @@ def play(config: Config, folder: RunFolder, name: str, method: Method) -> dict[s
     return {name: history[name].reshape(shape) for name in shown}
 
 
-def draw(folder: RunFolder, config: Config, results: dict[str, dict[str, np.ndarray]]) -> None:
-    """Write learning_curves.png and kl_per_update.png, a figure for each learning rate."""
+def report(folder: RunFolder, config: Config, i: int, results: dict[str, dict]) -> dict[str, dict]:
+    """Print and draw the returns and the KL of the updates at the i-th learning rate; return the table."""
+    title = f"learning rate {config.learning_rates[i]:g}"
+    print(f"\n{title}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]")
+    print(f"  {'':18}{'return':>18}{'fell by half':>14}{'median KL':>12}{'99% KL':>10}{'max KL':>10}")
     steps = np.arange(1, config.updates + 1) * config.num_envs * config.num_steps
-    for i, rate in enumerate(config.learning_rates):
-        title = f"{config.env}, learning rate {rate:g}"
-        curves = {name: (steps, result["episode_return_last100"][:, i]) for name, result in results.items()}
-        path = folder.path / f"learning_curves_{rate:g}.png"
-        plots.save_curves(path, "environment steps per seed", "return", curves, title=title)
-        labels = ("KL(before || after) of an update [nats]", "share of updates beyond")
-        for name, result in results.items():
-            kl = np.sort(np.maximum(result["policy/kl"][:, i].ravel(), 1e-7))
-            curves[name] = (kl, 1.0 - np.arange(kl.size) / kl.size)
-        curves[f"bound {config.max_kl:g}"] = ([config.max_kl] * 2, [1.0 / kl.size, 1.0])
-        log = {"xscale": "log", "yscale": "log", "xlim": (1e-5, None)}
-        plots.save_curves(folder.path / f"kl_per_update_{rate:g}.png", *labels, curves, title=title, **log)
+    table, curves, kls = {}, {}, {}
+    for name, result in results.items():
+        returns, kl = result["episode_return_last100"][:, i], result["policy/kl"][:, i]
+        fell = int((returns[-1] < 0.5 * np.nanmax(returns, axis=0)).sum())
+        quantiles = np.quantile(kl, [0.5, 0.99, 1.0])
+        cells = "{:12.4f}{:10.4f}{:10.4f}".format(*quantiles)
+        print(f"  {name:18}{metrics.mean_text(returns[-1]):>18}{fell:>14}{cells}")
+        row = {"return": metrics.mean_interval(returns[-1]), "fell": fell, "kl": quantiles}
+        table[f"{name}, {config.learning_rates[i]:g}"] = row
+        curves[name] = (steps, returns)
+        kls[name] = (np.sort(np.maximum(kl.ravel(), 1e-7)), 1.0 - np.arange(kl.size) / kl.size)
+    kls[f"bound {config.max_kl:g}"] = ([config.max_kl] * 2, [1.0 / kl.size, 1.0])
+    title = f"{config.env}, {title}"
+    path = folder.path / f"learning_curves_{config.learning_rates[i]:g}.png"
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title)
+    labels = ("KL(before || after) of an update [nats]", "share of updates beyond")
+    log = {"xscale": "log", "yscale": "log", "xlim": (1e-5, None)}
+    path = folder.path / f"kl_per_update_{config.learning_rates[i]:g}.png"
+    plots.save_curves(path, *labels, kls, title=title, **log)
+    return table
 
 
 def main(config: Config) -> None:
@@ -116,20 +122,9 @@ def main(config: Config) -> None:
     use_cpu_devices()
     envs.num_actions(config.env)
     folder = config.open_folder()
-    results = {name: play(config, folder, name, method) for name, method in methods(config).items()}
-    table = {}
-    for i, rate in enumerate(config.learning_rates):
-        print(f"\nlearning rate {rate:g}, {config.seeds} seeds: last 100 episodes, KL of the updates [nats]")
-        print(f"  {'':18}{'return':>18}{'fell by half':>14}{'median KL':>12}{'99% KL':>10}{'max KL':>10}")
-        for name, result in results.items():
-            final, kl = result["episode_return_last100"][:, i], result["policy/kl"][:, i]
-            fell = int((final[-1] < 0.5 * np.nanmax(final, axis=0)).sum())
-            kl = np.quantile(kl, [0.5, 0.99, 1.0])
-            table[f"{name}, {rate:g}"] = {"return": metrics.mean_interval(final[-1]), "fell": fell, "kl": kl}
-            cells = "{:12.4f}{:10.4f}{:10.4f}".format(*kl)
-            print(f"  {name:18}{metrics.mean_text(final[-1]):>18}{fell:>14}{cells}")
-    folder.write_json("results.json", table)
-    draw(folder, config, results)
+    results = {name: play(config, folder, name) for name in methods(config)}
+    tables = [report(folder, config, i, results) for i in range(len(config.learning_rates))]
+    folder.write_json("results.json", {name: row for table in tables for name, row in table.items()})
     print(f"\nfigures are in {folder.path}")
 
 

@@ -13,6 +13,9 @@ from jaxrl_align.runtime.metrics import mean_interval
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette (2008), which colour-blind readers tell apart, dark tones first."""
 
+RETURN_AXES = ("environment steps per seed", "return, last 100 episodes")
+"""Labels of x and y of a learning curve."""
+
 _STYLE = {
     "figure.dpi": 130,
     "savefig.dpi": 130,
