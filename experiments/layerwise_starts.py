@@ -22,7 +22,7 @@ STARTS = ("random", "supervised", "unsupervised")
 
 
 class Era(NamedTuple):
-    """How networks were, or are, made and trained."""
+    """The units, initial kernels, optimizer and learning rates that were, or are, usual."""
 
     activation: Callable[[jax.Array], jax.Array]
     kernel_init: Callable[..., jax.Array]

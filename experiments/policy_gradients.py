@@ -77,7 +77,7 @@ class Config(MembersConfig):
 
 
 def methods() -> dict[str, tuple[Callable[[Actor], Learner], str, bool]]:
-    """Return by name how a learner is made, the critic's kind, and whether rollouts are whole episodes."""
+    """Return by name `actor -> learner`, the critic's kind, and whether rollouts are whole episodes."""
     reinforce = lambda **how: functools.partial(make_reinforce, **how)
     return {
         "REINFORCE, whole return": (reinforce(returns="whole", baseline="none"), "state", True),

@@ -25,7 +25,7 @@ SAMPLES = 256
 
 
 class Setup:
-    """What all stages share: the text, the tokenizer, the model, the annotators and the prompts."""
+    """The text, tokenizer, model, annotators and prompts of all stages."""
 
     def __init__(self, config: Any) -> None:
         blocks = paragraphs(python_topics() if config.corpus is None else read_text(config.corpus))

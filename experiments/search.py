@@ -41,7 +41,7 @@ from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.types import MDP
 
 WAYS = ("PPO", "expert iteration")
-"""How a network is trained."""
+"""The ways of training a network."""
 
 Model = Callable[[jax.Array, jax.Array], tuple[jax.Array, float, jax.Array]]
 

@@ -53,7 +53,7 @@ class Config(MembersConfig):
     total_env_steps: int = 100_000
     """Of each member."""
     timed: tuple[int, ...] = (1, 8, 64)
-    """How many runs are timed side by side, the first of the grid."""
+    """Numbers of runs timed side by side, always the first of the grid."""
 
 
 def make_grid(config: Config) -> tuple[jax.Array, PPOHParams]:

@@ -41,7 +41,7 @@ class Config(starts.StartsConfig):
     data: str = "digits"
     """digits, mnist, or a folder of four IDX files."""
     labels: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)
-    """How many images keep theirs; all of them are always the last point."""
+    """Numbers of images that keep theirs; all of them are always the last point."""
     depth: int = 3
     """Hidden layers."""
     finetune_steps: int = 3_000

@@ -60,7 +60,7 @@ class Config(MembersConfig):
 
 
 def methods(config: Config) -> dict[str, tuple[Callable[[Actor], Learner], Any]]:
-    """Return by name how a learner is made of an actor, and its hyperparameters but its learning rate."""
+    """Return by name `actor -> learner`, and the learner's hyperparameters without its learning rate."""
     clip = functools.partial(actor_critic.make_actor_critic, segment_length=1, measure_kl=True)
     penalty = functools.partial(policy_gradients.make_ppo_kl, segment_length=1)
     a2c = functools.partial(policy_gradients.make_a2c, measure_kl=True)
