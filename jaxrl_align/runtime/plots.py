@@ -103,6 +103,7 @@ def save_curves(
     """
     fig, ax = figure(x_label, y_label, title=title)
     for name, (x, ys) in curves.items():
+        first = len(ax.lines)  # error bars add lines of their own behind the curve
         if np.ndim(ys) == 1:
             ax.plot(x, ys, label=name)
         elif bars:
@@ -111,7 +112,7 @@ def save_curves(
         else:
             curve_with_interval(ax, x, ys, name)
         if name in dashed:
-            ax.lines[-1].set_linestyle("--")
+            ax.lines[first].set_linestyle("--")
     for name, level in (levels or {}).items():
         ax.axhline(level, color="#777777", linestyle=":", label=name)
     ax.set(**settings)
