@@ -115,8 +115,8 @@ class RunFolder:
     def once(self, name: str, make: Callable[..., Any], *args: Any) -> Any:
         """Return the value in the file `name`, or of `make(*args)`, which is then written there.
 
-        A continued run repeats none of the parts that it has finished. Either way the value is what JSON gives
-        back: arrays are lists.
+        A continued run repeats none of the parts that it has finished. Either way the value is what JSON
+        gives back: arrays are lists.
         """
         if not (self.path / name).exists():
             self.write_json(name, make(*args))
