@@ -39,15 +39,14 @@ there is one model per text.
 
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from author_task import Task, choose, make_task, n_gram_accuracy, tokenize
 
-from jaxrl_align.data.books import childrens_books, hold_out_first, passages, read_books
-from jaxrl_align.data.corpora import python_topics
-from jaxrl_align.data.tokenizers import Tokenizer, right_pad, train_bpe
+from jaxrl_align.data.tokenizers import Tokenizer, train_bpe
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows, sample_windows
@@ -59,21 +58,22 @@ from jaxrl_align.pretrain.text_classification import (
     mean_accuracy,
     mean_features,
 )
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, train_members, with_data
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
 from jaxrl_align.types import Learner
 
 STARTS = ("from scratch", "unrelated text", "related text")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """One small transformer, three starts, equal fine-tuning."""
 
+    out: str = "runs/author"
+    seeds: int = 4
+    """Fine-tuned side by side: draws of the labelled passages."""
     books: str | None = None
     """A folder of <author>/<title>.txt; none means 23 children's, from the data folder or the network."""
     words: int = 60
@@ -96,101 +96,28 @@ class Config:
     """At least so many, however few the passages."""
     finetune_batch: int = 16
     finetune_rate: float = 3e-4
-    seeds: int = 4
-    """Fine-tuned side by side: draws of the labelled passages."""
-    seed: int = 0
-    out: str = "runs/author"
-    resume: bool = False
-
-
-class Task(NamedTuple):
-    """Passages by author, and the texts to pre-train on; no held-out book has a word in `train` or them."""
-
-    train: list[list[str]]
-    test: list[list[str]]
-    unrelated: str
-    related: str
-
-
-def make_task(config: Config) -> Task:
-    """Cut the books into passages and write the training books and the others' one behind the other."""
-    library = childrens_books() if config.books is None else read_books(config.books)
-    train, test, others = hold_out_first(library)
-    found = [passages(books, config.words) for books in train.values()]
-    if (fewest := min(map(len, found))) < max(config.labels):
-        author = list(train)[[len(texts) for texts in found].index(fewest)]
-        raise ValueError(
-            f"every author needs {max(config.labels)} passages to learn from; {author} has {fewest}; "
-            "lower --labels or --words"
-        )
-    tested = [passages(books, config.words) for books in test.values()]
-    if not all(tested):
-        raise ValueError(
-            f"a held-out book is shorter than one passage of {config.words} words; lower --words"
-        )
-    spread = lambda texts: np.linspace(0, len(texts) - 1, min(len(texts), config.test_passages)).astype(int)
-    books = [words for part in (train, others) for titles in part.values() for words in titles.values()]
-    return Task(
-        found,
-        [[texts[i] for i in spread(texts)] for texts in tested],
-        " ".join(python_topics().split()),
-        " ".join(" ".join(words) for words in books),
-    )
-
-
-def choose(train: list[list[str]], num: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Draw `num` passages an author; a seed's fewer passages are among its more."""
-    rng = np.random.default_rng(seed)
-    texts = [texts[i] for texts in train for i in rng.permutation(len(texts))[:num]]
-    return texts, np.repeat(np.arange(len(train), dtype=np.int32), num)
-
-
-def tokenize(tokenizer: Tokenizer, texts: list[str], label: np.ndarray, context: int) -> LabelledText:
-    """Return texts as padded rows; every text is cut to the context."""
-    rows = [row[:context] for row in tokenizer.encode_batch(texts)]
-    tokens = right_pad(rows, context, tokenizer.pad_token)
-    real = (np.arange(context)[None] < np.array([len(row) for row in rows])[:, None]).astype(np.float32)
-    return LabelledText(tokens, real, label)
-
-
-def n_gram_accuracy(texts: list[str], label: np.ndarray, test: list[str], truth: np.ndarray) -> float:
-    """Return the test accuracy in per cent of a linear SVM on tf-idf of 2 to 4 characters within words."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.svm import LinearSVC
-    except ImportError as error:
-        raise ImportError("the n-gram line needs scikit-learn: pip install jaxrl-align[data]") from error
-    features = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
-    found = LinearSVC().fit(features.fit_transform(texts), label).predict(features.transform(test))
-    return 100 * float(np.mean(found == truth))
 
 
 def pretrain(config: Config, lm: LanguageModel, corpora: list[np.ndarray], folder: RunFolder) -> Any:
     """Return one model per corpus [C], trained on equally many tokens from the same weights."""
     longest = max(map(len, corpora))
     corpora = jnp.asarray(np.stack([np.resize(tokens, longest) for tokens in corpora]))
+    keys = jnp.stack([jax.random.key(config.seed)] * len(corpora))
+    steps = config.pretrain_steps
 
     def learner(tokens: jax.Array) -> Learner:
         return make_lm_learner(
             lm,
             sample_windows(tokens, batch_size=config.pretrain_batch, length=config.context),
-            total_steps=config.pretrain_steps,
-            warmup_steps=config.pretrain_steps // 20,
+            total_steps=steps,
+            warmup_steps=steps // 20,
             optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8),
         )
 
-    keys = jnp.stack([jax.random.key(config.seed)] * len(corpora))
-    init = jax.jit(jax.vmap(learner(corpora[0]).init, (0, None)))
-    state, _ = run(
-        lambda state: jax.vmap(lambda tokens, s: learner(tokens).step(s))(corpora, state),
-        shard_members(init(keys, LMHParams(config.pretrain_rate))),
-        config.pretrain_steps,
-        chunk=max(1, config.pretrain_steps // 20),
-        folder=folder,
-        label="pre-training",
-        checkpoint_every=max(1, config.pretrain_steps // 10),
-    )
-    return state.params
+    how = {"folder": folder, "label": "pre-training", "checkpoint_every": max(1, steps // 10)}
+    hparams = LMHParams(config.pretrain_rate)
+    trained = train_members(with_data(learner), hparams, config, steps, keys=keys, frozen=corpora, **how)
+    return trained.state.params
 
 
 def make_tune(config: Config, lm: LanguageModel, num_classes: int, test: LabelledText) -> Any:
@@ -214,50 +141,40 @@ def make_tune(config: Config, lm: LanguageModel, num_classes: int, test: Labelle
 
 def report(num: int, accuracy: np.ndarray, n_grams: np.ndarray) -> None:
     """Print accuracies [starts, M, 2, 2] for one number of labels and paired differences."""
-    mean, half = mean_interval(n_grams)
-    print(f"{num} labelled passages an author (n-grams {mean:.1f} +- {half:.1f}%):")
+    print(f"{num} labelled passages an author (n-grams {metrics.mean_text(n_grams)}%):")
     for i, start in enumerate(STARTS):
         frozen, tuned = accuracy[i, :, 0], accuracy[i, :, 1]
-        mean, half = mean_interval(tuned[:, 1])
-        line = f"  {start:14} {mean:5.1f} +- {half:.1f}% (training {tuned[:, 0].mean():.1f}%"
+        line = f"  {start:14} {metrics.mean_text(tuned[:, 1], '5.1f')}% (training {tuned[:, 0].mean():.1f}%"
         line += f"; frozen {frozen[:, 1].mean():.1f}%, training {frozen[:, 0].mean():.1f}%)"
         for other in range(i):
-            mean, half = mean_interval(tuned[:, 1] - accuracy[other, :, 1, 1])
-            line += f"   vs {STARTS[other]} {mean:+.1f} +- {half:.1f}"
+            gain = metrics.mean_text(tuned[:, 1] - accuracy[other, :, 1, 1], "+.1f")
+            line += f"   vs {STARTS[other]} {gain}"
         print(line, flush=True)
 
 
 def draw(config: Config, test: np.ndarray, n_grams: np.ndarray, chance: float, folder: RunFolder) -> None:
     """Draw accuracy [sizes, starts, M] against labels, with the n-grams' [sizes, M] and chance."""
-    fig, ax = figure(
-        "labelled passages per author",
-        "accuracy on held-out books [%]",
-        title=f"{config.words} words, {config.seeds} seeds, 95%",
-    )
+    title = f"{config.words} words, {config.seeds} seeds, 95%"
+    fig, ax = plots.figure("labelled passages per author", "accuracy on held-out books [%]", title=title)
     for i in reversed(range(len(STARTS))):
-        curve_with_interval(ax, config.labels, test[:, i], STARTS[i])
+        plots.curve_with_interval(ax, config.labels, test[:, i], STARTS[i])
     ax.plot(config.labels, n_grams.mean(1), color="#777777", linestyle="--", label="n-grams")
     ax.axhline(chance, color="#777777", linestyle=":", label="chance")
     ax.set(xscale="log", ylim=(0, None), xticks=config.labels, xticklabels=config.labels)
     ax.minorticks_off()
     ax.legend()
-    save_figure(fig, folder.path / "author.png")
+    plots.save_figure(fig, folder.path / "author.png")
 
 
-def main(config: Config) -> None:
-    """Pre-train on both texts, fine-tune all starts on the same passages; print, save and draw."""
-    use_cpu_devices()
-    task = make_task(config)
-    tokenizer = train_bpe([task.unrelated, task.related], config.vocabulary)
-    lm = make_transformer(
-        TransformerConfig(config.vocabulary, config.width, config.layers, config.heads, config.context)
-    )
-    folder = open_run(config.out, config, resume=config.resume)
-    start = time.perf_counter()
-    corpora = [np.asarray(tokenizer.encode(text), np.int32) for text in (task.unrelated, task.related)]
-    read = config.pretrain_steps * config.pretrain_batch * config.context
-    print(f"corpora of {' and '.join(str(len(c)) for c in corpora)} tokens, {read} tokens read of each")
-    trained = pretrain(config, lm, corpora, folder)
+def fine_tune(
+    config: Config, task: Task, tokenizer: Tokenizer, lm: LanguageModel, trained: Any, folder: RunFolder
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fine-tune all starts on the same passages; report and save each number of labels as it is done.
+
+    Returns:
+      The accuracies [sizes, starts, M, frozen or tuned, labelled or test] and the n-grams' [sizes, M], in per
+      cent.
+    """
     keys = jax.random.split(jax.random.key(config.seed + 1), (2, config.seeds))
     scratch = jax.jit(jax.vmap(lm.init))(keys[0])
     start_from = lambda new, old: jnp.concatenate([new[:, None], jnp.stack([old] * config.seeds)], 1)
@@ -275,13 +192,27 @@ def main(config: Config) -> None:
         labelled = shard_members(jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows))
         accuracy.append(np.swapaxes(tune(shard_members(keys[1]), starts, labelled), 0, 1))
         report(num, accuracy[-1], n_grams[-1])
-        result = {
-            "labels": config.labels,
-            "starts": STARTS,
-            "axes": "label, start, seed, frozen/tuned, train/test",
-        }
+        axes = "label, start, seed, frozen/tuned, train/test"
+        result = {"labels": config.labels, "starts": STARTS, "axes": axes}
         folder.write_json("result.json", result | {"accuracy": accuracy, "n_gram_accuracy": n_grams})
-    draw(config, np.stack(accuracy)[..., 1, 1], np.stack(n_grams), 100 / len(task.test), folder)
+    return np.stack(accuracy), np.stack(n_grams)
+
+
+def main(config: Config) -> None:
+    """Pre-train on both texts, fine-tune all starts on the same passages; print, save and draw."""
+    use_cpu_devices()
+    task = make_task(config)
+    tokenizer = train_bpe([task.unrelated, task.related], config.vocabulary)
+    shape = (config.width, config.layers, config.heads, config.context)
+    lm = make_transformer(TransformerConfig(config.vocabulary, *shape))
+    folder = config.open_folder()
+    start = time.perf_counter()
+    corpora = [np.asarray(tokenizer.encode(text), np.int32) for text in (task.unrelated, task.related)]
+    read = config.pretrain_steps * config.pretrain_batch * config.context
+    print(f"corpora of {' and '.join(str(len(c)) for c in corpora)} tokens, {read} tokens read of each")
+    trained = pretrain(config, lm, corpora, folder)
+    accuracy, n_grams = fine_tune(config, task, tokenizer, lm, trained, folder)
+    draw(config, accuracy[..., 1, 1], n_grams, 100 / len(task.test), folder)
     print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
 
 

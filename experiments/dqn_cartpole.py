@@ -16,11 +16,10 @@ draws of a step were made at once, came to 499.9 [485.8, 500.0] and -84.0 [-85.9
 before those to -86.2 [-88.1, -85.0] on Acrobot.
 """
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import chex
 import jax
 import numpy as np
 
@@ -29,24 +28,19 @@ from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.q_networks import QNet, make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, check_rewards, make_dqn, memory_bytes
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.metrics import interquartile_mean
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.members import MembersConfig, train_members
 from jaxrl_align.types import Params
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """DQN on an environment with discrete actions."""
 
+    out: str = "runs/dqn_cartpole"
+    seeds: int = 10
     env: str = "CartPole-v1"
     """A gymnax name."""
-    seeds: int = 10
-    """Members trained side by side."""
-    seed: int = 0
-    """The key from which the members' keys are split."""
     num_envs: int = 8
     num_steps: int = 1
     """Steps of each environment between two rounds of updates."""
@@ -70,69 +64,66 @@ class Config:
     noisy: bool = False
     episodes: int = 100
     """Greedy and sampled evaluation episodes of each member, after training."""
-    out: str = "runs/dqn_cartpole"
-    resume: bool = False
+    checkpoint_every: int | None = None
+    """Rounds between checkpoints, which hold the replay too; none means one at the end."""
 
 
-def evaluate(
-    env: str, net: QNet, params: Params, key: chex.PRNGKey, *, epsilon: float, episodes: int, max_steps: int
-) -> np.ndarray:
-    """Return each member's mean return over whole episodes, played apart from training: [M]."""
-
-    def member(params: Params, key: chex.PRNGKey) -> envs.Episodes:
-        policy = epsilon_greedy(net, params, epsilon)
-        return envs.evaluate_policy(env, policy, key, num_episodes=episodes, max_steps=max_steps)
-
-    members = jax.tree.leaves(params)[0].shape[0]
-    played = jax.jit(jax.vmap(member))(params, jax.random.split(key, members))
-    if not played.finished.all():
-        raise ValueError(f"an episode of {env} lasts longer than max_steps={max_steps}")
-    return np.asarray(played.episode_return.mean(1))
-
-
-def judge(
-    env: str, net: QNet, params: Params, key: chex.PRNGKey, *, episodes: int, max_steps: int
-) -> dict[str, np.ndarray]:
-    """Play greedily and with epsilon = 0.05; print both and return each member's mean return."""
+def judge(config: Config, net: QNet, params: Params, max_steps: int) -> dict[str, np.ndarray]:
+    """Play whole episodes greedily and with epsilon 0.05; print and return each member's mean return [M]."""
     result = {}
     for name, epsilon in {"greedy": 0.0, "epsilon 0.05": 0.05}.items():
-        returns = evaluate(env, net, params, key, epsilon=epsilon, episodes=episodes, max_steps=max_steps)
-        mean, low, high = interquartile_mean(returns)
-        result[name] = returns
+
+        def member(params: Params, key: jax.Array, epsilon: float = epsilon) -> envs.Episodes:
+            policy = epsilon_greedy(net, params, epsilon)
+            size = {"num_episodes": config.episodes, "max_steps": max_steps}
+            return envs.evaluate_policy(config.env, policy, key, **size)
+
+        played = jax.jit(jax.vmap(member))(params, config.keys(1))
+        if not played.finished.all():
+            raise ValueError(f"an episode of {config.env} lasts longer than max_steps={max_steps}")
+        result[name] = returns = np.asarray(played.episode_return.mean(1))
         print(f"{name}, per seed:", " ".join(f"{r:.1f}" for r in returns))
-        print(f"{name}: interquartile mean {mean:.1f} [{low:.1f}, {high:.1f}], mean {returns.mean():.1f}")
+        print(f"{name}: interquartile mean {metrics.interquartile_text(returns)}, mean {returns.mean():.1f}")
     return result
 
 
-def draw(path: Path, env: str, returns: np.ndarray, per_step: int) -> None:
-    """Draw the learning curve: returns [steps, members] of the last 100 training episodes."""
-    every = max(1, len(returns) // 200)
-    fig, ax = figure("environment steps per seed", "return, last 100 episodes", title=f"DQN on {env}")
-    x = (np.arange(len(returns)) + 1)[every - 1 :: every] * per_step
-    curve_with_interval(ax, x, returns[every - 1 :: every], f"{returns.shape[1]} seeds, 95% interval")
-    ax.legend(loc="lower right")
-    save_figure(fig, path)
+def play(
+    config: Config,
+    net: QNet,
+    *,
+    max_steps: int,
+    warmup_steps: int = 1_000,
+    preprocess: Callable[[jax.Array], jax.Array] = lambda obs: obs,
+    **options: Any,
+) -> None:
+    """Train a network, evaluate it greedily and by the training policy, and draw the learning curve.
 
-
-def main(config: Config) -> None:
-    """Train, evaluate greedily and by the training policy, and draw the learning curve."""
+    Args:
+      config: of this experiment, or one that adds to it.
+      net: the action values.
+      max_steps: at least the longest evaluation episode.
+      warmup_steps: of random play before the first update.
+      preprocess: of observations, before they are stored.
+      options: of `loop.run`.
+    """
     per_step = config.num_envs * config.num_steps
     steps = max(1, config.total_env_steps // per_step)
-    net = make_q_net(envs.num_actions(config.env), duelling=config.duelling, noisy=config.noisy)
-    actor = make_value_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
+    size = {"num_envs": config.num_envs, "num_steps": config.num_steps}
+    actor = make_value_actor(config.env, net, preprocess=preprocess, **size)
     learner = make_dqn(
         actor,
         capacity=config.capacity,
         batch_size=config.batch_size,
         updates=config.updates,
+        warmup_steps=warmup_steps,
         n_step=config.n_step,
         double=config.double,
         prioritised=config.prioritised,
         optimizer=make_optimizer(max_grad_norm=config.max_grad_norm, eps=1e-8),
         total_steps=steps if config.anneal else None,
     )
-    size = memory_bytes(actor, config.capacity, prioritised=config.prioritised)
-    print(f"replay: {size / 1e6:.1f} MB for each of {config.seeds} seeds")
+    memory = memory_bytes(actor, config.capacity, prioritised=config.prioritised)
+    print(f"replay: {memory / 1e6:.1f} MB for each of {config.seeds} seeds")
     hparams = DQNHParams(
         learning_rate=config.learning_rate,
         target_period=config.target_period,
@@ -141,27 +132,25 @@ def main(config: Config) -> None:
         epsilon_steps=config.epsilon_steps,
         beta_steps=config.total_env_steps,
     )
-    folder = open_run(config.out, config, resume=config.resume)
-    start = time.perf_counter()
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    state = jax.jit(jax.vmap(learner.init, (0, None)))(keys, hparams)
-    state, history = run(
-        jax.vmap(learner.step),
-        state,
-        steps,
-        chunk=max(1, steps // 20),
-        folder=folder,
-        label="dqn",
-        show=("episode_return_last100", "loss"),
-        on_chunk=lambda _, state: check_rewards(state),
-    )
-    seconds = time.perf_counter() - start
+    options |= {"label": "dqn", "show": ("episode_return_last100", "loss")}
+    options |= {"checkpoint_every": config.checkpoint_every, "on_chunk": lambda _, s: check_rewards(s)}
+    state, history, seconds, folder = train_members(learner, hparams, config, steps, **options)
 
     print(f"{config.seeds * steps * per_step} env steps in {seconds:.1f} s, compilation included")
-    key = jax.random.key(config.seed + 1)
-    result = judge(config.env, net, state.params, key, episodes=config.episodes, max_steps=500)
+    result = judge(config, net, state.params, max_steps)
     folder.write_json("result.json", result | {"seconds": seconds, "env_steps": steps * per_step})
-    draw(folder.path / "learning_curve.png", config.env, history["episode_return_last100"], per_step)
+    every = max(1, steps // 200)
+    at = np.arange(every, steps + 1, every)
+    returns = history["episode_return_last100"][at - 1]
+    curves = {f"{config.seeds} seeds, 95% interval": (at * per_step, returns)}
+    path, title = folder.path / "learning_curve.png", f"DQN on {config.env}"
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title, legend="lower right")
+
+
+def main(config: Config) -> None:
+    """Train perceptrons, evaluate them greedily and by the training policy, and draw the learning curve."""
+    net = make_q_net(envs.num_actions(config.env), duelling=config.duelling, noisy=config.noisy)
+    play(config, net, max_steps=500)
 
 
 if __name__ == "__main__":

@@ -31,191 +31,38 @@ labels are few it does inform: see tiny_labels.
 """
 
 import functools
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import layerwise_starts as starts
 import numpy as np
-import optax
 
-from jaxrl_align.data.images import Images, Split, load_digits, load_idx_folder, load_mnist
-from jaxrl_align.learner import make_optimizer
-from jaxrl_align.nets.layered import GLOROT, LayeredNet, fan_in_uniform, make_layered_net
+from jaxrl_align.nets.layered import LayeredNet
 from jaxrl_align.pretrain import layerwise as lw
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime import cli, plots
+from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
-
-STARTS = ("random", "supervised", "unsupervised")
-
-
-class Era(NamedTuple):
-    """How networks were, or are, made and trained."""
-
-    activation: Callable[[jax.Array], jax.Array]
-    kernel_init: Callable[..., jax.Array]
-    optimizer: optax.GradientTransformation | None
-    reconstruction: lw.ReconstructionKind
-    supervised_rate: float
-    """Learning rate of pre-training by labels."""
-    unsupervised_rate: float
-    """Learning rate of pre-training by reconstruction."""
-    finetune_rates: tuple[float, ...]
-
-
-_SIGMOID, _RELU, _ADAM = jax.nn.sigmoid, jax.nn.relu, make_optimizer(max_grad_norm=None, eps=1e-8)
-_SGD_RATES, _ADAM_RATES = (0.1, 0.3, 1.0, 3.0), (3e-4, 1e-3, 3e-3, 1e-2)
-
-ERAS = {
-    "2006": Era(_SIGMOID, fan_in_uniform, None, "bernoulli", 0.5, 0.1, _SGD_RATES),
-    "2006+glorot": Era(_SIGMOID, GLOROT, None, "bernoulli", 0.5, 0.1, _SGD_RATES),
-    "2006+adam": Era(_SIGMOID, fan_in_uniform, _ADAM, "bernoulli", 1e-3, 1e-3, _ADAM_RATES),
-    "modern": Era(_RELU, jax.nn.initializers.he_normal(), _ADAM, "squared", 1e-3, 1e-3, _ADAM_RATES),
-}
-"""2006: sigmoid units, kernels from U(-1/sqrt(in), 1/sqrt(in)), plain SGD; the same with Glorot's kernels, or
-with Adam; and what is usual now: ReLU, He's kernels and Adam."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(starts.StartsConfig):
     """Test error against depth."""
 
+    out: str = "runs/layerwise_pretraining"
     data: str = "digits"
     """digits, mnist, or a folder of four IDX files (Fashion-MNIST's, for example)."""
-    era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
-    """Sigmoid units, their old kernels and plain SGD; with better kernels, with Adam; or ReLU and Adam."""
     depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Hidden layers."""
-    width: int = 100
-    """Units of each."""
-    seeds: int = 8
-    seed: int = 0
-    batch_size: int = 20
-    pretrain_epochs: int = 20
-    """Of each layer."""
     finetune_epochs: int = 40
-    finetune_rates: tuple[float, ...] | None = None
-    """Each start takes the one with the lowest validation error; none means the era's four."""
-    corruption: float = 0.25
-    """Share of the inputs that the autoencoders must fill in."""
     tied: bool = False
     """The autoencoders decode by their encoder's transposed kernel."""
-    validation_share: float = 0.2
-    """Of the training images, held out to choose the rate."""
-    out: str = "runs/layerwise_pretraining"
-    resume: bool = False
-
-
-class Data(NamedTuple):
-    """Arrays on the device."""
-
-    x: jax.Array
-    """[N, D] all training images, whose labels only `labelled` reveals."""
-    labelled: tuple[jax.Array, jax.Array]
-    """x [n, D] and y [n]."""
-    validation: tuple[jax.Array, jax.Array]
-    test: tuple[jax.Array, jax.Array]
-
-
-class Result(NamedTuple):
-    """Of one member; errors in per cent, [starts, rates]."""
-
-    validation: jax.Array
-    test: jax.Array
-    train: jax.Array
-    reconstruction_loss: jax.Array
-    """[layers, 2] each autoencoder's mean loss in its first and in its last epoch."""
-    autoencoders: Any
-    """The autoencoders' parameters."""
-
-
-def load(name: str) -> Split:
-    """Return the data set of that name or folder."""
-    return {"digits": load_digits, "mnist": load_mnist}.get(name, functools.partial(load_idx_folder, name))()
-
-
-def hold_out(images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """Return the images without a random share of them, and that share."""
-    num = round(share * len(images.y))
-    if not 0 < num < len(images.y):
-        raise ValueError(f"the share held out must leave both parts some of {len(images.y)}; got {share}")
-    order = np.random.default_rng(seed).permutation(len(images.y))
-    return tuple(Images(images.x[rows], images.y[rows]) for rows in (order[num:], order[:num]))
-
-
-def make_net(era: Era, input_dim: int, depth: int, width: int) -> LayeredNet:
-    """Return the era's net."""
-    return make_layered_net(
-        input_dim, (width,) * depth, 10, activation=era.activation, kernel_init=era.kernel_init
-    )
-
-
-def make_member(config: Any, net: LayeredNet, finetune_epochs: int) -> Callable[..., Result]:
-    """Return `(key, Data) -> Result`: three starts from one random draw, fine-tuned on the same batches."""
-    era = ERAS[config.era]
-    rates = jnp.array(config.finetune_rates or era.finetune_rates)
-    autoencoders = lw.make_layer_autoencoders(net, tied=config.tied)
-    how = {"epochs": config.pretrain_epochs, "batch_size": config.batch_size, "optimizer": era.optimizer}
-    supervised = lw.pretrain_supervised(net, **how)
-    unsupervised = lw.pretrain_unsupervised(net, autoencoders, kind=era.reconstruction, **how)
-    finetune = lw.finetune(net, **how | {"epochs": finetune_epochs})
-
-    def member(key: jax.Array, data: Data) -> Result:
-        key_init, key_supervised, key_unsupervised, key_finetune = jax.random.split(key, 4)
-        params = net.init(key_init)
-        with_labels, _ = supervised(
-            key_supervised, params["layers"], data.labelled, lw.ClassifierHParams(era.supervised_rate)
-        )
-        without, encoders, history = unsupervised(
-            key_unsupervised,
-            params["layers"],
-            data.x,
-            lw.AutoencoderHParams(era.unsupervised_rate, config.corruption),
-        )
-        starts = [params, params | {"layers": with_labels}, params | {"layers": without}]
-
-        def tune(params: Any, rate: jax.Array) -> tuple[jax.Array, ...]:
-            params, _ = finetune(key_finetune, params, data.labelled, lw.ClassifierHParams(rate))
-            sets = data.validation, data.test, data.labelled
-            return tuple(100 * lw.error_rate(net, params, part) for part in sets)
-
-        tune_all = jax.vmap(jax.vmap(tune, (None, 0)), (0, None))
-        errors = tune_all(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), rates)
-        losses = jnp.stack([h["loss"][jnp.array([0, -1])] for h in history])
-        return Result(*errors, losses, encoders)
-
-    return member
-
-
-def choose_rates(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each start's rate, the one that validation chose [starts], and its errors [starts, M]."""
-    best = np.asarray(result.validation).mean(0).argmin(1)
-    pick = lambda errors: np.stack([np.asarray(errors)[:, i, rate] for i, rate in enumerate(best)])
-    return best, pick(result.test), pick(result.train)
-
-
-def report(label: str, config: Any, result: Result, seconds: float) -> dict[str, Any]:
-    """Print one line per start and return what JSON keeps."""
-    rates = config.finetune_rates or ERAS[config.era].finetune_rates
-    best, test, train = choose_rates(result)
-    print(f"{label} ({seconds:.0f} s):")
-    for start, rate, on_test, on_train in zip(STARTS, best, test, train, strict=True):
-        mean, half = mean_interval(on_test)
-        at = f"at learning rate {rates[rate]:g}, {mean_interval(on_train)[0]:.2f}% in training"
-        print(f"  {start:13} test error {mean:6.2f} +- {half:.2f}%  {at}", flush=True)
-    return {"test": test, "train": train, "rate": [rates[i] for i in best], "seconds": seconds} | {
-        "reconstruction_loss": np.asarray(result.reconstruction_loss).mean(0)
-    }
 
 
 def draw_reconstructions(folder: RunFolder, config: Config, net: LayeredNet, params: Any, x: Any) -> None:
     """Write reconstructions.png, a row per depth below ten inputs, and filters.png, the first layer's."""
-    era = ERAS[config.era]
+    era = starts.ERAS[config.era]
     side = round(net.input_dim**0.5)
     autoencoders = lw.make_layer_autoencoders(net, tied=config.tied)
     rows = [np.asarray(x)]
@@ -223,49 +70,46 @@ def draw_reconstructions(folder: RunFolder, config: Config, net: LayeredNet, par
         decode = functools.partial(lw.reconstruct, autoencoders[:k], params[:k], kind=era.reconstruction)
         rows.append(np.asarray(jax.jit(jax.vmap(decode))(x)))
     tile = lambda grid: np.concatenate([np.concatenate([np.pad(i, 1) for i in row], 1) for row in grid])
-    fig, ax = figure("", "", title=f"{config.data}: inputs, and back from 1 to {len(net.widths)} layers")
-    ax.imshow(tile([row.clip(0, 1).reshape(-1, side, side) for row in rows]), cmap="gray")
-    ax.set_axis_off()
-    save_figure(fig, folder.path / "reconstructions.png")
+    inputs = tile([row.clip(0, 1).reshape(-1, side, side) for row in rows])
     kernels = np.asarray(params[0]["encoder"]["kernel"]).T[:60]
     kernels = (kernels / np.abs(kernels).max(1, keepdims=True)).reshape(-1, side, side)
-    fig, ax = figure("", "", title="first-layer filters of the autoencoder")
-    ax.imshow(tile(np.split(kernels, range(12, len(kernels), 12))), cmap="gray")
-    ax.set_axis_off()
-    save_figure(fig, folder.path / "filters.png")
+    filters = tile(np.split(kernels, range(12, len(kernels), 12)))
+    back = f"{config.data}: inputs, and back from 1 to {len(net.widths)} layers"
+    images = {
+        "reconstructions": (back, inputs),
+        "filters": ("first-layer filters of the autoencoder", filters),
+    }
+    for name, (title, image) in images.items():
+        fig, ax = plots.figure("", "", title=title)
+        ax.imshow(image, cmap="gray")
+        ax.set_axis_off()
+        plots.save_figure(fig, folder.path / f"{name}.png")
 
 
 def main(config: Config) -> None:
     """Train the three starts at every depth; print, save and draw."""
     use_cpu_devices()
-    split = load(config.data)
-    train, validation = hold_out(split.train, config.validation_share, config.seed)
+    split = starts.load(config.data)
+    train, validation = starts.hold_out(split.train, config.validation_share, config.seed)
     arrays = [tuple(map(jnp.asarray, part)) for part in (train, validation, split.test)]
-    data = Data(arrays[0][0], *arrays)
-    folder = open_run(config.out, config, resume=config.resume)
-    keys = shard_members(jax.random.split(jax.random.key(config.seed), config.seeds))
-    results = {}
-    for depth in config.depths:
-        name = f"depth_{depth}.json"
-        if not (folder.path / name).exists():
-            net = make_net(ERAS[config.era], train.x.shape[1], depth, config.width)
-            start = time.perf_counter()
-            member = make_member(config, net, config.finetune_epochs)
-            result = jax.block_until_ready(jax.jit(jax.vmap(member, (0, None)))(keys, data))
-            seconds = time.perf_counter() - start
-            if depth == max(config.depths):
-                first = jax.tree.map(lambda leaf: leaf[0], result.autoencoders)
-                draw_reconstructions(folder, config, net, first, split.test.x[:10])
-            folder.write_json(name, report(f"{depth} hidden layers", config, result, seconds))
-        results[depth] = folder.read_json(name)
-    fig, ax = figure(
-        "hidden layers", "test error [%]", title=f"{config.data}, {config.era}, {config.seeds} seeds, 95%"
-    )
-    for i, start in enumerate(STARTS):
-        curve_with_interval(ax, config.depths, [results[d]["test"][i] for d in config.depths], start)
-    ax.set(yscale="log", xticks=config.depths)
-    ax.legend()
-    save_figure(fig, folder.path / "test_error.png")
+    data = starts.Data(arrays[0][0], *arrays)
+    folder = config.open_folder()
+    keys = shard_members(config.keys())
+
+    def run(depth: int) -> dict[str, Any]:
+        net = starts.make_net(starts.ERAS[config.era], train.x.shape[1], depth, config.width)
+        member = jax.jit(jax.vmap(starts.make_member(config, net, config.finetune_epochs), (0, None)))
+        result, seconds = starts.timed(member, keys, data)
+        if depth == max(config.depths):
+            first = jax.tree.map(lambda leaf: leaf[0], result.autoencoders)
+            draw_reconstructions(folder, config, net, first, split.test.x[:10])
+        return starts.report(f"{depth} hidden layers", config, result, seconds)
+
+    results = [folder.once(f"depth_{depth}.json", run, depth) for depth in config.depths]
+    curves = {name: (config.depths, [r["test"][i] for r in results]) for i, name in enumerate(starts.STARTS)}
+    title = f"{config.data}, {config.era}, {config.seeds} seeds, 95%"
+    path, ticks = folder.path / "test_error.png", {"yscale": "log", "xticks": config.depths}
+    plots.save_curves(path, "hidden layers", "test error [%]", curves, title=title, **ticks)
     print(f"figures and results are in {folder.path}")
 
 

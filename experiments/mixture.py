@@ -36,17 +36,15 @@ import numpy as np
 from jaxrl_align.data.books import childrens_books
 from jaxrl_align.data.corpora import python_topics, tiny_shakespeare
 from jaxrl_align.data.files import DataFile, find_file
-from jaxrl_align.data.mixtures import GPT3_SOURCES, epochs, normalise_weights
+from jaxrl_align.data.mixtures import GPT3_SOURCES, epochs_per_source, normalise_weights
 from jaxrl_align.data.tokenizers import byte_tokenizer
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, bits_per_byte, make_lm_learner, make_text_loss, sample_mixture
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import figure, save_figure
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, train_members
+from jaxrl_align.runtime.mesh import use_cpu_devices
 
 GSM8K = DataFile(
     "reasoning/gsm8k_train.jsonl",
@@ -70,16 +68,16 @@ PIECE = 2_000
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """A byte-level transformer for each mixture and seed."""
 
+    out: str = "runs/mixture"
+    seeds: int = 4
+    """Members trained side by side; a seed starts every mixture from the same weights."""
     unit: int = 3_000
     """Bytes that stand for GPT-3's 1e9 tokens."""
     held_out: int = 30_000
     """Bytes of each domain."""
-    seeds: int = 4
-    """Members trained side by side; a seed starts every mixture from the same weights."""
-    seed: int = 0
     layers: int = 2
     heads: int = 4
     width: int = 64
@@ -89,8 +87,6 @@ class Config:
     warmup_steps: int = 100
     learning_rate: float = 3e-3
     """After a linear rise it falls linearly to 0."""
-    out: str = "runs/mixture"
-    resume: bool = False
 
 
 def read_domains() -> dict[str, str]:
@@ -122,7 +118,7 @@ def make_mixtures(
     """Return each mixture's sources and weights.
 
     Raises:
-      ValueError: if a domain is too small.
+      ValueError: a domain is too small.
     """
     sizes = (BILLIONS * unit).astype(int)
     published = normalise_weights(WEIGHTS)
@@ -156,18 +152,11 @@ def train(
         warmup_steps=config.warmup_steps,
         optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8),
     )
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    state, _ = run(
-        jax.vmap(learner.step),
-        shard_members(jax.jit(jax.vmap(learner.init, (0, None)))(keys, LMHParams(config.learning_rate))),
-        steps,
-        chunk=max(1, steps // 20),
-        folder=folder,
-        label=folder.path.name,
-    )
+    how = {"folder": folder, "label": folder.path.name}
+    trained = train_members(learner, LMHParams(config.learning_rate), config, steps, **how)
     losses = [make_text_loss(lm, tokens, length=config.context) for tokens in judges]
     judge = lambda params: jnp.stack([bits_per_byte(*loss(params)) for loss in losses])
-    return np.asarray(jax.jit(jax.vmap(judge))(state.params))
+    return np.asarray(jax.jit(jax.vmap(judge))(trained.state.params))
 
 
 def print_lecture() -> None:
@@ -175,8 +164,8 @@ def print_lecture() -> None:
     print(
         f"GPT-3's weights sum to {WEIGHTS.sum():.2f}; epochs of {TRAINED}e9 tokens, as printed, normalised:"
     )
-    as_printed = epochs(WEIGHTS, BILLIONS, TRAINED)
-    normalised = epochs(normalise_weights(WEIGHTS), BILLIONS, TRAINED)
+    as_printed = epochs_per_source(WEIGHTS, BILLIONS, TRAINED)
+    normalised = epochs_per_source(normalise_weights(WEIGHTS), BILLIONS, TRAINED)
     for source, a, b in zip(GPT3_SOURCES, as_printed, normalised, strict=True):
         print(f"  {source.name:24}{source.tokens / 1e9:5.0f}e9 {source.weight:6.2f}{a:8.2f}{b:8.2f}")
 
@@ -188,21 +177,15 @@ def report(names: list[str], unit: int, mixtures: dict, bits: dict[str, np.ndarr
     for i, name in enumerate(names):
         print(f"{name}, {len(mixtures[BY_SIZE][0][i]) / 1e3:.0f} kB:")
         for mixture, (sources, weights) in mixtures.items():
-            read = epochs(weights, [len(tokens) for tokens in sources], TRAINED * unit)[i]
-            mean, half = mean_interval(bits[mixture][:, i])
+            read = epochs_per_source(weights, [len(tokens) for tokens in sources], TRAINED * unit)[i]
             line = f"  {mixture:22} share {weights[i]:.3f}, epochs {read:5.2f}"
-            print(f"{line}: {mean:.3f} +- {half:.3f} bits a byte")
+            print(f"{line}: {metrics.mean_text(bits[mixture][:, i], '.3f')} bits a byte")
         for label, found in differences.items():
-            mean, half = mean_interval(found[:, i])
-            print(f"  {label:40} {mean:+.3f} +- {half:.3f}")
-    for what, weights in (
-        ("all domains alike", np.ones(5)),
-        ("all bytes alike", BILLIONS),
-        ("by published weight", WEIGHTS),
-    ):
+            print(f"  {label:40} {metrics.mean_text(found[:, i], '+.3f')}")
+    means = {"all domains alike": np.ones(5), "all bytes alike": BILLIONS, "by published weight": WEIGHTS}
+    for which, weights in means.items():
         for label, found in differences.items():
-            mean, half = mean_interval(found @ normalise_weights(weights))
-            print(f"{what}: {label:40} {mean:+.3f} +- {half:.3f}")
+            print(f"{which}: {label:40} {metrics.mean_text(found @ normalise_weights(weights), '+.3f')}")
     return differences
 
 
@@ -214,24 +197,21 @@ def main(config: Config) -> None:
     parts = {name: split(text, config) for name, text in read_domains().items()}
     mixtures = make_mixtures({name: train_part for name, (train_part, _) in parts.items()}, config.unit)
     judges = [held_out for _, held_out in parts.values()]
-    folder = open_run(config.out, config, resume=config.resume)
-    bits = {
-        name: train(config, sources, weights, judges, folder.sub(name.replace(", ", "_").replace(" ", "_")))
-        for name, (sources, weights) in mixtures.items()
-    }
+    folder = config.open_folder()
+    bits = {name: train(config, *mixture, judges, folder.sub(name)) for name, mixture in mixtures.items()}
     differences = report(list(parts), config.unit, mixtures, bits)
     folder.write_json("result.json", {"domains": list(parts), "bits_per_byte": bits})
-    fig, ax = figure("", "bits a byte against mixing by size", title=f"{config.seeds} seeds, 95% interval")
+    title = f"{config.seeds} seeds, 95% interval"
+    fig, ax = plots.figure("", "bits a byte against mixing by size", title=title)
     for i, name in enumerate((PUBLISHED, FRESH)):
-        mean, half = mean_interval(differences[f"{name} - {BY_SIZE}"])
+        mean, half = metrics.mean_interval(differences[f"{name} - {BY_SIZE}"])
         ax.bar(np.arange(len(parts)) + 0.4 * i - 0.2, mean, 0.4, yerr=half, label=name)
     ax.axhline(0, color="#777777")
-    labels = [
-        f"{name}\n{size * config.unit / 1e3:.0f} kB" for name, size in zip(parts, BILLIONS, strict=True)
-    ]
+    sizes = BILLIONS * config.unit / 1e3
+    labels = [f"{name}\n{size:.0f} kB" for name, size in zip(parts, sizes, strict=True)]
     ax.set_xticks(range(len(parts)), labels, fontsize=8)
     ax.legend()
-    save_figure(fig, folder.path / "loss_per_domain.png")
+    plots.save_figure(fig, folder.path / "loss_per_domain.png")
     print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
 
 

@@ -45,34 +45,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align import envs
 from jaxrl_align.actors import gym
+from jaxrl_align.learner import check_divides
 from jaxrl_align.nets.mlp import make_actor_critic_net
-from jaxrl_align.rl.policy_gradients import (
-    PolicyGradientHParams,
-    make_a2c,
-    make_q_actor_critic,
-    make_reinforce,
-)
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.rl.policy_gradients import PolicyGradientHParams as HParams
+from jaxrl_align.rl.policy_gradients import make_a2c, make_q_actor_critic, make_reinforce
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
+from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Actor, Learner
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """The estimators side by side."""
 
-    seeds: int = 8
-    seed: int = 0
+    out: str = "runs/policy_gradients"
     episodes: int = 8
     """Of each update."""
     time_limit: int = 200
@@ -82,25 +74,17 @@ class Config:
     short_steps: int = 8
     """Of a rollout of the methods that do not wait; divides the time limit."""
     gamma: float = 0.99
-    out: str = "runs/policy_gradients"
-    resume: bool = False
 
 
-Method = tuple[Callable[[Actor], Learner], str, bool]
-"""How a learner is made of an actor, what the actor's critic means, and whether it waits for episodes."""
-
-
-def methods() -> dict[str, Method]:
-    """Return the methods by name, in the lectures' order."""
-    reinforce = lambda returns, baseline: functools.partial(
-        make_reinforce, returns=returns, baseline=baseline
-    )
+def methods() -> dict[str, tuple[Callable[[Actor], Learner], str, bool]]:
+    """Return by name `actor -> learner`, the critic's kind, and whether rollouts are whole episodes."""
+    reinforce = lambda **how: functools.partial(make_reinforce, **how)
     return {
-        "REINFORCE, whole return": (reinforce("whole", "none"), "state", True),
-        "reward-to-go": (reinforce("to_go", "none"), "state", True),
-        "discounted": (reinforce("discounted", "none"), "state", True),
-        "average baseline": (reinforce("discounted", "average"), "state", True),
-        "learned baseline": (reinforce("discounted", "learned"), "state", True),
+        "REINFORCE, whole return": (reinforce(returns="whole", baseline="none"), "state", True),
+        "reward-to-go": (reinforce(returns="to_go", baseline="none"), "state", True),
+        "discounted": (reinforce(returns="discounted", baseline="none"), "state", True),
+        "average baseline": (reinforce(returns="discounted", baseline="average"), "state", True),
+        "learned baseline": (reinforce(returns="discounted", baseline="learned"), "state", True),
         "Q actor-critic": (make_q_actor_critic, "sarsa", True),
         "A2C": (make_a2c, "state", True),
         "Q actor-critic, at once": (make_q_actor_critic, "sarsa", False),
@@ -108,76 +92,52 @@ def methods() -> dict[str, Method]:
     }
 
 
-def play(config: Config, folder: RunFolder, name: str, method: Method) -> np.ndarray:
+def play(config: Config, folder: RunFolder, name: str) -> np.ndarray:
     """Train every seed at every learning rate in one program; return mean returns [updates, rates, seeds].
 
     NaN where no episode ended. Of a method that does not wait, as many steps make one row.
     """
-    make, critic, waits = method
+    make, critic, waits = methods()[name]
     pieces = 1 if waits else config.time_limit // config.short_steps
     environment, env_params = envs.make_environment("CartPole-v1")
     env = (environment, env_params.replace(max_steps_in_episode=config.time_limit))
     net = make_actor_critic_net(2, hidden=(32, 32), action_values=critic != "state")
     size: dict[str, Any] = {"num_envs": config.episodes, "num_steps": config.time_limit // pieces}
     learner = make(gym.make_actor(env, net, critic=critic, whole_episodes=waits, **size))
-    rates, seeds = len(config.learning_rates), config.seeds
-    keys = jnp.tile(jax.random.split(jax.random.key(config.seed), seeds), rates)
-    base = PolicyGradientHParams(gamma=config.gamma)
-    hparams = jax.tree.map(lambda x: jnp.full(rates * seeds, x, jnp.float32), base)
-    hparams = hparams._replace(learning_rate=jnp.repeat(jnp.array(config.learning_rates), seeds))
-    _, history = run(
-        jax.vmap(learner.step),
-        shard_members(jax.jit(jax.vmap(learner.init))(keys, hparams)),
-        config.updates * pieces,
-        chunk=max(1, config.updates * pieces // 4),
-        folder=folder.sub(name.replace(", ", "_").replace(" ", "_")),
-        label=f"{name:24}",
-        show=("episode_return_last100",),
-    )
-    total, count = (
-        np.asarray(history[name]).reshape(config.updates, pieces, rates, seeds).sum(1)
-        for name in ("episode_return_sum", "episodes")
-    )
+    keys, hparams = cross_rates(config.keys(), HParams(gamma=config.gamma), config.learning_rates)
+    how = {"folder": folder.sub(name), "label": f"{name:24}", "show": ("episode_return_last100",)}
+    history = train_members(learner, hparams, config, config.updates * pieces, keys=keys, **how).history
+    shape = (config.updates, pieces, len(config.learning_rates), config.seeds)
+    total, count = (history[name].reshape(shape).sum(1) for name in ("episode_return_sum", "episodes"))
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def main(config: Config) -> None:
     """Train all methods, print and draw their returns."""
-    if config.short_steps < 1 or config.time_limit % config.short_steps:
-        raise ValueError(
-            f"short_steps must divide time_limit; got short_steps={config.short_steps}, "
-            f"time_limit={config.time_limit}"
-        )
-    if config.seeds < 2 or config.updates < 1 or config.episodes < 2:
-        raise ValueError(
-            f"need at least 2 seeds, 1 update and 2 episodes of each; got seeds={config.seeds}, "
-            f"updates={config.updates}, episodes={config.episodes}"
-        )
+    config.require(seeds=2, updates=1, episodes=2)
+    check_divides(config.short_steps, config.time_limit, "short_steps", "time_limit")
     use_cpu_devices()
-    folder = open_run(config.out, config, resume=config.resume)
-    results = {name: play(config, folder, name, method) for name, method in methods().items()}
+    folder = config.open_folder()
+    results = {name: play(config, folder, name) for name in methods()}
     last = max(1, config.updates // 10)
     updates = np.arange(1, config.updates + 1)
     table = {}
     for i, rate in enumerate(config.learning_rates):
         print(f"\nlearning rate {rate:g}, {config.seeds} seeds: mean return, all updates and the last {last}")
-        fig, ax = figure(
+        for name, returns in results.items():
+            whole, final = (np.nanmean(x[:, i], 0) for x in (returns, returns[-last:]))
+            row = {"mean": metrics.mean_interval(whole), "last": metrics.mean_interval(final)}
+            table[f"{name}, {rate:g}"] = row
+            print(f"  {name:24}{metrics.mean_text(whole):>18}{metrics.mean_text(final):>18}")
+        plots.save_curves(
+            folder.path / f"returns_{rate:g}.png",
             f"rounds of {config.episodes} x {config.time_limit} steps",
             "return",
+            {name: (updates, returns[:, i]) for name, returns in results.items()},
             title=f"CartPole-v1, learning rate {rate:g}",
+            dashed=[name for name in results if name.endswith("at once")],
+            legend="center right",
         )
-        for name, returns in results.items():
-            whole, final = (
-                mean_interval(np.nanmean(returns[:, i], 0)),
-                mean_interval(np.nanmean(returns[-last:, i], 0)),
-            )
-            table[f"{name}, {rate:g}"] = {"mean": whole, "last": final}
-            cells = "".join(f"{f'{mean:.1f} +- {half:.1f}':>18}" for mean, half in (whole, final))
-            print(f"  {name:24}{cells}")
-            curve_with_interval(ax, updates, returns[:, i], name)
-            ax.lines[-1].set_linestyle("--" if name.endswith("at once") else "-")
-        ax.legend(fontsize=7, loc="center right")
-        save_figure(fig, folder.path / f"returns_{rate:g}.png")
     folder.write_json("results.json", table)
     print(f"\nfigures are in {folder.path}")
 

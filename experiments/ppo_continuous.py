@@ -33,33 +33,30 @@ import numpy as np
 from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.actors.normalisation import normalised
-from jaxrl_align.envs.actions import Distribution
 from jaxrl_align.losses import DiagonalGaussian, TanhGaussian
 from jaxrl_align.nets.mlp import make_gaussian_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, train_members
+from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import State
 
-WAYS: dict[str, tuple[Distribution, bool]] = {
+WAYS: dict[str, tuple[envs.Distribution, bool]] = {
     "Gaussian, normalised": (DiagonalGaussian, True),
     "tanh-Gaussian, normalised": (TanhGaussian, True),
     "Gaussian, as it is": (DiagonalGaussian, False),
 }
+"""The policy's distribution, and whether observations and rewards are normalised."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """PPO on an environment with a Box of actions."""
 
+    out: str = "runs/ppo_continuous"
     env: str = "Pendulum-v1"
     """A gymnax name."""
-    seeds: int = 8
-    seed: int = 0
     num_envs: int = 16
     num_steps: int = 128
     total_env_steps: int = 300_000
@@ -72,81 +69,51 @@ class Config:
     entropy_coef: float = 0.0
     episodes: int = 128
     """Played greedily by each member at the end."""
-    out: str = "runs/ppo_continuous"
-    resume: bool = False
 
 
 def train(config: Config, folder: RunFolder, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Train every seed in one program; return training [updates, seeds] and final greedy [seeds] returns."""
     distribution, unit_scale = WAYS[name]
     environment, env_params = envs.make_environment(config.env)
-    space = environment.action_space(env_params)
-    net = make_gaussian_net(space.shape)
+    net = make_gaussian_net(environment.action_space(env_params).shape)
     size = {"num_envs": config.num_envs, "num_steps": config.num_steps, "distribution": distribution}
     actor = gym.make_actor(config.env, net, normalise_obs=unit_scale, normalise_reward=unit_scale, **size)
     updates = config.total_env_steps // (config.num_envs * config.num_steps)
-    learner = make_actor_critic(
-        actor,
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        segment_length=1,
-        total_steps=updates,
-    )
-    hparams = PPOHParams(
-        config.learning_rate, config.gamma, entropy_coef=config.entropy_coef, value_clip=jnp.inf
-    )
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    state, history = run(
-        jax.vmap(learner.step),
-        shard_members(jax.jit(jax.vmap(learner.init, (0, None)))(keys, hparams)),
-        updates,
-        chunk=max(1, updates // 5),
-        folder=folder.sub(name.replace(", ", "_").replace(" ", "_")),
-        label=f"{name:26}",
-        show=("episode_return_last100",),
-    )
+    size = {"epochs": config.epochs, "minibatches": config.minibatches, "total_steps": updates}
+    learner = make_actor_critic(actor, segment_length=1, **size)
+    coefs = {"entropy_coef": config.entropy_coef, "value_clip": jnp.inf}
+    hparams = PPOHParams(config.learning_rate, config.gamma, **coefs)
+    how = {"folder": folder.sub(name), "label": f"{name:26}", "show": ("episode_return_last100",)}
+    trained = train_members(learner, hparams, config, updates, **how)
 
     def play(state: State, key: jax.Array) -> jax.Array:
         policy = normalised(gym.greedy(net, state.params, distribution), state.env_state.normaliser)
-        episodes = envs.evaluate_policy(
-            config.env,
-            policy,
-            key,
-            num_episodes=config.episodes,
-            max_steps=int(env_params.max_steps_in_episode),
-            distribution=distribution,
-        )
+        size = {"num_episodes": config.episodes, "max_steps": int(env_params.max_steps_in_episode)}
+        episodes = envs.evaluate_policy(config.env, policy, key, distribution=distribution, **size)
         return jnp.mean(episodes.episode_return)
 
-    keys_play = jax.random.split(jax.random.key(config.seed + 1), config.seeds)
-    return history["episode_return_last100"], np.asarray(jax.jit(jax.vmap(play))(state, keys_play))
+    final = jax.jit(jax.vmap(play))(trained.state, config.keys(1))
+    return trained.history["episode_return_last100"], np.asarray(final)
 
 
 def main(config: Config) -> None:
     """Train in all ways, print and draw the returns."""
-    if config.seeds < 2 or config.total_env_steps < config.num_envs * config.num_steps:
-        raise ValueError(
-            f"need at least 2 seeds and one update of num_envs * num_steps steps; got seeds={config.seeds}, "
-            f"num_envs={config.num_envs}, num_steps={config.num_steps}, "
-            f"total_env_steps={config.total_env_steps}"
-        )
+    config.require(seeds=2, total_env_steps=config.num_envs * config.num_steps)
     use_cpu_devices()
     envs.make_environment(config.env)
-    folder = open_run(config.out, config, resume=config.resume)
+    folder = config.open_folder()
     results = {name: train(config, folder, name) for name in WAYS}
     print(f"{config.env}, {config.seeds} seeds, {config.total_env_steps} steps each; return +- 95% interval")
     print(f"  {'':26}{'greedy':>20}{'last 100 sampled':>20}")
-    fig, ax = figure("environment steps per seed", "return, last 100 episodes", title=f"PPO on {config.env}")
     for name, (training, final) in results.items():
-        both = (mean_interval(final), mean_interval(training[-1]))
-        cells = "".join(f"{f'{mean:.1f} +- {half:.1f}':>20}" for mean, half in both)
+        cells = f"{metrics.mean_text(final):>20}{metrics.mean_text(training[-1]):>20}"
         print(f"  {name:26}{cells}   seeds: {' '.join(f'{x:.1f}' for x in final)}")
-        steps = np.arange(1, len(training) + 1) * config.num_envs * config.num_steps
-        curve_with_interval(ax, steps, training, name)
-    ax.legend()
     folder.write_json("results.json", {name: final for name, (_, final) in results.items()})
-    save_figure(fig, folder.path / "learning_curves.png")
-    print(f"wrote {folder.path / 'learning_curves.png'}")
+    steps = np.arange(1, len(training) + 1) * config.num_envs * config.num_steps
+    curves = {name: (steps, training) for name, (training, _) in results.items()}
+    path = folder.path / "learning_curves.png"
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=f"PPO on {config.env}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

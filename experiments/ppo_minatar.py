@@ -25,6 +25,7 @@ from jaxrl_align.runtime.mesh import use_cpu_devices
 class Config(ppo_cartpole.Config):
     """PPO on a MinAtar game."""
 
+    out: str = "runs/ppo_minatar"
     env: str = "Breakout-MinAtar"
     """Or another gymnax name with images."""
     num_envs: int = 64

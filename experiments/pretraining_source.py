@@ -33,49 +33,27 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from layerwise_pretraining import ERAS, hold_out, make_net
+from layerwise_starts import ERAS, StartsConfig, hold_out, make_net
 
-from jaxrl_align.data.images import (
-    choose_labelled,
-    load_digits,
-    load_mnist,
-    load_photo_patches,
-    shrink_mnist,
-)
+from jaxrl_align.data.images import choose_labelled, load_digits, load_mnist, load_photo_patches, shrink_mnist
 from jaxrl_align.pretrain import layerwise as lw
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime import cli, metrics, plots
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
 
 SOURCES = ("none", "photographs", "MNIST", "MNIST with labels", "the digits themselves")
 """Nothing, unrelated, related, related by its labels, and the task's own images."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StartsConfig):
     """Test error on scikit-learn's digits."""
 
-    era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
+    out: str = "runs/pretraining_source"
     labels: tuple[int, ...] = (10, 20, 50, 100, 200)
     depth: int = 3
-    width: int = 100
-    seeds: int = 8
-    seed: int = 0
-    batch_size: int = 20
-    pretrain_epochs: int = 20
-    """Of each layer."""
     finetune_steps: int = 3_000
-    finetune_rates: tuple[float, ...] | None = None
-    """Each source takes the one with the lowest validation error; none means the era's four."""
-    corruption: float = 0.25
     unfreeze: Literal["all", "head", "gradual"] = "all"
     """Which layers learn from the labels."""
-    validation_share: float = 0.2
-    """Of the training images, held out to choose the rate."""
-    out: str = "runs/pretraining_source"
-    resume: bool = False
 
 
 def make_pretrain(config: Config) -> tuple[Any, Callable[[jax.Array, jax.Array], Any]]:
@@ -126,11 +104,9 @@ def report(num: int, errors: np.ndarray) -> None:
     """Print each source's error [sources, M], and how it differs from none and photographs, pair by pair."""
     print(f"{num} labels:{'':38}paired differences")
     for i, source in enumerate(SOURCES):
-        mean, half = mean_interval(errors[i])
-        line = f"  {source:22} test error {mean:5.2f} +- {half:.2f}%"
+        line = f"  {source:22} test error {metrics.mean_text(errors[i], '5.2f')}%"
         for other in range(min(i, 2)):
-            mean, half = mean_interval(errors[i] - errors[other])
-            line += f"   from {SOURCES[other]} {mean:+.2f} +- {half:.2f}"
+            line += f"   from {SOURCES[other]} {metrics.mean_text(errors[i] - errors[other], '+.2f')}"
         print(line, flush=True)
 
 
@@ -143,7 +119,7 @@ def main(config: Config) -> None:
     chosen = [np.stack([choose_labelled(train.y, num, seed=seed) for seed in seeds]) for num in config.labels]
     related, _ = hold_out(load_mnist().train, 1 - len(train.x) / 60_000, config.seed)
     sources = [load_photo_patches(len(train.x), 8), shrink_mnist(related.x), train.x]
-    folder = open_run(config.out, config, resume=config.resume)
+    folder = config.open_folder()
     start = time.perf_counter()
     net, pretrain = make_pretrain(config)
     keys = jax.random.split(jax.random.key(config.seed), (config.seeds, 2))
@@ -151,23 +127,24 @@ def main(config: Config) -> None:
     pretrain = jax.jit(jax.vmap(pretrain, (0, None, None)))
     params = pretrain(pretrain_keys, jnp.asarray(np.stack(sources)), jnp.asarray(related.y))
     sets = jax.tree.map(jnp.asarray, (tuple(validation), tuple(split.test)))
-    errors = []
-    for num, rows in zip(config.labels, chosen, strict=True):
+
+    def run(num: int, rows: np.ndarray) -> np.ndarray:
         labelled = shard_members((jnp.asarray(train.x[rows]), jnp.asarray(train.y[rows])))
         over_sources = jax.vmap(make_tune(config, net, num), (None, 0, None, None))
         tune = jax.jit(jax.vmap(over_sources, (0, 0, 0, None)))
         found = np.asarray(tune(tune_keys, params, labelled, sets))
         best = found[..., 0].mean(0).argmin(1)
-        errors.append(np.stack([found[:, i, rate, 1] for i, rate in enumerate(best)]))
-        report(num, errors[-1])
-    result = {str(num): error for num, error in zip(config.labels, errors, strict=True)}
-    folder.write_json("result.json", {"sources": SOURCES, "test_error": result})
-    fig, ax = figure("labelled digits", "test error [%]", title=f"{config.era}, {config.seeds} seeds, 95%")
-    for i, source in enumerate(SOURCES):
-        curve_with_interval(ax, config.labels, [error[i] for error in errors], source)
-    ax.set(xscale="log", ylim=(0, None))
-    ax.legend()
-    save_figure(fig, folder.path / "test_error.png")
+        return np.stack([found[:, i, rate, 1] for i, rate in enumerate(best)])
+
+    errors = {}
+    for num, rows in zip(config.labels, chosen, strict=True):
+        errors[num] = np.array(folder.once(f"labels_{num}.json", run, num, rows))
+        report(num, errors[num])
+    folder.write_json("result.json", {"sources": SOURCES, "test_error": errors})
+    curves = {name: (config.labels, [x[i] for x in errors.values()]) for i, name in enumerate(SOURCES)}
+    title = f"{config.era}, {config.seeds} seeds, 95%"
+    path, labels = folder.path / "test_error.png", ("labelled digits", "test error [%]")
+    plots.save_curves(path, *labels, curves, title=title, xscale="log", ylim=(0, None))
     print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
 
 

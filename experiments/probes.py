@@ -50,13 +50,11 @@ from jaxrl_align.evaluate.ngrams import count_ngrams, ngram_log_probs
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, packed_batch, sample_rows
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.huggingface import load_model
-from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.members import MembersConfig, train_members
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import figure, save_figure
 from jaxrl_align.text.completion import make_completer
 from jaxrl_align.text.generation import Filters
 
@@ -67,9 +65,11 @@ Score = Callable[[list[list[int]]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """A small model, pre-trained here for some minutes; or any model from a folder."""
 
+    out: str = "runs/probes"
+    seeds: int = 4
     model: str | None = None
     """A local Hugging Face folder with a tokenizer, asked as it is; none pre-trains one."""
     corpus: str | None = None
@@ -77,9 +77,6 @@ class Config:
     network."""
     pairs: int = 200
     """The first of each of BLiMP's 67 paradigms, which have 1,000."""
-    seeds: int = 4
-    """Members trained side by side."""
-    seed: int = 0
     vocab_size: int = 2_048
     document: int = 2
     """Sentences that see each other."""
@@ -94,8 +91,6 @@ class Config:
     warmup_steps: int = 100
     learning_rate: float = 3e-3
     """After a linear rise it falls linearly to 0."""
-    out: str = "runs/probes"
-    resume: bool = False
 
 
 def read_documents(config: Config) -> list[str]:
@@ -118,19 +113,13 @@ def pretrain(config: Config, lm: LanguageModel, rows: list[list[int]], folder: R
         warmup_steps=config.warmup_steps,
         optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8),
     )
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    state = shard_members(jax.jit(jax.vmap(learner.init, (0, None)))(keys, LMHParams(config.learning_rate)))
-    trained, history = run(
-        jax.vmap(learner.step),
-        state,
-        config.steps,
-        chunk=max(1, config.steps // 20),
-        folder=folder,
-        label="probes",
-        checkpoint_every=max(1, config.steps // 4),
-    )
-    print(f"training loss {history['loss'][-max(1, config.steps // 20) :].mean():.3f} nats a token")
-    return state.params, trained.params
+    hparams = LMHParams(config.learning_rate)
+    before = shard_members(jax.jit(jax.vmap(learner.init, (0, None)))(config.keys(), hparams)).params
+    how = {"folder": folder, "label": "probes", "checkpoint_every": max(1, config.steps // 4)}
+    trained = train_members(learner, hparams, config, config.steps, **how)
+    last = trained.history["loss"][-max(1, config.steps // 20) :]
+    print(f"training loss {last.mean():.3f} nats a token")
+    return before, trained.state.params
 
 
 def ask_blimp(score: Score, tokenizer: Tokenizer, paradigms: list[Paradigm], pairs: int) -> np.ndarray:
@@ -168,11 +157,10 @@ def report_blimp(found: dict[str, np.ndarray], terms: list[str]) -> dict[str, np
     for name, row in (rows | {"all": {who: x.mean(1) for who, x in found.items()}}).items():
         line = f"  {name:29}"
         for values in row.values():
-            mean, half = mean_interval(100 * values)
+            mean, half = metrics.mean_interval(100 * values)
             line += f"{mean:13.1f}" + (f" +- {half:.1f}".rjust(7) if len(values) > 1 else " " * 7)
         if BEFORE in row:
-            mean, half = mean_interval(100 * (row[AFTER] - row[BEFORE]))
-            line += f"   after - before {mean:+5.1f} +- {half:.1f}"
+            line += f"   after - before {metrics.mean_text(100 * (row[AFTER] - row[BEFORE]), '+5.1f')}"
         print(line)
     print("published: " + ", ".join(f"{who} {100 * x:.1f}" for who, x in PUBLISHED_ACCURACY.items()), end="")
     print(f"; most of 20 people {100 * HUMAN_AGREEMENT:.1f}; chance 50.0")
@@ -183,8 +171,8 @@ def report_extremes(names: list[str], found: np.ndarray) -> None:
     """Print the paradigms in which the model is best and worst; `result.json` has all."""
     mean = found.mean(0)
     order = np.argsort(-mean)
-    for what, index in (("best", order[:5]), ("worst", order[-5:])):
-        print(f"{what}: " + ", ".join(f"{names[i]} {100 * mean[i]:.1f}" for i in index))
+    for which, index in (("best", order[:5]), ("worst", order[-5:])):
+        print(f"{which}: " + ", ".join(f"{names[i]} {100 * mean[i]:.1f}" for i in index))
 
 
 def report_probes(places: dict[str, np.ndarray], continued: list[str]) -> None:
@@ -200,19 +188,19 @@ def report_probes(places: dict[str, np.ndarray], continued: list[str]) -> None:
 
 def draw(path: Any, by_term: dict[str, np.ndarray], terms: list[str]) -> None:
     """Draw each phenomenon's accuracy, the models' side by side."""
-    fig, ax = figure("right pairs [%]", "", title="BLiMP, 95% interval over the seeds")
+    fig, ax = plots.figure("right pairs [%]", "", title="BLiMP, 95% interval over the seeds")
     fig.set_size_inches(6.4, 5.2)
     names = sorted(set(terms))
     height = 0.8 / len(by_term)
     for i, (who, values) in enumerate(by_term.items()):
-        mean, half = mean_interval(100 * values)
+        mean, half = metrics.mean_interval(100 * values)
         where = np.arange(len(names)) + (i - (len(by_term) - 1) / 2) * height
         ax.barh(where, mean, height, xerr=half if len(values) > 1 else None, label=who)
     ax.axvline(50, color="#777777", linestyle=":", label="chance")
     ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     ax.invert_yaxis()
     ax.legend(fontsize=8)
-    save_figure(fig, path)
+    plots.save_figure(fig, path)
 
 
 def main(config: Config) -> None:
@@ -220,7 +208,7 @@ def main(config: Config) -> None:
     use_cpu_devices()
     start = time.perf_counter()
     paradigms = load_blimp()
-    folder = open_run(config.out, config, resume=config.resume)
+    folder = config.open_folder()
     asked, baselines = {}, {}
     if config.model is None:
         documents = read_documents(config)
@@ -242,16 +230,14 @@ def main(config: Config) -> None:
     models = {who: lambda texts, params=params: scorer(params, texts) for who, params in asked.items()}
     everyone = models | baselines
     found = {who: ask_blimp(f, tokenizer, paradigms, config.pairs) for who, f in everyone.items()}
-    terms = [paradigm.term for paradigm in paradigms]
+    terms, names = [p.term for p in paradigms], [p.name for p in paradigms]
     by_term = report_blimp(found, terms)
-    report_extremes([p.name for p in paradigms], found[list(asked)[-1]])
+    report_extremes(names, found[list(asked)[-1]])
     readers = {who: score for who, score in everyone.items() if who != SHORTER}
     places = {who: ask_probes(score, tokenizer) for who, score in readers.items()}
     last = jax.tree.map(lambda x: x[0], list(asked.values())[-1])
     report_probes(places, continuations(lm, last, tokenizer))
-    folder.write_json(
-        "result.json", {"paradigms": [p.name for p in paradigms], "blimp": found, "places": places}
-    )
+    folder.write_json("result.json", {"paradigms": names, "blimp": found, "places": places})
     draw(folder.path / "blimp.png", by_term, terms)
     print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
 

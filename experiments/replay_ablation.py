@@ -45,14 +45,12 @@ from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.losses import squared
 from jaxrl_align.nets.q_networks import make_q_net
-from jaxrl_align.rl.dqn import DQNHParams, make_dqn, make_online_q, td_loss, transition_loss
+from jaxrl_align.rl.dqn import DQNHParams, Exploration, make_dqn, make_online_q, td_loss, transition_loss
 from jaxrl_align.rl.replay import Sample, make_replay
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
+from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Actor, Learner, State, Transition
 
 ARMS = ("online", "latest", "uniform", "prioritised")
@@ -61,13 +59,13 @@ LAGS = 32
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """One environment and one update a step, for every arm."""
 
+    out: str = "runs/replay_ablation"
     env: str = "CartPole-v1"
     seeds: int = 8
     """Of every learning rate; all train side by side."""
-    seed: int = 0
     total_env_steps: int = 60_000
     """Of each member."""
     batch_size: int = 32
@@ -78,8 +76,6 @@ class Config:
     epsilon_steps: int = 10_000
     batches: int = 64
     """Batches of gradients from which correlations are measured."""
-    out: str = "runs/replay_ablation"
-    resume: bool = False
 
 
 def make_arm(config: Config, name: str, actor: Actor) -> Learner:
@@ -106,35 +102,27 @@ def train(
     """Train rates x seeds; return the best rate's members, all returns [steps, rates, seeds], their means."""
     shape = len(RATES), config.seeds
     hparams = DQNHParams(
-        learning_rate=jnp.repeat(jnp.asarray(RATES), config.seeds),
         target_period=config.target_period,
         epsilon_steps=config.epsilon_steps,
         beta_steps=config.total_env_steps,
     )
-    axes = DQNHParams(*[None] * len(hparams))._replace(learning_rate=0)
-    keys = jnp.tile(jax.random.split(jax.random.key(config.seed), config.seeds), len(RATES))
-    state, history = run(
-        jax.vmap(learner.step),
-        shard_members(jax.jit(jax.vmap(learner.init, (0, axes)))(keys, hparams)),
-        config.total_env_steps,
-        chunk=max(1, config.total_env_steps // 20),
-        folder=folder.sub(name),
-        label=f"{name:12}",
-        show=("episode_return_last100",),
-    )
-    returns = history["episode_return_last100"].reshape(-1, *shape)
+    keys, hparams = cross_rates(config.keys(), hparams, RATES)
+    how = {"folder": folder.sub(name), "label": f"{name:12}", "show": ("episode_return_last100",)}
+    trained = train_members(learner, hparams, config, config.total_env_steps, keys=keys, **how)
+    returns = trained.history["episode_return_last100"].reshape(-1, *shape)
     late = returns[-max(1, len(returns) // 4) :].mean(0)
     best = int(late.mean(1).argmax())
-    state = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:])[best], state)
+    state = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:])[best], trained.state)
     return state, returns[:, best], late
 
 
 def stream(config: Config, name: str, actor: Actor, learner: Learner, state: State) -> Sample:
     """Return the transitions that one member would meet next, [batches, batch_size], learning nothing."""
-    frozen = state._replace(hparams=state.hparams._replace(learning_rate=jnp.zeros(())))
+    still = state._replace(hparams=state.hparams._replace(learning_rate=jnp.zeros(())))
     if name == "online":
         # The state that an online learner keeps includes no transition, so the actor plays them again.
-        play = lambda s, key: actor.rollout(state.params, s, key, state.hparams.epsilon_end)[:2]
+        explore = Exploration(state.hparams.epsilon_end)
+        play = lambda s, key: actor.rollout(state.params, None, s, key, explore)[:2]
         keys = jax.random.split(state.key, config.batches * config.batch_size)
         _, steps = jax.lax.scan(play, state.env_state.envs, keys)
         steps = jax.tree.map(lambda x: x.reshape(config.batches, config.batch_size, *x.shape[3:]), steps)
@@ -147,7 +135,7 @@ def stream(config: Config, name: str, actor: Actor, learner: Learner, state: Sta
         batch = replay.sample(state.env_state.replay, key_draw, state.hparams.gamma, metrics["beta"])
         return state._replace(key=key), batch
 
-    return jax.lax.scan(draw, frozen, None, config.batches)[1]
+    return jax.lax.scan(draw, still, None, config.batches)[1]
 
 
 def by_time(config: Config, state: State) -> Sample:
@@ -178,7 +166,7 @@ def correlations(actor: Actor, params: Any, samples: Sample, single: bool) -> di
     one = transition_loss(actor, td_loss(squared))
 
     def gradient(sample: Sample) -> jax.Array:
-        grads = jax.grad(lambda p: one(p, params, sample, jax.random.key(0))[0])(params)
+        grads = jax.grad(lambda p: one(p, params, None, sample, jax.random.key(0))[0])(params)
         return sample.weight * jnp.concatenate([x.ravel() for x in jax.tree.leaves(grads)])
 
     g = jax.vmap(jax.vmap(gradient))(samples)
@@ -194,53 +182,59 @@ def correlations(actor: Actor, params: Any, samples: Sample, single: bool) -> di
     }
 
 
+def measure(config: Config, name: str, actor: Actor, learner: Learner, state: State) -> dict[str, np.ndarray]:
+    """Return the correlations of every member of one arm, each [M] or [M, LAGS]."""
+
+    def member(state: State) -> dict[str, jax.Array]:
+        samples = stream(config, name, actor, learner, state)
+        measured = correlations(actor, state.params, samples, name == "online")
+        if name in ("uniform", "prioritised"):
+            in_time = correlations(actor, state.params, by_time(config, state), True)
+            measured |= {f"{what}, in time": x for what, x in in_time.items()}
+        return measured
+
+    # One member at a time: the gradients of one take some tens of megabytes.
+    return jax.device_get(jax.jit(lambda s: jax.lax.map(member, s))(state))
+
+
+def report(name: str, measured: dict[str, np.ndarray], late: np.ndarray) -> dict[str, Any]:
+    """Print and return an arm's best rate, its returns and correlations; `late` is [rates, M]."""
+    best = int(late.mean(1).argmax())
+    print(f"{name}: best learning rate {RATES[best]:g} of", end=" ")
+    print(", ".join(f"{r:g} ({m:.0f})" for r, m in zip(RATES, late.mean(1), strict=True)))
+    for what, x in ({"return": late[best]} | measured).items():
+        print("  {}: {:.3g} +- {:.2g}".format(what, *metrics.mean_interval(x)))
+    return {"rate": RATES[best], "return": late[best], **measured, "all returns": late}
+
+
 def main(config: Config) -> None:
     """Train each arm, measure its gradients, print and draw."""
     use_cpu_devices()
     net = make_q_net(envs.num_actions(config.env), (config.hidden, config.hidden))
     actor = make_value_actor(config.env, net, num_envs=1, num_steps=1)
-    folder = open_run(config.out, config, resume=config.resume)
+    folder = config.open_folder()
+    every = max(1, config.total_env_steps // 200)
+    at = np.arange(every, config.total_env_steps + 1, every)
     curves, lags, results = {}, {}, {}
     for name in ARMS:
         learner = make_arm(config, name, actor)
-        state, curves[name], late = train(config, name, learner, folder)
-
-        def measure(state: State, name: str = name, learner: Learner = learner) -> dict[str, jax.Array]:
-            samples = stream(config, name, actor, learner, state)
-            measured = correlations(actor, state.params, samples, name == "online")
-            if name in ("uniform", "prioritised"):
-                in_time = correlations(actor, state.params, by_time(config, state), True)
-                measured |= {f"{what}, in time": x for what, x in in_time.items()}
-            return measured
-
-        # One member at a time: the gradients of one take some tens of megabytes.
-        measured = jax.device_get(jax.jit(lambda s: jax.lax.map(measure, s))(state))
-        lags[name] = measured.pop("by lag").T
-        if "by lag, in time" in measured:
-            lags[f"{name}'s, in time"] = measured.pop("by lag, in time").T
-        best = int(late.mean(1).argmax())
-        print(f"{name}: best learning rate {RATES[best]:g} of", end=" ")
-        print(", ".join(f"{r:g} ({m:.0f})" for r, m in zip(RATES, late.mean(1), strict=True)))
-        results[name] = {"rate": RATES[best], "return": late[best], **measured, "all returns": late}
-        for what in ("return", *measured):
-            mean, width = mean_interval(results[name][what])
-            print(f"  {what}: {mean:.3g} +- {width:.2g}")
+        state, returns, late = train(config, name, learner, folder)
+        measured = measure(config, name, actor, learner, state)
+        for suffix in ("", ", in time"):
+            if f"by lag{suffix}" in measured:
+                of = f"{name}'s{suffix}" if suffix else name
+                lags[f"{of}, {config.seeds} seeds"] = (
+                    np.arange(1, LAGS + 1),
+                    measured.pop(f"by lag{suffix}").T,
+                )
+        results[name] = report(name, measured, late)
+        curves[f"{name}, rate {results[name]['rate']:g}"] = (at, returns[at - 1])
     folder.write_json("result.json", results)
 
-    fig, ax = figure(
-        "environment steps", "return, last 100 episodes", title=f"{config.env}: what replay adds"
-    )
-    every = max(1, config.total_env_steps // 200)
-    at = np.arange(every - 1, config.total_env_steps, every)
-    for name, returns in curves.items():
-        curve_with_interval(ax, at + 1, returns[at], f"{name}, rate {results[name]['rate']:g}")
-    ax.legend()
-    save_figure(fig, folder.path / "learning_curve.png")
-    fig, ax = figure("samples apart", "correlation of gradients", title="In the order the learner meets them")
-    for name, by_lag in lags.items():
-        curve_with_interval(ax, np.arange(1, LAGS + 1), by_lag, f"{name}, {config.seeds} seeds")
-    ax.legend()
-    save_figure(fig, folder.path / "correlation.png")
+    title = f"{config.env}: online, and with replay"
+    plots.save_curves(folder.path / "learning_curve.png", *plots.RETURN_AXES, curves, title=title)
+    title, labels = "In the order the learner meets them", ("samples apart", "correlation of gradients")
+    plots.save_curves(folder.path / "correlation.png", *labels, lags, title=title)
 
 
 if __name__ == "__main__":

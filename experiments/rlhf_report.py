@@ -7,6 +7,7 @@ import numpy as np
 from jaxrl_align.runtime import plots
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.types import Answers
 
 STAGES = ("pre-trained", "SFT", "RLHF")
 
@@ -14,12 +15,8 @@ STAGES = ("pre-trained", "SFT", "RLHF")
 class Samples(NamedTuple):
     """Answers of every member's policy: M members, N prompts."""
 
-    tokens: np.ndarray
-    """[M, N, P + T] prompt and response."""
-    mask: np.ndarray
-    """[M, N, P + T]."""
-    length: np.ndarray
-    """[M, N] tokens of the response."""
+    answers: Answers
+    """Each leaf [M, N, P + T], prompt and response."""
     kl: np.ndarray
     """[M, N] nats, log pi - log pi_reference summed over the response."""
     gold: np.ndarray
@@ -29,24 +26,21 @@ class Samples(NamedTuple):
 
 def draw_losses(folder: RunFolder, losses: dict[str, np.ndarray]) -> None:
     """Write loss.png: next-token loss of the stages [steps, M], one after the other."""
-    fig, ax = plots.figure("step", "loss [nats a token]", title="Next-token training")
-    start = 0
+    curves, start = {}, 0
     for name, loss in losses.items():
-        plots.curve_with_interval(ax, start + np.arange(len(loss)), loss, name)
+        curves[name] = (start + np.arange(len(loss)), loss)
         start += len(loss)
-    ax.legend()
-    plots.save_figure(fig, folder.path / "loss.png")
+    path, title = folder.path / "loss.png", "Next-token training"
+    plots.save_curves(path, "step", "loss [nats a token]", curves, title=title)
 
 
 def draw_reward_model(folder: RunFolder, held_out: dict[int, Any], lines: dict[str, float]) -> None:
     """Write reward_model.png: held-out accuracy by step, from margins [M, N], beside reference lines."""
-    fig, ax = plots.figure("step", "held-out accuracy", title="Reward model against noisy annotators")
     accuracy = np.array([(np.array(margin) > 0).mean(-1) for margin in held_out.values()])
-    plots.curve_with_interval(ax, list(held_out), accuracy, "reward model")
-    for (name, value), style in zip(lines.items(), ("--", ":"), strict=True):
-        ax.axhline(value, color="black", linestyle=style, linewidth=1.2, label=name)
-    ax.legend()
-    plots.save_figure(fig, folder.path / "reward_model.png")
+    curves = {"reward model": (list(held_out), accuracy)}
+    curves |= {name: (list(held_out), [value] * len(held_out)) for name, value in lines.items()}
+    path, title = folder.path / "reward_model.png", "Reward model against noisy annotators"
+    plots.save_curves(path, "step", "held-out accuracy", curves, title=title, dashed=list(lines))
 
 
 def draw_path(folder: RunFolder, path: dict[int, Any], spread: np.ndarray) -> None:
@@ -57,20 +51,18 @@ def draw_path(folder: RunFolder, path: dict[int, Any], spread: np.ndarray) -> No
       path: by step, `gold`, `kl` and `score`, each [M].
       spread: [M] deviation of the gold reward over SFT answers; the score has deviation 1.
     """
-    fig, ax = plots.figure(
-        "square root of KL(policy, SFT) [sqrt nats]",
-        "reward [deviations of SFT answers]",
-        title="RLHF: the reward that is trained on, and the hidden one",
-    )
     root = np.sqrt(np.maximum([np.mean(row["kl"]) for row in path.values()], 0.0))
     gold = np.array([row["gold"] for row in path.values()])
     score = np.array([row["score"] for row in path.values()])
     rewards = {"reward model": score - score[0], "gold reward (hidden)": (gold - gold[0]) / spread}
-    for name, values in rewards.items():
-        mean, half = mean_interval(values, axis=1)
-        ax.errorbar(root, mean, half, marker="o", markersize=4, capsize=2, linewidth=1, label=name)
-    ax.legend()
-    plots.save_figure(fig, folder.path / "gold_against_kl.png")
+    plots.save_curves(
+        folder.path / "gold_against_kl.png",
+        "square root of KL(policy, SFT) [sqrt nats]",
+        "reward [deviations of SFT answers]",
+        {name: (root, values) for name, values in rewards.items()},
+        title="RLHF: the reward that is trained on, and the hidden one",
+        bars=True,
+    )
 
 
 def show_samples(written: dict[str, Samples], prompts: list[str]) -> None:
@@ -101,7 +93,7 @@ def report(
         print(f"  {name:44}{value:.3f}")
     print(f"\n  {'':12}{'gold reward':>18}{'KL to SFT [nats]':>20}{'length [tokens]':>20}")
     for name, samples in written.items():
-        columns = {"gold": samples.gold, "kl": samples.kl, "length": samples.length}
+        columns = {"gold": samples.gold, "kl": samples.kl, "length": samples.answers.response.sum(-1)}
         results[name] = {column: mean_interval(values.mean(1)) for column, values in columns.items()}
         cells = (f"{mean:.2f} +- {half:.2f}" for mean, half in results[name].values())
         print(f"  {name:12}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, (18, 20, 20), strict=True)))

@@ -30,32 +30,29 @@ import numpy as np
 
 from jaxrl_align import envs
 from jaxrl_align.actors import gym
-from jaxrl_align.envs.tabular import make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
 from jaxrl_align.rl.dynamic_programming import value_iteration
 from jaxrl_align.rl.tree_search import Leaf, SearchHParams, make_search_learner, search
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.members import MembersConfig
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import figure, save_figure
 from jaxrl_align.types import MDP
 
 WAYS = ("PPO", "expert iteration")
-"""How a network is trained."""
+"""The ways of training a network."""
 
 Model = Callable[[jax.Array, jax.Array], tuple[jax.Array, float, jax.Array]]
 
 
 @dataclass(frozen=True)
-class Config:
-    """Networks that were trained too briefly, and what search makes of them."""
+class Config(MembersConfig):
+    """Networks that were trained too briefly, alone and with search."""
 
+    out: str = "runs/search"
     seeds: int = 24
     """Decision processes; the intervals are over them."""
-    seed: int = 0
     states: int = 100
     actions: int = 4
     gamma: float = 0.95
@@ -70,7 +67,6 @@ class Config:
     """A move, when playing."""
     episodes: int = 16
     """Played in each process in each way, from the same starts."""
-    out: str = "runs/search"
 
 
 def make_process(key: jax.Array, config: Config) -> tuple[MDP, Model]:
@@ -80,14 +76,8 @@ def make_process(key: jax.Array, config: Config) -> tuple[MDP, Model]:
     after = jax.random.randint(key_next, (states, actions), 0, states)
     reward = jax.random.normal(key_reward, (states, actions))
     every_reward = jnp.broadcast_to(reward[..., None], (states, actions, states))
-    uniform = jnp.full(states, 1.0 / states)
-    mdp = MDP(
-        jax.nn.one_hot(after, states),
-        every_reward,
-        jnp.float32(config.gamma),
-        uniform,
-        jnp.zeros(states, bool),
-    )
+    uniform, never = jnp.full(states, 1.0 / states), jnp.zeros(states, bool)
+    mdp = MDP(jax.nn.one_hot(after, states), every_reward, jnp.float32(config.gamma), uniform, never)
     return mdp, lambda state, action: (reward[state, action], 1.0, after[state, action])
 
 
@@ -95,16 +85,15 @@ def one_hot_net(config: Config) -> Net:
     """Return a perceptron that reads a state's number as a unit vector."""
     net = make_actor_critic_net(config.actions)
     read = lambda state: jax.nn.one_hot(state, config.states)
-    return Net(
-        lambda key, state: net.init(key, read(state)), lambda params, state: net.apply(params, read(state))
-    )
+    init = lambda key, state: net.init(key, read(state))
+    return Net(init, lambda params, state: net.apply(params, read(state)))
 
 
 def play(key: jax.Array, config: Config, way: str) -> jax.Array:
     """Train in one process; return the mean returns alone, with each search, and of the optimal policy."""
     key_process, key_train, key_play = jax.random.split(key, 3)
     mdp, model = make_process(key_process, config)
-    env, net = make_tabular_environment(mdp, config.horizon), one_hot_net(config)
+    env, net = envs.make_tabular_environment(mdp, config.horizon), one_hot_net(config)
     actor = gym.make_actor(env, net, num_envs=8, num_steps=64)
     if way == "PPO":
         learner = make_actor_critic(actor, segment_length=1)
@@ -133,33 +122,33 @@ def play(key: jax.Array, config: Config, way: str) -> jax.Array:
 
 def main(config: Config) -> None:
     """Train and play in every process, print and draw each way's share of the optimal return."""
-    if config.seeds < 2 or config.updates < 1 or min(config.simulations) < 1:
-        raise ValueError(
-            f"need at least 2 seeds, 1 update and 1 simulation; got seeds={config.seeds}, "
-            f"updates={config.updates}, simulations={config.simulations}"
-        )
+    config.require(seeds=2, updates=1, simulations=1)
     use_cpu_devices()
-    folder = open_run(config.out, config)
-    keys = shard_members(jax.random.split(jax.random.key(config.seed), config.seeds))
+    folder = config.open_folder()
+    keys = shard_members(config.keys())
     names = ["alone", *(f"with {size} simulations a move" for size in config.simulations)]
     shares = {}
-    fig, ax = figure(
-        "simulations a move", "share of the optimal return", title=f"{config.seeds} random decision processes"
-    )
     for way in WAYS:
-        run = functools.partial(play, config=config, way=way)
-        returns = np.asarray(jax.jit(jax.vmap(run))(keys))
-        shares[way] = returns[:, :-1] / returns[:, -1:]
-        mean, half = mean_interval(shares[way])
-        gain, gain_half = mean_interval(shares[way] - shares[way][:, :1])
+        run = jax.jit(jax.vmap(functools.partial(play, config=config, way=way)))
+        found = folder.once(f"{way.replace(' ', '_')}.json", run, keys)
+        returns = np.asarray(found, np.float32)
+        shares[way] = share = returns[:, :-1] / returns[:, -1:]
         print(f"trained by {way}: share of the optimal return, and gain over the network alone")
-        for row in zip(names, mean, half, gain, gain_half, strict=True):
-            print("  {:28}{:6.3f} +- {:.3f}   {:+.3f} +- {:.3f}".format(*row), flush=True)
-        ax.errorbar(range(len(names)), mean, half, marker="o", capsize=3, label=f"trained by {way}")
+        for i, name in enumerate(names):
+            gain = metrics.mean_text(share[:, i] - share[:, 0], "+.3f")
+            print(f"  {name:29}{metrics.mean_text(share[:, i], '.3f')}   {gain}", flush=True)
     folder.write_json("results.json", shares)
-    ax.set_xticks(range(len(names)), ["none", *map(str, config.simulations)])
-    ax.legend()
-    save_figure(fig, folder.path / "search.png")
+    places = range(len(names))
+    plots.save_curves(
+        folder.path / "search.png",
+        "simulations a move",
+        "share of the optimal return",
+        {f"trained by {way}": (places, share.T) for way, share in shares.items()},
+        title=f"{config.seeds} random decision processes",
+        bars=True,
+        xticks=places,
+        xticklabels=["none", *map(str, config.simulations)],
+    )
     print(f"wrote {folder.path / 'search.png'}")
 
 

@@ -12,7 +12,6 @@ where nanoGPT has a cosine to a tenth and a decay of 0.1 (`--learning-rate 1e-3 
 --weight-decay 0.1`, not measured); ours has biases.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,23 +31,19 @@ from jaxrl_align.pretrain.lm import (
     perplexity,
     sample_windows,
 )
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.members import MembersConfig, train_members
+from jaxrl_align.runtime.mesh import use_cpu_devices
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """nanoGPT's configuration for a CPU."""
 
+    out: str = "runs/shakespeare"
+    seeds: int = 4
     corpus: str | None = None
     """A UTF-8 text file; none means tiny Shakespeare, from the data folder or the network."""
-    seeds: int = 4
-    """Members trained side by side."""
-    seed: int = 0
     layers: int = 4
     heads: int = 4
     width: int = 128
@@ -65,8 +60,6 @@ class Config:
     """AdamW's; nanoGPT's is 0.1."""
     validation_share: float = 0.1
     """The text's last part, held out."""
-    out: str = "runs/shakespeare"
-    resume: bool = False
 
 
 def main(config: Config) -> None:
@@ -76,9 +69,8 @@ def main(config: Config) -> None:
     tokenizer = character_tokenizer(text)
     cut = round(len(text) * (1 - config.validation_share))
     train, held_out = (np.asarray(tokenizer.encode(part), np.int32) for part in (text[:cut], text[cut:]))
-    lm = make_transformer(
-        TransformerConfig(tokenizer.vocab_size, config.width, config.layers, config.heads, config.context + 1)
-    )
+    shape = (config.width, config.layers, config.heads, config.context + 1)
+    lm = make_transformer(TransformerConfig(tokenizer.vocab_size, *shape))
     learner = make_lm_learner(
         lm,
         sample_windows(jnp.asarray(train), batch_size=config.batch_size, length=config.context),
@@ -88,38 +80,27 @@ def main(config: Config) -> None:
         optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8, weight_decay=config.weight_decay),
     )
     judge = make_text_loss(lm, held_out, length=config.context, batch_size=64)
-    folder = open_run(config.out, config, resume=config.resume)
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    start = time.perf_counter()
-    state, history = run(
-        jax.vmap(learner.step),
-        shard_members(jax.jit(jax.vmap(learner.init, (0, None)))(keys, LMHParams(config.learning_rate))),
-        config.steps,
-        chunk=max(1, config.steps // 20),
-        folder=folder,
-        label="shakespeare",
-        show=("loss",),
-        checkpoint_every=max(1, config.steps // 4),
-    )
-    seconds = time.perf_counter() - start
+    hparams = LMHParams(config.learning_rate)
+    how = {"label": "shakespeare", "checkpoint_every": max(1, config.steps // 4)}
+    state, history, seconds, folder = train_members(learner, hparams, config, config.steps, **how)
     nats, count = jax.jit(jax.vmap(judge))(state.params)
     loss = np.asarray(nats / count)
-    mean, half = mean_interval(loss)
-    num_bytes = len(text[cut:].encode())
-    bits = np.asarray(bits_per_byte(nats, num_bytes))
-    print(
-        f"validation loss {mean:.4f} +- {half:.4f} nats a character, {config.seeds} seeds, in {seconds:.0f} s"
-    )
+    bits = np.asarray(bits_per_byte(nats, len(text[cut:].encode())))
+    print(f"validation loss {metrics.mean_text(loss, '.4f')} nats a character,", end=" ")
+    print(f"{config.seeds} seeds, in {seconds:.0f} s")
     print(f"  each: {' '.join(f'{x:.4f}' for x in loss)}; bits per byte {bits.mean():.3f}", end="; ")
     print(f"perplexity {float(jnp.mean(perplexity(nats, count))):.2f}")
     folder.write_json("result.json", {"loss": loss, "bits_per_byte": bits, "seconds": seconds})
-    fig, ax = figure("gradient steps", "loss [nats a character]", title=f"{config.seeds} seeds, 95% interval")
     window = max(1, config.steps // 100)
-    smooth = history["loss"][: len(history["loss"]) // window * window].reshape(-1, window, config.seeds)
-    curve_with_interval(ax, (np.arange(len(smooth)) + 1) * window, smooth.mean(1), "training")
-    ax.axhline(mean, color="#777777", linestyle=":", label="validation at the end")
-    ax.legend()
-    save_figure(fig, folder.path / "loss.png")
+    smooth = history["loss"][: config.steps // window * window].reshape(-1, window, config.seeds).mean(1)
+    plots.save_curves(
+        folder.path / "loss.png",
+        "gradient steps",
+        "loss [nats a character]",
+        {"training": ((np.arange(len(smooth)) + 1) * window, smooth)},
+        title=f"{config.seeds} seeds, 95% interval",
+        levels={"validation at the end": loss.mean()},
+    )
     print(f"figure and result.json are in {folder.path}")
 
 

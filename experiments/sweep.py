@@ -22,6 +22,7 @@ surely; at the smallest no ratio ever leaves the three wider ones.
 import itertools
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,21 +33,19 @@ from jaxrl_align.actors import gym
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.members import MembersConfig
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import figure, save_figure
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """The grid; the defaults make 4 x 4 x 4 = 64 runs."""
 
+    out: str = "runs/sweep"
+    seeds: int = 4
     env: str = "CartPole-v1"
     """A gymnax name with discrete actions."""
-    seeds: int = 4
-    seed: int = 0
     learning_rates: tuple[float, ...] = (1e-4, 5e-4, 2.5e-3, 1.25e-2)
     clips: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     num_envs: int = 4
@@ -54,94 +53,65 @@ class Config:
     total_env_steps: int = 100_000
     """Of each member."""
     timed: tuple[int, ...] = (1, 8, 64)
-    """How many runs are timed side by side, the first of the grid."""
-    out: str = "runs/sweep"
+    """Numbers of runs timed side by side, always the first of the grid."""
 
 
 def make_grid(config: Config) -> tuple[jax.Array, PPOHParams]:
     """Return a key and hyperparameters for every member; the seed varies slowest."""
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     points = jnp.array(list(itertools.product(config.learning_rates, config.clips)))
     each = jax.tree.map(lambda x: jnp.full(config.seeds * len(points), x), PPOHParams())
     rates, clips = jnp.tile(points, (config.seeds, 1)).T
-    return jnp.repeat(keys, len(points)), each._replace(learning_rate=rates, clip=clips)
+    return jnp.repeat(config.keys(), len(points)), each._replace(learning_rate=rates, clip=clips)
 
 
-def make_run(config: Config):
-    """Return `(key, hparams) -> return of the last 100 episodes`, one member's whole training."""
+def train_first(config: Config, members: int) -> dict[str, Any]:
+    """Train the first members of the grid in one program; return their returns and the times it took."""
     net = make_actor_critic_net(envs.num_actions(config.env))
     actor = gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
     updates = max(1, config.total_env_steps // (config.num_envs * config.num_steps))
     run = train(make_actor_critic(actor, segment_length=1, total_steps=updates), updates)
-    return lambda key, hparams: run(key, hparams)[1]["episode_return_last100"][-1]
-
-
-def timed(config: Config, grid: tuple[jax.Array, PPOHParams], members: int) -> tuple[np.ndarray, dict]:
-    """Train the first members in one program; return their returns and how long it took."""
-    grid = shard_members(jax.tree.map(lambda x: x[:members], grid))
+    final_return = lambda key, hparams: run(key, hparams)[1]["episode_return_last100"][-1]
+    grid = shard_members(jax.tree.map(lambda x: x[:members], make_grid(config)))
     start = time.perf_counter()
-    program = jax.jit(jax.vmap(make_run(config))).lower(*grid).compile()
+    program = jax.jit(jax.vmap(final_return)).lower(*grid).compile()
     compiled = time.perf_counter()
     returns = np.asarray(jax.block_until_ready(program(*grid)))
     end = time.perf_counter()
     times = {"runs": members, "compile_seconds": compiled - start, "seconds": end - compiled}
-    return returns, times
-
-
-def draw(folder: RunFolder, config: Config, returns: np.ndarray) -> None:
-    """Write a figure of the final return against each hyperparameter; `returns` is [seeds, rates, clips]."""
-    lines = {
-        "learning_rate": (config.learning_rates, config.clips, "clip", np.moveaxis(returns, 0, -1)),
-        "clip": (
-            config.clips,
-            config.learning_rates,
-            "learning rate",
-            np.moveaxis(returns, 0, -1).swapaxes(0, 1),
-        ),
-    }
-    for name, (values, others, other_name, by_value) in lines.items():
-        fig, ax = figure(name.replace("_", " "), "return, last 100 episodes", title=config.env)
-        for i, other in enumerate(others):
-            mean, half = mean_interval(by_value[:, i], axis=-1)
-            # A little apart, so that the intervals do not hide each other.
-            ax.errorbar(
-                np.array(values) * 1.03**i, mean, half, marker="o", capsize=3, label=f"{other_name} {other:g}"
-            )
-        ax.set_xscale("log")
-        ax.legend()
-        save_figure(fig, folder.path / f"return_by_{name}.png")
+    return {"returns": returns, "times": times}
 
 
 def main(config: Config) -> None:
     """Train the grid, time it at several sizes, print and draw the final returns."""
     members = config.seeds * len(config.learning_rates) * len(config.clips)
-    if config.seeds < 2 or not all(1 <= count <= members for count in config.timed):
-        raise ValueError(
-            f"need at least 2 seeds, and timed sizes between 1 and the grid's; got seeds={config.seeds}, "
-            f"timed={config.timed} of {members} runs"
-        )
+    config.require(seeds=2, timed=1)
+    if max(config.timed) > members:
+        raise ValueError(f"timed must be at most the grid's {members} runs; got timed={config.timed}")
     use_cpu_devices()
     envs.num_actions(config.env)
-    folder = open_run(config.out, config)
-    grid = make_grid(config)
+    folder = config.open_folder()
     times = []
     for count in sorted({*config.timed, members}):
-        returns, row = timed(config, grid, count)
-        times.append(row)
-        print(
-            "{runs:4d} runs: {seconds:.1f} s, after {compile_seconds:.1f} s of compilation".format(**row),
-            flush=True,
-        )
+        trained = folder.once(f"runs_{count}.json", train_first, config, count)
+        times.append(trained["times"])
+        line = "{runs:4d} runs: {seconds:.1f} s, after {compile_seconds:.1f} s of compilation"
+        print(line.format(**times[-1]), flush=True)
     shape = (config.seeds, len(config.learning_rates), len(config.clips))
-    returns = returns.reshape(shape)
-    mean, half = mean_interval(returns)
+    returns = np.reshape(trained["returns"], shape)
     print(f"return of the last 100 episodes, {config.seeds} seeds, 95% interval; columns: clip")
     print(f"  {'learning rate':14}" + "".join(f"{clip:>18g}" for clip in config.clips))
-    for rate, means, halves in zip(config.learning_rates, mean, half, strict=True):
-        cells = "".join(f"{f'{m:.1f} +- {h:.1f}':>18}" for m, h in zip(means, halves, strict=True))
-        print(f"  {rate:<14g}{cells}")
+    for i, rate in enumerate(config.learning_rates):
+        print(f"  {rate:<14g}" + "".join(f"{metrics.mean_text(cell):>18}" for cell in returns[:, i].T))
     folder.write_json("results.json", {"returns": returns, "times": times})
-    draw(folder, config, returns)
+    how = {"title": config.env, "bars": True, "xscale": "log"}
+    apart = 1.03 ** np.arange(max(shape))[:, None]  # so that the intervals do not hide each other
+    x = np.array(config.learning_rates) * apart
+    curves = {f"clip {clip:g}": (x[i], returns[..., i].T) for i, clip in enumerate(config.clips)}
+    path, label = folder.path / "return_by_learning_rate.png", plots.RETURN_AXES[1]
+    plots.save_curves(path, "learning rate", label, curves, **how)
+    x = np.array(config.clips) * apart
+    curves = {f"learning rate {r:g}": (x[i], returns[:, i].T) for i, r in enumerate(config.learning_rates)}
+    plots.save_curves(folder.path / "return_by_clip.png", "clip", label, curves, **how)
     print(f"figures are in {folder.path}")
 
 

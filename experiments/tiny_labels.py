@@ -18,99 +18,75 @@ starts are level from 10 (47.46 +- 4.01, 46.31 +- 3.72, 43.38 +- 5.74) to 200 la
 1.01, 6.41 +- 1.28) and on: the modern random start is as good as the unsupervised one of 2006.
 """
 
-import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import layerwise_starts as starts
 import numpy as np
-from layerwise_pretraining import ERAS, STARTS, Data, Result, hold_out, load, make_member, make_net, report
 
 from jaxrl_align.data.images import choose_labelled
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime import cli, plots
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(starts.StartsConfig):
     """Test error against the number of labels."""
 
-    data: str = "digits"
-    """digits, mnist, or a folder of four IDX files."""
-    era: Literal["2006", "2006+glorot", "2006+adam", "modern"] = "2006"
-    """Sigmoid units and plain SGD, or ReLU and Adam; see layerwise_pretraining."""
-    labels: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)
-    """How many images keep theirs; all of them are always the last point."""
-    depth: int = 3
-    """Hidden layers."""
-    width: int = 100
-    """Units of each."""
+    out: str = "runs/tiny_labels"
     seeds: int = 8
     """Each draws its own labelled images."""
-    seed: int = 0
-    batch_size: int = 20
-    pretrain_epochs: int = 20
-    """Of each layer."""
+    data: str = "digits"
+    """digits, mnist, or a folder of four IDX files."""
+    labels: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)
+    """Numbers of images that keep theirs; all of them are always the last point."""
+    depth: int = 3
+    """Hidden layers."""
     finetune_steps: int = 3_000
     """Gradient steps, whatever the number of labels."""
-    finetune_rates: tuple[float, ...] | None = None
-    """Each start takes the one with the lowest validation error; none means the era's four."""
-    corruption: float = 0.25
     tied: bool = False
     validation_share: float = 0.2
     """Of the training images. It chooses the rate alone, yet is more than a poor man's labels would allow."""
-    out: str = "runs/tiny_labels"
-    resume: bool = False
 
 
-def compare(config: Config, parts: list, num: int) -> Result:
+def compare(config: Config, parts: tuple, num: int) -> starts.Result:
     """Return the members' results with `num` labels each; every member has all the images."""
     train, validation, test = parts
-    net = make_net(ERAS[config.era], train.x.shape[1], config.depth, config.width)
+    net = starts.make_net(starts.ERAS[config.era], train.x.shape[1], config.depth, config.width)
     epochs = max(1, round(config.finetune_steps / max(1, num // config.batch_size)))
-    member = make_member(config, net, epochs)
+    member = starts.make_member(config, net, epochs)
     seeds = range(config.seed, config.seed + config.seeds)
     rows = np.stack([choose_labelled(train.y, num, seed=seed) for seed in seeds])
-    shared = Data(jnp.asarray(train.x), (), *(tuple(map(jnp.asarray, part)) for part in (validation, test)))
+    shared = starts.Data(
+        jnp.asarray(train.x), (), *(tuple(map(jnp.asarray, part)) for part in (validation, test))
+    )
     train = jax.tree.map(jnp.asarray, train)
 
-    def run(key: jax.Array, rows: jax.Array, shared: Data, train: Any) -> Result:
+    def run(key: jax.Array, rows: jax.Array, shared: starts.Data, train: Any) -> starts.Result:
         return member(key, shared._replace(labelled=(train.x[rows], train.y[rows])))
 
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    keys, rows = shard_members((keys, jnp.asarray(rows)))
-    return jax.block_until_ready(jax.jit(jax.vmap(run, (0, 0, None, None)))(keys, rows, shared, train))
+    keys, rows = shard_members((config.keys(), jnp.asarray(rows)))
+    return jax.jit(jax.vmap(run, (0, 0, None, None)))(keys, rows, shared, train)
 
 
 def main(config: Config) -> None:
     """Train the three starts on every number of labels; print, save and draw."""
     use_cpu_devices()
-    split = load(config.data)
-    train, validation = hold_out(split.train, config.validation_share, config.seed)
+    split = starts.load(config.data)
+    train, validation = starts.hold_out(split.train, config.validation_share, config.seed)
     for num in config.labels:
         choose_labelled(train.y, num, seed=0)  # refuses before any work
-    folder = open_run(config.out, config, resume=config.resume)
-    numbers = sorted({*config.labels, len(train.y)})
-    results = []
-    for num in numbers:
-        name = f"labels_{num}.json"
-        if not (folder.path / name).exists():
-            start = time.perf_counter()
-            result = compare(config, [train, validation, split.test], num)
-            seconds = time.perf_counter() - start
-            folder.write_json(name, report(f"{num} labels", config, result, seconds))
-        results.append(folder.read_json(name))
+    folder = config.open_folder()
+    numbers, parts = sorted({*config.labels, len(train.y)}), (train, validation, split.test)
+    run = lambda num: starts.report(f"{num} labels", config, *starts.timed(compare, config, parts, num))
+    results = [folder.once(f"labels_{num}.json", run, num) for num in numbers]
+    title = f"{config.data}, {config.era}, {config.depth} layers, {config.seeds} seeds, 95%"
     for which in ("test", "train"):
-        title = f"{config.data}, {config.era}, {config.depth} layers, {config.seeds} seeds, 95%"
-        fig, ax = figure("labelled images", f"{which} error [%]", title=title)
-        for i, start in enumerate(STARTS):
-            curve_with_interval(ax, numbers, [result[which][i] for result in results], start)
-        ax.set(xscale="log", ylim=(0, None))
-        ax.legend()
-        save_figure(fig, folder.path / f"{which}_error.png")
+        curves = {name: (numbers, [r[which][i] for r in results]) for i, name in enumerate(starts.STARTS)}
+        path, labels = folder.path / f"{which}_error.png", ("labelled images", f"{which} error [%]")
+        plots.save_curves(path, *labels, curves, title=title, xscale="log", ylim=(0, None))
     print(f"figures and results are in {folder.path}")
 
 

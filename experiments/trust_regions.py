@@ -29,33 +29,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align import envs
 from jaxrl_align.actors import gym
 from jaxrl_align.nets.mlp import make_actor_critic_net
-from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.rl.policy_gradients import PolicyGradientHParams, PPOKLHParams, make_a2c, make_ppo_kl
-from jaxrl_align.rl.trpo import TRPOHParams, make_trpo
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
+from jaxrl_align.rl import actor_critic, policy_gradients, trpo
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
+from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Actor, Learner
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """The methods side by side."""
 
+    out: str = "runs/trust_regions"
     env: str = "CartPole-v1"
     """A gymnax name."""
-    seeds: int = 8
-    seed: int = 0
     num_envs: int = 8
     num_steps: int = 128
     updates: int = 150
@@ -63,101 +57,74 @@ class Config:
     """Every method runs at each, TRPO's being its critic's."""
     max_kl: float = 0.01
     """TRPO's bound and the KL penalty's target, nats."""
-    out: str = "runs/trust_regions"
-    resume: bool = False
 
 
-Method = tuple[Callable[[Actor], Learner], Any]
-"""How a learner is made of an actor, and its hyperparameters but for the learning rate."""
-
-
-def methods(config: Config) -> dict[str, Method]:
-    """Return the methods by name."""
-    ppo = functools.partial(make_actor_critic, segment_length=1, measure_kl=True)
-    free = PPOHParams(clip=jnp.inf, value_clip=jnp.inf)
-    penalty = PPOKLHParams(kl_target=config.max_kl)
+def methods(config: Config) -> dict[str, tuple[Callable[[Actor], Learner], Any]]:
+    """Return by name `actor -> learner`, and the learner's hyperparameters without its learning rate."""
+    clip = functools.partial(actor_critic.make_actor_critic, segment_length=1, measure_kl=True)
+    penalty = functools.partial(policy_gradients.make_ppo_kl, segment_length=1)
+    a2c = functools.partial(policy_gradients.make_a2c, measure_kl=True)
+    target = policy_gradients.PPOKLHParams(kl_target=config.max_kl)
     return {
-        "PPO, clip": (ppo, PPOHParams()),
-        "PPO, adaptive KL": (functools.partial(make_ppo_kl, segment_length=1), penalty),
-        "PPO, fixed KL": (functools.partial(make_ppo_kl, segment_length=1, adaptive=False), penalty),
-        "no constraint": (ppo, free),
-        "A2C": (functools.partial(make_a2c, measure_kl=True), PolicyGradientHParams(entropy_coef=0.01)),
-        "TRPO": (make_trpo, TRPOHParams(max_kl=config.max_kl)),
+        "PPO, clip": (clip, actor_critic.PPOHParams()),
+        "PPO, adaptive KL": (penalty, target),
+        "PPO, fixed KL": (functools.partial(penalty, adaptive=False), target),
+        "no constraint": (clip, actor_critic.PPOHParams(clip=jnp.inf, value_clip=jnp.inf)),
+        "A2C": (a2c, policy_gradients.PolicyGradientHParams(entropy_coef=0.01)),
+        "TRPO": (trpo.make_trpo, trpo.TRPOHParams(max_kl=config.max_kl)),
     }
 
 
-def play(config: Config, folder: RunFolder, name: str, method: Method) -> dict[str, np.ndarray]:
+def play(config: Config, folder: RunFolder, name: str) -> dict[str, np.ndarray]:
     """Train every seed at every learning rate in one program; return metrics [updates, rates, seeds]."""
-    make, hparams = method
+    make, hparams = methods(config)[name]
     net = make_actor_critic_net(envs.num_actions(config.env))
     learner = make(gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps))
-    rates, seeds = len(config.learning_rates), config.seeds
-    keys = jnp.tile(jax.random.split(jax.random.key(config.seed), seeds), rates)
-    hparams = jax.tree.map(lambda x: jnp.full(rates * seeds, x, jnp.float32), hparams)
-    hparams = hparams._replace(learning_rate=jnp.repeat(jnp.array(config.learning_rates), seeds))
-    state = jax.jit(jax.vmap(learner.init))(keys, hparams)
-    _, history = run(
-        jax.vmap(learner.step),
-        shard_members(state),
-        config.updates,
-        chunk=max(1, config.updates // 5),
-        folder=folder.sub(name.replace(", ", "_").replace(" ", "_")),
-        label=f"{name:16}",
-        show=("episode_return_last100", "policy/kl"),
-    )
-    wanted = ("episode_return_last100", "policy/kl")
-    return {key: np.asarray(history[key]).reshape(config.updates, rates, seeds) for key in wanted}
+    keys, hparams = cross_rates(config.keys(), hparams, config.learning_rates)
+    shown = ("episode_return_last100", "policy/kl")
+    how = {"folder": folder.sub(name), "label": f"{name:16}", "show": shown}
+    history = train_members(learner, hparams, config, config.updates, keys=keys, **how).history
+    shape = (config.updates, len(config.learning_rates), config.seeds)
+    return {name: history[name].reshape(shape) for name in shown}
 
 
-def draw(folder: RunFolder, config: Config, results: dict[str, dict[str, np.ndarray]]) -> None:
-    """Write learning_curves.png and kl_per_update.png, a figure for each learning rate."""
+def report(folder: RunFolder, config: Config, i: int, results: dict[str, dict]) -> dict[str, dict]:
+    """Print and draw the returns and the KL of the updates at the i-th learning rate; return the table."""
+    title = f"learning rate {config.learning_rates[i]:g}"
+    print(f"\n{title}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]")
+    print(f"  {'':18}{'return':>18}{'fell by half':>14}{'median KL':>12}{'99% KL':>10}{'max KL':>10}")
     steps = np.arange(1, config.updates + 1) * config.num_envs * config.num_steps
-    for i, rate in enumerate(config.learning_rates):
-        fig, ax = figure(
-            "environment steps per seed", "return", title=f"{config.env}, learning rate {rate:g}"
-        )
-        for name, result in results.items():
-            curve_with_interval(ax, steps, result["episode_return_last100"][:, i], name)
-        ax.legend()
-        save_figure(fig, folder.path / f"learning_curves_{rate:g}.png")
-        fig, ax = figure(
-            "KL(before || after) of an update [nats]", "share of updates beyond", title=ax.get_title()
-        )
-        for name, result in results.items():
-            kl = np.sort(np.maximum(result["policy/kl"][:, i].ravel(), 1e-7))
-            ax.plot(kl, 1.0 - np.arange(kl.size) / kl.size, label=name)
-        ax.set(xscale="log", yscale="log", xlim=(1e-5, None))
-        ax.axvline(config.max_kl, color="#777777", linestyle=":")
-        ax.legend()
-        save_figure(fig, folder.path / f"kl_per_update_{rate:g}.png")
+    table, curves, kls = {}, {}, {}
+    for name, result in results.items():
+        returns, kl = result["episode_return_last100"][:, i], result["policy/kl"][:, i]
+        fell = int((returns[-1] < 0.5 * np.nanmax(returns, axis=0)).sum())
+        quantiles = np.quantile(kl, [0.5, 0.99, 1.0])
+        cells = "{:12.4f}{:10.4f}{:10.4f}".format(*quantiles)
+        print(f"  {name:18}{metrics.mean_text(returns[-1]):>18}{fell:>14}{cells}")
+        row = {"return": metrics.mean_interval(returns[-1]), "fell": fell, "kl": quantiles}
+        table[f"{name}, {config.learning_rates[i]:g}"] = row
+        curves[name] = (steps, returns)
+        kls[name] = (np.sort(np.maximum(kl.ravel(), 1e-7)), 1.0 - np.arange(kl.size) / kl.size)
+    kls[f"bound {config.max_kl:g}"] = ([config.max_kl] * 2, [1.0 / kl.size, 1.0])
+    title = f"{config.env}, {title}"
+    path = folder.path / f"learning_curves_{config.learning_rates[i]:g}.png"
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title)
+    labels = ("KL(before || after) of an update [nats]", "share of updates beyond")
+    log = {"xscale": "log", "yscale": "log", "xlim": (1e-5, None)}
+    path = folder.path / f"kl_per_update_{config.learning_rates[i]:g}.png"
+    plots.save_curves(path, *labels, kls, title=title, **log)
+    return table
 
 
 def main(config: Config) -> None:
     """Train all methods, and print and draw final returns and the KL of their updates."""
-    if config.seeds < 2 or config.updates < 1:
-        raise ValueError(
-            f"need at least 2 seeds and 1 update; got seeds={config.seeds}, updates={config.updates}"
-        )
+    config.require(seeds=2, updates=1)
     use_cpu_devices()
     envs.num_actions(config.env)
-    folder = open_run(config.out, config, resume=config.resume)
-    results = {name: play(config, folder, name, method) for name, method in methods(config).items()}
-    table = {}
-    for i, rate in enumerate(config.learning_rates):
-        print(
-            f"\nlearning rate {rate:g}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]"
-        )
-        print(f"  {'':18}{'return':>18}{'fell by half':>14}{'median KL':>12}{'99% KL':>10}{'max KL':>10}")
-        for name, result in results.items():
-            final, kl = result["episode_return_last100"][:, i], result["policy/kl"][:, i]
-            mean, half = mean_interval(final[-1])
-            fell = int((final[-1] < 0.5 * np.nanmax(final, axis=0)).sum())
-            row = {"return": (mean, half), "fell": fell, "kl": np.quantile(kl, [0.5, 0.99, 1.0])}
-            table[f"{name}, {rate:g}"] = row
-            cells = "".join(f"{x:{w}.4f}" for x, w in zip(row["kl"], (12, 10, 10), strict=True))
-            print(f"  {name:18}{f'{mean:.1f} +- {half:.1f}':>18}{fell:>14}{cells}")
-    folder.write_json("results.json", table)
-    draw(folder, config, results)
+    folder = config.open_folder()
+    results = {name: play(config, folder, name) for name in methods(config)}
+    tables = [report(folder, config, i, results) for i in range(len(config.learning_rates))]
+    folder.write_json("results.json", {name: row for table in tables for name, row in table.items()})
     print(f"\nfigures are in {folder.path}")
 
 

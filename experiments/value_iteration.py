@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align import envs
 from jaxrl_align.actors.value import make_value_actor
-from jaxrl_align.envs.tabular import frozen_lake, make_tabular_environment, random_mdp
 from jaxrl_align.nets.q_networks import make_q_net, make_table
 from jaxrl_align.rl.dqn import DQNHParams, make_dqn
 from jaxrl_align.rl.dynamic_programming import (
@@ -30,21 +30,18 @@ from jaxrl_align.rl.dynamic_programming import (
     solve_policy,
     value_iteration,
 )
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_figure
-from jaxrl_align.types import MDP, Actor, Learner, State
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, train_members
+from jaxrl_align.runtime.mesh import use_cpu_devices
+from jaxrl_align.types import MDP, Actor, Learner
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """Both learners play epsilon-greedily in the same number of environments, for as many steps."""
 
-    seeds: int = 8
-    """Members trained side by side."""
+    out: str = "runs/value_iteration"
     seed: int = 0
     """The key of the members and of the random process."""
     states: int = 20
@@ -63,16 +60,14 @@ class Config:
     hidden: int = 64
     batch_size: int = 64
     target_period: int = 100
-    out: str = "runs/value_iteration"
-    resume: bool = False
 
 
 def with_error(learner: Learner, table: Callable[[Any], jax.Array], mdp: MDP, exact: jax.Array) -> Learner:
     """Return the learner with one more metric: `error`, |Q - Q*| / |Q*| over the states that act."""
     acts = ~mdp.terminal[:, None]
 
-    def step(state: State) -> Any:
-        state, metrics = learner.step(state)
+    def step(state: Any, batch: Any = None, frozen: Any = None) -> Any:
+        state, metrics = learner.step(state, batch, frozen)
         difference = jnp.where(acts, table(state.params) - exact, 0.0)
         error = jnp.linalg.norm(difference) / jnp.linalg.norm(jnp.where(acts, exact, 0.0))
         return state, {"error": error, "td_error": metrics["td_error"]}
@@ -86,9 +81,8 @@ def make_learners(config: Config, mdp: MDP) -> dict[str, tuple[Learner, Any, Cal
     one_hot = lambda s: jax.nn.one_hot(s, states)
 
     def actor(net: Any, **preprocess: Any) -> Actor:
-        return make_value_actor(
-            make_tabular_environment(mdp), net, num_envs=config.num_envs, num_steps=1, **preprocess
-        )
+        world = envs.make_tabular_environment(mdp)
+        return make_value_actor(world, net, num_envs=config.num_envs, num_steps=1, **preprocess)
 
     net = make_q_net(actions, (config.hidden,))
     steps = max(1, config.total_env_steps // config.num_envs)
@@ -120,19 +114,11 @@ def learn(
     errors, values = {}, {}
     for kind, (learner, hparams, table) in make_learners(config, mdp).items():
         learner = with_error(learner, table, mdp, exact)
-        keys = jax.random.split(jax.random.key(config.seed), config.seeds)
         steps = max(1, config.total_env_steps // config.num_envs)
-        state, history = run(
-            jax.vmap(learner.step),
-            shard_members(jax.jit(jax.vmap(learner.init, (0, None)))(keys, hparams)),
-            steps,
-            chunk=max(1, steps // 20),
-            folder=folder.sub(f"{name}_{kind}"),
-            label=f"{name}, {kind}",
-            show=("error",),
-        )
-        greedy = jax.nn.one_hot(jnp.argmax(jax.vmap(table)(state.params), -1), exact.shape[1])
-        errors[kind] = history["error"]
+        how = {"folder": folder.sub(f"{name}_{kind}"), "label": f"{name}, {kind}", "show": ("error",)}
+        trained = train_members(learner, hparams, config, steps, **how)
+        greedy = jax.nn.one_hot(jnp.argmax(jax.vmap(table)(trained.state.params), -1), exact.shape[1])
+        errors[kind] = trained.history["error"]
         values[kind] = np.asarray(jax.vmap(solve_policy, (None, 0))(mdp, greedy) @ mdp.start)
     return errors, values
 
@@ -145,37 +131,32 @@ def report(name: str, mdp: MDP, exact: jax.Array, errors: dict, values: dict) ->
     print(f"{float(jnp.abs(swept.q - exact).max()):.1e} after {int(swept.iterations)} sweeps")
     result = {"optimal_value": best}
     for kind, error in errors.items():
-        mean, width = mean_interval(error[-1])
-        share, share_width = mean_interval(values[kind] / best)
-        print(f"  {kind:8} |Q - Q*| / |Q*| = {mean:.4f} +- {width:.4f};", end=" ")
-        print(f"its greedy policy earns {share:.4f} +- {share_width:.4f} of V*")
-        result[kind] = {"error": error[-1], "share_of_optimum": values[kind] / best}
+        share = values[kind] / best
+        print(f"  {kind:8} |Q - Q*| / |Q*| = {metrics.mean_text(error[-1], '.4f')};", end=" ")
+        print(f"its greedy policy earns {metrics.mean_text(share, '.4f')} of V*")
+        result[kind] = {"error": error[-1], "share_of_optimum": share}
     return result
 
 
 def main(config: Config) -> None:
     """Solve, learn, compare, and draw each process's errors."""
     use_cpu_devices()
-    processes = {
-        "FrozenLake": frozen_lake(gamma=config.gamma),
-        "random process": random_mdp(
-            jax.random.key(config.seed), config.states, config.actions, config.gamma
-        ),
-    }
-    folder = open_run(config.out, config, resume=config.resume)
+    drawn = envs.random_mdp(jax.random.key(config.seed), config.states, config.actions, config.gamma)
+    processes = {"FrozenLake": envs.frozen_lake(gamma=config.gamma), "random process": drawn}
+    folder = config.open_folder()
     results = {}
     for name, mdp in processes.items():
         exact = jax.jit(policy_iteration)(mdp).q
-        errors, values = learn(config, name.replace(" ", "_"), mdp, exact, folder)
+        errors, values = learn(config, name, mdp, exact, folder)
         results[name] = report(name, mdp, exact, errors, values)
-        fig, ax = figure("environment steps per seed", "|Q - Q*| / |Q*|", title=name)
+        curves = {}
         for kind, error in errors.items():
-            at = np.unique(np.geomspace(1, len(error), 200).astype(int)) - 1
+            at = np.unique(np.geomspace(1, len(error), 200).astype(int))
             label = f"{kind}, {config.seeds} seeds, 95% interval"
-            curve_with_interval(ax, (at + 1) * config.num_envs, error[at], label)
-        ax.set(xscale="log", yscale="log")
-        ax.legend()
-        save_figure(fig, folder.path / f"{name.replace(' ', '_')}.png")
+            curves[label] = (at * config.num_envs, error[at - 1])
+        path = folder.path / f"{name.replace(' ', '_')}.png"
+        labels = ("environment steps per seed", "|Q - Q*| / |Q*|")
+        plots.save_curves(path, *labels, curves, title=name, xscale="log", yscale="log")
     folder.write_json("result.json", results)
     print(f"figures and result.json are in {folder.path}")
 

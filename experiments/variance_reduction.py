@@ -13,6 +13,7 @@ with the TD error. The first two have no bias beyond sampling noise; discounting
 2.3e-3 of the squared gradient; neither baselines nor bootstrapping from these well-fitted values add to it.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,26 +23,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align import losses
-from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import open_run
-from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.runtime.plots import figure, save_figure
+from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime.members import MembersConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MembersConfig):
     """Random tabular decision processes, each with its own random policy."""
 
+    out: str = "runs/variance_reduction"
     seeds: int = 16
     """Decision processes; the intervals are over them."""
-    seed: int = 0
     paths: int = 20_000
     """Sampled from each process, once for the values and once for the gradients."""
     horizon: int = 20
     states: int = 5
     actions: int = 3
     gamma: float = 0.9
-    out: str = "runs/variance_reduction"
 
 
 class Process(NamedTuple):
@@ -141,7 +139,7 @@ def make_chain(config: Config) -> dict[str, Callable[[Paths, jax.Array], jax.Arr
     }
 
 
-def measure(key: jax.Array, config: Config) -> tuple[jax.Array, jax.Array]:
+def measure(config: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return each estimator's variance and squared error of the mean, over the exact gradient's square."""
     k_process, k_values, k_paths = jax.random.split(key, 3)
     process = make_process(k_process, config)
@@ -165,21 +163,19 @@ def measure(key: jax.Array, config: Config) -> tuple[jax.Array, jax.Array]:
 
 def main(config: Config) -> None:
     """Measure every process, print the chain with intervals, and draw it."""
-    if config.seeds < 2 or config.paths < 2:
-        raise ValueError(f"need at least 2 seeds and 2 paths; got seeds={config.seeds}, paths={config.paths}")
-    folder = open_run(config.out, config)
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    variance, bias = map(
-        np.asarray, jax.jit(lambda keys: jax.lax.map(lambda k: measure(k, config), keys))(keys)
-    )
+    config.require(seeds=2, paths=2)
+    folder = config.open_folder()
+    of_process = jax.jit(functools.partial(measure, config))
+    found = [folder.once(f"process_{i}.json", of_process, key) for i, key in enumerate(config.keys())]
+    variance, bias = np.moveaxis(np.asarray(found, np.float32), 1, 0)
     names = list(make_chain(config))
     folder.write_json("result.json", {"estimators": names, "variance": variance, "squared_bias": bias})
 
     centre = {}
     for label, values in (("variance", variance), ("bias", bias), ("noise", variance / config.paths)):
-        mean, half = mean_interval(np.log(values), axis=0)
+        mean, half = metrics.mean_interval(np.log(values), axis=0)
         centre[label] = np.exp(mean), np.exp(mean - half), np.exp(mean + half)
-    ratio, half = mean_interval(np.log(variance / variance[:, :1]), axis=0)
+    ratio, half = metrics.mean_interval(np.log(variance / variance[:, :1]), axis=0)
     print("estimator | variance / whole return's [95%] | squared bias / |gradient|^2 (sampling noise)")
     for i, name in enumerate(names):
         low, high = np.exp(ratio[i] - half[i]), np.exp(ratio[i] + half[i])
@@ -188,7 +184,7 @@ def main(config: Config) -> None:
             f"{centre['bias'][0][i]:.2e} ({centre['noise'][0][i]:.2e})"
         )
 
-    fig, ax = figure(
+    fig, ax = plots.figure(
         "", "relative to |exact gradient|^2", title="Variance and bias of REINFORCE's descendants"
     )
     for label, text in (("variance", "variance of one path"), ("bias", "squared bias")):
@@ -198,7 +194,7 @@ def main(config: Config) -> None:
     ax.set(yscale="log")
     ax.set_xticks(range(len(names)), names, fontsize=7)
     ax.legend(title=f"{config.seeds} processes, 95% interval", loc="center left")
-    save_figure(fig, folder.path / "variance_reduction.png")
+    plots.save_figure(fig, folder.path / "variance_reduction.png")
     print(f"wrote {folder.path / 'variance_reduction.png'}")
 
 

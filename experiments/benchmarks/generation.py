@@ -33,9 +33,10 @@ import peers
 
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
-from jaxrl_align.pretrain.lm import LMHParams, TokenBatch, make_lm_learner, sample_rows
+from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows
 from jaxrl_align.runtime import cli
 from jaxrl_align.text.generation import WHOLE, Filters, TextConfig, generate
+from jaxrl_align.types import TokenBatch
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def filled(replay: Replay, capacity: int) -> ReplayState:
     """Return a full memory; priorities, where there are any, differ."""
 
     def fill() -> ReplayState:
-        rows = jax.tree.map(lambda x: jnp.zeros((capacity, 1, *x.shape), x.dtype), ONE)
+        rows = jax.tree.map(lambda x: jnp.zeros((1, capacity, *x.shape), x.dtype), ONE)
         state = replay.add(replay.init(ONE), rows)
         error = jax.random.exponential(jax.random.key(0), (capacity,))
         return replay.update(state, jnp.arange(capacity), error, 0.6)

@@ -1,5 +1,6 @@
 """The command line of an experiment, made from its frozen dataclass."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ def main(config: type[Config], function: Callable[[Config], Any], argv: Sequence
 
     What the user can mend (a value, a file, a disk, a diverged loss, a missing extra) ends in one line
     `error: ...` and exit code 2; with JAXRL_ALIGN_DEBUG=1 the traceback comes instead. Ctrl-C ends with code
-    130 and a line that says how to continue.
+    130 and a line that says how to continue, where the configuration has a field `resume`.
 
     Args:
       config: the dataclass that `parse` reads.
@@ -40,7 +41,9 @@ def main(config: type[Config], function: Callable[[Config], Any], argv: Sequence
     try:
         function(parse(config, argv))
     except KeyboardInterrupt:
-        _leave(130, "interrupted; the same command with --resume continues from the last checkpoint")
+        resumes = any(field.name == "resume" for field in dataclasses.fields(config))
+        remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""
+        _leave(130, "interrupted" + remedy)
     except USER_ERRORS as error:
         if os.environ.get("JAXRL_ALIGN_DEBUG") == "1":
             raise

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,12 @@ class RunFolder:
     resume: bool
 
     def sub(self, name: str) -> "RunFolder":
-        """Open the folder of one stage inside this one, under the same configuration and rules."""
-        return open_run(self.path / name, self.config, resume=self.resume)
+        """Open the folder of one stage inside this one, under the same configuration and rules.
+
+        Args:
+          name: of the folder; commas and spaces in it become underscores.
+        """
+        return open_run(self.path / re.sub(r"[, ]+", "_", name), self.config, resume=self.resume)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `value` to the file `name` in this folder atomically and return its path."""
@@ -106,6 +111,16 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """Read back what `write_json` wrote under `name` in this folder."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def once(self, name: str, make: Callable[..., Any], *args: Any) -> Any:
+        """Return the value in the file `name`, or of `make(*args)`, which is then written there.
+
+        A continued run repeats none of the parts that it has finished. Either way the value is what JSON
+        gives back: arrays are lists.
+        """
+        if not (self.path / name).exists():
+            self.write_json(name, make(*args))
+        return self.read_json(name)
 
 
 def open_run(path: str | os.PathLike, config: Any, *, resume: bool = False) -> RunFolder:

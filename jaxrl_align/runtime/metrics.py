@@ -143,6 +143,23 @@ def interquartile_mean(x: ArrayLike) -> tuple[float, float, float]:
     return float(np.sort(x) @ weight), float(low), float(high)
 
 
+def mean_text(x: ArrayLike, spec: str = ".1f") -> str:
+    """Return the mean over members and the half-width of its 95% interval as text, "421.3 +- 8.4".
+
+    Args:
+      x: [n] real numbers, one for each independent member.
+      spec: the mean's format, with a sign or a width as in "+6.2f"; the half-width has its precision alone.
+    """
+    mean, half_width = mean_interval(x)
+    return f"{mean:{spec}} +- {half_width:.{spec.partition('.')[2]}}"
+
+
+def interquartile_text(x: ArrayLike, spec: str = ".1f") -> str:
+    """Return the interquartile mean of members [n] and its interval as text, "36.3 [28.3, 48.5]"."""
+    mean, low, high = interquartile_mean(x)
+    return f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
 @functools.lru_cache
 def t_quantile(degrees: int) -> float:
     """Return `t` with `P(|T| < t) = 0.95` for Student's T with an integer number of degrees of freedom.

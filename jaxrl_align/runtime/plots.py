@@ -1,6 +1,7 @@
 """Figures in one readable style; matplotlib is an extra and is imported only when a figure is drawn."""
 
 import os
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from jaxrl_align.runtime.metrics import mean_interval
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette (2008), which colour-blind readers tell apart, dark tones first."""
+
+RETURN_AXES = ("environment steps per seed", "return, last 100 episodes")
+"""Labels of x and y of a learning curve."""
 
 _STYLE = {
     "figure.dpi": 130,
@@ -69,6 +73,52 @@ def curve_with_interval(ax: Any, x: ArrayLike, ys: ArrayLike, label: str) -> Non
     mean, half_width = mean_interval(ys, axis=1)
     (line,) = ax.plot(x, mean, label=label)
     ax.fill_between(x, mean - half_width, mean + half_width, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def save_curves(
+    path: str | os.PathLike,
+    x_label: str,
+    y_label: str,
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str = "",
+    bars: bool = False,
+    dashed: Collection[str] = (),
+    levels: Mapping[str, float] | None = None,
+    legend: str = "best",
+    **settings: Any,
+) -> None:
+    """Write a figure of curves, means over members with their 95% Student-t intervals, to `path`.
+
+    Args:
+      path: of the PNG.
+      x_label: what lies along x, with its unit.
+      y_label: what lies along y, with its unit.
+      curves: name -> (positions [n], one column per member [n, M], or one line [n]), in the legend's order.
+      title: what the figure shows.
+      bars: draw each mean as a point with an error bar, for a few positions, instead of a line with a band.
+      dashed: names of curves to dash.
+      levels: name -> the height of a dotted horizontal line to compare with.
+      legend: where matplotlib puts it, for example "lower right".
+      settings: of matplotlib's `Axes.set`, for example `xscale="log"`.
+    """
+    fig, ax = figure(x_label, y_label, title=title)
+    for name, (x, ys) in curves.items():
+        first = len(ax.lines)  # error bars add lines of their own behind the curve
+        if np.ndim(ys) == 1:
+            ax.plot(x, ys, label=name)
+        elif bars:
+            mean, half_width = mean_interval(ys, axis=1)
+            ax.errorbar(x, mean, half_width, marker="o", markersize=4, capsize=3, label=name)
+        else:
+            curve_with_interval(ax, x, ys, name)
+        if name in dashed:
+            ax.lines[first].set_linestyle("--")
+    for name, level in (levels or {}).items():
+        ax.axhline(level, color="#777777", linestyle=":", label=name)
+    ax.set(**settings)
+    ax.legend(loc=legend, fontsize=7 if len(curves) > 6 else None)
+    save_figure(fig, path)
 
 
 def save_figure(fig: Any, path: str | os.PathLike) -> None:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrl_align.data.mixtures import epochs
+from jaxrl_align.data.mixtures import epochs_per_source
 from jaxrl_align.data.tokenizers import byte_tokenizer
 from tests.experiments.loading import load
 
@@ -15,7 +15,7 @@ def test_the_stand_ins_are_read_as_often_as_gpt3_read_its_sources(capsys):
     domains = {str(i): np.arange(410 * 50) for i in range(5)}
     made = mixture.make_mixtures(domains, unit=50)
     read = {
-        name: epochs(weights, [len(tokens) for tokens in sources], 300 * 50)
+        name: epochs_per_source(weights, [len(tokens) for tokens in sources], 300 * 50)
         for name, (sources, weights) in made.items()
     }
     np.testing.assert_allclose(read["by size"], 300 / 499)

@@ -40,7 +40,8 @@ def test_a_run_of_two_halves_is_the_uninterrupted_run(tmp_path):
     "change, message",
     [
         ({"env": "CartPole"}, "unknown environment 'CartPole'; did you mean CartPole-v1"),
-        ({"total_env_steps": 10}, "at least one seed and one update"),
+        ({"total_env_steps": 10}, "total_env_steps must be at least 1024; got total_env_steps=10"),
+        ({"seeds": 0}, "seeds must be at least 1"),
         ({"minibatches": 3}, "minibatches must divide segments per rollout; .*=1024, minibatches=3; try"),
     ],
 )

@@ -25,6 +25,6 @@ def test_it_trains_and_plays_with_frozen_moments(tmp_path, capsys, monkeypatch):
 
 def test_refuses_before_a_folder_is_made(tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match="need at least 2 seeds and one update.* total_env_steps=10"):
+    with pytest.raises(ValueError, match="total_env_steps must be at least 2048; got total_env_steps=10"):
         ppo.main(ppo.Config(out=str(out), total_env_steps=10))
     assert not out.exists()

@@ -30,9 +30,8 @@ CORPUS = "\n\n".join(f"The {a} sees a {b}.  A {b} is near the {a}." for a in "ab
 @pytest.fixture(scope="module")
 def rlhf():
     """The experiment's module, samples reduced to a few."""
-    module = load("rlhf")
-    module.SAMPLES = 8
-    return module
+    load("rlhf_setup").SAMPLES = 8
+    return load("rlhf")
 
 
 @pytest.fixture(scope="module")

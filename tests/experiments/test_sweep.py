@@ -1,5 +1,6 @@
 """A grid in miniature: figures, times, and who is who."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -33,12 +34,14 @@ def test_the_grid_runs_and_is_ordered_as_it_is_reported(tmp_path, capsys):
     for figure in ("return_by_learning_rate.png", "return_by_clip.png"):
         assert (tmp_path / figure).stat().st_size > 5_000
     assert "8 runs:" in capsys.readouterr().out
+    trained = (tmp_path / "runs_8.json").stat().st_mtime_ns
+    sweep.main(dataclasses.replace(config, resume=True))
+    assert (tmp_path / "runs_8.json").stat().st_mtime_ns == trained
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
 
 
 def test_refuses_before_a_folder_is_made(tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(
-        ValueError, match=r"need at least 2 seeds, and timed sizes .* timed=\(64,\) of 8 runs"
-    ):
+    with pytest.raises(ValueError, match=r"timed must be at most the grid's 8 runs; got timed=\(64,\)"):
         sweep.main(sweep.Config(out=str(out), timed=(64,), **SMALL))
     assert not out.exists()

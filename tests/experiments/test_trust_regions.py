@@ -27,6 +27,6 @@ def test_methods_run_and_report_their_kl(tmp_path, capsys, monkeypatch):
 
 def test_refuses_before_a_folder_is_made(tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match="need at least 2 seeds and 1 update; got seeds=1"):
+    with pytest.raises(ValueError, match="seeds must be at least 2; got seeds=1"):
         trust_regions.main(trust_regions.Config(out=str(out), seeds=1))
     assert not out.exists()

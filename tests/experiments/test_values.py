@@ -55,7 +55,6 @@ def test_both_q_learners_are_measured_against_the_exact_values(experiment, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_ablation_measures_every_arm(experiment, tmp_path):
     module = experiment("replay_ablation")
     module.RATES = (1e-3,)
@@ -67,7 +66,6 @@ def test_the_ablation_measures_every_arm(experiment, tmp_path):
     assert (tmp_path / "correlation.png").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_dqn_learns_from_images(experiment, tmp_path):
     module = experiment("dqn_minatar")

@@ -1,5 +1,6 @@
 """The chain of estimators in miniature: it runs to its figure, and each link does what the lecture says."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -26,8 +27,11 @@ def test_the_chain_lowers_the_variance_and_is_drawn(experiment, tmp_path, capsys
     assert np.all(bias[:, :2] < 5 * variance[:, :2] / 2000)
     assert (tmp_path / "run" / "variance_reduction.png").stat().st_size > 5_000
     assert "squared bias" in capsys.readouterr().out
+    (tmp_path / "run" / "process_3.json").unlink()  # as if interrupted in the last process
+    experiment.main(dataclasses.replace(config, resume=True))
+    assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8")) == result
 
 
 def test_one_seed_gives_no_interval(experiment, tmp_path):
-    with pytest.raises(ValueError, match="at least 2 seeds"):
+    with pytest.raises(ValueError, match="seeds must be at least 2"):
         experiment.main(experiment.Config(seeds=1, out=str(tmp_path / "run")))

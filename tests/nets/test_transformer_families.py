@@ -9,7 +9,8 @@ import pytest
 
 from jaxrl_align.nets.adapters import init_lora, merge, overlay
 from jaxrl_align.nets.rope import rope_frequencies, rotate
-from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig, make_transformer, positions_of
+from jaxrl_align.nets.transformer import TransformerConfig, make_transformer, positions_of
+from jaxrl_align.nets.transformer_config import RopeScaling
 
 SMALL = TransformerConfig(20, width=16, layers=2, heads=4, context=40)
 MODERN = dataclasses.replace(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxrl_align.nets.rope import layer_frequencies, rope_frequencies
-from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig, make_transformer
+from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.nets.transformer_config import RopeScaling
 
 ROTARY = TransformerConfig(
     20, width=16, layers=2, heads=4, context=40, positions="rotary", norm="rms", biased=()

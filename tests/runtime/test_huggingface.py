@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.tokenizers import character_tokenizer, save_tokenizer
-from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig
+from jaxrl_align.nets.transformer import TransformerConfig
+from jaxrl_align.nets.transformer_config import RopeScaling
 from jaxrl_align.runtime.huggingface import load_model, save_model
 from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
 from jaxrl_align.runtime.huggingface.tensors import empty_params, from_tensor, tensor_shape, tensors_of

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from jaxrl_align.nets.transformer import RopeScaling, TransformerConfig
+from jaxrl_align.nets.transformer import TransformerConfig
+from jaxrl_align.nets.transformer_config import RopeScaling
 from jaxrl_align.runtime.huggingface import FAMILIES
 from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
 from jaxrl_align.runtime.huggingface.tensors import tensors_of

@@ -1,0 +1,107 @@
+"""The text, models, prompts and answers that all stages of `rlhf.py` share."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rlhf_report import Samples
+
+from jaxrl_align.actors.text import Frozen, answer, join
+from jaxrl_align.align import reward_model as rm
+from jaxrl_align.align.rlhf import RLHFHParams, make_rlhf_learner
+from jaxrl_align.data.annotators import PlainProse
+from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences
+from jaxrl_align.data.prompts import cut_sentences
+from jaxrl_align.data.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
+from jaxrl_align.pretrain.lm import sample_rows, sample_windows
+from jaxrl_align.text.generation import TextConfig
+from jaxrl_align.types import Answers
+
+SAMPLES = 256
+"""Answers per member and evaluation; one program writes them all."""
+
+
+class Setup:
+    """The text, tokenizer, model, annotators and prompts of all stages."""
+
+    def __init__(self, config: Any) -> None:
+        blocks = paragraphs(python_topics() if config.corpus is None else read_text(config.corpus))
+        rng = np.random.default_rng(config.seed)
+        self.config = config
+        self.tokenizer: Tokenizer = train_bpe(blocks, config.vocab_size)
+        self.corpus = jnp.asarray(self.tokenizer.encode("\n".join(blocks)), jnp.int32)
+        self.gold = PlainProse(blocks)
+        self.text = TextConfig(config.prompt_length, config.response_length)
+        shape = (config.width, config.layers, config.heads, config.context)
+        self.lm: LanguageModel = make_transformer(TransformerConfig(config.vocab_size, *shape))
+        lengths = {"prompt_length": config.prompt_length, "response_length": config.response_length}
+        shuffled = rng.permutation(sentences(blocks)).tolist()
+        shown = cut_sentences(shuffled, self.tokenizer, rng, **lengths)
+        held_out = max(1, len(shown.prompt) // 5)
+        self.prompts, self.test_prompts = jnp.asarray(shown.prompt[held_out:]), shown.prompt[:held_out]
+        self.responses = jnp.asarray(shown.response[held_out:])
+        # Built here, before any training, so that what cannot work is refused at once.
+        self.windows = sample_windows(self.corpus, batch_size=16, length=config.context - 1)
+        self.score = functools.partial(rm.score, self.lm)
+        self.rlhf = make_rlhf_learner(
+            self.lm,
+            self.score,
+            self.text,
+            sample_rows(self.prompts, batch_size=config.prompts_per_step),
+            epochs=config.epochs,
+            minibatches=config.minibatches,
+            total_steps=config.rlhf_steps,
+        )
+        self._answer = jax.jit(jax.vmap(self._answer_member))
+
+    def keys(self, purpose: int) -> jax.Array:
+        """Return one key per member."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), purpose)
+        return jax.random.split(key, self.config.seeds)
+
+    def two_keys(self, purpose: int) -> tuple[jax.Array, jax.Array]:
+        """Return two keys per member: the training's, and one for what is drawn before it."""
+        keys = jax.vmap(jax.random.split)(self.keys(purpose))
+        return keys[:, 0], keys[:, 1]
+
+    def draw_prompts(self, count: int, source: np.ndarray, purpose: int) -> np.ndarray:
+        """Draw prompts [M, count, P] from a table."""
+        rng = np.random.default_rng([self.config.seed, purpose])
+        return np.asarray(source)[rng.integers(0, len(source), (self.config.seeds, count))]
+
+    def _answer_member(
+        self, policy: Any, reference: Any, prompts: jax.Array, keys: jax.Array
+    ) -> tuple[Answers, jax.Array]:
+        frozen, no_score = Frozen(reference, None), lambda model, tokens, mask: 0.0
+
+        def one(prompt: jax.Array, key: jax.Array) -> tuple[Answers, jax.Array]:
+            trajectory, parts = answer(
+                self.lm, no_score, self.text, policy, frozen, prompt, key, 0.0, RLHFHParams()
+            )
+            tokens, real = join(prompt, trajectory.action, trajectory.mask, self.text)
+            return Answers(tokens, real, real.at[: prompt.shape[0]].set(0.0)), parts["kl"]
+
+        return jax.vmap(one)(prompts, jax.random.split(keys, prompts.shape[0]))
+
+    def write(self, policy: Any, reference: Any, prompts: np.ndarray, keys: jax.Array) -> Samples:
+        """Let every member's policy answer its prompts [M, N, P], and read each answer's hidden reward."""
+        count = prompts.shape[1]
+        blocks = -(-count // SAMPLES)
+        padded = prompts[:, np.arange(blocks * SAMPLES) % count]
+        block_keys = jax.vmap(lambda k: jax.random.split(k, blocks), out_axes=1)(keys)
+        parts = [
+            self._answer(policy, reference, rows, k)
+            for rows, k in zip(np.split(padded, blocks, axis=1), block_keys, strict=True)
+        ]
+        answers, kl = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *parts)
+        stopped = ((answers.tokens == self.text.stop_token) & (answers.response > 0)).any(-1)
+        response = answers.tokens[:, :, self.text.prompt_length :]
+        texts = [[self.tokenizer.decode(row) for row in member] for member in response]
+        gold = [
+            [self.gold(text, bool(end)) for text, end in zip(*member, strict=True)]
+            for member in zip(texts, stopped, strict=True)
+        ]
+        return Samples(answers, kl, np.array(gold), texts)
