@@ -2,9 +2,8 @@
 
     python experiments/complete.py --model FOLDER --prompt "Once upon a time" --stream
 
-FOLDER is a local Hugging Face folder of GPT-2, Llama, Qwen2 or Qwen3 with its `tokenizer.json`. With
-`--stream` the text appears as it is written; without, all samples are written side by side by one compiled
-program.
+FOLDER is a local Hugging Face folder of a model that `load_model` reads, with its `tokenizer.json`. With
+`--stream` the text appears as it is written; without, one compiled program writes all samples side by side.
 """
 
 import math
@@ -14,12 +13,10 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxrl_align.data.tokenizers import Tokenizer
-from jaxrl_align.nets.transformer import LanguageModel, make_transformer
+from jaxrl_align import nets, text
+from jaxrl_align.data import Tokenizer
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import Pretrained, load_model
-from jaxrl_align.text.completion import make_completer, stream
-from jaxrl_align.text.generation import Filters
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,10 @@ def print_as_written(tokenizer: Tokenizer, tokens: Iterable[int]) -> int:
     written, shown = [], ""
     for token in tokens:
         written.append(token)
-        text = tokenizer.decode(written)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+        decoded = tokenizer.decode(written)
+        if not decoded.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(decoded[len(shown) :], end="", flush=True)
+            shown = decoded
     print(tokenizer.decode(written)[len(shown) :])
     return len(written)
 
@@ -74,7 +71,7 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.model} holds no tokenizer.json, without which a prompt cannot be read")
     if config.samples < 1 or (config.stream and config.samples > 1):
         raise ValueError(f"samples must be at least 1, and 1 with --stream; got {config.samples}")
-    tokenizer, lm = model.tokenizer, make_transformer(model.config)
+    tokenizer, lm = model.tokenizer, nets.make_transformer(model.config)
     if config.chat:
         message = [{"role": "user", "content": config.prompt}]
         prompt = tokenizer.encode_chat(message, add_generation_prompt=True)
@@ -86,23 +83,23 @@ def main(config: Config) -> None:
     print(f"[{count} tokens in {seconds:.1f} s, compilation included; seed {config.seed}]")
 
 
-def write(config: Config, model: Pretrained, lm: LanguageModel, prompt: list[int]) -> int:
+def write(config: Config, model: Pretrained, lm: nets.LanguageModel, prompt: list[int]) -> int:
     """Print the samples and return how many tokens they have."""
     if not model.stop_tokens:
         raise ValueError(
-            f"{config.model} names no token that ends a text; give its config.json an eos_token_id"
+            f"{config.model} names no token that ends a text; set eos_token_id in its config.json"
         )
     settings = {
         "response_length": config.tokens,
         "stop_tokens": model.stop_tokens,
         "pad_token": spare_token(model, prompt),
-        "filters": Filters(config.top_k, config.top_p, config.min_p, config.repetition_penalty),
+        "filters": text.Filters(config.top_k, config.top_p, config.min_p, config.repetition_penalty),
     }
     key = jax.random.key(config.seed)
     if config.stream:
-        tokens = stream(lm, model.params, prompt, key, temperature=config.temperature, **settings)
+        tokens = text.stream(lm, model.params, prompt, key, temperature=config.temperature, **settings)
         return print_as_written(model.tokenizer, tokens)
-    complete = make_completer(lm, **settings)
+    complete = text.make_completer(lm, **settings)
     completions = complete(model.params, [prompt] * config.samples, key, config.temperature)
     for number, completion in enumerate(completions, 1):
         perplexity = math.exp(-sum(completion.log_prob) / max(len(completion.log_prob), 1))

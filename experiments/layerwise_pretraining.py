@@ -39,11 +39,9 @@ import jax.numpy as jnp
 import layerwise_starts as starts
 import numpy as np
 
-from jaxrl_align.nets.layered import LayeredNet
-from jaxrl_align.pretrain import layerwise as lw
-from jaxrl_align.runtime import cli, plots
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align import pretrain
+from jaxrl_align.nets import LayeredNet
+from jaxrl_align.runtime import RunFolder, cli, plots, shard_members, use_cpu_devices
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,12 @@ def draw_reconstructions(folder: RunFolder, config: Config, net: LayeredNet, par
     """Write reconstructions.png, a row per depth below ten inputs, and filters.png, the first layer's."""
     era = starts.ERAS[config.era]
     side = round(net.input_dim**0.5)
-    autoencoders = lw.make_layer_autoencoders(net, tied=config.tied)
+    autoencoders = pretrain.make_layer_autoencoders(net, tied=config.tied)
     rows = [np.asarray(x)]
     for k in range(1, len(net.widths) + 1):
-        decode = functools.partial(lw.reconstruct, autoencoders[:k], params[:k], kind=era.reconstruction)
+        decode = functools.partial(
+            pretrain.reconstruct, autoencoders[:k], params[:k], kind=era.reconstruction
+        )
         rows.append(np.asarray(jax.jit(jax.vmap(decode))(x)))
     tile = lambda grid: np.concatenate([np.concatenate([np.pad(i, 1) for i in row], 1) for row in grid])
     inputs = tile([row.clip(0, 1).reshape(-1, side, side) for row in rows])
@@ -75,11 +75,8 @@ def draw_reconstructions(folder: RunFolder, config: Config, net: LayeredNet, par
     kernels = (kernels / np.abs(kernels).max(1, keepdims=True)).reshape(-1, side, side)
     filters = tile(np.split(kernels, range(12, len(kernels), 12)))
     back = f"{config.data}: inputs, and back from 1 to {len(net.widths)} layers"
-    images = {
-        "reconstructions": (back, inputs),
-        "filters": ("first-layer filters of the autoencoder", filters),
-    }
-    for name, (title, image) in images.items():
+    first = "first-layer filters of the autoencoder"
+    for name, title, image in (("reconstructions", back, inputs), ("filters", first, filters)):
         fig, ax = plots.figure("", "", title=title)
         ax.imshow(image, cmap="gray")
         ax.set_axis_off()

@@ -30,16 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align import envs
-from jaxrl_align.actors import gym
-from jaxrl_align.actors.normalisation import normalised
+from jaxrl_align import actors, envs, nets, rl
 from jaxrl_align.losses import DiagonalGaussian, TanhGaussian
-from jaxrl_align.nets.mlp import make_gaussian_net
-from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.members import MembersConfig, train_members
-from jaxrl_align.runtime.mesh import use_cpu_devices
+from jaxrl_align.runtime import MembersConfig, RunFolder, cli, metrics, plots, train_members, use_cpu_devices
 from jaxrl_align.types import State
 
 WAYS: dict[str, tuple[envs.Distribution, bool]] = {
@@ -75,19 +68,19 @@ def train(config: Config, folder: RunFolder, name: str) -> tuple[np.ndarray, np.
     """Train every seed in one program; return training [updates, seeds] and final greedy [seeds] returns."""
     distribution, unit_scale = WAYS[name]
     environment, env_params = envs.make_environment(config.env)
-    net = make_gaussian_net(environment.action_space(env_params).shape)
+    net = nets.make_gaussian_net(environment.action_space(env_params).shape)
     size = {"num_envs": config.num_envs, "num_steps": config.num_steps, "distribution": distribution}
-    actor = gym.make_actor(config.env, net, normalise_obs=unit_scale, normalise_reward=unit_scale, **size)
+    actor = actors.make_actor(config.env, net, normalise_obs=unit_scale, normalise_reward=unit_scale, **size)
     updates = config.total_env_steps // (config.num_envs * config.num_steps)
     size = {"epochs": config.epochs, "minibatches": config.minibatches, "total_steps": updates}
-    learner = make_actor_critic(actor, segment_length=1, **size)
+    learner = rl.make_actor_critic(actor, segment_length=1, **size)
     coefs = {"entropy_coef": config.entropy_coef, "value_clip": jnp.inf}
-    hparams = PPOHParams(config.learning_rate, config.gamma, **coefs)
+    hparams = rl.PPOHParams(config.learning_rate, config.gamma, **coefs)
     how = {"folder": folder.sub(name), "label": f"{name:26}", "show": ("episode_return_last100",)}
     trained = train_members(learner, hparams, config, updates, **how)
 
     def play(state: State, key: jax.Array) -> jax.Array:
-        policy = normalised(gym.greedy(net, state.params, distribution), state.env_state.normaliser)
+        policy = actors.normalised(actors.greedy(net, state.params, distribution), state.env_state.normaliser)
         size = {"num_episodes": config.episodes, "max_steps": int(env_params.max_steps_in_episode)}
         episodes = envs.evaluate_policy(config.env, policy, key, distribution=distribution, **size)
         return jnp.mean(episodes.episode_return)

@@ -28,14 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align import envs
-from jaxrl_align.actors import gym
-from jaxrl_align.learner import train
-from jaxrl_align.nets.mlp import make_actor_critic_net
-from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.members import MembersConfig
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align import actors, envs, learner, nets, rl
+from jaxrl_align.runtime import MembersConfig, cli, metrics, plots, shard_members, use_cpu_devices
 
 
 @dataclass(frozen=True)
@@ -56,20 +50,20 @@ class Config(MembersConfig):
     """Numbers of runs timed side by side, always the first of the grid."""
 
 
-def make_grid(config: Config) -> tuple[jax.Array, PPOHParams]:
+def make_grid(config: Config) -> tuple[jax.Array, rl.PPOHParams]:
     """Return a key and hyperparameters for every member; the seed varies slowest."""
     points = jnp.array(list(itertools.product(config.learning_rates, config.clips)))
-    each = jax.tree.map(lambda x: jnp.full(config.seeds * len(points), x), PPOHParams())
+    each = jax.tree.map(lambda x: jnp.full(config.seeds * len(points), x), rl.PPOHParams())
     rates, clips = jnp.tile(points, (config.seeds, 1)).T
     return jnp.repeat(config.keys(), len(points)), each._replace(learning_rate=rates, clip=clips)
 
 
 def train_first(config: Config, members: int) -> dict[str, Any]:
     """Train the first members of the grid in one program; return their returns and the times it took."""
-    net = make_actor_critic_net(envs.num_actions(config.env))
-    actor = gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
+    net = nets.make_actor_critic_net(envs.num_actions(config.env))
+    actor = actors.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
     updates = max(1, config.total_env_steps // (config.num_envs * config.num_steps))
-    run = train(make_actor_critic(actor, segment_length=1, total_steps=updates), updates)
+    run = learner.train(rl.make_actor_critic(actor, segment_length=1, total_steps=updates), updates)
     final_return = lambda key, hparams: run(key, hparams)[1]["episode_return_last100"][-1]
     grid = shard_members(jax.tree.map(lambda x: x[:members], make_grid(config)))
     start = time.perf_counter()

@@ -32,19 +32,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align import envs
-from jaxrl_align.actors import gym
-from jaxrl_align.nets.mlp import make_actor_critic_net
-from jaxrl_align.rl import actor_critic, policy_gradients, trpo
+from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
-from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Actor, Learner
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(runtime.MembersConfig):
     """The methods side by side."""
 
     out: str = "runs/trust_regions"
@@ -61,34 +55,33 @@ class Config(MembersConfig):
 
 def methods(config: Config) -> dict[str, tuple[Callable[[Actor], Learner], Any]]:
     """Return by name `actor -> learner`, and the learner's hyperparameters without its learning rate."""
-    clip = functools.partial(actor_critic.make_actor_critic, segment_length=1, measure_kl=True)
-    penalty = functools.partial(policy_gradients.make_ppo_kl, segment_length=1)
-    a2c = functools.partial(policy_gradients.make_a2c, measure_kl=True)
-    target = policy_gradients.PPOKLHParams(kl_target=config.max_kl)
+    clip = functools.partial(rl.make_actor_critic, segment_length=1, measure_kl=True)
+    penalty = functools.partial(rl.make_ppo_kl, segment_length=1)
+    target = rl.PPOKLHParams(kl_target=config.max_kl)
     return {
-        "PPO, clip": (clip, actor_critic.PPOHParams()),
+        "PPO, clip": (clip, rl.PPOHParams()),
         "PPO, adaptive KL": (penalty, target),
         "PPO, fixed KL": (functools.partial(penalty, adaptive=False), target),
-        "no constraint": (clip, actor_critic.PPOHParams(clip=jnp.inf, value_clip=jnp.inf)),
-        "A2C": (a2c, policy_gradients.PolicyGradientHParams(entropy_coef=0.01)),
-        "TRPO": (trpo.make_trpo, trpo.TRPOHParams(max_kl=config.max_kl)),
+        "no constraint": (clip, rl.PPOHParams(clip=jnp.inf, value_clip=jnp.inf)),
+        "A2C": (functools.partial(rl.make_a2c, measure_kl=True), rl.PolicyGradientHParams(entropy_coef=0.01)),
+        "TRPO": (rl.make_trpo, rl.TRPOHParams(max_kl=config.max_kl)),
     }
 
 
-def play(config: Config, folder: RunFolder, name: str) -> dict[str, np.ndarray]:
+def play(config: Config, folder: runtime.RunFolder, name: str) -> dict[str, np.ndarray]:
     """Train every seed at every learning rate in one program; return metrics [updates, rates, seeds]."""
     make, hparams = methods(config)[name]
-    net = make_actor_critic_net(envs.num_actions(config.env))
-    learner = make(gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps))
-    keys, hparams = cross_rates(config.keys(), hparams, config.learning_rates)
+    net = nets.make_actor_critic_net(envs.num_actions(config.env))
+    learner = make(actors.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps))
+    keys, hparams = runtime.cross_rates(config.keys(), hparams, config.learning_rates)
     shown = ("episode_return_last100", "policy/kl")
     how = {"folder": folder.sub(name), "label": f"{name:16}", "show": shown}
-    history = train_members(learner, hparams, config, config.updates, keys=keys, **how).history
+    history = runtime.train_members(learner, hparams, config, config.updates, keys=keys, **how).history
     shape = (config.updates, len(config.learning_rates), config.seeds)
     return {name: history[name].reshape(shape) for name in shown}
 
 
-def report(folder: RunFolder, config: Config, i: int, results: dict[str, dict]) -> dict[str, dict]:
+def report(folder: runtime.RunFolder, config: Config, i: int, results: dict[str, dict]) -> dict[str, dict]:
     """Print and draw the returns and the KL of the updates at the i-th learning rate; return the table."""
     title = f"learning rate {config.learning_rates[i]:g}"
     print(f"\n{title}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]")
@@ -119,7 +112,7 @@ def report(folder: RunFolder, config: Config, i: int, results: dict[str, dict]) 
 def main(config: Config) -> None:
     """Train all methods, and print and draw final returns and the KL of their updates."""
     config.require(seeds=2, updates=1)
-    use_cpu_devices()
+    runtime.use_cpu_devices()
     envs.num_actions(config.env)
     folder = config.open_folder()
     results = {name: play(config, folder, name) for name in methods(config)}

@@ -41,7 +41,7 @@ def main(config: type[Config], function: Callable[[Config], Any], argv: Sequence
     try:
         function(parse(config, argv))
     except KeyboardInterrupt:
-        resumes = any(field.name == "resume" for field in dataclasses.fields(config))
+        resumes = any(field.name == "resume" for field in dataclasses.fields(config))  # type: ignore[arg-type]
         remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""
         _leave(130, "interrupted" + remedy)
     except USER_ERRORS as error:
