@@ -1,7 +1,7 @@
 """Next-token training: pre-training on windows of text, and fine-tuning on prompts and completions.
 
-Both are one loss; they differ in the mask. `next_token_objective` reads `TokenBatch`es, in which `mask` marks
-the tokens that are predicted: all of a window, or the completion alone.
+Both are one loss; they differ in the mask. `next_token_objective` reads `TokenBatch`es, in which `predict`
+marks the tokens that are predicted: all of a window, or the completion alone.
 """
 
 from collections.abc import Callable, Sequence
