@@ -76,10 +76,8 @@ def test_a_fresh_state_may_be_donated(name):
     assert bits((params, hparams)) == given and state.step == 1
 
 
-@pytest.mark.parametrize("name", ["ppo", "trpo"])
-def test_a_part_trains_over_its_frozen_base(name):
+def test_a_part_trains_over_its_frozen_base():
     """With the critic frozen, the policy moves as in whole training and the state holds nothing else."""
-    make, hparams = LEARNERS[name]
     learner = rl.make_actor_critic(POLICY, segment_length=1, epochs=1, minibatches=1)
     base = POLICY.init_params(jax.random.key(0))
     part = {"logits": base["logits"]}

@@ -42,6 +42,7 @@ def config(rlhf, tmp_path_factory):
     return rlhf.Config(out=str(folder / "run"), corpus=str(corpus), **SMALL)
 
 
+@pytest.mark.slow
 def test_walks_the_road_and_continues_to_the_same_result(rlhf, config, capsys):
     rlhf.main(config)
     out = Path(config.out)
