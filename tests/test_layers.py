@@ -5,6 +5,8 @@ import collections
 import importlib
 import importlib.metadata
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,16 @@ def test_a_room_exports_what_it_says(room):
         assert not inspect.isfunction(thing) or name.isupper() or thing.__doc__, (
             f"{room}.{name}: no docstring"
         )
+
+
+def test_language_models_do_without_gymnax_which_starts_jax():
+    """After that no script could ask for one device a core."""
+    script = (
+        "import sys, jaxrl_align.align, jaxrl_align.evaluate, jaxrl_align.runtime, jaxrl_align.rl;"
+        "from jax._src import xla_bridge; assert not xla_bridge._backends and 'gymnax' not in sys.modules;"
+        "from jaxrl_align import actors; assert actors.make_actor and 'gymnax' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=PACKAGE.parent)
 
 
 def test_the_package_gives_its_rooms_and_its_version():

@@ -1,10 +1,18 @@
-"""Actors: how experience is made in a domain, and how it is judged again under new parameters."""
+"""Actors: how experience is made in a domain, and how it is judged again under new parameters.
 
-from jaxrl_align.actors.gym import greedy, make_actor, sampled
-from jaxrl_align.actors.normalisation import Normaliser, normalised
-from jaxrl_align.actors.recurrent import evaluate_recurrent_policy, make_recurrent_actor
-from jaxrl_align.actors.text import Frozen, TextObservation, make_text_actor
-from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
+The names are imported when they are first used: gymnax starts JAX when it is imported, after which
+`runtime.use_cpu_devices` has no effect, and language models need no gymnax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxrl_align.actors.gym import greedy, make_actor, sampled
+    from jaxrl_align.actors.normalisation import Normaliser, normalised
+    from jaxrl_align.actors.recurrent import evaluate_recurrent_policy, make_recurrent_actor
+    from jaxrl_align.actors.text import Frozen, TextObservation, make_text_actor
+    from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
 
 # fmt: off
 __all__ = [
@@ -12,3 +20,13 @@ __all__ = [
     "make_actor", "make_recurrent_actor", "make_text_actor", "make_value_actor", "normalised", "sampled",
 ]
 # fmt: on
+_MODULES = ("gym", "normalisation", "recurrent", "text", "value")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = importlib.import_module(f"jaxrl_align.actors.{module}")
+            if name in vars(found) and getattr(vars(found)[name], "__module__", "") == found.__name__:
+                return vars(found)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")

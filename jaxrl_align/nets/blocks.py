@@ -97,6 +97,17 @@ class OffsetRMSNorm(nn.Module):
         return plain.apply({"params": {"scale": 1 + scale}}, x)
 
 
+# Functions, not methods: flax would write the name of a method into that of every operation in it.
+def norm_before(config: TransformerConfig, part: str, x: jax.Array) -> jax.Array:
+    """Return the input of a block's part: the residual x, normalised unless norms come after."""
+    return x if config.norm_placement == "after" else make_norm(config, f"{part}_norm")(x)
+
+
+def norm_after(config: TransformerConfig, part: str, h: jax.Array) -> jax.Array:
+    """Return a part's contribution to the residual: its output h, normalised unless norms come before."""
+    return h if config.norm_placement == "before" else make_norm(config, f"{part}_post_norm")(h)
+
+
 class Block(nn.Module):
     """Self-attention and a feed-forward layer, each with its norms and around a residual."""
 
@@ -117,21 +128,13 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Map x [L, width] and return the keys and values [kv_heads, L, depth] where there is a cache."""
         residual = x if self.config.residual else 0.0
-        h, written = self.attention(self.norm_before("attention", x), layer, cache, places)
-        x = residual + self.norm_after("attention", h)
+        h, written = self.attention(norm_before(self.config, "attention", x), layer, cache, places)
+        x = residual + norm_after(self.config, "attention", h)
         if self.config.feed_forward == "none":
             return x, written
         residual = x if self.config.residual else 0.0
-        h = self.feed_forward(self.norm_before("feed_forward", x))
-        return residual + self.norm_after("feed_forward", h), written
-
-    def norm_before(self, part: str, x: jax.Array) -> jax.Array:
-        """Return what a part of the block reads of the residual x."""
-        return x if self.config.norm_placement == "after" else make_norm(self.config, f"{part}_norm")(x)
-
-    def norm_after(self, part: str, h: jax.Array) -> jax.Array:
-        """Return what a part of the block adds to the residual, given its output h."""
-        return h if self.config.norm_placement == "before" else make_norm(self.config, f"{part}_post_norm")(h)
+        h = self.feed_forward(norm_before(self.config, "feed_forward", x))
+        return residual + norm_after(self.config, "feed_forward", h), written
 
     def attention(
         self, h: jax.Array, layer: Layer, cache: Cache | None, places: Places

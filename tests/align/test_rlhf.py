@@ -127,6 +127,7 @@ def test_before_the_first_update_nothing_has_moved(temperature, lora):
     assert metrics["objective/kl"] == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_50_more_pads_change_neither_metrics_nor_gradient():
     """The room for answers grows from 8 to 58, and every answer stops before."""
     wide = make_single(TextConfig(P, T + 50, missing_stop="keep"))
@@ -299,6 +300,7 @@ def test_the_search_for_callbacks_would_find_one():
     )
 
 
+@pytest.mark.slow
 def test_8_vmapped_members_equal_8_single_runs(trained):
     """Seeds and learning rates side by side; the policy has left the reference, so that every batch pays."""
     keys, rates = jax.random.split(jax.random.key(0), 8), jnp.linspace(1e-4, 8e-4, 8)

@@ -86,6 +86,7 @@ def test_refuses_an_empty_corpus(rlhf, config, tmp_path):
         rlhf.main(dataclasses.replace(config, out=str(tmp_path / "run"), corpus=str(empty)))
 
 
+@pytest.mark.slow
 def test_refuses_the_folder_of_another_configuration(rlhf, config):
     before = (Path(config.out) / "config.json").read_bytes()
     with pytest.raises(ValueError, match="made with width=16, but this run has width=32.*--out"):
