@@ -20,13 +20,17 @@ __all__ = [
     "make_actor", "make_recurrent_actor", "make_text_actor", "make_value_actor", "normalised", "sampled",
 ]
 # fmt: on
-_MODULES = ("gym", "normalisation", "recurrent", "text", "value")
+_MODULES = {
+    "gym": ("greedy", "make_actor", "sampled"),
+    "normalisation": ("Normaliser", "normalised"),
+    "recurrent": ("evaluate_recurrent_policy", "make_recurrent_actor"),
+    "text": ("Frozen", "TextObservation", "make_text_actor"),
+    "value": ("epsilon_greedy", "make_value_actor"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in _MODULES:
-            found = importlib.import_module(f"jaxrl_align.actors.{module}")
-            if name in vars(found) and getattr(vars(found)[name], "__module__", "") == found.__name__:
-                return vars(found)[name]
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"jaxrl_align.actors.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
