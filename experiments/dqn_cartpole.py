@@ -23,18 +23,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_align import envs
-from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
+from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.learner import make_optimizer
-from jaxrl_align.nets.q_networks import QNet, make_q_net
-from jaxrl_align.rl.dqn import DQNHParams, check_rewards, make_dqn, memory_bytes
 from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.members import MembersConfig, train_members
 from jaxrl_align.types import Params
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(runtime.MembersConfig):
     """DQN on an environment with discrete actions."""
 
     out: str = "runs/dqn_cartpole"
@@ -68,13 +64,13 @@ class Config(MembersConfig):
     """Rounds between checkpoints, which hold the replay too; none means one at the end."""
 
 
-def judge(config: Config, net: QNet, params: Params, max_steps: int) -> dict[str, np.ndarray]:
+def judge(config: Config, net: nets.QNet, params: Params, max_steps: int) -> dict[str, np.ndarray]:
     """Play whole episodes greedily and with epsilon 0.05; print and return each member's mean return [M]."""
     result = {}
     for name, epsilon in {"greedy": 0.0, "epsilon 0.05": 0.05}.items():
 
         def member(params: Params, key: jax.Array, epsilon: float = epsilon) -> envs.Episodes:
-            policy = epsilon_greedy(net, params, epsilon)
+            policy = actors.epsilon_greedy(net, params, epsilon)
             size = {"num_episodes": config.episodes, "max_steps": max_steps}
             return envs.evaluate_policy(config.env, policy, key, **size)
 
@@ -89,7 +85,7 @@ def judge(config: Config, net: QNet, params: Params, max_steps: int) -> dict[str
 
 def play(
     config: Config,
-    net: QNet,
+    net: nets.QNet,
     *,
     max_steps: int,
     warmup_steps: int = 1_000,
@@ -109,8 +105,8 @@ def play(
     per_step = config.num_envs * config.num_steps
     steps = max(1, config.total_env_steps // per_step)
     size = {"num_envs": config.num_envs, "num_steps": config.num_steps}
-    actor = make_value_actor(config.env, net, preprocess=preprocess, **size)
-    learner = make_dqn(
+    actor = actors.make_value_actor(config.env, net, preprocess=preprocess, **size)
+    learner = rl.make_dqn(
         actor,
         capacity=config.capacity,
         batch_size=config.batch_size,
@@ -122,9 +118,9 @@ def play(
         optimizer=make_optimizer(max_grad_norm=config.max_grad_norm, eps=1e-8),
         total_steps=steps if config.anneal else None,
     )
-    memory = memory_bytes(actor, config.capacity, prioritised=config.prioritised)
+    memory = rl.memory_bytes(actor, config.capacity, prioritised=config.prioritised)
     print(f"replay: {memory / 1e6:.1f} MB for each of {config.seeds} seeds")
-    hparams = DQNHParams(
+    hparams = rl.DQNHParams(
         learning_rate=config.learning_rate,
         target_period=config.target_period,
         epsilon_start=0.0 if config.noisy else 1.0,
@@ -133,8 +129,8 @@ def play(
         beta_steps=config.total_env_steps,
     )
     options |= {"label": "dqn", "show": ("episode_return_last100", "loss")}
-    options |= {"checkpoint_every": config.checkpoint_every, "on_chunk": lambda _, s: check_rewards(s)}
-    state, history, seconds, folder = train_members(learner, hparams, config, steps, **options)
+    options |= {"checkpoint_every": config.checkpoint_every, "on_chunk": lambda _, s: rl.check_rewards(s)}
+    state, history, seconds, folder = runtime.train_members(learner, hparams, config, steps, **options)
 
     print(f"{config.seeds * steps * per_step} env steps in {seconds:.1f} s, compilation included")
     result = judge(config, net, state.params, max_steps)
@@ -149,7 +145,7 @@ def play(
 
 def main(config: Config) -> None:
     """Train perceptrons, evaluate them greedily and by the training policy, and draw the learning curve."""
-    net = make_q_net(envs.num_actions(config.env), duelling=config.duelling, noisy=config.noisy)
+    net = nets.make_q_net(envs.num_actions(config.env), duelling=config.duelling, noisy=config.noisy)
     play(config, net, max_steps=500)
 
 

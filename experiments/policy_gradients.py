@@ -47,21 +47,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_align import envs
-from jaxrl_align.actors import gym
+from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.learner import check_divides
-from jaxrl_align.nets.mlp import make_actor_critic_net
-from jaxrl_align.rl.policy_gradients import PolicyGradientHParams as HParams
-from jaxrl_align.rl.policy_gradients import make_a2c, make_q_actor_critic, make_reinforce
 from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
-from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Actor, Learner
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(runtime.MembersConfig):
     """The estimators side by side."""
 
     out: str = "runs/policy_gradients"
@@ -78,21 +71,21 @@ class Config(MembersConfig):
 
 def methods() -> dict[str, tuple[Callable[[Actor], Learner], str, bool]]:
     """Return by name `actor -> learner`, the critic's kind, and whether rollouts are whole episodes."""
-    reinforce = lambda **how: functools.partial(make_reinforce, **how)
+    reinforce = lambda **how: functools.partial(rl.make_reinforce, **how)
     return {
         "REINFORCE, whole return": (reinforce(returns="whole", baseline="none"), "state", True),
         "reward-to-go": (reinforce(returns="to_go", baseline="none"), "state", True),
         "discounted": (reinforce(returns="discounted", baseline="none"), "state", True),
         "average baseline": (reinforce(returns="discounted", baseline="average"), "state", True),
         "learned baseline": (reinforce(returns="discounted", baseline="learned"), "state", True),
-        "Q actor-critic": (make_q_actor_critic, "sarsa", True),
-        "A2C": (make_a2c, "state", True),
-        "Q actor-critic, at once": (make_q_actor_critic, "sarsa", False),
-        "A2C, at once": (make_a2c, "state", False),
+        "Q actor-critic": (rl.make_q_actor_critic, "sarsa", True),
+        "A2C": (rl.make_a2c, "state", True),
+        "Q actor-critic, at once": (rl.make_q_actor_critic, "sarsa", False),
+        "A2C, at once": (rl.make_a2c, "state", False),
     }
 
 
-def play(config: Config, folder: RunFolder, name: str) -> np.ndarray:
+def play(config: Config, folder: runtime.RunFolder, name: str) -> np.ndarray:
     """Train every seed at every learning rate in one program; return mean returns [updates, rates, seeds].
 
     NaN where no episode ended. Of a method that does not wait, as many steps make one row.
@@ -101,12 +94,16 @@ def play(config: Config, folder: RunFolder, name: str) -> np.ndarray:
     pieces = 1 if waits else config.time_limit // config.short_steps
     environment, env_params = envs.make_environment("CartPole-v1")
     env = (environment, env_params.replace(max_steps_in_episode=config.time_limit))
-    net = make_actor_critic_net(2, hidden=(32, 32), action_values=critic != "state")
+    net = nets.make_actor_critic_net(2, hidden=(32, 32), action_values=critic != "state")
     size: dict[str, Any] = {"num_envs": config.episodes, "num_steps": config.time_limit // pieces}
-    learner = make(gym.make_actor(env, net, critic=critic, whole_episodes=waits, **size))
-    keys, hparams = cross_rates(config.keys(), HParams(gamma=config.gamma), config.learning_rates)
+    learner = make(actors.make_actor(env, net, critic=critic, whole_episodes=waits, **size))
+    keys, hparams = runtime.cross_rates(
+        config.keys(), rl.PolicyGradientHParams(gamma=config.gamma), config.learning_rates
+    )
     how = {"folder": folder.sub(name), "label": f"{name:24}", "show": ("episode_return_last100",)}
-    history = train_members(learner, hparams, config, config.updates * pieces, keys=keys, **how).history
+    history = runtime.train_members(
+        learner, hparams, config, config.updates * pieces, keys=keys, **how
+    ).history
     shape = (config.updates, pieces, len(config.learning_rates), config.seeds)
     total, count = (history[name].reshape(shape).sum(1) for name in ("episode_return_sum", "episodes"))
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -116,7 +113,7 @@ def main(config: Config) -> None:
     """Train all methods, print and draw their returns."""
     config.require(seeds=2, updates=1, episodes=2)
     check_divides(config.short_steps, config.time_limit, "short_steps", "time_limit")
-    use_cpu_devices()
+    runtime.use_cpu_devices()
     folder = config.open_folder()
     results = {name: play(config, folder, name) for name in methods()}
     last = max(1, config.updates // 10)

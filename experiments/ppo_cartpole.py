@@ -14,17 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxrl_align import envs
-from jaxrl_align.actors import gym
-from jaxrl_align.nets.mlp import Net, make_actor_critic_net
-from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
+from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.members import MembersConfig, train_members
-from jaxrl_align.runtime.mesh import use_cpu_devices
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(runtime.MembersConfig):
     """PPO on an environment with discrete actions."""
 
     out: str = "runs/ppo_cartpole"
@@ -46,20 +41,22 @@ class Config(MembersConfig):
 
 def main(config: Config) -> None:
     """Train two perceptrons, print each seed's return, and draw the learning curve."""
-    use_cpu_devices()
-    play(config, make_actor_critic_net(envs.num_actions(config.env)))
+    runtime.use_cpu_devices()
+    play(config, nets.make_actor_critic_net(envs.num_actions(config.env)))
 
 
-def play(config: Config, net: Net) -> None:
+def play(config: Config, net: nets.Net) -> None:
     """Train a network, print each seed's return, and draw the learning curve."""
     config.require(seeds=1, total_env_steps=config.num_envs * config.num_steps)
     updates = config.total_env_steps // (config.num_envs * config.num_steps)
-    actor = gym.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
+    actor = actors.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
     size = {"epochs": config.epochs, "minibatches": config.minibatches, "total_steps": updates}
-    learner = make_actor_critic(actor, segment_length=1, **size)
-    hparams = PPOHParams(learning_rate=config.learning_rate, entropy_coef=config.entropy_coef)
+    learner = rl.make_actor_critic(actor, segment_length=1, **size)
+    hparams = rl.PPOHParams(learning_rate=config.learning_rate, entropy_coef=config.entropy_coef)
     shown = ("episode_return_last100",)
-    _, history, seconds, folder = train_members(learner, hparams, config, updates, label="ppo", show=shown)
+    _, history, seconds, folder = runtime.train_members(
+        learner, hparams, config, updates, label="ppo", show=shown
+    )
 
     steps = np.arange(1, updates + 1) * config.num_envs * config.num_steps
     returns = history["episode_return_last100"]

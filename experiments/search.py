@@ -28,16 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align import envs
-from jaxrl_align.actors import gym
+from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.learner import train
-from jaxrl_align.nets.mlp import Net, make_actor_critic_net
-from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.rl.dynamic_programming import value_iteration
-from jaxrl_align.rl.tree_search import Leaf, SearchHParams, make_search_learner, search
 from jaxrl_align.runtime import cli, metrics, plots
-from jaxrl_align.runtime.members import MembersConfig
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.types import MDP
 
 WAYS = ("PPO", "expert iteration")
@@ -47,7 +40,7 @@ Model = Callable[[jax.Array, jax.Array], tuple[jax.Array, float, jax.Array]]
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(runtime.MembersConfig):
     """Networks that were trained too briefly, alone and with search."""
 
     out: str = "runs/search"
@@ -81,12 +74,12 @@ def make_process(key: jax.Array, config: Config) -> tuple[MDP, Model]:
     return mdp, lambda state, action: (reward[state, action], 1.0, after[state, action])
 
 
-def one_hot_net(config: Config) -> Net:
+def one_hot_net(config: Config) -> nets.Net:
     """Return a perceptron that reads a state's number as a unit vector."""
-    net = make_actor_critic_net(config.actions)
+    net = nets.make_actor_critic_net(config.actions)
     read = lambda state: jax.nn.one_hot(state, config.states)
     init = lambda key, state: net.init(key, read(state))
-    return Net(init, lambda params, state: net.apply(params, read(state)))
+    return nets.Net(init, lambda params, state: net.apply(params, read(state)))
 
 
 def play(key: jax.Array, config: Config, way: str) -> jax.Array:
@@ -94,25 +87,25 @@ def play(key: jax.Array, config: Config, way: str) -> jax.Array:
     key_process, key_train, key_play = jax.random.split(key, 3)
     mdp, model = make_process(key_process, config)
     env, net = envs.make_tabular_environment(mdp, config.horizon), one_hot_net(config)
-    actor = gym.make_actor(env, net, num_envs=8, num_steps=64)
+    actor = actors.make_actor(env, net, num_envs=8, num_steps=64)
     if way == "PPO":
-        learner = make_actor_critic(actor, segment_length=1)
-        hparams = PPOHParams(config.learning_rate, config.gamma)
+        learner = rl.make_actor_critic(actor, segment_length=1)
+        hparams = rl.PPOHParams(config.learning_rate, config.gamma)
     else:
-        learner = make_search_learner(actor, net.apply, model, simulations=config.training_simulations)
-        hparams = SearchHParams(config.learning_rate, config.gamma)
+        learner = rl.make_search_learner(actor, net.apply, model, simulations=config.training_simulations)
+        hparams = rl.SearchHParams(config.learning_rate, config.gamma)
     params = train(learner, config.updates)(key_train, hparams)[0].params
 
-    def expand(state: jax.Array, action: jax.Array) -> Leaf:
+    def expand(state: jax.Array, action: jax.Array) -> rl.Leaf:
         reward, goes_on, after = model(state, action)
-        return Leaf(reward, config.gamma * goes_on, after, *net.apply(params, after))
+        return rl.Leaf(reward, config.gamma * goes_on, after, *net.apply(params, after))
 
     def plan(key: jax.Array, state: jax.Array, simulations: int) -> jax.Array:
-        root = Leaf(0.0, 1.0, state, *net.apply(params, state))
-        return search(None, root, expand, simulations=simulations).action
+        root = rl.Leaf(0.0, 1.0, state, *net.apply(params, state))
+        return rl.search(None, root, expand, simulations=simulations).action
 
-    best = jnp.argmax(value_iteration(mdp).q, axis=-1).astype(jnp.int32)
-    policies = [gym.greedy(net, params)]
+    best = jnp.argmax(rl.value_iteration(mdp).q, axis=-1).astype(jnp.int32)
+    policies = [actors.greedy(net, params)]
     policies += [functools.partial(plan, simulations=size) for size in config.simulations]
     policies += [lambda key, state: best[state]]
     size = {"num_episodes": config.episodes, "max_steps": config.horizon}
@@ -123,9 +116,9 @@ def play(key: jax.Array, config: Config, way: str) -> jax.Array:
 def main(config: Config) -> None:
     """Train and play in every process, print and draw each way's share of the optimal return."""
     config.require(seeds=2, updates=1, simulations=1)
-    use_cpu_devices()
+    runtime.use_cpu_devices()
     folder = config.open_folder()
-    keys = shard_members(config.keys())
+    keys = runtime.shard_members(config.keys())
     names = ["alone", *(f"with {size} simulations a move" for size in config.simulations)]
     shares = {}
     for way in WAYS:
