@@ -129,7 +129,7 @@ def play(
         beta_steps=config.total_env_steps,
     )
     options |= {"label": "dqn", "show": ("episode_return_last100", "loss")}
-    options |= {"checkpoint_every": config.checkpoint_every, "on_chunk": lambda _, s: rl.check_rewards(s)}
+    options |= {"checkpoint_every": config.checkpoint_every, "on_chunk": lambda _, s, m: rl.check_rewards(s)}
     state, history, seconds, folder = runtime.train_members(learner, hparams, config, steps, **options)
 
     print(f"{config.seeds * steps * per_step} env steps in {seconds:.1f} s, compilation included")

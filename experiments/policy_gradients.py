@@ -48,7 +48,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl, runtime
-from jaxrl_align.learner import check_divides
+from jaxrl_align.checks import check_divides
 from jaxrl_align.runtime import cli, metrics, plots
 from jaxrl_align.types import Actor, Learner
 

@@ -26,8 +26,8 @@ from rlhf_setup import Setup
 from jaxrl_align.actors.text import Frozen
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy
+from jaxrl_align.checks import check_divides
 from jaxrl_align.data.annotators import compare
-from jaxrl_align.learner import check_divides
 from jaxrl_align.nets.adapters import init_lora, overlay
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows
 from jaxrl_align.runtime import cli
@@ -156,7 +156,7 @@ def learn_reward(
     start = jax.vmap(lambda key, p: rm.init_reward_params(key, lm, p))(head_keys, params)
     evaluate(0, start)
     how = {"chunk": 20, "folder": folder, "label": "3/4 reward model", "show": ("loss", "accuracy")}
-    how |= {"on_chunk": lambda step, state: evaluate(step, state.params)}
+    how |= {"on_chunk": lambda step, state, _: evaluate(step, state.params)}
     how |= {"keys": keys, "params": start, "frozen": train}
     hparams = rm.RewardHParams(config.reward_learning_rate)
     trained = train_members(with_data(learner), hparams, config, config.reward_steps, **how)
@@ -195,7 +195,7 @@ def align(
     evaluate(0, start)
     hparams = RLHFHParams(config.rlhf_learning_rate, kl_coef=config.kl_coef, kl_target=config.kl_target)
     how = {"folder": folder, "label": "4/4 RLHF        ", "show": ("objective/scores", "objective/kl")}
-    how |= {"chunk": 5, "on_chunk": lambda step, state: evaluate(step, state.params)}
+    how |= {"chunk": 5, "on_chunk": lambda step, state, _: evaluate(step, state.params)}
     how |= {"keys": keys, "params": start, "frozen": Frozen(reference, model)}
     trained = train_members(setup.rlhf, hparams, config, config.rlhf_steps, **how)
     return trained.state.params, reference, read_steps(folder, "evaluation")

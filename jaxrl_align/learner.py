@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_align.checks import check_counts, check_hparams
 from jaxrl_align.types import Learner, Metrics, Numeric, Params, Sampler, State
 
 LossFn = Callable[[Params, Any, Any, chex.PRNGKey, Any], tuple[jax.Array, Metrics]]
@@ -82,6 +83,7 @@ def linear_decay(step: jax.Array, total_steps: int | None, warmup_steps: int = 0
     Returns:
       [] float32 in [0, 1].
     """
+    check_counts(total_steps=total_steps)
     step = jnp.asarray(step, jnp.float32)
     factor = jnp.minimum(1.0, (step + 1.0) / (warmup_steps + 1.0))
     if total_steps is None:
@@ -107,6 +109,7 @@ def cosine_decay(
     Returns:
       [] float32 in [0, 1].
     """
+    check_counts(total_steps=total_steps)
     step = jnp.asarray(step, jnp.float32)
     rise = jnp.minimum(1.0, (step + 1.0) / (warmup_steps + 1.0))
     if total_steps is None:
@@ -168,32 +171,12 @@ def begin(
         key_params, key = jax.random.split(key)
     else:
         key_params, key_env, key = jax.random.split(key, 3) if keys is None else keys
+    check_hparams(hparams)
     params = init_params(key_params) if params is None else jax.tree.map(jnp.copy, params)
     hparams = jax.tree.map(lambda x: jnp.array(x, jnp.float32), hparams)
     # Environments may return one array as observation and state: copied, each leaf has its own buffer.
     env_state = None if init_env is None else jax.tree.map(jnp.copy, init_env(key_env, hparams))
     return State(params, init_opt(params), jnp.zeros((), jnp.int32), hparams, env_state, key)
-
-
-def refuse(**unused: Any) -> None:
-    """Raise ValueError for an argument of `step` that a learner has no use for."""
-    for name, value in unused.items():
-        if value is not None:
-            raise ValueError(
-                f"this learner uses no {name}; got one of type {type(value).__name__}; leave it out"
-            )
-
-
-def check_divides(count: int, total: int, count_name: str, total_name: str) -> None:
-    """Raise ValueError unless `count` divides `total`, naming divisors that would do."""
-    if count < 1 or total % count:
-        divisors = [d for d in range(1, total + 1) if total % d == 0]
-        near = sorted(sorted(divisors, key=lambda d: (abs(d - count), d))[:2])
-        options = " or ".join(str(d) for d in near)
-        raise ValueError(
-            f"{count_name} must divide {total_name}; got {total_name}={total}, {count_name}={count}; "
-            f"try {count_name}={options}"
-        )
 
 
 def epochs(
@@ -206,6 +189,7 @@ def epochs(
     num_epochs: int,
     minibatches: int,
     learning_rate: Numeric,
+    stop: Callable[[Metrics], jax.Array] | None = None,
 ) -> tuple[State, Metrics]:
     """Descend a loss on minibatches of the same data, in a fresh order in every epoch.
 
@@ -218,10 +202,13 @@ def epochs(
       num_epochs: passes over the data.
       minibatches: gradient steps per pass; must divide N, see `check_divides`.
       learning_rate: [].
+      stop: `metrics -> [] bool`: from the first minibatch on whose metrics it holds, no step is taken.
 
     Returns:
-      The state, and the metrics' means over the gradient steps.
+      The state, and the metrics' means over the minibatches up to the one that stopped; with `stop` also
+      `gradient_steps`, how many were taken.
     """
+    check_counts(epochs=num_epochs)
     rows = jax.tree.leaves(data)[0].shape[0]
 
     def descend_once(carry: tuple[Params, Any], index: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
@@ -230,9 +217,30 @@ def epochs(
         grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch)
         return descend(optimizer, grads, opt_state, params, learning_rate), metrics
 
+    over = stop or (lambda metrics: jnp.array(False))
+
+    def descend_until(
+        carry: tuple[Any, jax.Array], index: jax.Array
+    ) -> tuple[Any, tuple[Metrics, jax.Array]]:
+        before, stopped = carry
+        after, metrics = descend_once(before, index)
+        stops = stopped | over(metrics)
+        after = jax.tree.map(lambda old, new: jnp.where(stops, old, new), before, after)
+        return (after, stops), (metrics, jnp.stack([~stopped, ~stops]))
+
     order = permutations(key, num_epochs, rows).reshape(num_epochs * minibatches, rows // minibatches)
-    (params, opt_state), metrics = jax.lax.scan(descend_once, (state.params, state.opt_state), order)
-    return state._replace(params=params, opt_state=opt_state), jax.tree.map(jnp.mean, metrics)
+    start = (state.params, state.opt_state)
+    if stop is None:
+        (params, opt_state), metrics = jax.lax.scan(descend_once, start, order)
+        metrics = jax.tree.map(jnp.mean, metrics)
+    else:
+        ((params, opt_state), _), (metrics, going) = jax.lax.scan(
+            descend_until, (start, jnp.array(False)), order
+        )
+        judged, steps = jnp.sum(going, axis=0, dtype=jnp.float32)
+        metrics = jax.tree.map(lambda x: jnp.sum(jnp.where(going[:, 0], x, 0.0)) / judged, metrics)
+        metrics["gradient_steps"] = steps
+    return state._replace(params=params, opt_state=opt_state), metrics
 
 
 def make_gradient_learner(
@@ -281,7 +289,9 @@ def make_gradient_learner(
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate,
         }
-        return state._replace(params=params, opt_state=opt_state, step=state.step + 1, key=key), metrics
+        return state._replace(
+            params=params, opt_state=opt_state, step=optax.safe_increment(state.step), key=key
+        ), metrics
 
     return Learner(functools.partial(begin, init_params, optimizer.init, None), step)
 
@@ -300,7 +310,8 @@ def train(learner: Learner, num_steps: int, *, every: int = 1) -> Callable[..., 
     Raises:
       ValueError: `every` does not divide `num_steps`.
     """
-    if every < 1 or num_steps % every:
+    check_counts(num_steps=num_steps, every=every)
+    if num_steps % every:
         raise ValueError(f"every must divide num_steps; got num_steps={num_steps}, every={every}")
 
     def run(

@@ -17,18 +17,19 @@ PACKAGE = Path(jaxrl_align.__file__).parent
 
 BELOW = {
     "types": set(),
-    "learner": {"types"},
+    "checks": set(),
+    "learner": {"types", "checks"},
     "losses": {"types"},
     "nets": {"types"},
     "data": {"types"},
-    "envs": {"types", "losses"},
-    "text": {"types", "nets", "data"},
-    "actors": {"types", "losses", "nets", "envs", "text"},
-    "rl": {"types", "learner", "losses"},
+    "envs": {"types", "checks", "losses"},
+    "text": {"types", "checks", "nets", "data"},
+    "actors": {"types", "checks", "losses", "nets", "envs", "text"},
+    "rl": {"types", "checks", "learner", "losses"},
     "pretrain": {"types", "learner", "losses", "nets", "data"},
     "align": {"types", "learner", "losses", "nets", "rl", "actors", "text"},
     "evaluate": {"types", "nets", "data", "text", "pretrain"},
-    "runtime": {"types", "nets", "data"},
+    "runtime": {"types", "checks", "nets", "data"},
 }
 """What each room may import besides itself; experiments and tests may import everything."""
 

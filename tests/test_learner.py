@@ -88,6 +88,20 @@ def test_the_cosines_factor(step, total, warmup, final, expected):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("decay", "half", "last"), [(linear_decay, 0.5, 0.0), (cosine_decay, 0.55, 0.1)])
+@pytest.mark.parametrize("total", [2**24, 2**31 - 1])
+def test_a_schedule_ends_where_it_says_however_long(decay, half, last, total):
+    for step, expected in [(total // 2, half), (total, last), (2**31 - 1, last)]:
+        np.testing.assert_allclose(decay(jnp.int32(step), total), expected, atol=1e-6)
+
+
+def test_the_count_of_steps_stays_at_the_largest_int32():
+    learner = make()
+    state = learner.init(jax.random.key(0), HParams())._replace(step=jnp.int32(2**31 - 1))
+    state, metrics = learner.step(state)
+    assert state.step == 2**31 - 1 and metrics["learning_rate"] == jnp.float32(0.1)
+
+
 def test_a_learner_follows_the_cosine():
     learner = make(total_steps=4, decay=functools.partial(cosine_decay, final=0.5))
     _, metrics = jax.jit(train(learner, 6))(jax.random.key(0), HParams(0.1))

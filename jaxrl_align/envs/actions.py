@@ -71,11 +71,12 @@ def _fitting(space: Any) -> tuple[Distribution, ...]:
 def to_environment(kind: Distribution, space: Any) -> Callable[[jax.Array], jax.Array]:
     """Return the map from a draw to the environment's action.
 
-    A `TanhGaussian`'s (-1, 1) is stretched over the Box, a `DiagonalGaussian`'s draw is clipped to it, and a
+    A `TanhGaussian`'s tanh is stretched over the Box, a `DiagonalGaussian`'s draw is clipped to it, and a
     choice is left as it is. Learners keep the draw itself, whose log-probability they know.
     """
     if kind is TanhGaussian:
-        return lambda x: jnp.asarray(space.low + 0.5 * (x + 1.0) * (space.high - space.low), space.dtype)
+        stretch = lambda x: space.low + 0.5 * (jnp.tanh(x) + 1.0) * (space.high - space.low)
+        return lambda x: jnp.asarray(stretch(x), space.dtype)
     if kind is DiagonalGaussian:
         return lambda x: jnp.clip(x, space.low, space.high).astype(space.dtype)
     return lambda x: x

@@ -60,7 +60,7 @@ class GymState(NamedTuple):
     recent_returns: jax.Array
     """[100] ring of the last finished episodes' returns, 0 where still empty."""
     finished: jax.Array
-    """[] int32 episodes finished since the start."""
+    """[] int32 episodes finished since the start, n; from 100 on 100 + n % 100, all that the ring needs."""
     normaliser: Any = None
     """Running moments of observations and returns, of `actors.normalisation`; None if they are left alone."""
 
@@ -155,6 +155,7 @@ def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[
     slot = jnp.where(kept, (gym_state.finished + order) % WINDOW, WINDOW)
     recent = gym_state.recent_returns.at[slot].set(returns, mode="drop")
     finished = gym_state.finished + episodes
+    finished = jnp.where(finished < WINDOW, finished, WINDOW + finished % WINDOW)  # a count would overflow
     held = jnp.minimum(finished, WINDOW)
     metrics = {
         "episodes": episodes,

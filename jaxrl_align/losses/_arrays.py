@@ -1,5 +1,6 @@
 """Input handling shared by all losses: promotion to at least float32, and exponentials kept finite."""
 
+import inspect
 from typing import Any
 
 import chex
@@ -21,20 +22,51 @@ def as_floats(*arrays: Numeric) -> Any:
     return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in found)
 
 
-def same_shape(*arrays: Numeric) -> Any:
-    """Return `as_floats(*arrays)` after checking that nothing would broadcast."""
-    arrays = as_floats(*arrays)
-    chex.assert_equal_shape(arrays)
-    return arrays
+def same_shape(*arrays: Numeric, **coefficients: Numeric | None) -> Any:
+    """Return `as_floats(*arrays)` after checking that nothing would broadcast.
+
+    Args:
+      *arrays: of one shape.
+      **coefficients: by their names: each is [], of the arrays' shape, or None.
+    """
+    shape = jnp.shape(arrays[0])
+    if any(jnp.shape(x) != shape for x in arrays):
+        name, got = _caller(arrays)
+        raise AssertionError(f"the arrays of {name} must have one shape; got {got}; broadcast them first")
+    for name, x in coefficients.items():
+        if x is not None and jnp.shape(x) not in ((), shape):
+            raise AssertionError(
+                f"{name} must be one number or of shape {shape}; got shape {jnp.shape(x)}; broadcast it first"
+            )
+    return as_floats(*arrays)
 
 
 def series(*arrays: Numeric) -> Any:
     """Return `as_floats(*arrays)` after checking that each is [T] with one common T >= 1."""
-    arrays = same_shape(*arrays)
-    chex.assert_rank(arrays, 1)
-    if arrays[0].shape[0] == 0:
+    shape = jnp.shape(arrays[0])
+    if len(shape) != 1 or any(jnp.shape(x) != shape for x in arrays):
+        name, got = _caller(arrays)
+        raise AssertionError(
+            f"{name} takes one time series, each array [T]; got {got}; for a batch use jax.vmap({name})"
+        )
+    if shape[0] == 0:
         raise ValueError("expected at least one time step, got an array of shape (0,)")
-    return arrays
+    return as_floats(*arrays)
+
+
+def _caller(arrays: tuple[Numeric, ...]) -> tuple[str, str]:
+    """Return the name of the loss that called this module, and its arguments' names with their shapes.
+
+    They are read from its frame, in an error's path alone, so that no loss must repeat its arguments' names.
+    """
+    frame: Any = inspect.currentframe()
+    frame = frame.f_back.f_back
+    local, shapes = dict(frame.f_locals), []
+    for x in arrays:
+        name = next((name for name, value in local.items() if value is x), "an argument")
+        local.pop(name, None)  # one array may be passed under two names
+        shapes.append(f"{name} {list(jnp.shape(x))}")
+    return frame.f_code.co_name, ", ".join(shapes)
 
 
 def bounded_exp(log_ratio: jax.Array) -> jax.Array:

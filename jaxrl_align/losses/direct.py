@@ -6,7 +6,7 @@ A log-probability is that of a whole answer, the sum over its tokens, except whe
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.losses._arrays import as_floats, same_shape
+from jaxrl_align.losses._arrays import same_shape
 from jaxrl_align.losses.preferences import bradley_terry
 from jaxrl_align.types import Array, Numeric
 
@@ -40,7 +40,9 @@ def dpo(
 
     Source: Rafailov et al. 2023, eq. 7; cDPO: Mitchell 2023.
     """
-    logps = same_shape(policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    logps = same_shape(
+        policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp, beta=beta
+    )
     chosen, rejected, ref_chosen, ref_rejected = logps
     ref_chosen, ref_rejected = jax.lax.stop_gradient((ref_chosen, ref_rejected))
     return bradley_terry(
@@ -75,7 +77,9 @@ def ipo(
 
     Source: Azar et al. 2024, eq. 17.
     """
-    logps = same_shape(policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    logps = same_shape(
+        policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp, beta=beta
+    )
     chosen, rejected, ref_chosen, ref_rejected = logps
     return jnp.square(chosen - rejected - jax.lax.stop_gradient(ref_chosen - ref_rejected) - 0.5 / beta)
 
@@ -111,7 +115,7 @@ def kto(
 
     Source: Ethayarajh et al. 2024, eq. 8.
     """
-    policy_logp, ref_logp, desirable, kl = same_shape(policy_logp, ref_logp, desirable, kl)
+    policy_logp, ref_logp, desirable, kl = same_shape(policy_logp, ref_logp, desirable, kl, beta=beta)
     h = policy_logp - jax.lax.stop_gradient(ref_logp)
     gain = beta * (h - jax.lax.stop_gradient(jnp.maximum(kl, 0.0)))
     good = desirable > 0
@@ -138,7 +142,7 @@ def orpo(chosen_logp: Array, rejected_logp: Array, *, beta: Numeric) -> jax.Arra
 
     Source: Hong et al. 2024, eq. 6.
     """
-    chosen_logp, rejected_logp = same_shape(chosen_logp, rejected_logp)
+    chosen_logp, rejected_logp = same_shape(chosen_logp, rejected_logp, beta=beta)
     return -chosen_logp - beta * jax.nn.log_sigmoid(_log_odds(chosen_logp) - _log_odds(rejected_logp))
 
 
@@ -166,7 +170,7 @@ def simpo(chosen_logp: Array, rejected_logp: Array, *, beta: Numeric, margin: Nu
 
     Source: Meng et al. 2024, eq. 6.
     """
-    chosen_logp, rejected_logp = as_floats(chosen_logp, rejected_logp)
+    chosen_logp, rejected_logp = same_shape(chosen_logp, rejected_logp, beta=beta, margin=margin)
     return bradley_terry(beta * chosen_logp, beta * rejected_logp, margin=margin)
 
 
@@ -197,5 +201,7 @@ def slic(
 
     Source: Zhao et al. 2023 (SLiC-HF), eq. 1.
     """
-    chosen_logp, rejected_logp, target_logp = same_shape(chosen_logp, rejected_logp, target_logp)
+    chosen_logp, rejected_logp, target_logp = same_shape(
+        chosen_logp, rejected_logp, target_logp, delta=delta, target_weight=target_weight
+    )
     return jnp.maximum(0.0, delta - chosen_logp + rejected_logp) - target_weight * target_logp

@@ -107,7 +107,9 @@ def clipped_surrogate(
 
     Source: Schulman et al. 2017, eq. 7; asymmetric: Yu et al. 2025 (DAPO); docs/lectures.md (B21).
     """
-    log_prob, behaviour_log_prob, advantage = same_shape(log_prob, behaviour_log_prob, advantage)
+    log_prob, behaviour_log_prob, advantage = same_shape(
+        log_prob, behaviour_log_prob, advantage, clip=clip, clip_high=clip_high
+    )
     clip_high = clip if clip_high is None else clip_high
     advantage = jax.lax.stop_gradient(advantage)
     ratio = importance_ratio(log_prob, behaviour_log_prob)
@@ -143,7 +145,7 @@ def kl_penalty_surrogate(
     Source: Schulman et al. 2017, eq. 8; docs/lectures.md (B20).
     """
     loss = surrogate(log_prob, behaviour_log_prob, advantage)
-    loss, kl = same_shape(loss, kl)
+    loss, kl = same_shape(loss, kl, kl_coef=kl_coef)
     return loss + kl_coef * kl
 
 

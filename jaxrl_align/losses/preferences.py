@@ -23,7 +23,7 @@ def bradley_terry(
       score_chosen: [...] reward of the preferred answer.
       score_rejected: [...] reward of the other.
       margin: [] or [...] by how much the chosen should win, >= 0.
-      label_smoothing: [] eps in [0, 0.5), the chance that the label is flipped.
+      label_smoothing: [] or [...] eps in [0, 0.5), the chance that the label is flipped.
 
     Returns:
       [...] nats.
@@ -33,7 +33,9 @@ def bradley_terry(
 
     Source: Bradley & Terry 1952; margin: Touvron et al. 2023; docs/lectures.md (F5).
     """
-    score_chosen, score_rejected = same_shape(score_chosen, score_rejected)
+    score_chosen, score_rejected = same_shape(
+        score_chosen, score_rejected, margin=margin, label_smoothing=label_smoothing
+    )
     d = score_chosen - score_rejected - as_floats(margin)[0]
     (smoothing,) = as_floats(label_smoothing)
     return -(1.0 - smoothing) * jax.nn.log_sigmoid(d) - smoothing * jax.nn.log_sigmoid(-d)

@@ -68,7 +68,7 @@ def exploration_stabilised_loss(
 
     Source: docs/lectures.md (B26, H9).
     """
-    log_prob, ret, baseline = same_shape(log_prob, ret, baseline)
+    log_prob, ret, baseline = same_shape(log_prob, ret, baseline, exploration_coef=exploration_coef)
     if kind not in ("shannon", "tsallis"):
         raise ValueError(f'kind must be "shannon" or "tsallis"; got {kind!r}')
     cost = log_prob if kind == "shannon" else 2.0 * jnp.exp(log_prob)
@@ -109,7 +109,7 @@ def drift_stabilised_loss(
 
     Source: docs/lectures.md (B27, H9).
     """
-    ret, log_prob_pre = same_shape(ret, log_prob_pre)
+    ret, log_prob_pre = same_shape(ret, log_prob_pre, drift_coef=drift_coef)
     return exploration_stabilised_loss(
         log_prob, ret + drift_coef * log_prob_pre, baseline, exploration_coef=exploration_coef, kind=kind
     )

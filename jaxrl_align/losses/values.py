@@ -215,9 +215,9 @@ def huber(x: Array, *, delta: Numeric = 1.0) -> jax.Array:
 
     Source: Huber 1964; Mnih et al. 2015.
     """
-    (x,) = as_floats(x)
-    inside = jnp.clip(x, -delta, delta)
-    return inside * (x - 0.5 * inside)
+    size = jnp.abs(*same_shape(x, delta=delta))
+    inside = jnp.minimum(size, delta)
+    return 0.5 * inside**2 + delta * (size - inside)
 
 
 def clipped_value_loss(value: Array, behaviour_value: Array, target: Array, *, clip: Numeric) -> jax.Array:
@@ -239,7 +239,7 @@ def clipped_value_loss(value: Array, behaviour_value: Array, target: Array, *, c
 
     Source: Schulman et al. 2017 (released code); Stiennon et al. 2020.
     """
-    value, behaviour_value, target = same_shape(value, behaviour_value, target)
+    value, behaviour_value, target = same_shape(value, behaviour_value, target, clip=clip)
     behaviour_value, target = jax.lax.stop_gradient((behaviour_value, target))
     clipped = behaviour_value + jnp.clip(value - behaviour_value, -clip, clip)
     return 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(clipped - target))

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.learner import begin, check_divides, epochs, linear_decay, make_optimizer, refuse
+from jaxrl_align.checks import check_counts, check_divides, refuse
+from jaxrl_align.learner import begin, epochs, linear_decay, make_optimizer
 from jaxrl_align.losses import clipped_surrogate, clipped_value_loss, gae, masked_mean, whiten
 from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Numeric, Params, State, Trajectory
 
@@ -130,6 +131,7 @@ class ActorCritic(NamedTuple):
     loss: Loss
     measure_kl: bool
     adapt: Callable[[Any, Metrics], Any] | None
+    target_kl: Numeric | None
 
 
 def make_actor_critic(
@@ -144,6 +146,7 @@ def make_actor_critic(
     loss: Loss = ppo_loss,
     measure_kl: bool = False,
     adapt: Callable[[Any, Metrics], Any] | None = None,
+    target_kl: Numeric | None = None,
 ) -> Learner:
     """Build the learner that rolls out, estimates advantages and takes epochs of minibatch steps.
 
@@ -163,6 +166,9 @@ def make_actor_critic(
       measure_kl: keep the acting policy's distributions in `Batch.behaviour`, and report as `policy/kl` how
         far the whole update moved the policy: mean KL(before || after), exact. Two more forward passes.
       adapt: `(hparams, metrics) -> hparams`, applied after every update, for controllers.
+      target_kl: an update ends at the first minibatch whose `policy/approxkl_avg` is above 1.5 times this,
+        nats, without a step on it (as stable-baselines3 does); None takes every step. The steps taken are
+        reported as `gradient_steps`.
 
     Returns:
       A `Learner`. Its metrics are the rollout's, the loss's averaged over the gradient steps, and
@@ -177,6 +183,7 @@ def make_actor_critic(
             "an actor-critic needs an actor that evaluates trajectories; got one of action values: take "
             "actors.gym.make_actor, or rl.make_dqn"
         )
+    check_counts(epochs=epochs, minibatches=minibatches, total_steps=total_steps)
     optimizer = optimizer or make_optimizer()
     settings = ActorCritic(
         actor,
@@ -189,6 +196,7 @@ def make_actor_critic(
         loss,
         measure_kl,
         adapt,
+        target_kl,
     )
     init = functools.partial(begin, actor.init_params, optimizer.init, actor.init_env)
     return Learner(init, functools.partial(step_actor_critic, settings))
@@ -213,7 +221,9 @@ def step_actor_critic(
     if settings.measure_kl:
         metrics["policy/kl"] = mean_kl(evaluate_segments(settings, state.params, frozen, data), data)
     hparams = state.hparams if settings.adapt is None else settings.adapt(state.hparams, metrics)
-    state = state._replace(step=state.step + 1, env_state=env_state, key=key, hparams=hparams)
+    state = state._replace(
+        step=optax.safe_increment(state.step), env_state=env_state, key=key, hparams=hparams
+    )
     return state, rollout_metrics | metrics
 
 
@@ -249,6 +259,24 @@ def update_policy(
         evaluation = evaluate_segments(settings, params, frozen, minibatch)
         return settings.loss(evaluation, minibatch, state.hparams)
 
-    sizes = {"num_epochs": settings.epochs, "minibatches": settings.minibatches}
-    state, metrics = epochs(loss, settings.optimizer, state, data, key, learning_rate=learning_rate, **sizes)
+    def over_target(metrics: Metrics) -> jax.Array:
+        assert settings.target_kl is not None
+        if "policy/approxkl_avg" not in metrics:
+            raise ValueError(
+                f"target_kl needs a loss that reports policy/approxkl_avg, as ppo_loss does; got one of "
+                f"{', '.join(metrics)}; leave it out"
+            )
+        return metrics["policy/approxkl_avg"] > 1.5 * settings.target_kl
+
+    state, metrics = epochs(
+        loss,
+        settings.optimizer,
+        state,
+        data,
+        key,
+        num_epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        learning_rate=learning_rate,
+        stop=None if settings.target_kl is None else over_target,
+    )
     return state, metrics | {"learning_rate": learning_rate}

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.learner import begin, descend, linear_decay, make_optimizer, refuse
+from jaxrl_align.checks import check_counts, refuse
+from jaxrl_align.learner import begin, descend, linear_decay, make_optimizer
 from jaxrl_align.losses import categorical_q_loss, huber, quantile_regression_loss, squared, td_error
 from jaxrl_align.rl.replay import Replay, Sample, make_replay, replay_bytes, time_first
 from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State, Transition
@@ -100,7 +101,7 @@ class DQNHParams(NamedTuple):
     target_rate: Numeric = 1.0
     """Step of the target net towards the online net: 1 copies it, less is Polyak averaging."""
     target_period: Numeric = 500.0
-    """Gradient steps between two moves of the target net."""
+    """Gradient steps between two moves of the target net; a fraction counts as the next whole number."""
     alpha: Numeric = 0.6
     """Prioritised replay: 0 draws uniformly, 1 in proportion to |error|."""
     beta_start: Numeric = 0.4
@@ -124,10 +125,11 @@ class Experience(NamedTuple):
     """The target network's parameters."""
     replay: Any
     """A `ReplayState`; None for the online algorithm."""
-    updates: jax.Array
-    """[] int32 gradient steps taken."""
+    since_target: jax.Array
+    """[] int32 gradient steps since the target network last moved."""
     first_bad: jax.Array
-    """[2] int32 (environment, its step) of the first reward that was not finite; -1 while there is none."""
+    """[3] int32 (environment, rollout, its step) of the first reward that was not finite; -1 while there is
+    none."""
 
 
 class DQN(NamedTuple):
@@ -163,11 +165,11 @@ def check_rewards(state: State) -> None:
     Raises:
       FloatingPointError: naming the first such environment and step of every member that met one.
     """
-    bad = jax.device_get(state.env_state.first_bad).reshape(-1, 2)
+    bad = jax.device_get(state.env_state.first_bad).reshape(-1, 3)
     found = [
-        (f"member {i}: " if len(bad) > 1 else "") + f"environment {env}, step {step}"
-        for i, (env, step) in enumerate(bad)
-        if step >= 0
+        (f"member {i}: " if len(bad) > 1 else "") + f"environment {env}, rollout {rollout}, step {step} of it"
+        for i, (env, rollout, step) in enumerate(bad)
+        if env >= 0
     ]
     if found:
         raise FloatingPointError(
@@ -177,7 +179,7 @@ def check_rewards(state: State) -> None:
 
 
 def _start_experience(envs: Any, target: Params | None = None, replay: Any = None) -> Experience:
-    return Experience(envs, target, replay, jnp.zeros((), jnp.int32), jnp.full(2, -1, jnp.int32))
+    return Experience(envs, target, replay, jnp.zeros((), jnp.int32), jnp.full(3, -1, jnp.int32))
 
 
 def _rollout_shapes(actor: Actor) -> Transition:
@@ -200,23 +202,25 @@ def _example(shapes: Transition) -> Transition:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shapes)
 
 
-def _first_bad(known: jax.Array, reward: jax.Array, steps_before: jax.Array) -> jax.Array:
+def _first_bad(known: jax.Array, reward: jax.Array, rollouts: jax.Array) -> jax.Array:
     bad = ~jnp.isfinite(reward.T)  # the earliest step first
     step, env = jnp.divmod(jnp.argmax(bad.ravel()), bad.shape[1])
-    found = jnp.stack([env, steps_before + step]).astype(jnp.int32)
-    return jnp.where((known[1] < 0) & jnp.any(bad), found, known)
+    found = jnp.stack([env, rollouts, step]).astype(jnp.int32)
+    return jnp.where((known[0] < 0) & jnp.any(bad), found, known)
+
+
+def _steps_played(learner_steps: jax.Array, rollout: int) -> jax.Array:
+    """Return the environment steps so far, [] float32: an int32 would wrap after 2^31 of them."""
+    return learner_steps.astype(jnp.float32) * rollout
 
 
 def _towards(start: Numeric, end: Numeric, fraction: Numeric) -> jax.Array:
     return jnp.asarray(start + (end - start) * jnp.clip(fraction, 0.0, 1.0))
 
 
-def _check_counts(capacity: int, rollout: int, updates: int, warmup_steps: int) -> None:
-    if updates < 1 or warmup_steps < 0:
-        raise ValueError(
-            f"updates must be at least 1 and warmup_steps at least 0; got updates={updates}, "
-            f"warmup_steps={warmup_steps}"
-        )
+def _check_sizes(capacity: int, rollout: int, warmup_steps: int) -> None:
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be at least 0; got warmup_steps={warmup_steps}")
     if capacity % rollout:
         raise ValueError(
             f"capacity must be a multiple of the transitions of a rollout (num_envs * num_steps); got "
@@ -271,11 +275,12 @@ def make_dqn(
     Raises:
       ValueError: before any compilation, for sizes that do not fit one another.
     """
+    check_counts(updates=updates, total_steps=total_steps, capacity=capacity, batch_size=batch_size)
     optimizer = optimizer or make_optimizer(max_grad_norm=10.0, eps=1e-8)
     shapes = _rollout_shapes(actor)
     num_envs, num_steps = shapes.reward.shape
     replay = make_replay(capacity, batch_size, lanes=num_envs, n_step=n_step, prioritised=prioritised)
-    _check_counts(capacity, num_envs * num_steps, updates, warmup_steps)
+    _check_sizes(capacity, num_envs * num_steps, warmup_steps)
     settings = DQN(
         actor,
         replay,
@@ -318,7 +323,7 @@ def step_dqn(settings: DQN, state: State, batch: Any = None, frozen: Any = None)
     # All keys come from one split: on a CPU every one is a loop of its own.
     keys = jax.random.split(state.key, 2 + 2 * settings.updates)
     key, key_act, keys_learn = keys[0], keys[1], keys[2:].reshape(settings.updates, 2)
-    hparams, played = state.hparams, state.step * (settings.num_steps * settings.num_envs)
+    hparams, played = state.hparams, _steps_played(state.step, settings.num_steps * settings.num_envs)
     epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
     beta = _towards(hparams.beta_start, 1.0, played / hparams.beta_steps)
     learning_rate = hparams.learning_rate * linear_decay(state.step, settings.total_steps)
@@ -328,15 +333,15 @@ def step_dqn(settings: DQN, state: State, batch: Any = None, frozen: Any = None)
     before = (state.params, state.opt_state, experience.target)
     (*after, memory, count), learnt = jax.lax.scan(
         lambda carry, keys: update_q(settings, carry, keys, hparams, frozen, learning_rate, beta),
-        (*before, experience.replay, experience.updates),
+        (*before, experience.replay, experience.since_target),
         keys_learn,
     )
-    healthy = experience.first_bad[1] < 0
+    healthy = experience.first_bad[0] < 0
     params, opt_state, target = _keep_if(healthy, tuple(after), before)
     learnt = jax.tree.map(jnp.mean, learnt)
     learnt["loss"] = jnp.where(healthy, learnt["loss"], jnp.nan)
-    experience = experience._replace(target=target, replay=memory, updates=count)
-    state = State(params, opt_state, state.step + 1, hparams, experience, key)
+    experience = experience._replace(target=target, replay=memory, since_target=count)
+    state = State(params, opt_state, optax.safe_increment(state.step), hparams, experience, key)
     return state, metrics | learnt | {"epsilon": epsilon, "beta": beta}
 
 
@@ -353,7 +358,7 @@ def collect_transitions(
     envs, transition, metrics = settings.actor.rollout(
         params, frozen, experience.envs, key, Exploration(epsilon), None
     )
-    first_bad = _first_bad(experience.first_bad, transition.reward, rollouts * settings.num_steps)
+    first_bad = _first_bad(experience.first_bad, transition.reward, rollouts)
     memory = settings.replay.add(experience.replay, transition)
     return experience._replace(envs=envs, replay=memory, first_bad=first_bad), metrics
 
@@ -371,7 +376,7 @@ def update_q(
 
     Args:
       settings: of the learner.
-      carry: `(params, opt_state, target, replay, gradient steps taken)`.
+      carry: `(params, opt_state, target, replay, gradient steps since the target moved)`.
       keys: [2], for the draw and for a noisy net.
       hparams: as `DQNHParams`.
       frozen: what the actor reads besides its parameters.
@@ -394,11 +399,11 @@ def update_q(
     (value, errors), grads = jax.value_and_grad(batch_loss, has_aux=True)(params)
     params, opt_state = descend(settings.optimizer, grads, opt_state, params, learning_rate)
     memory = settings.replay.update(memory, batch.index, errors, hparams.alpha)
-    count = count + 1
-    rate = jnp.where(count % hparams.target_period < 1.0, hparams.target_rate, 0.0)
+    moves = count + 1 >= hparams.target_period
+    rate = jnp.where(moves, hparams.target_rate, 0.0)
     target = jax.tree.map(lambda t, p: (1.0 - rate) * t + rate * p, target, params)
     metrics = {"loss": value, "td_error": jnp.mean(jnp.abs(errors)), "grad_norm": optax.tree.norm(grads)}
-    return (params, opt_state, target, memory, count), metrics
+    return (params, opt_state, target, memory, jnp.where(moves, 0, count + 1)), metrics
 
 
 class OnlineQ(NamedTuple):
@@ -447,12 +452,12 @@ def step_online_q(
     refuse(batch=batch)
     key, key_act, key_learn = jax.random.split(state.key, 3)
     hparams, experience = state.hparams, state.env_state
-    played = state.step * (settings.num_steps * settings.num_envs)
+    played = _steps_played(state.step, settings.num_steps * settings.num_envs)
     epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
     envs, transition, metrics = settings.actor.rollout(
         state.params, frozen, experience.envs, key_act, Exploration(epsilon), None
     )
-    first_bad = _first_bad(experience.first_bad, transition.reward, state.step * settings.num_steps)
+    first_bad = _first_bad(experience.first_bad, transition.reward, state.step)
     stream = time_first(_one_step_samples(transition, hparams.gamma))
 
     def learn(carry: tuple[Params, Any], data: tuple[Sample, chex.PRNGKey]) -> tuple[Any, Metrics]:
@@ -467,13 +472,12 @@ def step_online_q(
     before = (state.params, state.opt_state)
     count = settings.num_steps * settings.num_envs
     after, learnt = jax.lax.scan(learn, before, (stream, jax.random.split(key_learn, count)))
-    params, opt_state = _keep_if(first_bad[1] < 0, after, before)
+    params, opt_state = _keep_if(first_bad[0] < 0, after, before)
     learnt = jax.tree.map(jnp.mean, learnt)
-    learnt["loss"] = jnp.where(first_bad[1] < 0, learnt["loss"], jnp.nan)
-    experience = experience._replace(envs=envs, updates=experience.updates + count, first_bad=first_bad)
-    return State(params, opt_state, state.step + 1, hparams, experience, key), metrics | learnt | {
-        "epsilon": epsilon
-    }
+    learnt["loss"] = jnp.where(first_bad[0] < 0, learnt["loss"], jnp.nan)
+    experience = experience._replace(envs=envs, first_bad=first_bad)
+    state = State(params, opt_state, optax.safe_increment(state.step), hparams, experience, key)
+    return state, metrics | learnt | {"epsilon": epsilon}
 
 
 def _one_step_samples(transition: Transition, gamma: Numeric) -> Sample:

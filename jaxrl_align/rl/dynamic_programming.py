@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxrl_align.learner import begin, refuse
+from jaxrl_align.checks import refuse
+from jaxrl_align.learner import begin
 from jaxrl_align.losses import q_learning_error
 from jaxrl_align.rl.replay import time_first
 from jaxrl_align.types import MDP, Actor, Learner, Metrics, Numeric, State, Transition
@@ -157,7 +159,8 @@ def make_q_learning(actor: Actor) -> Learner:
       and `td_error`, the mean absolute error.
     """
 
-    init = functools.partial(begin, actor.init_params, jnp.zeros_like, actor.init_env)
+    no_visits = lambda q: jnp.zeros(q.shape, jnp.int32)
+    init = functools.partial(begin, actor.init_params, no_visits, actor.init_env)
     return Learner(init, functools.partial(step_q_learning, actor))
 
 
@@ -176,10 +179,13 @@ def step_q_learning(
         q, visits = carry
         discount = hparams.gamma * (1.0 - one.terminated)
         error = q_learning_error(q[one.obs], one.action, one.reward, discount, q[one.next_obs])
-        visits = visits.at[one.obs, one.action].add(1.0)
-        rate = hparams.learning_rate * visits[one.obs, one.action] ** -hparams.decay
+        visit = optax.safe_increment(visits[one.obs, one.action])
+        visits = visits.at[one.obs, one.action].set(visit)
+        rate = hparams.learning_rate * visit.astype(jnp.float32) ** -hparams.decay
         return (q.at[one.obs, one.action].add(rate * error), visits), jnp.abs(error)
 
     (q, visits), errors = jax.lax.scan(learn, (state.params, state.opt_state), time_first(transition))
-    state = state._replace(params=q, opt_state=visits, step=state.step + 1, env_state=env_state, key=key)
+    state = state._replace(
+        params=q, opt_state=visits, step=optax.safe_increment(state.step), env_state=env_state, key=key
+    )
     return state, metrics | {"td_error": jnp.mean(errors)}

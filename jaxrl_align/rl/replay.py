@@ -26,6 +26,9 @@ MIN_DEPTH = 5
 PRIORITY_FLOOR = 1e-6
 """Added to |error|, so that a transition learnt perfectly is drawn again some day (Schaul 2016, 3.3)."""
 
+MAX_PRIORITY = 1e30
+"""Priorities from here on count as unknown, since a sum of them would be infinite in float32."""
+
 
 class ReplayState(NamedTuple):
     """A replay's contents."""
@@ -69,8 +72,8 @@ class Replay(NamedTuple):
     sample: Callable[..., Sample]
     """`(state, key, gamma, beta) -> Sample`; at least n_step rows must have been added."""
     update: Callable[..., ReplayState]
-    """`(state, index, error, alpha) -> state`: priority |error| + 1e-6 to the power alpha; without priorities
-    the state comes back as it was."""
+    """`(state, index, error, alpha) -> state`: priority |error| + 1e-6 to the power alpha, or the largest so
+    far where an error is not finite; without priorities the state comes back as it was."""
 
 
 def replay_bytes(example: Any, capacity: int, *, prioritised: bool = False) -> int:
@@ -156,6 +159,8 @@ def make_replay(
         if not prioritised:
             return state
         weight = ((jnp.abs(error) + PRIORITY_FLOOR) ** alpha).astype(state.largest.dtype)
+        # One nan or infinity would spoil every sum above it; what is unknown is drawn like what is new.
+        weight = jnp.where(weight < MAX_PRIORITY, weight, state.largest)
         largest = jnp.maximum(state.largest, jnp.max(weight))
         return state._replace(sums=_tree_set(state.sums, index, weight), largest=largest)
 

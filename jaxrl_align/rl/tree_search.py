@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrl_align.learner import begin, check_divides, epochs, linear_decay, make_optimizer, refuse
+from jaxrl_align.checks import check_counts, check_divides, refuse
+from jaxrl_align.learner import begin, epochs, linear_decay, make_optimizer
 from jaxrl_align.losses import categorical_kl, entropy, masked_mean, squared
 from jaxrl_align.rl.actor_critic import gae_advantages, roll_out
 from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State, Trajectory
@@ -34,11 +35,11 @@ class Leaf(NamedTuple):
     reward: jax.Array
     """[] of the action."""
     discount: jax.Array
-    """[] gamma, or 0 if the episode ends there."""
+    """[] gamma, or 0 if the episode ends there; then neither the state nor what follows it is read."""
     state: Any
     """Whatever the model continues from; a pytree of arrays."""
     logits: jax.Array
-    """[A] the network's policy there."""
+    """[A] the network's policy there; -inf forbids an action."""
     value: jax.Array
     """[] the network's value there."""
 
@@ -114,7 +115,8 @@ def search(
       root: the state to plan from; its reward and discount are not read.
       expand: the model and the network.
       simulations: N, states that are added to the tree.
-      considered: actions drawn at the root; default all, or N if that is less.
+      considered: most actions drawn at the root; default all, or N if that is less. Forbidden ones are not
+        drawn while another is allowed.
 
     Returns:
       A `Plan`.
@@ -138,11 +140,15 @@ def search(
         number, tried = step
         first = _choose_at_root(tree, noise, tried)
         node, action = _descend(tree, first)
-        leaf = expand(jax.tree.map(lambda x: x[node], tree.leaf.state), action)
-        return _back_up(_add(tree, number, node, action, _as_float32(leaf)), number), None
+        leaf = _as_float32(expand(jax.tree.map(lambda x: x[node], tree.leaf.state), action))
+        leaf = _cut(leaf, (node > 0) & (tree.leaf.discount[node] == 0.0))
+        return _back_up(_add(tree, number, node, action, leaf), number), None
 
-    steps = (jnp.arange(1, simulations + 1, dtype=jnp.int32), jnp.asarray(halving(considered, simulations)))
-    tree, _ = jax.lax.scan(simulate, tree, steps)
+    # One schedule for each number of allowed actions, none of which would try a forbidden one.
+    schedules = np.stack([halving(count, simulations) for count in range(1, considered + 1)])
+    allowed = jnp.sum(root.logits > -jnp.inf, dtype=jnp.int32)
+    schedule = jnp.asarray(schedules)[jnp.clip(allowed, 1, considered) - 1]
+    tree, _ = jax.lax.scan(simulate, tree, (jnp.arange(1, simulations + 1, dtype=jnp.int32), schedule))
     visits, q, improved = _improved(tree, 0)
     best = jnp.where(visits == jnp.max(visits), noise + improved, -jnp.inf)
     return Plan(jnp.argmax(best).astype(jnp.int32), improved, q, visits)
@@ -152,6 +158,21 @@ def _as_float32(leaf: Leaf) -> Leaf:
     *numbers, state = leaf.reward, leaf.discount, leaf.logits, leaf.value, leaf.state
     reward, discount, logits, value = (jnp.asarray(x, jnp.float32) for x in numbers)
     return Leaf(reward, discount, state, logits, value)
+
+
+def _cut(leaf: Leaf, behind: jax.Array) -> Leaf:
+    """Return a leaf with zeros for all that lies behind an end, where a model may return anything.
+
+    Args:
+      leaf: new.
+      behind: [] whether the episode ended before its action; then the action's reward is nothing either.
+    """
+    zero = lambda x, where: jnp.where(where, jnp.zeros_like(x), x)
+    discount = zero(leaf.discount, behind)
+    ended = discount == 0.0
+    return Leaf(
+        zero(leaf.reward, behind), discount, leaf.state, zero(leaf.logits, ended), zero(leaf.value, ended)
+    )
 
 
 def _start(root: Leaf, simulations: int) -> _Tree:
@@ -169,9 +190,10 @@ def _children(tree: _Tree, node: Numeric) -> tuple[jax.Array, jax.Array]:
     visits = jnp.where(tried, tree.visits[child], 0)
     q = tree.leaf.reward[child] + tree.leaf.discount[child] * tree.value[child]
     # The state's value where nothing was tried: the network's, and what the tried actions were worth under
-    # its policy, by the number of simulations.
-    weight = jnp.where(tried, jax.nn.softmax(tree.leaf.logits[node]), 0.0)
-    seen = jnp.sum(weight * jnp.where(tried, q, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-8)
+    # its policy, by the number of simulations. The tried actions' weights sum to 1 however unlikely they are.
+    logits = jnp.maximum(tree.leaf.logits[node], jnp.finfo(jnp.float32).min)
+    weight = jnp.where(tried, jax.nn.softmax(jnp.where(tried, logits, -jnp.inf)), 0.0)
+    seen = jnp.sum(weight * jnp.where(tried, q, 0.0))
     total = jnp.sum(visits, dtype=jnp.int32)
     mixed = (tree.leaf.value[node] + total * seen) / (1 + total)
     return visits, jnp.where(tried, q, mixed)
@@ -181,8 +203,10 @@ def _improved(tree: _Tree, node: Numeric) -> tuple[jax.Array, jax.Array, jax.Arr
     """Return a node's visits [A], completed values [A] and the improved policy's logits [A]."""
     visits, q = _children(tree, node)
     arrived = tree.leaf.reward + tree.leaf.discount * tree.value
-    # A place that is still empty, and the root, into which no action leads, say what the root is worth.
-    known = jnp.where(tree.parent >= 0, arrived, tree.value[0])
+    # A place that is still empty, one behind an end, and the root, into which no action leads, say what the
+    # root is worth.
+    behind = (tree.parent > 0) & (tree.leaf.discount[tree.parent] == 0.0)
+    known = jnp.where((tree.parent >= 0) & ~behind, arrived, tree.value[0])
     low, high = jnp.min(known), jnp.max(known)
     scaled = (q - low) / jnp.maximum(high - low, 1e-8)
     sigma = (VISIT_OFFSET + jnp.max(visits)) * VALUE_SCALE * scaled
@@ -314,6 +338,7 @@ def make_search_learner(
 
     Source: Anthony, Tian & Barber 2017; Silver et al. 2018.
     """
+    check_counts(simulations=simulations, epochs=epochs, minibatches=minibatches, total_steps=total_steps)
     optimizer = optimizer or make_optimizer()
     settings = Search(actor, apply, model, simulations, epochs, minibatches, total_steps, optimizer)
     init = functools.partial(begin, actor.init_params, optimizer.init, actor.init_env)
@@ -328,7 +353,9 @@ def step_search(
     key, key_rollout, key_update = jax.random.split(state.key, 3)
     env_state, trajectory, rollout_metrics = roll_out(settings.actor, state, key_rollout, batch, None)
     state, metrics = distil(settings, state, trajectory, key_update)
-    return state._replace(step=state.step + 1, env_state=env_state, key=key), rollout_metrics | metrics
+    return state._replace(
+        step=optax.safe_increment(state.step), env_state=env_state, key=key
+    ), rollout_metrics | metrics
 
 
 def plan_from(
@@ -371,6 +398,14 @@ def distil(
     loss = lambda params, batch: distillation_loss(settings, params, batch, state.hparams)
     before = loss(state.params, plans)[1]["loss/policy_avg"]
     rate = state.hparams.learning_rate * linear_decay(state.step, settings.total_steps)
-    sizes = {"num_epochs": settings.epochs, "minibatches": settings.minibatches}
-    state, metrics = epochs(loss, settings.optimizer, state, plans, key_order, learning_rate=rate, **sizes)
+    state, metrics = epochs(
+        loss,
+        settings.optimizer,
+        state,
+        plans,
+        key_order,
+        num_epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        learning_rate=rate,
+    )
     return state, metrics | {"search/kl": before, "learning_rate": rate}

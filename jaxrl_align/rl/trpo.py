@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxrl_align.learner import begin, check_divides, epochs, make_optimizer
+from jaxrl_align.checks import check_counts, check_divides
+from jaxrl_align.learner import begin, epochs, make_optimizer
 from jaxrl_align.losses import masked_mean, squared, surrogate
 from jaxrl_align.rl.actor_critic import Advantages, Batch, gae_advantages, mean_kl, roll_out
 from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State
@@ -197,6 +198,7 @@ def make_trpo(
             "TRPO needs a policy and a critic without common parameters; the actor declares no split_params: "
             "build its net with shared=False"
         )
+    check_counts(critic_epochs=critic_epochs, critic_minibatches=critic_minibatches)
     optimizer = optimizer or make_optimizer()
     settings = TRPO(
         actor, critic_epochs, critic_minibatches, cg_iterations, max_trials, optimizer, advantages
@@ -213,7 +215,7 @@ def step_trpo(settings: TRPO, state: State, batch: Any = None, frozen: Any = Non
     data = Batch(trajectory, *settings.advantages(trajectory))
     state, metrics = move_policy(settings, state, data, frozen)
     state, errors = fit_critic(settings, state, data, key_critic, frozen)
-    state = state._replace(step=state.step + 1, env_state=env_state, key=key)
+    state = state._replace(step=optax.safe_increment(state.step), env_state=env_state, key=key)
     return state, rollout_metrics | metrics | errors
 
 

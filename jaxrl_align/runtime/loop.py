@@ -16,6 +16,7 @@ from tqdm import tqdm
 from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, cut_metrics, read_metrics
+from jaxrl_align.types import State
 
 FROZEN_FILE = "frozen.json"
 
@@ -35,7 +36,7 @@ def run(
     show: Sequence[str] = ("loss",),
     progress: bool = True,
     checkpoint_every: int | None = None,
-    on_chunk: Callable[[int, Any], None] | None = None,
+    on_chunk: Callable[[int, Any, History], None] | None = None,
     batches: Callable[[int, int], Any] | None = None,
     frozen: Any = None,
 ) -> tuple[Any, History]:
@@ -60,9 +61,9 @@ def run(
       show: metrics in the progress line: means over the last chunk and the members, nan left out.
       progress: show progress on stderr; without a terminal, about ten lines.
       checkpoint_every: steps between checkpoints; None saves only at the end.
-      on_chunk: `(steps done, state)`, called after each chunk and before its checkpoint, for example to
-        evaluate; after an interruption it may see a step again. It must not keep the state, which the next
-        chunk consumes.
+      on_chunk: `(steps done, state, metrics)`, called after each chunk and before its checkpoint, for example
+        to evaluate or to write the chunk's metrics [steps, ...] elsewhere; after an interruption it may see a
+        step again. It must not keep the state, which the next chunk consumes.
       batches: data from the host, `(first step, steps) -> tree of arrays [steps, ...]`, one row for each call
         `step(state, row)`. A function of its arguments alone makes a continued run end in the same bits. The
         next chunk's are made while this one is computed.
@@ -74,8 +75,8 @@ def run(
       resumed.
 
     Raises:
-      FloatingPointError: a metric whose name ends in "loss" or begins with "loss/" is nan or infinite; no
-        checkpoint is written after it.
+      FloatingPointError: a metric whose name ends in "loss" or begins with "loss/" is nan or infinite, or
+        parameters or the optimiser's state are nan where they would be saved; no checkpoint is written.
       KeyboardInterrupt: Ctrl-C, after the checkpoint.
       ValueError: an argument out of range, a checkpoint that does not fit this run, or other frozen weights.
     """
@@ -106,12 +107,16 @@ def run(
             following = draw(end)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             if on_chunk is not None:
-                on_chunk(end, state)
+                on_chunk(end, state, metrics)
             stop = interrupted()
+            due = checkpoint_every is not None and end // checkpoint_every > done // checkpoint_every
+            save = stop or due or end == num_steps
+            bad = _find_bad_loss(metrics, done) or (_find_bad_leaf(state, end) if save else None)
             if folder is not None:
-                due = checkpoint_every is not None and end // checkpoint_every > done // checkpoint_every
-                _record(folder, done, end, metrics, state, save=stop or due or end == num_steps)
-            _check_finite(metrics, done, folder)
+                append_metrics(folder.path / METRICS_FILE, done, metrics, sync=save)
+                if save and bad is None:
+                    checkpoint.save(folder.path, end, state, folder.config)
+            _check_finite(bad, folder)
             history.append(metrics)
             done, (end, rows) = end, following
             report(done, {name: metrics[name] for name in show if name in metrics})
@@ -181,36 +186,43 @@ def _copy(state: Any) -> Any:
     return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), state)
 
 
-def _record(folder: RunFolder, done: int, end: int, metrics: History, state: Any, *, save: bool) -> None:
-    append_metrics(folder.path / METRICS_FILE, done, metrics, sync=save)
-    if save and _find_bad_loss(metrics) is None:
-        checkpoint.save(folder.path, end, state, folder.config)
-
-
-def _find_bad_loss(metrics: History) -> tuple[str, int, np.ndarray] | None:
-    """Return (metric, row, which members) of the first loss that is not finite, or None."""
+def _find_bad_loss(metrics: History, done: int) -> str | None:
+    """Return what is wrong with the first loss that is not finite, or None."""
     for name, values in metrics.items():
         is_loss = name.endswith("loss") or name.startswith("loss/")
         bad = ~np.isfinite(values.astype(np.float64)) if is_loss else np.zeros(0, bool)
         if bad.any():
             row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
-            return name, row, bad[row]
+            where = ""
+            if bad.ndim > 1:
+                members = np.flatnonzero(bad[row].reshape(bad.shape[1], -1).any(axis=1)).tolist()
+                where = f" in members {members} of {bad.shape[1]}"
+            return f"{name} is not finite at step {done + row}{where}"
     return None
 
 
-def _check_finite(metrics: History, done: int, folder: RunFolder | None) -> None:
-    found = _find_bad_loss(metrics)
-    if found is None:
+def _find_bad_leaf(state: Any, done: int) -> str | None:
+    """Return what is wrong with the first nan in what learns: params and opt_state, or else all of the state.
+
+    An environment or a hyperparameter may hold an infinity, and its state is its own.
+    """
+    learns = {"params": state.params, "optimiser": state.opt_state} if isinstance(state, State) else state
+    bad = [
+        jax.tree_util.keystr(path, simple=True, separator="/") or "the state"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(learns)
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any()
+    ]
+    # Sorted by name "params" comes last, and says more than Adam's moments.
+    return f"{bad[-1]} is nan after {done} steps, although the loss is finite" if bad else None
+
+
+def _check_finite(bad: str | None, folder: RunFolder | None) -> None:
+    if bad is None:
         return
-    name, row, bad = found
-    members = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)).tolist() if bad.ndim else []
-    where = f" in members {members} of {len(bad)}" if bad.ndim else ""
     kept = ""
     if folder is not None and (step := checkpoint.latest_step(folder.path)) is not None:
         kept = f"; the checkpoint of step {step} in {folder.path} is intact"
-    raise FloatingPointError(
-        f"{name} is not finite at step {done + row}{where}; lower the learning rate{kept}"
-    )
+    raise FloatingPointError(f"{bad}; lower the learning rate{kept}")
 
 
 @contextlib.contextmanager

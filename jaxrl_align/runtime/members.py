@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.checks import check_hparams
 from jaxrl_align.runtime import loop
 from jaxrl_align.runtime.folder import RunFolder, open_run
 from jaxrl_align.runtime.mesh import shard_members
@@ -95,6 +96,7 @@ def train_members(
       ValueError: no member, leaves without the members' axis, whatever the learner or `loop.run` refuses.
       FloatingPointError: a loss is nan or infinite.
     """
+    check_hparams(hparams)
     keys = config.keys() if keys is None else keys
     axes = jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, hparams)
     mapped = [x for x in jax.tree.leaves(hparams) if jnp.ndim(x)]

@@ -71,9 +71,7 @@ OURS = {
     "reinforce_loss": lambda: jnp.mean(L.reinforce_loss(log_p(), X["advantage"])),
     "categorical_kl": lambda: L.categorical_kl(P, Q),
     "huber": lambda: L.huber(X["reward"], delta=0.7),
-    "tanh_gaussian_log_prob": lambda: L.TanhGaussian(X["mean"][0], X["log_std"][0]).log_prob(
-        np.tanh(X["point"])
-    ),
+    "tanh_gaussian_log_prob": lambda: L.TanhGaussian(X["mean"][0], X["log_std"][0]).log_prob(X["point"]),
     "next_token_loss": lambda: L.next_token_loss(P, ACTION),
     "next_token_loss_smoothed": lambda: L.next_token_loss(P, ACTION, label_smoothing=0.1),
     "huber_optax": lambda: L.huber(X["reward"], delta=0.7),

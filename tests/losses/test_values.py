@@ -39,6 +39,7 @@ def test_huber_and_squared_by_hand():
     check(L.huber, [1.375, 0.125], [-3.0, 0.5], delta=0.5)
     check(L.squared, [4.5, 0.125], [-3.0, 0.5])
     np.testing.assert_allclose(jax.vmap(jax.grad(L.huber))(jnp.array([-3.0, 0.5, 2.0])), [-1.0, 0.5, 1.0])
+    np.testing.assert_allclose(jax.vmap(jax.grad(L.huber))(jnp.array([jnp.inf, -jnp.inf])), [1.0, -1.0])
 
 
 def test_clipped_value_loss_takes_the_worse():

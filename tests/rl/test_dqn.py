@@ -16,6 +16,7 @@ from jaxrl_align.nets.q_networks import make_q_net, make_table, support_between
 from jaxrl_align.rl.dqn import (
     DQNHParams,
     Exploration,
+    _first_bad,
     c51_loss,
     check_rewards,
     make_dqn,
@@ -218,7 +219,6 @@ def test_one_online_step_by_hand():
     for _ in range(3):
         q += 0.5 * (1.0 + 0.9 * q - q)
     np.testing.assert_allclose(state.params, [[q]], rtol=1e-6)
-    assert int(state.env_state.updates) == 3
 
 
 PLAIN = make_dqn(probe_actor(CHAIN), capacity=80, batch_size=8, warmup_steps=20, updates=2)
@@ -258,11 +258,28 @@ def test_updates_alternate_with_experience_as_often_as_asked():
     assert int(state.env_state.replay.filled) * 4 == 24  # 20 steps of 4 environments, in rollouts of 8
     for i in range(1, 4):
         state, metrics = plain_step(state)
-        assert int(state.env_state.updates) == 2 * i
+        assert int(state.env_state.since_target) == 2 * i
         assert int(state.env_state.replay.filled) == 6 + 2 * i
     assert {m.shape for m in metrics.values()} == {()}
     size = memory_bytes(probe_actor(CHAIN), 80)
     assert size == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.env_state.replay))
+
+
+@pytest.mark.parametrize("played", [2**24, 2**31, 2**40])
+def test_schedules_last_beyond_what_an_int32_counts(played):
+    state = plain_init(jax.random.key(0), HPARAMS._replace(epsilon_end=0.05, beta_steps=2.0 * 2**40))
+    steps = jnp.int32(min(played // 8, 2**31 - 1))
+    state, metrics = plain_step(state._replace(step=steps))
+    np.testing.assert_allclose(metrics["epsilon"], 0.05, rtol=1e-6)
+    np.testing.assert_allclose(metrics["beta"], 0.4 + 0.6 * float(steps) * 8 / 2**41, rtol=1e-6)
+    assert state.step == min(int(steps) + 1, 2**31 - 1)
+
+
+@pytest.mark.parametrize("rollouts", [2**24 + 1, 2**31 - 1])
+def test_a_bad_reward_is_found_however_late(rollouts):
+    reward = jnp.ones((4, 5)).at[2, 3].set(jnp.inf)
+    none = jnp.full(3, -1, jnp.int32)
+    np.testing.assert_array_equal(_first_bad(none, reward, jnp.int32(rollouts)), [2, rollouts, 3])
 
 
 def test_epsilon_and_beta_follow_their_schedules():
@@ -442,10 +459,10 @@ def test_a_nan_reward_is_named_and_nothing_is_learnt_from_it(make, tmp_path):
     state, step = jax.jit(learner.init)(jax.random.key(0), HPARAMS), jax.jit(learner.step)
     position = np.asarray(state.env_state.envs.envs.state.position)
     before = healthy = state
-    while int(state.env_state.first_bad[1]) < 0:
+    while int(state.env_state.first_bad[0]) < 0:
         check_rewards(state)
         before, (state, metrics) = state, step(state)
-    first = f"environment {np.argmax(position == 1)}, step 3"
+    first = f"environment {np.argmax(position == 1)}, rollout 3, step 0 of it"
     with pytest.raises(FloatingPointError, match=first):
         check_rewards(state)
     assert np.isnan(metrics["loss"])
@@ -459,7 +476,7 @@ def test_a_nan_reward_is_named_and_nothing_is_learnt_from_it(make, tmp_path):
         check_rewards(members)
     if make is make_online_q:
         with pytest.raises(FloatingPointError, match=first):
-            run(learner.step, healthy, 9, progress=False, on_chunk=lambda _, s: check_rewards(s))
+            run(learner.step, healthy, 9, progress=False, on_chunk=lambda _, s, m: check_rewards(s))
 
 
 @pytest.mark.parametrize(
@@ -468,8 +485,8 @@ def test_a_nan_reward_is_named_and_nothing_is_learnt_from_it(make, tmp_path):
         (dict(capacity=8, batch_size=16), "capacity must be at least batch_size"),
         (dict(capacity=80, batch_size=8, n_step=21), "n_step must be at most the rows"),
         (dict(capacity=84, batch_size=8), "try capacity=88"),
-        (dict(capacity=80, batch_size=8, updates=0), "updates must be at least 1"),
-        (dict(capacity=80, batch_size=8, warmup_steps=-1), "warmup_steps at least 0"),
+        (dict(capacity=80, batch_size=8, updates=0), "updates must be a whole number of at least 1; got 0"),
+        (dict(capacity=80, batch_size=8, warmup_steps=-1), "warmup_steps must be at least 0"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(arguments, message):

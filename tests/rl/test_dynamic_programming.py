@@ -118,6 +118,19 @@ def test_q_learning_converges_with_robbins_monro_rates_and_not_with_a_constant_o
     assert too_fast > 10 * good
 
 
+LOOP = make_mdp([[[1.0]]], [[1.0]], 0.9)
+
+
+@pytest.mark.parametrize("visits", [2**24, 2**30, 2**31 - 1])
+def test_visits_are_counted_beyond_what_a_float32_counts(visits):
+    actor = make_value_actor(make_tabular_environment(LOOP), make_table(1, 1), num_envs=1, num_steps=1)
+    learner = make_q_learning(actor)
+    state = learner.init(jax.random.key(0), QLearningHParams(1.0, 1.0, 0.0, 1.0))
+    state, _ = learner.step(state._replace(opt_state=jnp.full((1, 1), visits, jnp.int32)))
+    assert state.opt_state[0, 0] == min(visits + 1, 2**31 - 1)
+    np.testing.assert_allclose(state.params[0, 0], 1.0 / visits, rtol=1e-6)  # rate 1 / n, reward 1
+
+
 def test_a_grid_of_seeds_and_hyperparameters_compiles_once_and_equals_single_runs():
     mdp = random_mdp(jax.random.key(3), 4, 2)
     actor = make_value_actor(make_tabular_environment(mdp), make_table(4, 2), num_envs=2, num_steps=5)

@@ -1,5 +1,6 @@
 """Tree search: against brute force, against its own guarantees, and as a teacher."""
 
+import functools
 import itertools
 
 import jax
@@ -12,7 +13,18 @@ from jaxrl_align.envs.tabular import make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net
 from jaxrl_align.rl.dynamic_programming import value_iteration
-from jaxrl_align.rl.tree_search import Leaf, SearchHParams, halving, make_search_learner, search
+from jaxrl_align.rl.tree_search import (
+    Leaf,
+    SearchHParams,
+    _add,
+    _as_float32,
+    _back_up,
+    _children,
+    _start,
+    halving,
+    make_search_learner,
+    search,
+)
 from tests.environments import PROBES
 
 A, DEPTH, GAMMA = 3, 3, 0.9
@@ -153,3 +165,56 @@ def test_minibatches_that_do_not_divide_are_refused_before_compilation():
     learner = make_search_learner(actor, NET.apply, model, minibatches=3)
     with pytest.raises(ValueError, match="minibatches must divide steps per rollout; got .*=16, minibatches"):
         jax.eval_shape(lambda key: learner.step(learner.init(key, SearchHParams())), jax.random.key(0))
+
+
+def bandit(pay, logits, value=0.0):
+    """A root whose every action pays and ends the episode."""
+    pay, logits = jnp.asarray(pay, jnp.float32), jnp.asarray(logits, jnp.float32)
+    expand = lambda state, action: Leaf(pay[action], 0.0, state, jnp.zeros_like(pay), 0.0)
+    return Leaf(0.0, 1.0, jnp.zeros(()), logits, jnp.float32(value)), expand
+
+
+@pytest.mark.parametrize("simulations", [1, 4, 7])
+@pytest.mark.parametrize("allowed", [(2,), (1, 3)])
+def test_a_forbidden_action_is_neither_tried_nor_played(allowed, simulations):
+    logits = np.where(np.isin(np.arange(4), allowed), 0.0, -np.inf)
+    root, expand = bandit([9.0, 1.0, 2.0, 3.0], logits)
+    for key in (None, jax.random.key(0)):
+        plan = search(key, root, expand, simulations=simulations)
+        assert int(plan.action) in allowed
+        assert plan.visits.sum() == simulations == plan.visits[jnp.array(allowed)].sum()
+        np.testing.assert_array_equal(plan.logits == -jnp.inf, logits == -jnp.inf)
+
+
+def test_two_allowed_actions_share_the_simulations():
+    root, expand = bandit([9.0, 1.0, 2.0, 3.0], [-jnp.inf, 0.0, -jnp.inf, 0.0])
+    plan = search(None, root, expand, simulations=6)
+    np.testing.assert_array_equal(plan.visits, [0, 3, 0, 3])
+    assert plan.action == 3
+
+
+def test_an_unlikely_action_counts_in_full_where_it_alone_was_tried():
+    """Logits [0, 0, 25], action 0 tried once and worth 5, the network's own value 5: every value is 5."""
+    root, expand = bandit([5.0, 0.0, 0.0], [0.0, 0.0, 25.0], value=5.0)
+    tree = _add(_start(_as_float32(root), 1), 1, 0, 0, _as_float32(expand(root.state, 0)))
+    visits, q = _children(_back_up(tree, jnp.int32(1)), 0)
+    np.testing.assert_array_equal(visits, [1, 0, 0])
+    np.testing.assert_allclose(q, [5.0, 5.0, 5.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wild", [1e6, -1e6, jnp.nan, jnp.inf])
+def test_what_lies_behind_an_end_changes_nothing(wild):
+    """Action 0 ends the episode; what the model says of the state after it, and beyond, is not read."""
+
+    def expand(state, action, behind):
+        after = state | (action == 0)
+        reward = jnp.where(state, behind, jnp.where(action == 0, 0.6, 0.1))
+        value, logits = jnp.where(after, behind, 0.5), jnp.where(after, behind * jnp.array([1.0, -1.0]), 0.0)
+        return Leaf(reward, jnp.where(action == 0, 0.0, 0.9), after, logits, value)
+
+    root = Leaf(0.0, 1.0, jnp.array(False), jnp.array([0.1, 0.0]), jnp.float32(0.5))
+    run = lambda behind: search(None, root, functools.partial(expand, behind=behind), simulations=12)
+    quiet, loud = run(0.0), run(wild)
+    for plain, other in zip(quiet, loud, strict=True):
+        np.testing.assert_array_equal(plain, other)
+    assert quiet.visits[0] > 2  # beyond the end the tree does grow

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.learner import make_gradient_learner
+from jaxrl_align.rl.actor_critic import PPOHParams
 from jaxrl_align.runtime import checkpoint, loop
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
@@ -203,6 +205,39 @@ def test_the_parts_of_a_policy_gradient_loss_are_losses():
         run(step, jnp.float32(0), 10, chunk=4, progress=False)
 
 
+ROOT = make_gradient_learner(
+    lambda key: {"w": jnp.ones(2)}, lambda p, *_: (jnp.sum(jnp.sqrt(jnp.abs(p["w"] - 1.0))), {})
+)
+"""Loss 0 at its start, where the gradient is nan, and with it the parameters."""
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_parameters_that_are_nan_are_never_saved_however_fine_the_loss(tmp_path, saved):
+    state = ROOT.init(jax.random.key(0), PPOHParams(learning_rate=0.1))
+    step = lambda state: ROOT.step(state, jnp.zeros(1))
+    folder = open_run(tmp_path, {}) if saved else None
+    with pytest.raises(FloatingPointError, match=r"^params/w is nan after 1 steps, although the loss is fin"):
+        run(step, state, 1, folder=folder, progress=False)
+    assert checkpoint.latest_step(tmp_path) is None
+    plain = lambda s: ({"x": jnp.sqrt(s["x"] - 1.0)}, {"loss": s["x"]})
+    with pytest.raises(FloatingPointError, match="^x is nan after 1 steps"):
+        run(plain, {"x": jnp.zeros(3)}, 1, progress=False)
+
+
+def test_what_does_not_learn_may_hold_infinities_and_an_environment_what_it_likes(tmp_path):
+    state = ROOT.init(jax.random.key(0), PPOHParams(value_clip=jnp.inf))._replace(
+        env_state=jnp.full(2, jnp.nan)
+    )
+    run(
+        lambda s: (s._replace(step=s.step + 1), {"loss": jnp.ones(())}),
+        state,
+        1,
+        folder=open_run(tmp_path, {}),
+        progress=False,
+    )
+    assert checkpoint.latest_step(tmp_path) == 1
+
+
 def test_scalar_inf_loss_without_folder():
     step = lambda s: (s + 1, {"loss": 1.0 / (2.0 - s)})
     with pytest.raises(FloatingPointError, match="loss is not finite at step 2; lower the learning rate$"):
@@ -346,7 +381,10 @@ def test_a_run_on_streamed_batches_resumes_in_the_same_bits(tmp_path):
     want, want_history = run(drift, start, 11, **options)
     folder = tmp_path / "run"
 
-    def interrupt(done, state):
+    seen = []
+
+    def interrupt(done, state, metrics):
+        seen.append({name: values.copy() for name, values in metrics.items()})
         if done == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -356,6 +394,11 @@ def test_a_run_on_streamed_batches_resumes_in_the_same_bits(tmp_path):
     got, history = run(drift, start, 11, folder=open_run(folder, {}, resume=True), **options)
     assert bits(got) == bits(want)
     assert_same_history(history, want_history)
+    for name, values in history.items():
+        np.testing.assert_array_equal(np.concatenate([chunk[name] for chunk in seen]), values[:6])
+    assert_same_history(
+        {k: np.concatenate([m[k] for m in seen]) for k in seen[0]}, {k: v[:6] for k, v in history.items()}
+    )
 
 
 def towards(state, batch, frozen):

@@ -1,0 +1,50 @@
+"""Arguments that cannot be: refused in one line, before anything is compiled."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise ValueError for a count that is no whole number of at least 1; None passes."""
+    for name, count in counts.items():
+        if count is not None and not (isinstance(count, int | np.integer) and count >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1; got {count!r}")
+
+
+def check_divides(count: int, total: int, count_name: str, total_name: str) -> None:
+    """Raise ValueError unless `count` divides `total`, naming divisors that would do."""
+    if count < 1 or total % count:
+        divisors = [d for d in range(1, total + 1) if total % d == 0]
+        near = sorted(sorted(divisors, key=lambda d: (abs(d - count), d))[:2])
+        options = " or ".join(str(d) for d in near)
+        raise ValueError(
+            f"{count_name} must divide {total_name}; got {total_name}={total}, {count_name}={count}; "
+            f"try {count_name}={options}"
+        )
+
+
+def check_hparams(hparams: Any) -> None:
+    """Raise ValueError for a dictionary or a number in place of hyperparameters, and for one that is nan.
+
+    Hyperparameters that are traced have no values yet; `train_members` checks them before it compiles.
+    """
+    if isinstance(hparams, (dict, int, float)) or hparams is None:
+        raise ValueError(
+            f"hparams must be a NamedTuple such as PPOHParams; got {type(hparams).__name__}; "
+            f"pass the learner's own, for example rl.PPOHParams(learning_rate=1e-3)"
+        )
+    for path, value in jax.tree_util.tree_leaves_with_path(hparams):
+        if not isinstance(value, jax.core.Tracer) and np.isnan(value).any():
+            name = jax.tree_util.keystr(path, simple=True)
+            raise ValueError(f"{name} must be a number; got nan; correct the hyperparameters")
+
+
+def refuse(**unused: Any) -> None:
+    """Raise ValueError for an argument of `step` that a learner has no use for."""
+    for name, value in unused.items():
+        if value is not None:
+            raise ValueError(
+                f"this learner uses no {name}; got one of type {type(value).__name__}; leave it out"
+            )
