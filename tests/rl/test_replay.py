@@ -211,6 +211,18 @@ def test_new_transitions_enter_with_the_largest_priority():
     np.testing.assert_allclose(leaves(state)[:5], [1, 3, 1, 1, 3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("wild", [jnp.nan, jnp.inf, -jnp.inf, 3e38])
+def test_an_error_that_is_not_finite_spoils_no_draw(wild):
+    replay = make_replay(64, 32, prioritised=True)
+    state = replay.update(fill(replay, 1, 64), jnp.array([5]), jnp.array([9.0]), 1.0)
+    state = replay.update(state, jnp.array([3, 7]), jnp.array([wild, 2.0]), 1.0)
+    np.testing.assert_allclose(leaves(state)[[3, 5, 7, 8]], [9.0, 9.0, 2.0, 1.0], rtol=1e-5)
+    assert state.largest == pytest.approx(9.0)
+    drawn = draws(replay, state, 50)
+    assert len(set(drawn.index)) == 64 and np.isfinite(drawn.weight).all()
+    assert 0.1 < np.mean(drawn.index == 3) < 0.14  # 9 of 80
+
+
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_a_draws_work_does_not_grow_with_the_memory(prioritised):
     def sizes(jaxpr):
