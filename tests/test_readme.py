@@ -38,7 +38,7 @@ def check_critic(loss):
     names = list(inspect.signature(loss).parameters)
     gradient = dict(zip(names, jax.grad(loss, tuple(range(len(names))))(*arguments), strict=True))
     np.testing.assert_array_equal(gradient["next_value"], 0.0)
-    # Half the mean of the squared advantages, which are .1 (1 + c + c^2), .1 (1 + c) and .1 with c = .99 x .95.
+    # Half the mean of advantages that are .1 (1 + c + c^2), .1 (1 + c) and .1 with c = .99 x .95.
     np.testing.assert_allclose(gradient["value"], [-0.28250 / 6, -0.19405 / 6, -0.1 / 6], rtol=1e-4)
 
 

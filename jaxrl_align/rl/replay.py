@@ -158,13 +158,17 @@ def make_replay(
     def update(state: ReplayState, index: jax.Array, error: jax.Array, alpha: Numeric) -> ReplayState:
         if not prioritised:
             return state
-        weight = ((jnp.abs(error) + PRIORITY_FLOOR) ** alpha).astype(state.largest.dtype)
-        # One nan or infinity would spoil every sum above it; what is unknown is drawn like what is new.
-        weight = jnp.where(weight < MAX_PRIORITY, weight, state.largest)
+        weight = _priority(error, alpha, state.largest)
         largest = jnp.maximum(state.largest, jnp.max(weight))
         return state._replace(sums=_tree_set(state.sums, index, weight), largest=largest)
 
     return Replay(init, add, sample, update)
+
+
+def _priority(error: jax.Array, alpha: Numeric, largest: jax.Array) -> jax.Array:
+    weight = ((jnp.abs(error) + PRIORITY_FLOOR) ** alpha).astype(largest.dtype)
+    # One nan or infinity would spoil every sum above it; what is unknown is drawn like what is new.
+    return jnp.where(weight < MAX_PRIORITY, weight, largest)
 
 
 def _read(data: Transition, index: jax.Array, window: jax.Array, gamma: Numeric, weight: jax.Array) -> Sample:
