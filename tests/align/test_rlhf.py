@@ -272,6 +272,7 @@ def test_with_lora_only_the_adapter_and_the_value_head_learn():
     assert metrics["objective/kl"] > 1e-3
 
 
+@pytest.mark.slow
 def test_an_adapted_policy_equals_the_merged_one_against_the_base():
     adapter = disturb(ADAPTER, jax.random.key(3), 0.3)
     merged = merge(overlay(BASE, adapter))

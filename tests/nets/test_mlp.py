@@ -23,6 +23,7 @@ def all_equations(jaxpr):
                 yield from all_equations(inner)
 
 
+@pytest.mark.slow
 def test_members_are_initialised_without_a_batched_factorisation():
     """Batched LAPACK calls side by side lock up XLA's CPU thread pool; see the comment in nets/mlp.py."""
     net = make_actor_critic_net(2)

@@ -69,6 +69,7 @@ def two_steps(key, hparams):
     return state.params, metrics
 
 
+@pytest.mark.slow
 def test_eight_members_differ_and_are_the_eight_single_runs():
     keys = jax.random.split(jax.random.key(0), 8)
     with jax.debug_key_reuse(True):
@@ -83,6 +84,7 @@ def test_eight_members_differ_and_are_the_eight_single_runs():
     assert len({kernel.tobytes() for kernel in kernels}) == 8
 
 
+@pytest.mark.slow
 def test_a_grid_of_every_hyperparameter_compiles_once():
     grid = jax.tree.map(lambda x: jnp.full((7, 8), x), PPOHParams())
     rates, clips = jnp.logspace(-4, -2, 7), jnp.linspace(0.1, 0.3, 8)

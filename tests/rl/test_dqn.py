@@ -301,7 +301,8 @@ def small(option):
 ONE_AND_ALL = pytest.mark.parametrize("option", ["plain", pytest.param("Rainbow", marks=pytest.mark.slow)])
 
 
-@ONE_AND_ALL
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["plain", "Rainbow"])
 def test_a_grid_of_seeds_and_hyperparameters_compiles_once_and_equals_single_runs(option):
     learner = PLAIN if option == "plain" else small(option)
     init, step = (plain_init, plain_step) if option == "plain" else map(jax.jit, learner)

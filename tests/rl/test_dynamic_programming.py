@@ -131,6 +131,7 @@ def test_visits_are_counted_beyond_what_a_float32_counts(visits):
     np.testing.assert_allclose(state.params[0, 0], 1.0 / visits, rtol=1e-6)  # rate 1 / n, reward 1
 
 
+@pytest.mark.slow
 def test_a_grid_of_seeds_and_hyperparameters_compiles_once_and_equals_single_runs():
     mdp = random_mdp(jax.random.key(3), 4, 2)
     actor = make_value_actor(make_tabular_environment(mdp), make_table(4, 2), num_envs=2, num_steps=5)

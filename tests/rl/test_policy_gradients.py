@@ -72,6 +72,7 @@ def test_monte_carlo_weights_by_hand():
     np.testing.assert_allclose(weigh(returns="to_go", baseline="learned")[0], [[6, 5, 3], [6, 3, 0]])
 
 
+@pytest.mark.slow
 def test_reinforce_steps_along_the_lectures_gradient():
     """One step at rate 1 without an optimiser: (1 / N T) sum_n sum_t grad log pi G, from the trajectory."""
     actor = table_actor(whole_episodes=True)
@@ -92,7 +93,12 @@ def test_reinforce_steps_along_the_lectures_gradient():
 
 @pytest.mark.parametrize(
     "returns, baseline",
-    [("whole", "none"), ("to_go", "constant"), ("discounted", "average"), ("discounted", "learned")],
+    [
+        pytest.param("whole", "none", marks=pytest.mark.slow),
+        ("to_go", "constant"),
+        ("discounted", "average"),
+        ("discounted", "learned"),
+    ],
 )
 def test_reinforce_finds_the_best_actions(returns, baseline):
     learner = make_reinforce(table_actor(whole_episodes=True), returns=returns, baseline=baseline)
