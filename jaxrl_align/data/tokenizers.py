@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.types import PaddedTokens
 
 PAD, STOP = "<pad>", "<stop>"
 OURS = {"pad_token": PAD, "eos_token": STOP}
@@ -55,18 +56,23 @@ class Tokenizer:
             raise ValueError(f"{name} must be in the vocabulary; got {self.special[name]!r}")
         return found
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, with what the tokenizer itself puts around every text.
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the token ids of a text.
+
+        Args:
+          text: a whole text, or a piece of one.
+          special: with what the tokenizer itself puts around every text, such as a BOS; False for a piece
+            that follows another.
 
         Raises:
           ValueError: for a character outside a character tokenizer's vocabulary.
         """
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text], special=special)[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of many texts."""
+    def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Return the token ids of many texts, each as `encode` does."""
         texts = list(texts)
-        rows = [encoding.ids for encoding in self._backend.encode_batch(texts)]
+        rows = [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=special)]
         if getattr(self._backend.model, "unk_token", None) == PAD:
             for text, row in zip(texts, rows, strict=True):
                 if self.pad_token in row:
@@ -259,26 +265,29 @@ def _chat_source(folder: Path, values: Mapping[str, Any]) -> str | None:
     return source
 
 
-def left_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> np.ndarray:
-    """Return rows [N, length] int32 whose tokens end at the right edge, as prompts do.
+def left_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> PaddedTokens:
+    """Return rows [N, length] whose tokens end at the right edge, as prompts do.
+
+    Args:
+      rows: token ids of each.
+      length: of every row.
+      pad_token: stands before them; the rows may hold it too, since the mask says what is padding.
 
     Raises:
-      ValueError: for a row that is longer than `length`.
+      ValueError: for a row that is longer than `length`, or a padding token that is none.
     """
     return _pad(rows, length, pad_token, left=True)
 
 
-def right_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> np.ndarray:
-    """Return rows [N, length] int32 whose tokens begin at the left edge, as responses do.
-
-    Raises:
-      ValueError: for a row that is longer than `length`.
-    """
+def right_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> PaddedTokens:
+    """Return rows [N, length] whose tokens begin at the left edge, as responses do; see `left_pad`."""
     return _pad(rows, length, pad_token, left=False)
 
 
-def _pad(rows: Sequence[Sequence[int]], length: int, pad_token: int, *, left: bool) -> np.ndarray:
-    out = np.full((len(rows), length), pad_token, np.int32)
+def _pad(rows: Sequence[Sequence[int]], length: int, pad_token: int, *, left: bool) -> PaddedTokens:
+    if not isinstance(pad_token, int | np.integer):
+        raise ValueError(f"pad_token must be a token id; got {pad_token}; take the stop token, or any other")
+    out, real = np.full((len(rows), length), pad_token, np.int32), np.zeros((len(rows), length), np.float32)
     for i, row in enumerate(rows):
         if len(row) > length:
             raise ValueError(
@@ -286,4 +295,5 @@ def _pad(rows: Sequence[Sequence[int]], length: int, pad_token: int, *, left: bo
             )
         start = length - len(row) if left else 0
         out[i, start : start + len(row)] = row
-    return out
+        real[i, start : start + len(row)] = 1.0
+    return PaddedTokens(out, real)  # type: ignore[arg-type]
