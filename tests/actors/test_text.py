@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 
 from jaxrl_align.actors.text import Frozen, join, judge, last_real, make_text_actor, token_rewards
 from jaxrl_align.align.rlhf import RLHFHParams
+from jaxrl_align.data.tokenizers import left_pad
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.rl.actor_critic import gae_advantages
@@ -114,6 +116,55 @@ def test_padding_is_never_sampled():
         response = write(jax.random.split(jax.random.key(0), 256), temperature)
         assert not ((response.tokens == PAD) & (response.mask > 0)).any()
         assert response.log_prob.min() > -20.0, "what is not padding shares the whole mass"
+
+
+def test_padding_may_be_the_stop_token_which_prompts_may_hold():
+    """As in SmolLM2: sampled, scored and judged with nothing barred, by hand from the table."""
+    config = TextConfig(P, T, stop_token=STOP, pad_token=STOP, missing_stop="keep")
+    asked = [[3, STOP, 5, 4], [STOP], [7, STOP, STOP]] * 8
+    actor = make_text_actor(BIGRAM, lambda model, tokens, mask: mask @ (tokens + 0.5), config)
+    hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0))
+    frozen, start = Frozen(TABLE_LM, None), (actor.init_env(None, hparams), jax.random.key(0), hparams)
+    roll = jax.jit(lambda *a: actor.rollout(BIGRAM_POLICY, frozen, *start, *a)[1:])
+    trajectory, metrics = roll(left_pad(asked, P, STOP))
+    log_p = np.asarray(jax.nn.log_softmax(TABLE_LM))
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def judged(table):
+        params = BIGRAM_POLICY | {"lm": table}
+        got = jax.vmap(lambda t: actor.evaluate(params, frozen, t))(trajectory).log_prob
+        return (got * trajectory.mask).sum(), got
+
+    moved, got = judged(TABLE_LM)
+    stopped, by_hand = 0, np.zeros_like(log_p)
+    for i, prompt in enumerate(asked):
+        action = np.asarray(trajectory.action[i]).tolist()
+        length = action.index(STOP) + 1 if STOP in action else T
+        stopped += STOP in action
+        before, action = [prompt[-1], *action[: length - 1]], action[:length]
+        np.testing.assert_array_equal(trajectory.mask[i], np.arange(T) < length)
+        np.testing.assert_allclose(trajectory.log_prob[i, :length], log_p[before, action], rtol=1e-5)
+        np.testing.assert_allclose(got[i, :length], log_p[before, action], rtol=1e-5)
+        np.testing.assert_allclose(
+            trajectory.reward[i].sum(), sum(prompt + action) + 0.5 * len(prompt + action)
+        )
+        for a, b in zip(before, action, strict=True):
+            by_hand[a] -= np.exp(log_p[a])
+            by_hand[a, b] += 1.0
+    np.testing.assert_allclose(moved, by_hand, atol=1e-4)
+    assert 3 < stopped == metrics["val/num_eos_tokens"] and 0 in np.asarray(trajectory.action)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-7, 1e-20, 1e-45])
+def test_the_coldest_sampling_is_greedy_and_never_the_padding(temperature):
+    """Though every logit is far below 0."""
+    logits = jnp.array([[-180.0, -300.0, -150.0, -150.1], [-9e3, -8e3, -7e3, 7e3]])
+    cold = sampling_logits(logits, temperature, 0)
+    assert np.isfinite(cold).all()
+    np.testing.assert_array_equal(jnp.argmax(cold, -1), [2, 3])
+    np.testing.assert_array_equal(jax.nn.softmax(cold), [[0, 0, 1, 0], [0, 0, 0, 1]])
+    assert np.isfinite(jax.grad(lambda x: sampling_logits(x, temperature, 0).max())(logits[0])).all()
 
 
 def test_sampling_logits_bar_padding_and_leave_a_distribution_of_the_rest():

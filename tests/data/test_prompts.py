@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from jaxrl_align.data.prompts import cut_sentences
-from jaxrl_align.data.tokenizers import train_bpe
+from jaxrl_align.data.tokenizers import Tokenizer, train_bpe
 
 SENTENCES = [
     f"The {a} {b} a {c} again." for a in ("cat", "dog") for b in ("sees", "hears") for c in ("cow", "man")
@@ -29,6 +30,23 @@ def test_prompt_and_response_are_the_sentence_and_a_stop_token():
         assert TOKENIZER.decode(asked) + TOKENIZER.decode(answered) == sentence
         # Cut before a space, where no token reaches across: the boundary is that of the whole sentence.
         assert [*asked, *answered[:-1]] == TOKENIZER.encode(sentence)
+
+
+def test_a_start_token_stands_before_the_prompt_alone_and_padding_may_be_the_stop_token():
+    """As published tokenizers do: a post-processor `<s> $A`, and pad = eos."""
+    backend = train_bpe(SENTENCES, 270)._backend
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 270)])
+    tokenizer = Tokenizer(backend, {"pad_token": "<stop>", "eos_token": "<stop>"})
+    shown = cut_sentences(SENTENCES, tokenizer, np.random.default_rng(0), **SIZES | {"prompt_length": 21})
+    plain = cut()
+    np.testing.assert_array_equal(shown.response.real, plain.response.real)
+    answered = plain.response.real > 0
+    np.testing.assert_array_equal(shown.response.tokens, np.where(answered, plain.response.tokens, 1))
+    np.testing.assert_array_equal(shown.prompt.real.sum(1), plain.prompt.real.sum(1) + 1)
+    for tokens, real in zip(*shown.prompt, strict=True):
+        assert tokens[real > 0].tolist().index(270) == 0 and (tokens[real > 0] == 270).sum() == 1
+        assert (tokens[real == 0] == 1).all()
 
 
 def test_every_number_of_words_is_drawn_and_no_other():

@@ -135,6 +135,8 @@ def test_any_tokenizer_is_read_with_its_special_tokens(tmp_path):
     text = "the cat sees the dog there <s>"
     ids = tokenizer.encode(text)
     assert ids == [270, *TOKENIZER.encode(text)], "all of the text, its start, and no padding"
+    assert tokenizer.encode(text, special=False) == ids[1:]
+    assert tokenizer.encode_batch([text, ""], special=False) == [ids[1:], []]
     assert tokenizer.decode([*ids, 271]) == text
     named = load_tokenizer(folder, pad_token="<pad>", stop_token="<stop>")
     assert (named.pad_token, named.stop_token) == (0, 1)
