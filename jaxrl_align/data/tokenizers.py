@@ -84,27 +84,57 @@ class Tokenizer:
         """Return the text of token ids, without padding and stop."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
-    ) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of a conversation, whose turns the template marks with special tokens.
 
         A special token spelled in a message becomes one, as it does in `transformers`: remove them from
         messages that you do not trust.
 
         Args:
-          messages: one mapping a turn, with `role` and `content`.
-          add_generation_prompt: end where the assistant's next turn begins.
+          messages: one mapping a turn, with its `role`, and mostly `content`.
+          variables: of the template: `add_generation_prompt=True` ends where the assistant's next turn
+            begins, `tools=[...]` offers tools; see `ChatTemplate.render_spans`.
 
         Raises:
+          ImportError: if `jinja2` is not installed.
           ValueError: without a template, or for a conversation that it refuses.
         """
+        return self._encode_chat(messages, variables)[0].ids
+
+    def encode_demonstration(
+        self, messages: Sequence[Mapping[str, Any]], **variables: Any
+    ) -> tuple[list[int], list[bool]]:
+        """Return the token ids of a conversation, and which of them the assistant says.
+
+        Args:
+          messages: as `encode_chat`'s.
+          variables: likewise.
+
+        Raises:
+          ImportError, ValueError: as `encode_chat`; ValueError if the template marks nothing as said by the
+            assistant, in `{% generation %}` blocks.
+        """
+        encoding, spans = self._encode_chat(messages, variables)
+        if not spans:
+            raise ValueError(
+                "the chat template must mark what the assistant says by {% generation %}; got no such block "
+                "in this conversation; edit the template, or add an assistant turn"
+            )
+        said, last = [], 0
+        for start, end in encoding.offsets:
+            # A token of spaces alone may be placed, empty, behind them.
+            start = last if start == end else start
+            said.append(any(start < stop and begin < end for begin, stop in spans))
+            last = end
+        return encoding.ids, said
+
+    def _encode_chat(self, messages: Any, variables: Mapping[str, Any]) -> tuple[Any, list[tuple[int, int]]]:
         if self.chat_template is None:
             raise ValueError("this tokenizer has no chat template; load one that has, or pass chat_template")
-        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        text, spans = self.chat_template.render_spans(messages, **variables)
         self._backend.encode_special_tokens = False
         try:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            return self._backend.encode(text, add_special_tokens=False), spans
         finally:
             self._backend.encode_special_tokens = True
 
@@ -201,7 +231,6 @@ def load_tokenizer(
       stop_token: likewise of the stop token.
 
     Raises:
-      ImportError: if it has a chat template and `jinja2` is not installed.
       ValueError: for a file that cannot be read, or a special token outside the vocabulary.
     """
     folder = Path(folder)

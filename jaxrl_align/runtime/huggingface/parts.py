@@ -187,8 +187,8 @@ def read_rope(
     if clash := [key for key in newer.keys() & older.keys() if newer[key] != older[key]]:
         key = min(clash)
         raise ValueError(
-            f"rope_parameters must agree with {base} and {scaling}; got {key} {newer[key]!r} and {older[key]!r}; "
-            "remove the one that is wrong"
+            f"rope_parameters must agree with {base} and {scaling}; got {key} {newer[key]!r} and "
+            f"{older[key]!r}; remove the one that is wrong"
         )
     entries = older | newer
     theta = need(entries, "rope_theta", float, values.get(base, default))
