@@ -47,7 +47,7 @@ def write(tool, **change):
 
 def heat(temperature):
     hparams = align.RLHFHParams(temperature=temperature)
-    return align.make_rlhf_learner(LM, None, QUERY).init(jax.random.key(0), hparams)
+    return align.make_rlhf_learner(LM, None, QUERY).init(jax.random.key(0), hparams, {})
 
 
 ROW = [[3, 4, 5]]
