@@ -116,6 +116,9 @@ def test_every_byte_and_every_space_of_the_assistants_is_its_own(trim):
         ids, said = tokenizer.encode_demonstration([{"role": "assistant", "content": content}] * 2)
         piece = [False, *[True] * len(tokenizer.encode(content)), False]
         assert said == piece * 2, (content, said)
+    across = Tokenizer(backend, SPECIAL, ChatTemplate("th{% generation %}e dog{% endgeneration %}"))
+    ids, said = across.encode_demonstration(CHAT)
+    assert ids == tokenizer.encode("the dog") and said == [True] * len(ids), "as transformers counts"
     with pytest.raises(
         ValueError, match="must mark what the assistant says by {% generation %}; got no such"
     ):
