@@ -55,9 +55,7 @@ def choose(train: list[list[str]], num: int, seed: int) -> tuple[list[str], np.n
 def tokenize(tokenizer: Tokenizer, texts: list[str], label: np.ndarray, context: int) -> LabelledText:
     """Return texts as padded rows; every text is cut to the context."""
     rows = [row[:context] for row in tokenizer.encode_batch(texts)]
-    tokens = right_pad(rows, context, tokenizer.pad_token)
-    real = (np.arange(context)[None] < np.array([len(row) for row in rows])[:, None]).astype(np.float32)
-    return LabelledText(tokens, real, label)
+    return LabelledText(*right_pad(rows, context, tokenizer.pad_token), label)
 
 
 def n_gram_accuracy(texts: list[str], label: np.ndarray, test: list[str], truth: np.ndarray) -> float:

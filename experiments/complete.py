@@ -42,15 +42,6 @@ class Config:
     seed: int = 0
 
 
-def spare_token(model: Pretrained, prompt: list[int]) -> int:
-    """Return a token to pad with, and never write: the model's own, or the last one of no use."""
-    used = {*model.stop_tokens, *prompt}
-    own = model.tokenizer.pad_token
-    return next(
-        t for t in (own, *reversed(range(model.config.vocab_size))) if t is not None and t not in used
-    )
-
-
 def print_as_written(tokenizer: Tokenizer, tokens: Iterable[int]) -> int:
     """Print text as its tokens come, and return their number; a character may need several tokens."""
     written, shown = [], ""
@@ -89,10 +80,11 @@ def write(config: Config, model: Pretrained, lm: nets.LanguageModel, prompt: lis
         raise ValueError(
             f"{config.model} names no token that ends a text; set eos_token_id in its config.json"
         )
+    pad_token = model.tokenizer.pad_token
     settings = {
         "response_length": config.tokens,
         "stop_tokens": model.stop_tokens,
-        "pad_token": spare_token(model, prompt),
+        "pad_token": None if pad_token in model.stop_tokens else pad_token,
         "filters": text.Filters(config.top_k, config.top_p, config.min_p, config.repetition_penalty),
     }
     key = jax.random.key(config.seed)

@@ -139,7 +139,7 @@ def ask_probes(score: Score, tokenizer: Tokenizer) -> np.ndarray:
 def continuations(lm: LanguageModel, params: Any, tokenizer: Tokenizer) -> list[str]:
     """Return the likeliest next words of each probe, up to and without its gap."""
     stop = (tokenizer.stop_token,) if tokenizer.stop_token is not None else (lm.config.vocab_size - 1,)
-    pad = tokenizer.pad_token if tokenizer.pad_token not in (None, *stop) else 0
+    pad = None if tokenizer.pad_token in stop else tokenizer.pad_token
     complete = make_completer(
         lm, response_length=6, stop_tokens=stop, pad_token=pad, filters=Filters(top_k=1)
     )

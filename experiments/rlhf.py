@@ -34,7 +34,7 @@ from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members, with_data
 from jaxrl_align.runtime.mesh import use_cpu_devices
-from jaxrl_align.types import Comparisons, Learner, TokenBatch
+from jaxrl_align.types import Comparisons, Learner, PaddedTokens, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def pretrain(setup: Setup, folder: RunFolder) -> tuple[Any, np.ndarray]:
 def fine_tune(setup: Setup, folder: RunFolder, params: Any) -> tuple[Any, np.ndarray]:
     """Imitate the demonstrations, completions alone; return parameters [M, ...] and the loss [steps, M]."""
     config = setup.config
-    tokens = jnp.concatenate([setup.prompts, setup.responses], 1)
-    real = (tokens != setup.text.pad_token).astype(jnp.float32)
+    tokens, real = (jnp.concatenate(pair, 1) for pair in zip(setup.prompts, setup.responses, strict=True))
     data = TokenBatch(tokens, real, real.at[:, : config.prompt_length].set(0.0))
     sample = sample_rows(data, batch_size=32)
     learner = make_lm_learner(setup.lm, sample, total_steps=config.sft_steps, warmup_steps=10)
@@ -165,7 +164,7 @@ def learn_reward(
 
 
 def align(
-    setup: Setup, folder: RunFolder, params: Any, model: rm.RewardModel, prompts: np.ndarray
+    setup: Setup, folder: RunFolder, params: Any, model: rm.RewardModel, prompts: PaddedTokens
 ) -> tuple[Any, Any, dict[int, dict]]:
     """Run RLHF from the SFT policy.
 
@@ -234,7 +233,7 @@ def main(config: Config) -> None:
     draw_losses(folder, losses)
     draw_reward_model(folder, held_out, lines)
     draw_path(folder, path, samples.gold.std(1))
-    show_samples(written, [setup.tokenizer.decode(row) for row in test_prompts[0, :5]])
+    show_samples(written, [setup.tokenizer.decode(row) for row in test_prompts.tokens[0, :5]])
     accuracy = (np.array(list(held_out.values())[-1]) > 0).mean(1)
     report(folder, written, accuracy, lines)
     print(f"\nfigures and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")

@@ -18,7 +18,7 @@ from jaxrl_align.data.tokenizers import Tokenizer, train_bpe
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import sample_rows, sample_windows
 from jaxrl_align.text.generation import TextConfig
-from jaxrl_align.types import Answers
+from jaxrl_align.types import Answers, PaddedTokens
 
 SAMPLES = 256
 """Answers per member and evaluation; one program writes them all."""
@@ -34,15 +34,16 @@ class Setup:
         self.tokenizer: Tokenizer = train_bpe(blocks, config.vocab_size)
         self.corpus = jnp.asarray(self.tokenizer.encode("\n".join(blocks)), jnp.int32)
         self.gold = PlainProse(blocks)
-        self.text = TextConfig(config.prompt_length, config.response_length)
+        special = {"stop_token": self.tokenizer.stop_token, "pad_token": self.tokenizer.pad_token}
+        self.text = TextConfig(config.prompt_length, config.response_length, **special)
         shape = (config.width, config.layers, config.heads, config.context)
         self.lm: LanguageModel = make_transformer(TransformerConfig(config.vocab_size, *shape))
         lengths = {"prompt_length": config.prompt_length, "response_length": config.response_length}
         shuffled = rng.permutation(sentences(blocks)).tolist()
         shown = cut_sentences(shuffled, self.tokenizer, rng, **lengths)
-        held_out = max(1, len(shown.prompt) // 5)
-        self.prompts, self.test_prompts = jnp.asarray(shown.prompt[held_out:]), shown.prompt[:held_out]
-        self.responses = jnp.asarray(shown.response[held_out:])
+        held_out = max(1, len(shown.prompt.tokens) // 5)
+        self.prompts, self.responses = jax.tree.map(lambda x: jnp.asarray(x[held_out:]), shown)
+        self.test_prompts = jax.tree.map(lambda x: x[:held_out], shown.prompt)
         # Built here, before any training, so that what cannot work is refused at once.
         self.windows = sample_windows(self.corpus, batch_size=16, length=config.context - 1)
         self.score = functools.partial(rm.score, self.lm)
@@ -67,34 +68,36 @@ class Setup:
         keys = jax.vmap(jax.random.split)(self.keys(purpose))
         return keys[:, 0], keys[:, 1]
 
-    def draw_prompts(self, count: int, source: np.ndarray, purpose: int) -> np.ndarray:
+    def draw_prompts(self, count: int, source: PaddedTokens, purpose: int) -> PaddedTokens:
         """Draw prompts [M, count, P] from a table."""
         rng = np.random.default_rng([self.config.seed, purpose])
-        return np.asarray(source)[rng.integers(0, len(source), (self.config.seeds, count))]
+        drawn = rng.integers(0, len(source.tokens), (self.config.seeds, count))
+        return jax.tree.map(lambda x: np.asarray(x)[drawn], source)
 
     def _answer_member(
-        self, policy: Any, reference: Any, prompts: jax.Array, keys: jax.Array
+        self, policy: Any, reference: Any, prompts: PaddedTokens, keys: jax.Array
     ) -> tuple[Answers, jax.Array]:
         frozen, no_score = Frozen(reference, None), lambda model, tokens, mask: 0.0
 
-        def one(prompt: jax.Array, key: jax.Array) -> tuple[Answers, jax.Array]:
+        def one(prompt: PaddedTokens, key: jax.Array) -> tuple[Answers, jax.Array]:
             trajectory, parts = answer(
                 self.lm, no_score, self.text, policy, frozen, prompt, key, 0.0, RLHFHParams()
             )
-            tokens, real = join(prompt, trajectory.action, trajectory.mask, self.text)
-            return Answers(tokens, real, real.at[: prompt.shape[0]].set(0.0)), parts["kl"]
+            tokens, real = join(prompt, trajectory.action, trajectory.mask)
+            return Answers(tokens, real, real.at[: self.text.prompt_length].set(0.0)), parts["kl"]
 
-        return jax.vmap(one)(prompts, jax.random.split(keys, prompts.shape[0]))
+        return jax.vmap(one)(prompts, jax.random.split(keys, len(prompts.tokens)))
 
-    def write(self, policy: Any, reference: Any, prompts: np.ndarray, keys: jax.Array) -> Samples:
+    def write(self, policy: Any, reference: Any, prompts: PaddedTokens, keys: jax.Array) -> Samples:
         """Let every member's policy answer its prompts [M, N, P], and read each answer's hidden reward."""
-        count = prompts.shape[1]
+        count = prompts.tokens.shape[1]
         blocks = -(-count // SAMPLES)
-        padded = prompts[:, np.arange(blocks * SAMPLES) % count]
+        # [blocks, members, SAMPLES, P]; what fills the last block up is dropped again.
+        index = (np.arange(blocks * SAMPLES) % count).reshape(blocks, SAMPLES)
         block_keys = jax.vmap(lambda k: jax.random.split(k, blocks), out_axes=1)(keys)
         parts = [
-            self._answer(policy, reference, rows, k)
-            for rows, k in zip(np.split(padded, blocks, axis=1), block_keys, strict=True)
+            self._answer(policy, reference, jax.tree.map(lambda x, i=i: x[:, i], prompts), k)
+            for i, k in zip(index, block_keys, strict=True)
         ]
         answers, kl = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *parts)
         stopped = ((answers.tokens == self.text.stop_token) & (answers.response > 0)).any(-1)

@@ -26,7 +26,7 @@ def check_divides(count: int, total: int, count_name: str, total_name: str) -> N
 
 
 def check_hparams(hparams: Any) -> None:
-    """Raise ValueError for a dictionary or a number in place of hyperparameters, and for one that is nan.
+    """Raise ValueError for no NamedTuple, for one that holds a nan, and for a temperature that is not above 0.
 
     Hyperparameters that are traced have no values yet; `train_members` checks them before it compiles.
     """
@@ -39,6 +39,9 @@ def check_hparams(hparams: Any) -> None:
         if not isinstance(value, jax.core.Tracer) and np.isnan(value).any():
             name = jax.tree_util.keystr(path, simple=True)
             raise ValueError(f"{name} must be a number; got nan; correct the hyperparameters")
+    temperature = getattr(hparams, "temperature", 1.0)
+    if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
+        raise ValueError(f"temperature must be above 0; got {temperature}; 1 leaves the policy as it is")
 
 
 def refuse(**unused: Any) -> None:

@@ -109,6 +109,18 @@ class Transition(NamedTuple):
     """[...] observation after the action, read before any reset."""
 
 
+class PaddedTokens(NamedTuple):
+    """Token ids filled up to one length, as prompts and responses are; each leaf [..., L].
+
+    What is padding the mask says, never a token: many published models pad with a token that texts hold.
+    """
+
+    tokens: jax.Array
+    """int32."""
+    real: jax.Array
+    """float, 1 for a token, 0 for padding."""
+
+
 class TokenBatch(NamedTuple):
     """Sequences to predict, each leaf [B, L]."""
 

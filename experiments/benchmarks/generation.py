@@ -36,7 +36,7 @@ from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows
 from jaxrl_align.runtime import cli
 from jaxrl_align.text.generation import WHOLE, Filters, TextConfig, generate
-from jaxrl_align.types import TokenBatch
+from jaxrl_align.types import PaddedTokens, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def our_generation(config: Config, batch: int, sample: bool) -> peers.Round:
     """Return the measurement of `generate`, new tokens a second."""
     lm, text = model(config), TextConfig(config.prompt, config.new)
     params = jax.jit(lm.init)(jax.random.key(0))
-    prompts = jax.random.randint(jax.random.key(1), (batch, config.prompt), 2, config.vocab)
+    tokens = jax.random.randint(jax.random.key(1), (batch, config.prompt), 2, config.vocab)
+    prompts = PaddedTokens(tokens, jnp.ones(tokens.shape))
     filters = WHOLE if sample else Filters(top_k=1)
 
     @jax.jit

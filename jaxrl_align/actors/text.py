@@ -2,8 +2,8 @@
 
 Everything here is a pure function of arrays, so generation, scoring and the update that follows compile into
 one program. A query is `prompt` [P], left-padded, followed by a response [T], right-padded; the reward model,
-the value head and both policies read the two together. Padding is never a token that can be sampled, and it
-is not the stop token.
+the value head and both policies read the two together. Masks say what is padding, so that a prompt may hold
+the padding token, which may be the stop token too; if it is not, it is never sampled.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,16 @@ from jaxrl_align.losses import Categorical, entropy, proportional_kl_coefficient
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
 from jaxrl_align.text.generation import TextConfig, generate, sampling_logits
-from jaxrl_align.types import Actor, Evaluation, Metrics, Numeric, Params, Sampler, Trajectory
+from jaxrl_align.types import (
+    Actor,
+    Evaluation,
+    Metrics,
+    Numeric,
+    PaddedTokens,
+    Params,
+    Sampler,
+    Trajectory,
+)
 
 Score = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """`(reward_model, tokens[L], mask[L]) -> []`: how good a query and its response are, any pure function."""
@@ -36,7 +45,7 @@ class Frozen(NamedTuple):
 class TextObservation(NamedTuple):
     """A prompt [P], and the temperature [] that its response is sampled at."""
 
-    prompt: jax.Array
+    prompt: PaddedTokens
     temperature: jax.Array
 
 
@@ -46,25 +55,21 @@ class KLController(NamedTuple):
     coef: jax.Array
 
 
-def join(
-    prompt: jax.Array, response: jax.Array, mask: jax.Array, config: TextConfig
-) -> tuple[jax.Array, jax.Array]:
-    """Return the query and its response as one sequence: tokens [P + T] and their mask [P + T].
+def join(prompt: PaddedTokens, response: jax.Array, mask: jax.Array) -> PaddedTokens:
+    """Return the query and its response as one sequence [P + T].
 
     Args:
       prompt: [P] left-padded.
       response: [T] right-padded.
       mask: [T] 1 for a real response token.
-      config: names the padding token.
     """
-    real = (prompt != config.pad_token).astype(mask.dtype)
-    return jnp.concatenate([prompt, response]), jnp.concatenate([real, mask])
+    return PaddedTokens(jnp.concatenate([prompt.tokens, response]), jnp.concatenate([prompt.real, mask]))
 
 
 def judge(
     lm: LanguageModel,
     params: Params,
-    prompt: jax.Array,
+    prompt: PaddedTokens,
     response: jax.Array,
     mask: jax.Array,
     config: TextConfig,
@@ -90,10 +95,11 @@ def judge(
     Returns:
       An `Evaluation` with leaves [T], the distribution's logits [T, V].
     """
-    tokens, real = join(prompt, response, mask, config)
-    hidden, _ = lm.encode(params, tokens, real)
-    hidden = hidden[prompt.shape[0] - 1 : -1]
-    logits = sampling_logits(lm.logits(params, hidden), temperature, config.pad_token)
+    text = join(prompt, response, mask)
+    hidden, _ = lm.encode(params, text.tokens, text.real)
+    hidden = hidden[config.prompt_length - 1 : -1]
+    pad_token = None if config.pad_token == config.stop_token else config.pad_token
+    logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
     value = jnp.zeros_like(mask) if value_head is None else apply_scalar_head(value_head, hidden)
     return Evaluation(token_log_prob(logits, response), entropy(logits), value, Categorical(logits))
 
@@ -132,7 +138,7 @@ def answer(
     config: TextConfig,
     params: Params,
     frozen: Frozen,
-    prompt: jax.Array,
+    prompt: PaddedTokens,
     key: chex.PRNGKey,
     kl_coef: Numeric,
     hparams: Any,
@@ -148,7 +154,13 @@ def answer(
         lm, policy, prompt, key, config, temperature=temperature, value_head=params["value"]
     )
     reference = judge(lm, frozen.reference, prompt, tokens, mask, config, temperature=temperature)
-    raw = jnp.asarray(score(frozen.reward_model, *join(prompt, tokens, mask, config)), jnp.float32)
+    text = join(prompt, tokens, mask)
+    raw = jnp.asarray(score(frozen.reward_model, text.tokens, text.real), jnp.float32)
+    if raw.shape:
+        raise ValueError(
+            f"score must return one number for a text, shape []; got {list(raw.shape)}; take its sum, or its "
+            "value at the last real token"
+        )
     unstopped = {"replace": -hparams.stop_penalty, "subtract": raw - hparams.stop_penalty, "keep": raw}
     stopped = jnp.any((tokens == config.stop_token) & (mask > 0))
     paid = jnp.where(stopped, raw, unstopped[config.missing_stop])
@@ -179,17 +191,20 @@ def make_text_actor(
       lm: the language model.
       score: reads the query and the response up to its stop token.
       config: lengths and special tokens.
-      sample_prompts: `key -> [B, P]` prompts, for rollouts without a batch.
+      sample_prompts: `key -> PaddedTokens` [B, P], for rollouts without a batch.
 
     Returns:
       An `Actor`; hparams need `temperature, gamma, gae_lambda, kl_coef, kl_target, kl_horizon, stop_penalty`.
       Its metrics are means over the batch: `objective/kl` is the KL summed over each sequence.
 
     Raises:
-      ValueError: if prompt and response do not fit the model's context, or a special token its vocabulary; at
-        trace time, if the frozen tree or the prompts are missing.
+      ValueError: if prompt and response do not fit the model's context, a special token its vocabulary, or
+        what is sampled is no prompts; at trace time, if
+        the frozen tree or the prompts are missing, or the score is not a number.
     """
     _check_fits(lm, config)
+    if sample_prompts is not None:
+        _check_prompts(lm, config, sample_prompts(jax.random.key(0)))
 
     def init_params(key: chex.PRNGKey) -> Params:
         return {"lm": lm.init(key), "value": init_scalar_head(None, lm.config.width)}
@@ -207,8 +222,8 @@ def make_text_actor(
             if sample_prompts is None:
                 raise ValueError("this actor has no prompts; pass step(state, batch), or give sample_prompts")
             batch = sample_prompts(key_prompts)
-        prompts = _check_prompts(config, batch)
-        count = prompts.shape[0]
+        prompts = _check_prompts(lm, config, batch)
+        count = len(prompts.tokens)
         trajectory, parts = jax.vmap(
             lambda prompt, k: answer(lm, score, config, params, frozen, prompt, k, env_state.coef, hparams)
         )(prompts, jax.random.split(key_answers, count))
@@ -243,12 +258,36 @@ def make_text_actor(
     return Actor(init_params, init_env, rollout, evaluate, takes_batch=True)
 
 
-def _check_prompts(config: TextConfig, prompts: Any) -> Any:
-    shape, kind = np.shape(prompts), getattr(prompts, "dtype", type(prompts).__name__)
-    if shape[1:] != (config.prompt_length,) or not jnp.issubdtype(kind, jnp.integer):
+def _known(x: Any) -> bool:
+    """Return whether a value can be looked at, as it cannot be while a program is traced."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def _check_prompts(lm: LanguageModel, config: TextConfig, prompts: Any) -> PaddedTokens:
+    length = config.prompt_length
+    if not isinstance(prompts, PaddedTokens):
         raise ValueError(
-            f"prompts must be integers [B, {config.prompt_length}]; got {kind} {shape}; pad or cut them"
+            f"prompts must be PaddedTokens(tokens, real) of [B, {length}]; got "
+            f"{getattr(prompts, 'dtype', type(prompts).__name__)} {np.shape(prompts)}; left_pad makes them"
         )
+    (shape, other), kind = map(np.shape, prompts), jnp.asarray(prompts.tokens).dtype
+    if shape != other or shape[1:] != (length,) or not shape[0] or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(
+            f"prompts must be integers and their mask, each [B, {length}], B >= 1; got {kind} {shape} and "
+            f"{other}; pad or cut them"
+        )
+    if _known(prompts.tokens) and _known(prompts.real):
+        tokens, real = map(np.asarray, prompts)
+        if not ((tokens >= 0) & (tokens < lm.config.vocab_size)).all():
+            raise ValueError(
+                f"tokens of prompts must be from 0 to {lm.config.vocab_size - 1}; got {tokens.min()} to "
+                f"{tokens.max()}; was another tokenizer used?"
+            )
+        if wrong := np.flatnonzero((real[:, -1] != 1) | (np.diff(real, axis=1) < 0).any(1)).tolist():
+            raise ValueError(
+                "every prompt must be padding, then at least one token; got holes, or none at its end, in "
+                f"rows {wrong[:5]}; left_pad makes them"
+            )
     return prompts
 
 

@@ -68,19 +68,19 @@ def make_rlhf_learner(
       lm: the language model.
       score: `(frozen.reward_model, tokens[L], mask[L]) -> []`.
       config: lengths and special tokens.
-      sample_prompts: `key -> [B, P]`.
+      sample_prompts: `key -> PaddedTokens` [B, P].
       epochs: passes over each batch of responses.
       minibatches: gradient steps per pass; must divide the number of prompts.
       total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.
       optimizer: an update rule without its learning rate.
 
     Returns:
-      A `Learner`; `step(state)` draws prompts, `step(state, prompts [B, P])` takes given ones. Its metrics
+      A `Learner`; `step(state)` draws prompts, `step(state, PaddedTokens)` takes given ones. Its metrics
       are those of `actors.text.make_text_actor` and of `rl.actor_critic.ppo_loss`.
 
     Raises:
-      ValueError: if prompt and response do not fit the context or a special token the vocabulary; at trace
-        time, if `minibatches` does not divide the number of prompts.
+      ValueError: what `actors.text.make_text_actor` refuses; at trace time, if `minibatches` does not divide
+        the number of prompts.
     """
     actor = make_text_actor(lm, score, config, sample_prompts)
     return make_actor_critic(

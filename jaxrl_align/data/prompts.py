@@ -6,14 +6,15 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrl_align.data.tokenizers import Tokenizer, left_pad, right_pad
+from jaxrl_align.types import PaddedTokens
 
 
 class Demonstrations(NamedTuple):
-    """Prompts and the responses shown for them, int32."""
+    """Prompts and the responses shown for them."""
 
-    prompt: np.ndarray
+    prompt: PaddedTokens
     """[N, P], left-padded."""
-    response: np.ndarray
+    response: PaddedTokens
     """[N, T], right-padded, the stop token included."""
 
 
@@ -37,19 +38,22 @@ def cut_sentences(
       words: the fewest and the most words of a prompt.
 
     Raises:
-      ValueError: if no sentence fits.
+      ValueError: if no sentence fits, or the tokenizer lacks a padding or a stop token.
     """
     prompts, responses = [], []
     pad_token, stop_token = tokenizer.pad_token, tokenizer.stop_token
     if pad_token is None or stop_token is None:
-        raise ValueError(f"the tokenizer must have pad and stop tokens; got {pad_token} and {stop_token}")
+        raise ValueError(
+            f"the tokenizer must have pad and stop tokens; got {pad_token} and {stop_token}; name them, "
+            "load_tokenizer(folder, pad_token=..., stop_token=...): one token may be both"
+        )
     for sentence in sentences:
         parts = sentence.split(" ")
         cut = int(rng.integers(words[0], words[1], endpoint=True))
         if len(parts) <= cut:
             continue
         prompt = tokenizer.encode(" ".join(parts[:cut]))
-        response = [*tokenizer.encode(" " + " ".join(parts[cut:])), stop_token]
+        response = [*tokenizer.encode(" " + " ".join(parts[cut:]), special=False), stop_token]
         if len(prompt) <= prompt_length and len(response) <= response_length:
             prompts.append(prompt)
             responses.append(response)

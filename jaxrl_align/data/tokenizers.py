@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.types import PaddedTokens
 
 PAD, STOP = "<pad>", "<stop>"
 OURS = {"pad_token": PAD, "eos_token": STOP}
@@ -55,18 +56,23 @@ class Tokenizer:
             raise ValueError(f"{name} must be in the vocabulary; got {self.special[name]!r}")
         return found
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, with what the tokenizer itself puts around every text.
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the token ids of a text.
+
+        Args:
+          text: a whole text, or a piece of one.
+          special: with what the tokenizer itself puts around every text, such as a BOS; False for a piece
+            that follows another.
 
         Raises:
           ValueError: for a character outside a character tokenizer's vocabulary.
         """
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text], special=special)[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of many texts."""
+    def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Return the token ids of many texts, each as `encode` does."""
         texts = list(texts)
-        rows = [encoding.ids for encoding in self._backend.encode_batch(texts)]
+        rows = [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=special)]
         if getattr(self._backend.model, "unk_token", None) == PAD:
             for text, row in zip(texts, rows, strict=True):
                 if self.pad_token in row:
@@ -78,27 +84,57 @@ class Tokenizer:
         """Return the text of token ids, without padding and stop."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
-    ) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of a conversation, whose turns the template marks with special tokens.
 
         A special token spelled in a message becomes one, as it does in `transformers`: remove them from
         messages that you do not trust.
 
         Args:
-          messages: one mapping a turn, with `role` and `content`.
-          add_generation_prompt: end where the assistant's next turn begins.
+          messages: one mapping a turn, with its `role`, and mostly `content`.
+          variables: of the template: `add_generation_prompt=True` ends where the assistant's next turn
+            begins, `tools=[...]` offers tools; see `ChatTemplate.render_spans`.
 
         Raises:
+          ImportError: if `jinja2` is not installed.
           ValueError: without a template, or for a conversation that it refuses.
         """
+        return self._encode_chat(messages, variables)[0].ids
+
+    def encode_demonstration(
+        self, messages: Sequence[Mapping[str, Any]], **variables: Any
+    ) -> tuple[list[int], list[bool]]:
+        """Return the token ids of a conversation, and which of them the assistant says.
+
+        Args:
+          messages: as `encode_chat`'s.
+          variables: likewise.
+
+        Raises:
+          ImportError, ValueError: as `encode_chat`; ValueError if the template marks nothing as said by the
+            assistant, in `{% generation %}` blocks.
+        """
+        encoding, spans = self._encode_chat(messages, variables)
+        if not spans:
+            raise ValueError(
+                "the chat template must mark what the assistant says by {% generation %}; got no such block "
+                "in this conversation; edit the template, or add an assistant turn"
+            )
+        said, last = [], 0
+        for start, end in encoding.offsets:
+            # A token of spaces alone may be placed, empty, behind them.
+            start = last if start == end else start
+            said.append(any(start < stop and begin < end for begin, stop in spans))
+            last = end
+        return encoding.ids, said
+
+    def _encode_chat(self, messages: Any, variables: Mapping[str, Any]) -> tuple[Any, list[tuple[int, int]]]:
         if self.chat_template is None:
             raise ValueError("this tokenizer has no chat template; load one that has, or pass chat_template")
-        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        text, spans = self.chat_template.render_spans(messages, **variables)
         self._backend.encode_special_tokens = False
         try:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            return self._backend.encode(text, add_special_tokens=False), spans
         finally:
             self._backend.encode_special_tokens = True
 
@@ -195,7 +231,6 @@ def load_tokenizer(
       stop_token: likewise of the stop token.
 
     Raises:
-      ImportError: if it has a chat template and `jinja2` is not installed.
       ValueError: for a file that cannot be read, or a special token outside the vocabulary.
     """
     folder = Path(folder)
@@ -259,26 +294,29 @@ def _chat_source(folder: Path, values: Mapping[str, Any]) -> str | None:
     return source
 
 
-def left_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> np.ndarray:
-    """Return rows [N, length] int32 whose tokens end at the right edge, as prompts do.
+def left_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> PaddedTokens:
+    """Return rows [N, length] whose tokens end at the right edge, as prompts do.
+
+    Args:
+      rows: token ids of each.
+      length: of every row.
+      pad_token: stands before them; the rows may hold it too, since the mask says what is padding.
 
     Raises:
-      ValueError: for a row that is longer than `length`.
+      ValueError: for a row that is longer than `length`, or a padding token that is none.
     """
     return _pad(rows, length, pad_token, left=True)
 
 
-def right_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> np.ndarray:
-    """Return rows [N, length] int32 whose tokens begin at the left edge, as responses do.
-
-    Raises:
-      ValueError: for a row that is longer than `length`.
-    """
+def right_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> PaddedTokens:
+    """Return rows [N, length] whose tokens begin at the left edge, as responses do; see `left_pad`."""
     return _pad(rows, length, pad_token, left=False)
 
 
-def _pad(rows: Sequence[Sequence[int]], length: int, pad_token: int, *, left: bool) -> np.ndarray:
-    out = np.full((len(rows), length), pad_token, np.int32)
+def _pad(rows: Sequence[Sequence[int]], length: int, pad_token: int, *, left: bool) -> PaddedTokens:
+    if not isinstance(pad_token, int | np.integer):
+        raise ValueError(f"pad_token must be a token id; got {pad_token}; take the stop token, or any other")
+    out, real = np.full((len(rows), length), pad_token, np.int32), np.zeros((len(rows), length), np.float32)
     for i, row in enumerate(rows):
         if len(row) > length:
             raise ValueError(
@@ -286,4 +324,5 @@ def _pad(rows: Sequence[Sequence[int]], length: int, pad_token: int, *, left: bo
             )
         start = length - len(row) if left else 0
         out[i, start : start + len(row)] = row
-    return out
+        real[i, start : start + len(row)] = 1.0
+    return PaddedTokens(out, real)  # type: ignore[arg-type]

@@ -89,9 +89,8 @@ def make_scorer(
             (index,) = np.nonzero(buckets == length)
             for part in np.split(index, range(batch_size, len(index), batch_size)):
                 fill = batch_size - len(part)
-                tokens = right_pad([*(rows[i] for i in part), *[[]] * fill], length, 0)
-                real = np.arange(length) < np.array([*lengths[part], *[0] * fill])[:, None]
-                scores = program(params, tokens, real.astype(np.float32))
+                padded = right_pad([*(rows[i] for i in part), *[[]] * fill], length, 0)
+                scores = program(params, *padded)
                 found[..., part] = np.asarray(scores)[..., : len(part)]
         return found
 

@@ -16,6 +16,7 @@ from jaxrl_align.pretrain.layerwise import (
 from jaxrl_align.pretrain.lm import (
     LMHParams,
     bits_per_byte,
+    chat_batch,
     make_lm_learner,
     make_text_loss,
     next_token_objective,
@@ -41,7 +42,7 @@ from jaxrl_align.pretrain.text_classification import (
 # fmt: off
 __all__ = [
     "AutoencoderHParams", "ClassifierHParams", "LMHParams", "LabelledText", "TextClassifierHParams",
-    "attach_head", "bits_per_byte", "classify", "error_rate", "finetune", "fit", "fit_head",
+    "attach_head", "bits_per_byte", "chat_batch", "classify", "error_rate", "finetune", "fit", "fit_head",
     "make_autoencoder_learner", "make_classifier_learner", "make_layer_autoencoders", "make_lm_learner",
     "make_text_classifier", "make_text_loss", "mean_accuracy", "mean_features", "next_token_objective",
     "packed_batch", "perplexity", "predict_row", "pretrain_supervised", "pretrain_unsupervised",

@@ -4,7 +4,7 @@ Both are one loss; they differ in the mask. `next_token_objective` reads `TokenB
 marks the tokens that are predicted: all of a window, or the completion alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from jaxrl_align.data.mixtures import normalise_weights
 from jaxrl_align.data.streams import stream_rows
+from jaxrl_align.data.tokenizers import Tokenizer, right_pad
 from jaxrl_align.learner import Decay, LossFn, linear_decay, make_gradient_learner, make_optimizer
 from jaxrl_align.losses import next_token_loss
 from jaxrl_align.nets.adapters import overlay
@@ -34,6 +35,30 @@ def packed_batch(packed: Any) -> TokenBatch:
     segments = jnp.asarray(packed.segments)
     real = (segments > 0).astype(jnp.float32)
     return TokenBatch(jnp.asarray(packed.tokens), real, real, segments)
+
+
+def chat_batch(
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    length: int,
+    **variables: Any,
+) -> TokenBatch:
+    """Return conversations as a `TokenBatch` [N, length] in which the assistant's words alone are predicted.
+
+    Args:
+      tokenizer: has a chat template with `{% generation %}` blocks.
+      conversations: of each, the messages.
+      length: of every row, in tokens.
+      variables: of the template; see `Tokenizer.encode_demonstration`.
+
+    Raises:
+      ValueError: for a conversation beyond `length`, or what `encode_demonstration` refuses.
+    """
+    rows = [tokenizer.encode_demonstration(messages, **variables) for messages in conversations]
+    tokens, real = right_pad([ids for ids, _ in rows], length, 0)
+    said, _ = right_pad([said for _, said in rows], length, 0)
+    return TokenBatch(jnp.asarray(tokens), jnp.asarray(real), jnp.asarray(said, jnp.float32))
 
 
 def check_window(tokens: jax.Array, length: int) -> None:

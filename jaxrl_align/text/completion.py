@@ -1,6 +1,6 @@
 """Completions of prompts of any lengths: a batch at once, or one token by token.
 
-complete = make_completer(lm, response_length=64, stop_tokens=(1,), pad_token=0, filters=Filters(top_p=0.9))
+complete = make_completer(lm, response_length=64, stop_tokens=(1,), filters=Filters(top_p=0.9))
 for completion in complete(params, prompts, jax.random.key(0), temperature=0.8):
     print(tokenizer.decode(completion.tokens))
 """
@@ -27,7 +27,7 @@ from jaxrl_align.text.generation import (
     read_prompt,
     read_token,
 )
-from jaxrl_align.types import Params
+from jaxrl_align.types import PaddedTokens, Params
 
 
 class Completion(NamedTuple):
@@ -46,23 +46,41 @@ def bucket_length(length: int, smallest: int = 16) -> int:
     return max(smallest, 1 << (length - 1).bit_length())
 
 
-def _check_prompts(lm: LanguageModel, prompts: Sequence[Sequence[int]], config: TextConfig) -> np.ndarray:
+def _check_tokens(lm: LanguageModel, stop_tokens: Sequence[int], pad_token: int | None) -> int:
+    """Check the special tokens and return the one that fills up."""
+    size = lm.config.vocab_size
+    named = [*stop_tokens, *([] if pad_token is None else [pad_token])]
+    if not stop_tokens or not all(isinstance(t, int | np.integer) and 0 <= t < size for t in named):
+        raise ValueError(
+            f"stop_tokens must name some token, and they and pad_token lie in the vocabulary of {size}; got "
+            f"{list(stop_tokens)} and {pad_token}; take the tokenizer's"
+        )
+    if pad_token in stop_tokens:
+        raise ValueError(
+            f"pad_token is never written, so it must be no stop token; got {pad_token}, stop_tokens="
+            f"{list(stop_tokens)}; leave pad_token out"
+        )
+    return stop_tokens[0] if pad_token is None else pad_token
+
+
+def _check_prompts(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], response_length: int, pad_token: int
+) -> PaddedTokens:
     """Check prompts and return them as [B, P], P the bucket of the longest."""
     longest = max(map(len, prompts), default=0)
-    if not prompts or not min(map(len, prompts)):
+    if not len(prompts) or not min(map(len, prompts)):
         raise ValueError("every prompt must hold at least one token; give a start token for an empty one")
-    if longest + config.response_length > lm.config.context:
+    if longest + response_length > lm.config.context:
         raise ValueError(
             f"prompt and response must fit the context of {lm.config.context} tokens; got a prompt of "
-            f"{longest} and response_length={config.response_length}; shorten one of them"
+            f"{longest} and response_length={response_length}; shorten one of them"
         )
-    rows = left_pad(prompts, bucket_length(longest), config.pad_token)
-    if not ((rows >= 0) & (rows < lm.config.vocab_size)).all():
+    rows = left_pad(prompts, bucket_length(longest), pad_token)
+    if not ((rows.tokens >= 0) & (rows.tokens < lm.config.vocab_size)).all():
         raise ValueError(
-            f"tokens must be from 0 to {lm.config.vocab_size - 1}; got {rows.min()} to {rows.max()}"
+            f"tokens of prompts must be from 0 to {lm.config.vocab_size - 1}; got {rows.tokens.min()} to "
+            f"{rows.tokens.max()}; was another tokenizer used?"
         )
-    if any(config.pad_token in prompt for prompt in prompts):
-        raise ValueError(f"prompts must not hold the padding token {config.pad_token}; padding is added here")
     return rows
 
 
@@ -71,7 +89,7 @@ def make_completer(
     *,
     response_length: int,
     stop_tokens: Sequence[int],
-    pad_token: int,
+    pad_token: int | None = None,
     filters: Filters = WHOLE,
 ) -> Callable[..., list[Completion]]:
     """Return `(params, prompts, key, temperature=1.0) -> completions`, a batch at a time.
@@ -83,21 +101,21 @@ def make_completer(
       lm: the language model.
       response_length: the most tokens that are written.
       stop_tokens: each ends a completion.
-      pad_token: fills the prompts up; never sampled, and no prompt may hold it.
+      pad_token: a token that is never written, as the model's padding; None, every token may be.
       filters: what of the distribution is sampled.
 
     Returns:
       A function; it raises ValueError for an empty prompt, one beyond the context, or tokens out of range.
       Its `program` is the jitted function below.
+
+    Raises:
+      ValueError: for no stop token, a token outside the vocabulary, or padding that is a stop token.
     """
-    if not stop_tokens or pad_token in stop_tokens:
-        raise ValueError(
-            f"stop_tokens must name some token other than padding ({pad_token}); got {stop_tokens}"
-        )
+    fill = _check_tokens(lm, stop_tokens, pad_token)
 
     @jax.jit
     def program(params: Any, rows: Any, keys: Any, temperature: Any) -> Response:
-        config = TextConfig(rows.shape[1], response_length, stop_tokens[0], pad_token)
+        config = TextConfig(rows.tokens.shape[1], response_length, stop_tokens[0], fill)
         one = lambda prompt, key: generate(
             lm,
             params,
@@ -117,9 +135,8 @@ def make_completer(
         temperature: float = 1.0,
     ) -> list[Completion]:
         check_temperature(temperature)
-        config = TextConfig(1, response_length, stop_tokens[0], pad_token)
-        rows = _check_prompts(lm, prompts, config)
-        keys = jax.random.split(key, len(rows))
+        rows = _check_prompts(lm, prompts, response_length, fill)
+        keys = jax.random.split(key, len(prompts))
         response = program(params, rows, keys, jnp.float32(temperature))
         tokens, log_prob, _, mask = map(np.asarray, response)
         return [_completion(*row, stop_tokens) for row in zip(tokens, log_prob, mask, strict=True)]
@@ -151,7 +168,7 @@ def stream(
     *,
     response_length: int,
     stop_tokens: Sequence[int],
-    pad_token: int,
+    pad_token: int | None = None,
     temperature: float = 1.0,
     filters: Filters = WHOLE,
 ) -> Iterator[int]:
@@ -166,14 +183,17 @@ def stream(
       key: the draw.
       response_length: the most tokens that are written.
       stop_tokens: each ends the completion and is not yielded.
-      pad_token: fills the prompt up to its bucket.
+      pad_token: a token that is never written; None, every token may be.
       temperature: > 0.
       filters: what of the distribution is sampled.
+
+    Raises:
+      ValueError: at the first token, for what `make_completer` and its function refuse.
     """
     check_temperature(temperature)
-    rows = _check_prompts(lm, [prompt], TextConfig(1, response_length, stop_tokens[0], pad_token))
-    config = TextConfig(rows.shape[1], response_length, stop_tokens[0], pad_token)
-    padded = jnp.asarray(rows[0])
+    fill = _check_tokens(lm, stop_tokens, pad_token)
+    padded = jax.tree.map(lambda x: jnp.asarray(x[0]), _check_prompts(lm, [prompt], response_length, fill))
+    config = TextConfig(len(padded.tokens), response_length, stop_tokens[0], fill)
     slots = make_slots(padded, config)
     read = jax.jit(lambda p, k: read_prompt(lm, p, padded, slots, k, config, filters))
 

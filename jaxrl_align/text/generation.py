@@ -1,6 +1,6 @@
 """Generation: a prompt is read at once, then tokens are written one by one into a cache of fixed size.
 
-`generate` is pure and for one prompt: RLHF rolls out with it, and `actors/completion.py` serves people with
+`generate` is pure and for one prompt: RLHF rolls out with it, and `text/completion.py` serves people with
 it. The reported log-probabilities are those of the distribution that was sampled, after the temperature and
 every filter.
 """
@@ -12,12 +12,16 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_align.nets.transformer import Cache, LanguageModel, apply_scalar_head, positions_of
-from jaxrl_align.types import Numeric, Params
+from jaxrl_align.types import Numeric, PaddedTokens, Params
 
-BARRED = -1e9
-"""The logit of what is never sampled: finite, so that differences of log-probabilities stay numbers."""
+BARRED = -1e18
+"""The logit of what is never sampled: below every other at any temperature, and finite, so that differences
+of log-probabilities, and their squares, stay numbers."""
+COLDEST = 1e-6
+"""Lower temperatures are taken as this one, at which a lead of 1e-4 nats is certain to win."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,21 @@ class TextConfig:
     response_length: int
     """T, the most tokens that are written."""
     stop_token: int = 1
-    """Ends a response; another token than `pad_token`."""
+    """Ends a response."""
     pad_token: int = 0
+    """Fills up what is shorter; never sampled, unless it is the stop token too."""
     missing_stop: Literal["replace", "subtract", "keep"] = "replace"
     """The score of a response without a stop token: "replace" it by `-stop_penalty`, "subtract"
     the penalty, or "keep" it."""
 
     def __post_init__(self) -> None:
-        """Raise for empty queries and for a stop token that is the padding token."""
+        """Raise for empty queries and for tokens that are none."""
         for name in ("prompt_length", "response_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.stop_token == self.pad_token:
-            raise ValueError(f"the stop token must not be the padding token; got {self.stop_token} for both")
+        for name in ("stop_token", "pad_token"):
+            if not isinstance(token := getattr(self, name), int | np.integer):
+                raise ValueError(f"{name} must be a token id; got {token}; one token may stop and pad")
         if self.missing_stop not in ("replace", "subtract", "keep"):
             raise ValueError(f"missing_stop must be replace, subtract or keep; got {self.missing_stop!r}")
 
@@ -92,7 +98,7 @@ class Response(NamedTuple):
     """[T] float, 1 up to and including the stop token."""
 
 
-def sampling_logits(logits: jax.Array, temperature: Numeric, pad_token: int) -> jax.Array:
+def sampling_logits(logits: jax.Array, temperature: Numeric, pad_token: int | None) -> jax.Array:
     """Return the logits that are sampled: divided by the temperature, with padding excluded.
 
     The acting policy, the reference and the update all read this function, so their log-probabilities speak
@@ -101,9 +107,11 @@ def sampling_logits(logits: jax.Array, temperature: Numeric, pad_token: int) -> 
     Args:
       logits: [..., V].
       temperature: > 0.
-      pad_token: index that is never sampled.
+      pad_token: index that is never sampled; None where padding is a stop token, which may be.
     """
-    logits = logits / temperature
+    logits = logits / jnp.maximum(temperature, COLDEST)
+    if pad_token is None:
+        return logits
     barred = jnp.arange(logits.shape[-1]) == pad_token
     return jnp.where(jnp.expand_dims(barred, range(logits.ndim - 1)), BARRED, logits)
 
@@ -116,7 +124,7 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
       filters: the repetition penalty is not applied here.
 
     Returns:
-      [V] the logits, about -1e9 where barred.
+      [V] the logits, `BARRED` where they are left out.
     """
     if filters.top_k is not None and filters.top_k < logits.shape[0]:
         # XLA sorts for every k, on a CPU at half the cost of a small model's token.
@@ -160,17 +168,16 @@ class Slots(NamedTuple):
     """int32."""
 
 
-def make_slots(prompt: jax.Array, config: TextConfig) -> Slots:
+def make_slots(prompt: PaddedTokens, config: TextConfig) -> Slots:
     """Return the slots of ONE prompt [P] and its response."""
-    real = (prompt != config.pad_token).astype(jnp.float32)
-    mask = jnp.concatenate([real, jnp.ones(config.response_length)])
+    mask = jnp.concatenate([prompt.real, jnp.ones(config.response_length)])
     return Slots(mask, positions_of(mask))
 
 
 def read_prompt(
     lm: LanguageModel,
     params: Params,
-    prompt: jax.Array,
+    prompt: PaddedTokens,
     slots: Slots,
     key: chex.PRNGKey,
     config: TextConfig,
@@ -180,10 +187,10 @@ def read_prompt(
     chex.assert_shape(prompt, (config.prompt_length,))
     cache = lm.init_cache(slots.mask.shape[0])
     positions = slots.position[: config.prompt_length]
-    hidden, cache = lm.encode(params, prompt, slots.mask, cache, 0, positions)
+    hidden, cache = lm.encode(params, prompt.tokens, slots.mask, cache, 0, positions)
     seen = None
     if filters.repetition_penalty != 1.0:
-        seen = jnp.zeros(lm.config.vocab_size, bool).at[prompt].set(True).at[config.pad_token].set(False)
+        seen = jnp.zeros(lm.config.vocab_size, bool).at[prompt.tokens].max(prompt.real > 0)
     return DecodeState(hidden[-1], cache, jnp.array(True), key, seen)
 
 
@@ -203,7 +210,8 @@ def draw_token(
     logits = lm.logits(params, hidden)
     if seen is not None:
         logits = penalise(logits, seen, filters.repetition_penalty)
-    logits = filter_logits(sampling_logits(logits, temperature, config.pad_token), filters)
+    pad_token = None if config.pad_token in stop_tokens else config.pad_token
+    logits = filter_logits(sampling_logits(logits, temperature, pad_token), filters)
     # The likeliest needs no draw, whose random numbers, one for each logit, cost as much as a small layer.
     greedy = filters.top_k == 1
     drawn = jnp.argmax(logits) if greedy else jax.random.categorical(key_token, logits)
@@ -213,7 +221,7 @@ def draw_token(
     real = alive.astype(jnp.float32)
     for stop in stop_tokens:
         alive = alive & (token != stop)
-    seen = None if seen is None else seen.at[token].set(True).at[config.pad_token].set(False)
+    seen = None if seen is None else seen.at[token].max(real > 0)
     return DecodeState(hidden, cache, alive, key, seen), Response(token, log_prob * real, value * real, real)
 
 
@@ -234,7 +242,7 @@ def read_token(
 def generate(
     lm: LanguageModel,
     params: Params,
-    prompt: jax.Array,
+    prompt: PaddedTokens,
     key: chex.PRNGKey,
     config: TextConfig,
     *,
@@ -248,7 +256,7 @@ def generate(
     Args:
       lm: the language model.
       params: its parameters.
-      prompt: [P] int32, left-padded.
+      prompt: [P], left-padded.
       key: the draw.
       config: lengths and special tokens.
       temperature: > 0; the reported log-probabilities are those of the distribution that is sampled.

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +8,12 @@ import pytest
 
 from jaxrl_align.actors.text import Frozen, join, judge, last_real, make_text_actor, token_rewards
 from jaxrl_align.align.rlhf import RLHFHParams
+from jaxrl_align.data.tokenizers import left_pad
 from jaxrl_align.nets.transformer import init_scalar_head
+from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.rl.actor_critic import gae_advantages
 from jaxrl_align.text.generation import TextConfig, generate, sampling_logits
+from jaxrl_align.types import PaddedTokens
 from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, bits, disturb, encode_all, favour
 
 P, T, B = 6, 8, 64
@@ -28,10 +32,12 @@ TEMPERATURES = (0.7, 1.0, 1.3)
 def make_prompts(count=B, seed=0):
     rng = np.random.default_rng(seed)
     prompts = rng.integers(2, VOCAB, (count, P))
-    return jnp.asarray(np.where(np.arange(P) < rng.integers(0, P - 1, (count, 1)), PAD, prompts), jnp.int32)
+    real = np.arange(P) >= rng.integers(0, P - 1, (count, 1))
+    return PaddedTokens(jnp.asarray(np.where(real, prompts, PAD), jnp.int32), jnp.asarray(real, jnp.float32))
 
 
 PROMPTS = make_prompts()
+FIRST, SECOND = (jax.tree.map(lambda x, i=i: x[i], PROMPTS) for i in (0, 1))
 
 
 def parity_score(table, tokens, mask):
@@ -53,9 +59,9 @@ def roll(policy=MOVED, *, table=TABLE, key=0, prompts=PROMPTS, **hparams):
 
 def expected_log_probs(params, trajectory, temperature):
     """Return log softmax(logits / T) without padding, [B, T, V], by NumPy from a full pass."""
-    full = jnp.concatenate([trajectory.obs.prompt, trajectory.action], 1)
-    real = jnp.concatenate([trajectory.obs.prompt != PAD, trajectory.mask > 0], 1)
-    hidden = encode_all(params, full, real.astype(jnp.float32))[0]
+    full = jnp.concatenate([trajectory.obs.prompt.tokens, trajectory.action], 1)
+    real = jnp.concatenate([trajectory.obs.prompt.real, trajectory.mask], 1)
+    hidden = encode_all(params, full, real)[0]
     logits = np.asarray(STOPPING.logits(params, hidden), np.float64)[:, P - 1 : -1] / temperature
     logits[..., PAD] = -np.inf
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -93,25 +99,72 @@ def test_the_reward_model_sees_the_cut_text_and_nothing_else():
     args = Frozen(TABLE_LM, None), actor.init_env(None, hparams), jax.random.key(0), hparams, PROMPTS
     _, trajectory, _ = jax.jit(actor.rollout)(BIGRAM_POLICY, *args)
     assert len(set(lengths(trajectory))) > 4
-    rows = (x.tolist() for x in (PROMPTS, trajectory.action))
-    for prompt, action, reward in zip(*rows, np.asarray(trajectory.reward), strict=True):
+    rows = (x.tolist() for x in (*PROMPTS, trajectory.action))
+    for prompt, asked, action, reward in zip(*rows, np.asarray(trajectory.reward), strict=True):
         length = action.index(STOP) + 1 if STOP in action else T
         text = [*prompt, *action[:length], *[PAD] * (T - length)]
-        count = sum(token != PAD for token in prompt) + length
-        mask = [float(token != PAD) for token in prompt] + [1.0] * length + [0.0] * (T - length)
-        assert count == sum(mask)
+        mask = asked + [1.0] * length + [0.0] * (T - length)
         np.testing.assert_allclose(reward.sum(), seen(None, jnp.array(text), jnp.array(mask)), rtol=1e-6)
 
 
 def test_padding_is_never_sampled():
     """Not even by a model that writes little else, at any temperature."""
     lm = favour(PAD, 20.0, BIGRAM)
-    draw = lambda key, temperature: generate(lm, TABLE_LM, PROMPTS[0], key, CONFIG, temperature=temperature)
+    draw = lambda key, temperature: generate(lm, TABLE_LM, FIRST, key, CONFIG, temperature=temperature)
     write = jax.jit(jax.vmap(draw, (0, None)))
     for temperature in (0.5, 1.0, 3.0):
         response = write(jax.random.split(jax.random.key(0), 256), temperature)
         assert not ((response.tokens == PAD) & (response.mask > 0)).any()
         assert response.log_prob.min() > -20.0, "what is not padding shares the whole mass"
+
+
+def test_padding_may_be_the_stop_token_which_prompts_may_hold():
+    """As in SmolLM2: sampled, scored and judged with nothing barred, by hand from the table."""
+    config = TextConfig(P, T, stop_token=STOP, pad_token=STOP, missing_stop="keep")
+    asked = [[3, STOP, 5, 4], [STOP], [7, STOP, STOP]] * 8
+    actor = make_text_actor(BIGRAM, lambda model, tokens, mask: mask @ (tokens + 0.5), config)
+    hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0))
+    frozen, start = Frozen(TABLE_LM, None), (actor.init_env(None, hparams), jax.random.key(0), hparams)
+    roll = jax.jit(lambda *a: actor.rollout(BIGRAM_POLICY, frozen, *start, *a)[1:])
+    trajectory, metrics = roll(left_pad(asked, P, STOP))
+    log_p = np.asarray(jax.nn.log_softmax(TABLE_LM))
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def judged(table):
+        params = BIGRAM_POLICY | {"lm": table}
+        got = jax.vmap(lambda t: actor.evaluate(params, frozen, t))(trajectory).log_prob
+        return (got * trajectory.mask).sum(), got
+
+    moved, got = judged(TABLE_LM)
+    stopped, by_hand = 0, np.zeros_like(log_p)
+    for i, prompt in enumerate(asked):
+        action = np.asarray(trajectory.action[i]).tolist()
+        length = action.index(STOP) + 1 if STOP in action else T
+        stopped += STOP in action
+        before, action = [prompt[-1], *action[: length - 1]], action[:length]
+        np.testing.assert_array_equal(trajectory.mask[i], np.arange(T) < length)
+        np.testing.assert_allclose(trajectory.log_prob[i, :length], log_p[before, action], rtol=1e-5)
+        np.testing.assert_allclose(got[i, :length], log_p[before, action], rtol=1e-5)
+        np.testing.assert_allclose(
+            trajectory.reward[i].sum(), sum(prompt + action) + 0.5 * len(prompt + action)
+        )
+        for a, b in zip(before, action, strict=True):
+            by_hand[a] -= np.exp(log_p[a])
+            by_hand[a, b] += 1.0
+    np.testing.assert_allclose(moved, by_hand, atol=1e-4)
+    assert 3 < stopped == metrics["val/num_eos_tokens"] and 0 in np.asarray(trajectory.action)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-7, 1e-20, 1e-45])
+def test_the_coldest_sampling_is_greedy_and_never_the_padding(temperature):
+    """Though every logit is far below 0."""
+    logits = jnp.array([[-180.0, -300.0, -150.0, -150.1], [-9e3, -8e3, -7e3, 7e3]])
+    cold = sampling_logits(logits, temperature, 0)
+    assert np.isfinite(cold).all()
+    np.testing.assert_array_equal(jnp.argmax(cold, -1), [2, 3])
+    np.testing.assert_array_equal(jax.nn.softmax(cold), [[0, 0, 1, 0], [0, 0, 0, 1]])
+    assert np.isfinite(jax.grad(lambda x: sampling_logits(x, temperature, 0).max())(logits[0])).all()
 
 
 def test_sampling_logits_bar_padding_and_leave_a_distribution_of_the_rest():
@@ -154,9 +207,9 @@ def test_the_cached_policys_log_probs_equal_a_full_passs(temperature):
 
 def test_tokens_are_drawn_from_the_tempered_distribution():
     """The first token's frequencies over 8,000 draws, at T = 1.3, within 5 standard errors."""
-    draw = lambda key: generate(BIGRAM, TABLE_LM, PROMPTS[1], key, CONFIG, temperature=1.3).tokens[0]
+    draw = lambda key: generate(BIGRAM, TABLE_LM, SECOND, key, CONFIG, temperature=1.3).tokens[0]
     drawn = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(7), 8000)))
-    logits = np.asarray(TABLE_LM[PROMPTS[1, -1]], np.float64) / 1.3
+    logits = np.asarray(TABLE_LM[SECOND.tokens[-1]], np.float64) / 1.3
     probability = np.exp(logits) * (np.arange(VOCAB) != PAD)
     probability /= probability.sum()
     error = np.sqrt(probability * (1 - probability) / 8000)
@@ -166,8 +219,8 @@ def test_tokens_are_drawn_from_the_tempered_distribution():
 
 def test_a_value_is_read_one_position_before_the_token_it_judges(trajectory):
     """At position P - 1 + t of query and response, by acting policy and update alike."""
-    full = jnp.concatenate([PROMPTS, trajectory.action], 1)
-    real = jnp.concatenate([(PROMPTS != PAD).astype(jnp.float32), trajectory.mask], 1)
+    full = jnp.concatenate([PROMPTS.tokens, trajectory.action], 1)
+    real = jnp.concatenate([PROMPTS.real, trajectory.mask], 1)
     hidden = encode_all(MOVED["lm"], full, real)[0]
     values = np.stack([hidden[:, P - 1 + t] @ HEAD["kernel"] + HEAD["bias"] for t in range(T)], 1)
     mask = np.asarray(trajectory.mask)
@@ -206,7 +259,7 @@ def test_scores_survive_exactly_at_the_stop_tokens_index(table):
     seen = set()
     table = np.asarray(table)
     for prompt, action, reward in zip(
-        *map(np.asarray, (PROMPTS, trajectory.action, trajectory.reward)), strict=True
+        *map(np.asarray, (PROMPTS.tokens, trajectory.action, trajectory.reward)), strict=True
     ):
         action = action.tolist()
         stopped = STOP in action
@@ -249,7 +302,7 @@ def test_what_a_missing_stop_token_costs(rule, paid):
     def write(amount):
         actor = make_text_actor(favour(STOP, amount, BIGRAM), lambda model, tokens, mask: 0.75, config)
         start = Frozen(TABLE_LM, None), actor.init_env(None, hparams), jax.random.key(0)
-        return actor.rollout(BIGRAM_POLICY, *start, hparams, PROMPTS[:4])[1:]
+        return actor.rollout(BIGRAM_POLICY, *start, hparams, make_prompts(4))[1:]
 
     for amount, score, stopped, last in [(-50.0, paid, 0, T - 1), (50.0, 0.75, 4, 0)]:
         trajectory, metrics = write(amount)
@@ -268,7 +321,8 @@ def test_left_padding_changes_neither_answers_nor_judgement_nor_metrics():
     )
     hparams = jax.tree.map(jnp.float32, RLHFHParams())
     controller, trajectory, metrics = roll()
-    args = wide.init_env(None, hparams), jax.random.key(0), hparams, jnp.pad(PROMPTS, ((0, 0), (50, 0)))
+    prompts = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (50, 0))), PROMPTS)
+    args = wide.init_env(None, hparams), jax.random.key(0), hparams, prompts
     wide_controller, padded, wide_metrics = jax.jit(wide.rollout)(MOVED, Frozen(PARAMS, TABLE), *args)
     np.testing.assert_array_equal(padded.action, trajectory.action)
     for name in ("log_prob", "value", "next_value", "reward", "mask", "discount", "lambda_"):
@@ -351,32 +405,33 @@ def test_every_draw_takes_an_explicit_key():
 
 def test_equal_prompts_get_different_answers():
     """Every member of the batch has a key of its own."""
-    action = roll(prompts=jnp.broadcast_to(PROMPTS[:1], (B, P)))[1].action
+    action = roll(prompts=jax.tree.map(lambda x: jnp.broadcast_to(x, (B, P)), FIRST))[1].action
     assert len({row.tobytes() for row in np.asarray(action)}) > B // 3
 
 
 def test_prompts_are_sampled_where_none_are_given():
-    sample = lambda key: PROMPTS[jax.random.randint(key, (4,), 0, B)]
+    sample = sample_rows(PROMPTS, batch_size=4)
     actor = make_text_actor(BIGRAM, parity_score, CONFIG, sample)
     hparams = jax.tree.map(jnp.float32, RLHFHParams())
     start = BIGRAM_POLICY, Frozen(TABLE_LM, TABLE), actor.init_env(None, hparams)
     run = jax.jit(lambda key: actor.rollout(*start, key, hparams, None))
-    first, second = (run(jax.random.key(seed))[1].obs.prompt for seed in (0, 1))
+    first, second = (run(jax.random.key(seed))[1].obs.prompt.tokens for seed in (0, 1))
     assert first.shape == (4, P) and not np.array_equal(first, second)
-    given = {row.tobytes() for row in np.asarray(PROMPTS)}
+    given = {row.tobytes() for row in np.asarray(PROMPTS.tokens)}
     assert all(row.tobytes() in given for row in np.asarray(jnp.concatenate([first, second])))
 
 
 def test_join_marks_what_is_real():
-    prompt, response = jnp.array([0, 0, 5, 6]), jnp.array([7, 1, 0])
-    tokens, mask = join(prompt, response, jnp.array([1.0, 1.0, 0.0]), TextConfig(4, 3))
-    np.testing.assert_array_equal(tokens, [0, 0, 5, 6, 7, 1, 0])
-    np.testing.assert_array_equal(mask, [0, 0, 1, 1, 1, 1, 0])
+    """The masks do: a prompt may hold the padding token."""
+    prompt = PaddedTokens(jnp.array([0, 0, 5, 6]), jnp.array([0.0, 1.0, 1.0, 1.0]))
+    text = join(prompt, jnp.array([7, 1, 0]), jnp.array([1.0, 1.0, 0.0]))
+    np.testing.assert_array_equal(text.tokens, [0, 0, 5, 6, 7, 1, 0])
+    np.testing.assert_array_equal(text.real, [0, 1, 1, 1, 1, 1, 0])
 
 
 def test_judge_without_a_value_head_values_nothing(trajectory):
     read = jax.jit(lambda *text: judge(LM, PARAMS, *text, CONFIG))
-    got = read(PROMPTS[0], trajectory.action[0], trajectory.mask[0])
+    got = read(FIRST, trajectory.action[0], trajectory.mask[0])
     np.testing.assert_array_equal(got.value, np.zeros(T))
     assert got.distribution.logits.shape == (T, VOCAB)
 
@@ -386,7 +441,6 @@ def test_judge_without_a_value_head_values_nothing(trajectory):
     [
         ({"prompt_length": 0}, "prompt_length must be at least 1; got 0"),
         ({"response_length": 0}, "response_length must be at least 1; got 0"),
-        ({"stop_token": 0}, "stop token must not be the padding token; got 0 for both"),
         ({"missing_stop": "ignore"}, "must be replace, subtract or keep; got 'ignore'"),
         (
             {"prompt_length": 75},
@@ -397,7 +451,7 @@ def test_judge_without_a_value_head_values_nothing(trajectory):
     ],
 )
 def test_queries_that_cannot_be_written_are_refused(change, message):
-    """Padding is not the stop token; every error comes before anything is traced."""
+    """Every error comes before anything is traced."""
     with pytest.raises(ValueError, match=message):
         make_text_actor(LM, parity_score, dataclasses.replace(CONFIG, **change))
 
@@ -409,5 +463,3 @@ def test_rollouts_that_lack_something_are_refused():
         jax.eval_shape(ACTOR.rollout, SAME, None, *start, PROMPTS)
     with pytest.raises(ValueError, match="has no prompts"):
         jax.eval_shape(ACTOR.rollout, SAME, Frozen(PARAMS, TABLE), *start, None)
-    with pytest.raises(ValueError, match=r"prompts must be integers \[B, 6\]; got int32 \(64, 5\)"):
-        jax.eval_shape(ACTOR.rollout, SAME, Frozen(PARAMS, TABLE), *start, PROMPTS[:, 1:])

@@ -1,9 +1,12 @@
 import json
 
 import pytest
+from tokenizers.processors import ByteLevel
 
 from jaxrl_align.data.chat import ChatTemplate
 from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer, train_bpe
+from jaxrl_align.pretrain.lm import chat_batch
+from tests.runtime.make_huggingface_fixtures import CHATS, FIXTURE, MARKED, chat_tokenizer
 
 pytest.importorskip("jinja2")
 
@@ -17,6 +20,7 @@ SOURCE = """{{ bos_token }}{% for message in messages %}
 {% if add_generation_prompt %}<turn>assistant
 {% endif %}"""
 SPECIAL = {"bos_token": "<s>", "eos_token": "<stop>"}
+EXPECTED = json.loads(FIXTURE.read_text(encoding="utf-8"))["chats"]
 CHAT = [{"role": "user", "content": " hi there\n"}, {"role": "assistant", "content": "the <cat> & 日"}]
 
 
@@ -61,8 +65,9 @@ def test_a_template_cannot_leave_its_sandbox(source):
     ("messages", "message"),
     [
         ([], "the conversation is empty; give at least one message"),
-        ([{"role": "user"}], r"message 0 must have a role and a content; got \{'role': 'user'\}"),
-        ([CHAT[0], "hi"], "message 1 must have a role and a content; got 'hi'"),
+        ([{"content": "a"}], r"message 0 must have a role; got \{'content': 'a'\}"),
+        ([CHAT[0], "hi"], "message 1 must have a role; got 'hi'"),
+        ([CHAT[0] | {"image": len}], "must be JSON data; got others .*write tools as JSON schemas"),
         (CHAT[1:], "failed on this conversation: the user speaks first"),
     ],
 )
@@ -71,9 +76,66 @@ def test_conversations_that_cannot_be_written_are_refused(messages, message):
         ChatTemplate(SOURCE, SPECIAL).render(messages)
 
 
-def test_a_source_that_is_no_template_is_refused():
+def test_a_source_that_is_no_template_is_refused_when_it_is_used():
+    template = ChatTemplate("{% for %}")
     with pytest.raises(ValueError, match="the chat template is no Jinja template"):
-        ChatTemplate("{% for %}")
+        template.render(CHAT)
+
+
+def test_tools_and_other_variables_reach_the_template():
+    """What is not given is none; null entries of a message are missing; functions are no data."""
+    source = "{{ tools is none }} {{ documents is none }} {{ mood }} {{ messages[0].content is defined }}"
+    turn = [{"role": "assistant", "content": None}]
+    assert ChatTemplate(source).render(turn) == "True True  False"
+    said = ChatTemplate(source).render(turn, tools=[{"name": "add"}], mood="good", documents=[])
+    assert said == "False False good False"
+    with pytest.raises(ValueError, match="must be JSON data; .* write tools as JSON schemas"):
+        ChatTemplate(source).render(turn, tools=[len])
+
+
+def test_conversations_equal_those_of_transformers():
+    """Texts with `tojson`'s arguments, ids, and which of them the assistant says, call and stop included."""
+    tokenizer = Tokenizer(chat_tokenizer(), SPECIAL, ChatTemplate(MARKED, SPECIAL))
+    for (messages, variables), expected in zip(CHATS, EXPECTED, strict=True):
+        assert tokenizer.chat_template.render(messages, **variables) == expected["text"]
+        assert tokenizer.encode_chat(messages, **variables) == expected["ids"]
+        assert tokenizer.encode_demonstration(messages, **variables) == (expected["ids"], expected["said"])
+        assert 0 < sum(expected["said"]) < len(expected["ids"])
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_every_byte_and_every_space_of_the_assistants_is_its_own(trim):
+    """A block that ends in a character of three tokens, or in spaces that the tokenizer places nowhere."""
+    backend = chat_tokenizer()
+    backend.post_processor = ByteLevel(trim_offsets=trim)
+    source = (
+        "{% for m in messages %}<turn>{% generation %}{{ m.content }}{% endgeneration %}<turn>{% endfor %}"
+    )
+    tokenizer = Tokenizer(backend, SPECIAL, ChatTemplate(source))
+    for content in ("a 日", " a \n", "\n", "  ", "日"):
+        ids, said = tokenizer.encode_demonstration([{"role": "assistant", "content": content}] * 2)
+        piece = [False, *[True] * len(tokenizer.encode(content)), False]
+        assert said == piece * 2, (content, said)
+    across = Tokenizer(backend, SPECIAL, ChatTemplate("th{% generation %}e dog{% endgeneration %}"))
+    ids, said = across.encode_demonstration(CHAT)
+    assert ids == tokenizer.encode("the dog") and said == [True] * len(ids), "as transformers counts"
+    with pytest.raises(
+        ValueError, match="must mark what the assistant says by {% generation %}; got no such"
+    ):
+        Tokenizer(backend, SPECIAL, ChatTemplate(SOURCE, SPECIAL)).encode_demonstration(CHAT)
+
+
+def test_fine_tuning_predicts_the_assistants_words_alone():
+    tokenizer = Tokenizer(chat_tokenizer(), SPECIAL, ChatTemplate(MARKED, SPECIAL))
+    (messages, variables), expected = CHATS[0], EXPECTED[0]
+    batch = chat_batch(tokenizer, [messages, messages[:2]], length=70, **variables)
+    count = len(expected["ids"])
+    assert batch.tokens[0, :count].tolist() == expected["ids"]
+    assert batch.real[0].tolist() == [1.0] * count + [0.0] * (70 - count)
+    assert batch.predict[0].tolist() == expected["said"] + [0] * (70 - count)
+    assert batch.predict[1].sum() == 9 < batch.real[1].sum() < count
+    with pytest.raises(ValueError, match="row 0 has 62 tokens, more than 61; cut it or allow more"):
+        chat_batch(tokenizer, [messages], length=61, **variables)
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,8 @@ def test_any_tokenizer_is_read_with_its_special_tokens(tmp_path):
     text = "the cat sees the dog there <s>"
     ids = tokenizer.encode(text)
     assert ids == [270, *TOKENIZER.encode(text)], "all of the text, its start, and no padding"
+    assert tokenizer.encode(text, special=False) == ids[1:]
+    assert tokenizer.encode_batch([text, ""], special=False) == [ids[1:], []]
     assert tokenizer.decode([*ids, 271]) == text
     named = load_tokenizer(folder, pad_token="<pad>", stop_token="<stop>")
     assert (named.pad_token, named.stop_token) == (0, 1)
@@ -161,10 +163,13 @@ def test_a_published_tokenizer_that_does_not_fit_is_refused(tmp_path):
 
 def test_padding_left_and_right():
     rows = [[5, 6], [], [7, 8, 9]]
-    np.testing.assert_array_equal(left_pad(rows, 3, 0), [[0, 5, 6], [0, 0, 0], [7, 8, 9]])
-    np.testing.assert_array_equal(right_pad(rows, 4, 2), [[5, 6, 2, 2], [2, 2, 2, 2], [7, 8, 9, 2]])
-    assert left_pad(rows, 3, 0).dtype == right_pad([], 3, 0).dtype == np.int32
-    assert right_pad([], 3, 0).shape == (0, 3)
+    left, right = left_pad(rows, 3, 6), right_pad(rows, 4, 2)
+    np.testing.assert_array_equal(left.tokens, [[6, 5, 6], [6, 6, 6], [7, 8, 9]])
+    np.testing.assert_array_equal(left.real, [[0, 1, 1], [0, 0, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(right.tokens, [[5, 6, 2, 2], [2, 2, 2, 2], [7, 8, 9, 2]])
+    np.testing.assert_array_equal(right.real, [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]])
+    assert (left.tokens.dtype, left.real.dtype) == (np.int32, np.float32)
+    assert [x.shape for x in right_pad([], 3, 0)] == [(0, 3), (0, 3)]
     for pad in (left_pad, right_pad):
         with pytest.raises(ValueError, match="row 2 has 3 tokens, more than 2; cut it or allow more tokens"):
             pad(rows, 2, 0)

@@ -39,12 +39,6 @@ def test_streamed_text_is_the_completed_text(complete, folder, capsys):
     assert streamed[-1].split(" tokens")[0] == batched[-1].split(" tokens")[0] == f"[{len(streamed[0])}"
 
 
-def test_padding_is_a_token_that_neither_ends_nor_occurs(complete, folder):
-    model = complete.load_model(folder)
-    assert complete.spare_token(model, [2, 3]) == 0
-    assert complete.spare_token(model._replace(stop_tokens=(0, 10)), [9, 8]) == 7
-
-
 def test_what_cannot_be_completed_is_refused(complete, folder, tmp_path):
     with pytest.raises(ValueError, match="no chat template"):
         complete.main(complete.Config(str(folder), "a", chat=True))

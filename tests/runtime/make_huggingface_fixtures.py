@@ -24,12 +24,22 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxrl_align.data.tokenizers import load_tokenizer, save_tokenizer, train_bpe
+from jaxrl_align.align.reward_model import RewardModel, score
+from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.data.tokenizers import (
+    Tokenizer,
+    left_pad,
+    load_tokenizer,
+    right_pad,
+    save_tokenizer,
+    train_bpe,
+)
 from jaxrl_align.nets.transformer import make_transformer
-from jaxrl_align.runtime.huggingface import load_model, save_model
+from jaxrl_align.runtime.huggingface import load_model, load_reward_model, save_model
 
 FIXTURE = Path(__file__).parent / "fixtures" / "huggingface.json"
 NEW_TOKENS = 12
+LENGTHS = (13, 20)
 LLAMA = {
     "vocab_size": 40,
     "hidden_size": 16,
@@ -212,6 +222,38 @@ def compare(name: str, folder: Path, changes: dict[str, int]) -> dict:
     return {"config": config, "shapes": shapes, "logits": rounded, "greedy": greedy}
 
 
+def compare_classifier(name: str, folder: Path) -> dict:
+    """Check one case as a sequence classifier of one label, for whole texts, and return its fixture."""
+    import torch
+    import transformers
+
+    kind, values = CASES[name]
+    config = transformers.AutoConfig.for_model(kind, **values, num_labels=1)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    shapes = {key: tuple(x.shape) for key, x in model.state_dict().items()}
+    model.load_state_dict({k: torch.tensor(x) for k, x in draw_weights(shapes).items()})
+    model.save_pretrained(folder)
+    tokens = draw_tokens(values["vocab_size"])
+    with torch.no_grad():
+        scores = [float(model(torch.tensor(tokens[None, :n])).logits[0, 0]) for n in LENGTHS]
+    got = our_scores(load_reward_model(folder), tokens)
+    print(f"{name:16} as a reward model: error {np.abs(got - scores).max():.1e}, scores {scores}")
+    if np.abs(got - scores).max() > 1e-5:
+        raise SystemExit(f"{name}: no parity")
+    return {
+        "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        "shapes": shapes,
+        "scores": scores,
+    }
+
+
+def our_scores(model, tokens: np.ndarray) -> np.ndarray:
+    """Return the rewards of a text's beginnings, padded at either end."""
+    lm, reward = make_transformer(model.config), RewardModel(model.params)
+    rows = right_pad([tokens[: LENGTHS[0]]], len(tokens), 3), left_pad([tokens[: LENGTHS[1]]], len(tokens), 3)
+    return np.array([float(score(lm, reward, *(x[0] for x in row))) for row in rows])
+
+
 def older_configs() -> dict[str, dict]:
     """Return each case's `config.json` as the installed transformers 4 writes it, for the types it knows."""
     import transformers
@@ -236,6 +278,65 @@ CHAT = (
     "{{ raise_exception('start with the user') }}{% endif %}<turn>{{ m['role'] }}\n{{ m['content'] | trim }}"
     "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
 )
+
+
+MARKED = """{{ bos_token }}{% if tools %}<turn>tools
+{{ tools | tojson(indent=2, sort_keys=true) }}{{ eos_token }}
+{% endif %}{% for m in messages %}<turn>{{ m.role }}
+{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% for call in m.tool_calls %}
+{{ call | tojson(separators=(',', ':'), ensure_ascii=true) }}{% endfor %}{{ eos_token }}{% endgeneration %}
+{% else %}{{ m.content }}{{ eos_token }}{% endif %}
+
+{% endfor %}{{ mood }}"""
+CALL = {"name": "count", "arguments": {"what": "dögs"}}
+CHATS = (
+    (
+        [
+            {"role": "user", "content": "the cat?"},
+            {"role": "assistant", "content": " the dogs & cats see"},
+            {"role": "user", "content": "then?"},
+            {"role": "assistant", "content": "dogs"},
+        ],
+        {"mood": "the dog"},
+    ),
+    (
+        [
+            {"role": "user", "content": "the cat?"},
+            {"role": "assistant", "tool_calls": [CALL]},
+            {"role": "tool", "content": "3"},
+            {"role": "assistant", "content": "3 dogs"},
+        ],
+        {"tools": [{"type": "function", "function": {"name": "count", "description": "<two> & ü"}}]},
+    ),
+)
+
+
+def chat_tokenizer() -> tokenizers.Tokenizer:
+    """Return a backend with turns and a start token, which trims the places of its tokens, as Llama 3's."""
+    backend = train_bpe(["the cat sees the dog", "then the cats see dogs"] * 4, 270)._backend
+    backend.add_special_tokens(["<turn>", "<s>"])
+    backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
+    return backend
+
+
+def compare_chats() -> list[dict]:
+    """Check texts, ids and the assistant's share of conversations; return them as transformers gives them."""
+    import transformers
+
+    special = {"pad_token": "<pad>", "eos_token": "<stop>", "bos_token": "<s>"}
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=chat_tokenizer(), **special)
+    read, found = Tokenizer(chat_tokenizer(), special, ChatTemplate(MARKED, special)), []
+    for messages, variables in CHATS:
+        text = wrapped.apply_chat_template(messages, chat_template=MARKED, tokenize=False, **variables)
+        encoded = wrapped.apply_chat_template(
+            messages, chat_template=MARKED, return_dict=True, return_assistant_tokens_mask=True, **variables
+        )
+        ids, said = encoded["input_ids"], encoded["assistant_masks"]
+        if (ids, said) != read.encode_demonstration(messages, **variables):
+            raise SystemExit(f"chat: no parity: {text}")
+        found.append({"text": text, "ids": ids, "said": said})
+    print("chats         texts, ids and the assistant's share equal")
+    return found
 
 
 def compare_tokenizer(folder: Path) -> None:
@@ -293,7 +394,11 @@ def main() -> None:
             for changes in (WIDER, {}):
                 with tempfile.TemporaryDirectory() as folder:
                     cases[name] = compare(name, Path(folder), changes)
-        fixture |= {"cases": cases} | {
+        classifiers = {}
+        for name in ("gpt2", "llama", "qwen2"):
+            with tempfile.TemporaryDirectory() as folder:
+                classifiers[name] = compare_classifier(name, Path(folder))
+        fixture |= {"cases": cases, "classifiers": classifiers, "chats": compare_chats()} | {
             "origin": "Made by make_huggingface_fixtures.py from the libraries below; do not edit.",
             "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
         }

@@ -10,13 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.tokenizers import character_tokenizer, save_tokenizer
+from jaxrl_align.data.tokenizers import Tokenizer, character_tokenizer, save_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.nets.transformer_config import RopeScaling
-from jaxrl_align.runtime.huggingface import load_model, save_model
+from jaxrl_align.runtime.huggingface import load_model, load_reward_model, save_model
 from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
 from jaxrl_align.runtime.huggingface.tensors import empty_params, from_tensor, tensor_shape, tensors_of
-from tests.runtime.make_huggingface_fixtures import FIXTURE, NEW_TOKENS, draw_tokens, draw_weights, ours
+from tests.runtime.make_huggingface_fixtures import (
+    FIXTURE,
+    NEW_TOKENS,
+    draw_tokens,
+    draw_weights,
+    our_scores,
+    ours,
+)
 
 FIXTURES = json.loads(FIXTURE.read_text(encoding="utf-8"))
 CASES = FIXTURES["cases"]
@@ -211,6 +218,137 @@ def test_names_without_prefix_and_old_buffers_are_read(tmp_path):
     twice = bare | {"transformer.wte.weight": bare["wte.weight"].copy()}
     with pytest.raises(ValueError, match="holds transformer.wte.weight twice, with and without"):
         load_model(make_folder(tmp_path / "e", "gpt2", twice))
+
+
+def test_old_buffers_may_be_of_any_dtype_and_weights_may_not(tmp_path):
+    """As transformers 4.28 saved GPT-2's masks."""
+    whole = load_model(make_folder(tmp_path / "a", "gpt2"))
+    for kind in (np.bool_, np.uint8):
+        old = weights("gpt2") | {"transformer.h.0.attn.bias": np.ones((1, 1, 64, 64), kind)}
+        assert_same(load_model(make_folder(tmp_path / kind.__name__, "gpt2", old)).params, whole.params)
+    with pytest.raises(ValueError, match="attn.c_attn.bias in .* is of dtype BOOL; expected F32"):
+        wrong = weights("gpt2") | {"transformer.h.0.attn.c_attn.bias": np.ones(48, np.bool_)}
+        load_model(make_folder(tmp_path / "wrong", "gpt2", wrong))
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    ("newer", "older", "expected"),
+    [
+        ({}, {"type": "linear", "factor": 2.0}, 2.0),
+        ({"rope_type": "default"}, LINEAR, 2.0),
+        ({"rope_type": "default"}, None, None),
+        (LINEAR, None, 2.0),
+        (LINEAR, LINEAR, 2.0),
+        (
+            {"rope_type": "default"},
+            {"rope_type": "yarn", "factor": 4.0},
+            "of default, linear, llama3; got 'yarn'",
+        ),
+        (
+            LINEAR,
+            LINEAR | {"factor": 4.0},
+            "must agree with rope_theta and rope_scaling; got factor 2.0 and 4.0; re",
+        ),
+        (LINEAR, {"type": "yarn"}, "got rope_type 'linear' and 'yarn'; remove the one that is wrong"),
+        (LINEAR, {"rope_type": "default"}, "got rope_type 'linear' and 'default'"),
+        ({"rope_theta": 100.0}, {"rope_theta": 50.0}, "got rope_theta 100.0 and 50.0"),
+        ({"rope_theta": 100.0}, 50.0, "got rope_theta 100.0 and 50.0"),
+    ],
+)
+def test_two_spellings_of_rope_agree_or_are_refused(name, newer, older, expected):
+    """Who edits one of them is heard; a model card's advice to add `rope_scaling` is not lost."""
+    config = CASES[name]["config"] | {"rope_parameters": newer, "rope_scaling": older}
+    if name == "gemma3":
+        config["rope_parameters"] = {"full_attention": newer}
+    if isinstance(older, float):
+        config |= {"rope_scaling": None, "rope_theta": older}
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            read_config(config)
+    else:
+        assert read_config(config).rope_scaling == (expected and RopeScaling(expected))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rope_is_written_once(name):
+    written = write_config(read_config(CASES[name]["config"]), CASES[name]["config"]["model_type"])
+    assert "rope_parameters" not in written
+    assert ("rope_theta" in written) == ("rope_scaling" in written) == (name != "gpt2")
+
+
+def test_a_local_base_in_two_spellings_agrees_too():
+    config = CASES["gemma3"]["config"] | {"rope_local_base_freq": 60.0}
+    with pytest.raises(ValueError, match="with rope_local_base_freq and .*; got rope_theta 50.0 and 60.0"):
+        read_config(config)
+
+
+CLASSIFIERS = FIXTURES["classifiers"]
+
+
+def make_classifier(path, name, **changed):
+    """Write a sequence classifier as transformers does."""
+    tensors = draw_weights({key: tuple(shape) for key, shape in CLASSIFIERS[name]["shapes"].items()})
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(CLASSIFIERS[name]["config"]), encoding="utf-8")
+    save_file(tensors | changed, path / "model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_sequence_classifier_is_a_reward_model(name, tmp_path):
+    """With the scores that transformers gives whole texts, wherever they are padded."""
+    folder = make_classifier(tmp_path / "m", name)
+    model = load_reward_model(folder)
+    tokens = draw_tokens(CLASSIFIERS[name]["config"]["vocab_size"])
+    np.testing.assert_allclose(our_scores(model, tokens), CLASSIFIERS[name]["scores"], atol=1e-5)
+    assert np.abs(CLASSIFIERS[name]["scores"]).max() > 0.3
+    assert model.params.keys() == {"lm", "head"}
+    kind = CLASSIFIERS[name]["config"]["architectures"][0]
+    with pytest.raises(
+        ValueError, match=f"must hold a language model; got {kind}; read it with load_reward_m"
+    ):
+        load_model(folder)
+
+
+def test_what_is_no_reward_model_is_named(tmp_path):
+    three = make_classifier(tmp_path / "m", "llama", **{"score.weight": np.ones((3, 16), np.float32)})
+    with pytest.raises(ValueError, match=r"score.weight expected \(1, 16\), got \(3, 16\)"):
+        load_reward_model(three)
+    with pytest.raises(
+        ValueError, match="must hold a sequence classifier; got LlamaForCausalLM; read it with l"
+    ):
+        load_reward_model(make_folder(tmp_path / "n", "llama"))
+
+
+@pytest.mark.parametrize("load", [load_model, load_reward_model])
+def test_a_peft_adapter_is_named(load, tmp_path):
+    pytest.importorskip("safetensors")
+    text = json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})
+    (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match="must hold a whole model; got a PEFT adapter of org/base; merge it with"
+    ):
+        load(tmp_path)
+
+
+def test_a_broken_template_and_a_missing_padding_token_prevent_nothing(tmp_path):
+    """The error of a chat template comes when it is used; padding may be named by the caller."""
+    folder = make_folder(tmp_path / "m", "qwen3")
+    with pytest.raises(
+        ValueError, match="pad_token needs a tokenizer; got 'a', but .* has no tokenizer.json"
+    ):
+        load_model(folder, pad_token="a")
+    save_tokenizer(folder, Tokenizer(character_tokenizer("abc")._backend, {"eos_token": "<stop>"}))
+    (folder / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
+    tokenizer = load_model(folder).tokenizer
+    assert (tokenizer.pad_token, tokenizer.stop_token) == (None, 1)
+    with pytest.raises(ValueError, match="the chat template is no Jinja template"):
+        tokenizer.encode_chat([{"role": "user", "content": "a"}])
+    assert load_model(folder, pad_token="<stop>").tokenizer.pad_token == 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

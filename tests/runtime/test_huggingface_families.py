@@ -245,14 +245,14 @@ def test_other_members_of_a_family_find_the_way_back(config, family):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_of_the_two_spellings_that_we_write_is_enough(name):
-    """Older versions know neither `rope_parameters` nor `layer_types`."""
+def test_each_of_the_two_spellings_of_windows_that_we_write_is_enough(name):
+    """Older versions do not know `layer_types`."""
     config, family = read_config(CONFIGS[name]), CONFIGS[name]["model_type"]
     written = write_config(config, family)
     whole = read_config(written)
     for unknown in (
-        {"rope_parameters", "layer_types"},
-        {"rope_theta", "rope_scaling", "rope_local_base_freq", "max_window_layers", "sliding_window_pattern"},
+        {"layer_types"},
+        {"max_window_layers", "sliding_window_pattern"},
     ):
         assert read_config({key: x for key, x in written.items() if key not in unknown}) == whole
 

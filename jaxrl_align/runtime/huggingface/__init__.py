@@ -5,6 +5,12 @@ and OLMo 2; `parts.py` what its `config.json` is put together from. `models.py` 
 translates configurations, `tensors.py` weights, and `storage.py` reads and writes safetensors.
 """
 
-from jaxrl_align.runtime.huggingface.models import FAMILIES, Pretrained, load_model, save_model
+from jaxrl_align.runtime.huggingface.models import (
+    FAMILIES,
+    Pretrained,
+    load_model,
+    load_reward_model,
+    save_model,
+)
 
-__all__ = ["FAMILIES", "Pretrained", "load_model", "save_model"]
+__all__ = ["FAMILIES", "Pretrained", "load_model", "load_reward_model", "save_model"]

@@ -18,7 +18,6 @@ from jaxrl_align.runtime.huggingface.parts import (
     read_rope,
     rope,
     windows,
-    write_scaling,
 )
 
 
@@ -138,10 +137,9 @@ def _read_gemma3_rope(values: Mapping[str, Any]) -> dict[str, Any]:
             "rope_parameters must hold full_attention and sliding_attention, each with its own; "
             f"got {', '.join(sorted(unknown))}"
         )
-    everywhere = (nested.get("full_attention") or {}) | (values.get("rope_scaling") or {})
-    local = nested.get("sliding_attention") or {}
-    theta, scaling = read_rope(values, everywhere, need(values, "rope_theta", float, 1e6))
-    local, stretched = read_rope(values, local, need(values, "rope_local_base_freq", float, 1e4))
+    everywhere, local = (nested.get(f"{kind}_attention") or {} for kind in ("full", "sliding"))
+    theta, scaling = read_rope(values, everywhere, 1e6)
+    local, stretched = read_rope(values, local, 1e4, "rope_local_base_freq", "rope_local_scaling")
     if stretched is not None:
         raise ValueError("the rope_type of sliding_attention must be default; scaling it is not supported")
     needless = _GEMMA3_WINDOWS.read(values)["window"] is None or (local, None) == (theta, scaling)
@@ -153,12 +151,7 @@ def _read_gemma3_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_gemma3_rope(config: TransformerConfig) -> dict[str, Any]:
-    written, local = rope().write(config), config.local_rope_theta or config.rope_theta
-    nested = {
-        "full_attention": written["rope_parameters"],
-        "sliding_attention": write_scaling(None) | {"rope_theta": local},
-    }
-    return written | {"rope_parameters": nested, "rope_local_base_freq": local}
+    return rope().write(config) | {"rope_local_base_freq": config.local_rope_theta or config.rope_theta}
 
 
 def _read_gemma3_scale(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from jaxrl_align.runtime.huggingface.config import family_of, read_config, write
 from jaxrl_align.runtime.huggingface.families import FAMILIES
 from jaxrl_align.runtime.huggingface.storage import (
     Stored,
+    check_floats,
     read_tensors,
     require_safetensors,
     stored_tensors,
@@ -39,6 +40,8 @@ from jaxrl_align.types import Params
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 """Constants that old checkpoints store beside the weights."""
 _HEAD = "lm_head.weight"
+_SCORE = "score.weight"
+_CLASSIFIER = "ForSequenceClassification"
 
 
 class Pretrained(NamedTuple):
@@ -46,40 +49,68 @@ class Pretrained(NamedTuple):
 
     config: TransformerConfig
     params: Params
-    """Parameters of `make_transformer(config)`, float32."""
+    """Parameters of `make_transformer(config)`, float32; of a reward model, `{"lm": these, "head": ...}`."""
     stop_tokens: tuple[int, ...]
     """The tokens that end a text; empty if the folder names none."""
     tokenizer: Tokenizer | None
     """None if the folder has no `tokenizer.json`."""
 
 
-def load_model(folder: str | os.PathLike) -> Pretrained:
+def load_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pretrained:
     """Read a language model from a local folder in Hugging Face's format.
 
     Args:
       folder: holds `config.json`, and `model.safetensors` or the files that its index names.
+      pad_token: text of the tokenizer's padding token, where the folder names none or another is wanted.
 
     Returns:
       The configuration, the parameters, the stop tokens and the tokenizer.
 
     Raises:
-      ImportError: if `safetensors` is not installed, or `jinja2` where there is a chat template.
+      ImportError: if `safetensors` is not installed.
       ValueError: for anything unsupported, missing, left over, mis-shaped, of another type, NaN or damaged;
         it names the file and the entry.
     """
-    folder = Path(folder)
+    return _load(Path(folder), pad_token, reward=False)
+
+
+def load_reward_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pretrained:
+    """Read a sequence classifier with one label, as most published reward models are.
+
+    `align.RewardModel(load_reward_model(folder).params)` scores a text at its last real token. transformers
+    reads the last token that is not `pad_token_id`: where that is the stop token too, and a text ends with
+    it, call it padding in the mask to have the same score.
+
+    Args:
+      folder: as `load_model`'s.
+      pad_token: likewise.
+
+    Returns:
+      What `load_model` returns, with the parameters `{"lm": ..., "head": ...}`; there is no head over words.
+
+    Raises:
+      ImportError, ValueError: as `load_model`; ValueError for a folder that is no classifier of one label.
+    """
+    return _load(Path(folder), pad_token, reward=True)
+
+
+def _load(folder: Path, pad_token: str | None, *, reward: bool) -> Pretrained:
     require_safetensors()
-    values = _read_json(folder / "config.json")
+    values = _open_folder(folder, reward=reward)
     try:
-        config, family = read_config(values), values["model_type"]
+        # A classifier has no head over words.
+        config = read_config(values | ({"tie_word_embeddings": True} if reward else {}))
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
-    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    family = values["model_type"]
+    tokenizer = _read_tokenizer(folder, pad_token)
     _check_vocabulary(tokenizer, config)
     stored = _with_prefix(folder, stored_tensors(folder), FAMILIES[family].prefix)
+    check_floats(stored)
     params = empty_params(config)
     tensors = {tensor.name: tensor for tensor in tensors_of(config, family)}
-    _check_shapes(folder, stored, {name: tensor_shape(t, params) for name, t in tensors.items()})
+    score = {_SCORE: (1, config.width)} if reward else {}
+    _check_shapes(folder, stored, score | {name: tensor_shape(t, params) for name, t in tensors.items()})
     for name, array in read_tensors(stored, tensors):
         from_tensor(tensors[name], array, params)
     if config.tied_head and _HEAD in stored:
@@ -89,8 +120,40 @@ def load_model(folder: str | os.PathLike) -> Pretrained:
                 f"{folder}: tie_word_embeddings is true, but {_HEAD} differs from the embeddings; "
                 "set it to false in config.json if the head is a matrix of its own"
             )
+    if reward:
+        ((_, kernel),) = read_tensors(stored, [_SCORE])
+        params = {"lm": params, "head": {"kernel": kernel[0], "bias": np.zeros((), np.float32)}}
     stop_tokens = _stop_tokens(folder, values, config)
     return Pretrained(config, jax.tree.map(jnp.asarray, params), stop_tokens, tokenizer)
+
+
+def _open_folder(folder: Path, *, reward: bool) -> dict[str, Any]:
+    """Return `config.json` of a folder that holds the wanted kind of model."""
+    if (folder / "adapter_config.json").is_file():
+        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise ValueError(
+            f"{folder} must hold a whole model; got a PEFT adapter of {base}; merge it with peft's "
+            "merge_and_unload() and save the result"
+        )
+    values = _read_json(folder / "config.json")
+    kinds = values.get("architectures") or []
+    if any(str(kind).endswith(_CLASSIFIER) for kind in kinds) != reward:
+        raise ValueError(
+            f"{folder} must hold a {'sequence classifier' if reward else 'language model'}; got "
+            f"{', '.join(map(str, kinds)) or 'no architectures'}; read it with "
+            f"{'load_model' if reward else 'load_reward_model'}"
+        )
+    return values
+
+
+def _read_tokenizer(folder: Path, pad_token: str | None) -> Tokenizer | None:
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder, pad_token=pad_token)
+    if pad_token is not None:
+        raise ValueError(
+            f"pad_token needs a tokenizer; got {pad_token!r}, but {folder} has no tokenizer.json"
+        )
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -119,7 +182,7 @@ def _with_prefix(folder: Path, stored: Mapping[str, Stored], prefix: str) -> dic
     for name, place in stored.items():
         if _BUFFERS.search(name):
             continue
-        whole = name if name.startswith(prefix) or name == _HEAD else prefix + name
+        whole = name if name.startswith(prefix) or name in (_HEAD, _SCORE) else prefix + name
         if whole in full:
             raise ValueError(f"{folder} holds {whole} twice, with and without {prefix!r}; remove one")
         full[whole] = place

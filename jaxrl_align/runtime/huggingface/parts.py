@@ -142,42 +142,57 @@ def windows(
 def rope(default: float = 10_000.0) -> Part:
     """Return the part of rotary positions that are the same in every layer, with a base's default.
 
-    Both spellings are written: older readers would take an unknown entry's default without a word.
+    The older spelling alone is written, `rope_theta` and `rope_scaling`, which every version reads.
     """
 
     def read(values: Mapping[str, Any]) -> dict[str, Any]:
-        entries = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        theta, scaling = read_rope(values, entries, need(values, "rope_theta", float, default))
+        theta, scaling = read_rope(values, values.get("rope_parameters") or {}, default)
         return {"rope_theta": theta, "rope_scaling": scaling}
 
     def write(config: TransformerConfig) -> dict[str, Any]:
-        scaling = write_scaling(config.rope_scaling)
-        return {
-            "rope_parameters": scaling | {"rope_theta": config.rope_theta},
-            "rope_theta": config.rope_theta,
-            "rope_scaling": None if config.rope_scaling is None else scaling,
-        }
+        return {"rope_theta": config.rope_theta, "rope_scaling": _write_scaling(config.rope_scaling)}
 
     return Part(read, write)
 
 
 def read_rope(
-    values: Mapping[str, Any], entries: Mapping[str, Any], theta: float
+    values: Mapping[str, Any],
+    entries: Mapping[str, Any],
+    default: float,
+    base: str = "rope_theta",
+    scaling: str = "rope_scaling",
 ) -> tuple[float, RopeScaling | None]:
     """Return base and scaling of rotary positions.
 
+    Who adds `rope_scaling`, as model cards advise, leaves two spellings in a file: they must agree, but a
+    `rope_parameters` that scales nothing gives way.
+
     Args:
       values: `config.json`.
-      entries: what it says of the positions, as transformers 5 or its older versions write it.
-      theta: the base if `entries` name none.
+      entries: what its `rope_parameters` say of these positions, as transformers 5 writes them.
+      default: the base if nothing names one.
+      base: the entry in which older versions write the base.
+      scaling: likewise the scaling.
 
     Raises:
-      ValueError: for a kind that is not supported, or a missing entry.
+      ValueError: for a kind that is not supported, a missing entry, or two that contradict each other.
     """
     if nested := [name for name, value in entries.items() if isinstance(value, Mapping)]:
         raise ValueError(f"rope_parameters apart for {', '.join(nested)} are not supported in this family")
-    theta = need(entries, "rope_theta", float, theta)
-    kind = entries.get("rope_type", entries.get("type", "default"))
+    newer = {"rope_type" if key == "type" else key: value for key, value in entries.items()}
+    older = {"rope_type" if k == "type" else k: v for k, v in (values.get(scaling) or {}).items()}
+    older |= {} if values.get(base) is None else {"rope_theta": values[base]}
+    if newer.get("rope_type") == "default" and "rope_type" in older:
+        del newer["rope_type"]
+    if clash := [key for key in newer.keys() & older.keys() if newer[key] != older[key]]:
+        key = min(clash)
+        raise ValueError(
+            f"rope_parameters must agree with {base} and {scaling}; got {key} {newer[key]!r} and "
+            f"{older[key]!r}; remove the one that is wrong"
+        )
+    entries = older | newer
+    theta = need(entries, "rope_theta", float, values.get(base, default))
+    kind = entries.get("rope_type", "default")
     if entries.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ValueError("partial_rotary_factor must be 1; rotating a part of each head is not supported")
     if kind == "default":
@@ -196,10 +211,9 @@ def read_rope(
     )
 
 
-def write_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
-    """Return the entries of a rope scaling, without the base."""
+def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     if scaling is None:
-        return {"rope_type": "default"}
+        return None
     if scaling.low is None:
         return {"rope_type": "linear", "factor": scaling.factor}
     return {

@@ -13,11 +13,12 @@ _FLOATS = ("F32", "BF16", "F16")
 
 
 class Stored(NamedTuple):
-    """A tensor's file, its name there, and its shape."""
+    """A tensor's file, its name there, its shape, and its dtype by safetensors' name."""
 
     path: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str
 
 
 def require_safetensors() -> Any:
@@ -39,8 +40,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     Only headers are read; each is checked against its file's size.
 
     Raises:
-      ValueError: for a folder without safetensors, a damaged file, a tensor that is not floating point, or an
-        index that disagrees with its files.
+      ValueError: for a folder without safetensors, a damaged file, or an index that disagrees with its files.
     """
     if (folder / SINGLE).is_file():
         return _headers(folder / SINGLE)
@@ -82,13 +82,18 @@ def _headers(path: Path) -> dict[str, Stored]:
     with _open(path) as file:
         for name in file.keys():  # noqa: SIM118, the library's object is no mapping
             header = file.get_slice(name)
-            if header.get_dtype() not in _FLOATS:
-                raise ValueError(
-                    f"{name} in {path} is of dtype {header.get_dtype()}; expected {', '.join(_FLOATS)}: "
-                    "save the model unquantised, in one of them"
-                )
-            found[name] = Stored(path, name, tuple(header.get_shape()))
+            found[name] = Stored(path, name, tuple(header.get_shape()), header.get_dtype())
     return found
+
+
+def check_floats(stored: Mapping[str, Stored]) -> None:
+    """Raise ValueError for a tensor that is not floating point."""
+    for name, tensor in stored.items():
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(
+                f"{name} in {tensor.path} is of dtype {tensor.dtype}; expected {', '.join(_FLOATS)}: "
+                "save the model unquantised, in one of them"
+            )
 
 
 def _open(path: Path) -> Any:

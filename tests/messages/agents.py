@@ -1,0 +1,122 @@
+"""Bad arrays for losses, bad hyperparameters and counts for learners."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align import actors, envs, losses, nets, rl, runtime
+from jaxrl_align.learner import train
+
+T, BT = jnp.ones(7), jnp.ones((4, 7))
+ENV = envs.make_tabular_environment(envs.make_mdp([[[1.0]]], [[1.0]], 0.9))
+TABLE = nets.Net(lambda key, obs: jnp.zeros(1), lambda params, obs: (jnp.zeros(1), jnp.zeros(())))
+VALUES = actors.make_value_actor(ENV, nets.make_table(1, 1), num_envs=4, num_steps=2)
+ACTOR = actors.make_actor(ENV, TABLE, num_envs=4, num_steps=2)
+
+
+def make(**settings):
+    return rl.make_actor_critic(ACTOR, segment_length=1, **settings)
+
+
+def begin(hparams):
+    return make().init(jax.random.key(0), hparams)
+
+
+def step(learner, hparams):
+    """Trace one step, without compiling it."""
+    return jax.eval_shape(lambda key: learner.step(learner.init(key, hparams)), jax.random.key(0))
+
+
+CASES = {
+    "gae of a batch": (
+        lambda: losses.gae(BT, BT, BT, BT, BT),
+        AssertionError,
+        r"gae takes one time series, each array \[T\]; got r_t \[4, 7\], .*; for a batch use jax.vmap\(gae\)",
+    ),
+    "series of two lengths": (
+        lambda: losses.lambda_returns(T, T, T, jnp.ones(8)),
+        AssertionError,
+        r"lambda_returns takes one time series.*r_t \[7\].*v_t \[8\]",
+    ),
+    "scores of two shapes": (
+        lambda: losses.bradley_terry(jnp.ones(3), jnp.ones((3, 1))),
+        AssertionError,
+        r"the arrays of bradley_terry must have one shape; got score_chosen \[3\], score_rejected \[3, 1\]",
+    ),
+    "a margin that would broadcast": (
+        lambda: losses.bradley_terry(jnp.ones(3), jnp.ones(3), margin=jnp.ones((3, 1))),
+        AssertionError,
+        r"margin must be one number or of shape \(3,\); got shape \(3, 1\)",
+    ),
+    "a clip that would broadcast": (
+        lambda: losses.clipped_surrogate(T, T, T, clip=jnp.ones((7, 1))),
+        AssertionError,
+        r"clip must be one number or of shape \(7,\); got shape \(7, 1\)",
+    ),
+    "SimPO's margin": (
+        lambda: losses.simpo(T, T, beta=1.0, margin=jnp.ones((7, 1))),
+        AssertionError,
+        r"margin must be one number or of shape \(7,\)",
+    ),
+    "DPO's beta": (
+        lambda: losses.dpo(T, T, T, T, beta=jnp.ones((7, 1))),
+        AssertionError,
+        r"beta must be one number or of shape \(7,\)",
+    ),
+    "Huber's delta": (lambda: losses.huber(T, delta=jnp.ones((7, 1))), AssertionError, "delta must be one"),
+}
+WHOLE = "must be a whole number of at least 1; got"
+CASES |= {
+    "hparams as a dict": (
+        lambda: begin({"learning_rate": 0.1}),
+        ValueError,
+        "hparams must be a NamedTuple such as PPOHParams; got dict; pass",
+    ),
+    "hparams as a number": (lambda: begin(0.1), ValueError, "hparams must be a NamedTuple .*; got float"),
+    "no hparams": (lambda: begin(None), ValueError, "hparams must be a NamedTuple .*; got NoneType"),
+    "a NaN rate": (
+        lambda: begin(rl.PPOHParams(learning_rate=jnp.nan)),
+        ValueError,
+        "learning_rate must be a number; got nan",
+    ),
+    "a NaN rate of one member": (
+        lambda: runtime.train_members(
+            make(),
+            rl.PPOHParams(learning_rate=jnp.array([0.1, jnp.nan])),
+            runtime.MembersConfig(out="nowhere", seeds=2),
+            1,
+        ),
+        ValueError,
+        "learning_rate must be a number; got nan",
+    ),
+    "no epoch": (lambda: make(epochs=0), ValueError, f"epochs {WHOLE} 0"),
+    "a negative epoch": (lambda: make(epochs=-1), ValueError, f"epochs {WHOLE} -1"),
+    "no minibatch": (lambda: make(minibatches=0), ValueError, f"minibatches {WHOLE} 0"),
+    "no step in all": (lambda: make(total_steps=0), ValueError, f"total_steps {WHOLE} 0"),
+    "half a step in all": (lambda: make(total_steps=2.5), ValueError, f"total_steps {WHOLE} 2.5"),
+    "no step to train": (lambda: train(make(), 0), ValueError, f"num_steps {WHOLE} 0"),
+    "no epoch of TRPO's critic": (
+        lambda: rl.make_trpo(ACTOR._replace(split_params=lambda p: (p, p)), critic_epochs=0),
+        ValueError,
+        f"critic_epochs {WHOLE} 0",
+    ),
+    "no epoch of search": (
+        lambda: rl.make_search_learner(ACTOR, TABLE.apply, None, epochs=0),
+        ValueError,
+        f"epochs {WHOLE} 0",
+    ),
+    "no DQN step in all": (
+        lambda: rl.make_dqn(VALUES, capacity=80, total_steps=0),
+        ValueError,
+        f"total_steps {WHOLE} 0",
+    ),
+    "half a DQN update": (
+        lambda: rl.make_dqn(VALUES, capacity=80, updates=1.5),
+        ValueError,
+        f"updates {WHOLE} 1.5",
+    ),
+    "target_kl of a loss without a KL": (
+        lambda: step(rl.make_a2c(ACTOR, target_kl=0.1), rl.PolicyGradientHParams()),
+        ValueError,
+        "target_kl needs a loss that reports policy/approxkl_avg, as ppo_loss does; got one of loss/pol",
+    ),
+}
