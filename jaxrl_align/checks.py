@@ -26,7 +26,7 @@ def check_divides(count: int, total: int, count_name: str, total_name: str) -> N
 
 
 def check_hparams(hparams: Any) -> None:
-    """Raise ValueError for no NamedTuple, for one that holds a nan, and for a temperature that is not above 0.
+    """Raise ValueError for a dictionary or a number, for a nan, and for a temperature that is not above 0.
 
     Hyperparameters that are traced have no values yet; `train_members` checks them before it compiles.
     """

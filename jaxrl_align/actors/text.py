@@ -199,8 +199,8 @@ def make_text_actor(
 
     Raises:
       ValueError: if prompt and response do not fit the model's context, a special token its vocabulary, or
-        what is sampled is no prompts; at trace time, if
-        the frozen tree or the prompts are missing, or the score is not a number.
+        what is sampled is no prompts; at trace time, if the frozen tree or the prompts are missing, or the
+        score is not a number.
     """
     _check_fits(lm, config)
     if sample_prompts is not None:
