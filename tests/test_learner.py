@@ -309,3 +309,18 @@ def test_hparams_become_arrays_so_that_another_value_compiles_nothing():
         state, _ = step(learner.init(jax.random.key(0), HParams(rate)))
         step(state)
     assert step._cache_size() == 1
+
+
+def test_once_stopped_no_later_minibatch_moves_anything():
+    """Four minibatches of one row; the second stops, though the last two would not."""
+    rows, key = jnp.array([[1.0], [2.0], [3.0], [4.0]]), jax.random.key(0)
+    order = np.asarray(permutations(key, 1, 4)).ravel()
+    second = rows[order[1], 0]
+    loss = lambda params, batch: (jnp.sum(params * batch), {"row": batch[0, 0]})
+    state = make().init(key, HParams(), params=jnp.ones(1))
+    sizes = {"num_epochs": 1, "minibatches": 4, "learning_rate": 0.5}
+    stop = lambda metrics: metrics["row"] == second
+    state, metrics = epochs(loss, optax.identity(), state, rows, key, stop=stop, **sizes)
+    np.testing.assert_allclose(state.params, 1.0 - 0.5 * rows[order[0]])
+    assert metrics["gradient_steps"] == 1
+    np.testing.assert_allclose(metrics["row"], (rows[order[0], 0] + second) / 2)

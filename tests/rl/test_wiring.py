@@ -197,7 +197,7 @@ def weights_reinforce(trajectory):
     return (ret - np.asarray(trajectory.value)) * mask, ret * mask
 
 
-CLIP, VALUE_CLIP, VALUE_COEF, ENTROPY_COEF, KL_COEF = 0.15, 0.3, 0.4, 0.25, 1.7
+CLIP, VALUE_CLIP, VALUE_COEF, ENTROPY_COEF, KL_COEF = 0.15, 0.03, 0.4, 0.25, 1.7
 PLAIN = rl.PolicyGradientHParams(3.0, GAMMA, LAMBDA, VALUE_COEF, ENTROPY_COEF)
 
 
