@@ -316,8 +316,8 @@ def test_once_stopped_no_later_minibatch_moves_anything():
     rows, key = jnp.array([[1.0], [2.0], [3.0], [4.0]]), jax.random.key(0)
     order = np.asarray(permutations(key, 1, 4)).ravel()
     second = rows[order[1], 0]
-    loss = lambda params, batch: (jnp.sum(params * batch), {"row": batch[0, 0]})
-    state = make().init(key, HParams(), params=jnp.ones(1))
+    loss = lambda params, batch: (jnp.sum(params * batch[0]), {"row": batch[0, 0]})
+    state = make(optimizer=optax.identity()).init(key, HParams(), params=jnp.ones(1))
     sizes = {"num_epochs": 1, "minibatches": 4, "learning_rate": 0.5}
     stop = lambda metrics: metrics["row"] == second
     state, metrics = epochs(loss, optax.identity(), state, rows, key, stop=stop, **sizes)
