@@ -1,4 +1,4 @@
-"""Bad input, one row each: a one-line error that names the argument, what was expected, what came, and a remedy.
+"""Bad input, one row each: a one-line error with the argument, what was expected, what came, and a remedy.
 
 Every case runs eagerly or at trace time: what it refuses is refused before anything is compiled.
 """
