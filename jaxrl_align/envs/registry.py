@@ -111,12 +111,10 @@ def num_actions(env: Environment) -> int:
 
 
 def check_at_least_one(**counts: int) -> None:
-    """Raise ValueError for a count that is no integer or below 1."""
+    """Raise ValueError for a count that is no whole number of at least 1."""
     for name, count in counts.items():
-        if not isinstance(count, int | np.integer) or isinstance(count, bool):
-            raise ValueError(f"{name} must be an integer of at least 1; got {name}={count!r}; try {name}=8")
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1; got {name}={count}")
+        if not (isinstance(count, int | np.integer) and count >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1; got {count!r}")
 
 
 def open_environment(env: Environment, **counts: int) -> tuple[Any, Any]:

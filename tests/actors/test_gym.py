@@ -237,8 +237,8 @@ class Broken(Target):
             {},
             r"policy of shape \(2,\) and a value of shape \(\).*got \(\(3,\), \(\)\)",
         ),
-        ("CartPole-v1", NET, {"num_envs": 0}, "num_envs must be at least 1; got num_envs=0"),
-        ("CartPole-v1", NET, {"num_steps": 0}, "num_steps must be at least 1; got num_steps=0"),
+        ("CartPole-v1", NET, {"num_envs": 0}, "num_envs must be a whole number of at least 1; got 0"),
+        ("CartPole-v1", NET, {"num_steps": 0}, "num_steps must be a whole number of at least 1; got 0"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_remedy(env, net, sizes, message):

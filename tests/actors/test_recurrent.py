@@ -117,7 +117,7 @@ def test_continuous_actions_remember_too():
         ),
         (
             lambda: make_recurrent_actor(ENV, NET, num_envs=1, num_steps=0),
-            "num_steps must be at least 1; got num_steps=0",
+            "num_steps must be a whole number of at least 1; got 0",
         ),
     ],
 )

@@ -107,8 +107,8 @@ def test_evaluation_counts_whole_episodes_only():
         (dict(env="Pendulum-v1"), "expected a discrete action space, got Box of Pendulum"),
         (dict(env="CartPol-v1"), "unknown environment 'CartPol-v1'; did you mean CartPole-v1"),
         (dict(net=make_q_net(3)), "must value the 2 actions of CartPole; got values of shape \\(3,\\)"),
-        (dict(num_envs=0), "num_envs must be at least 1; got num_envs=0"),
-        (dict(num_steps=0), "num_steps must be at least 1; got num_steps=0"),
+        (dict(num_envs=0), "num_envs must be a whole number of at least 1; got 0"),
+        (dict(num_steps=0), "num_steps must be a whole number of at least 1; got 0"),
     ],
 )
 def test_what_cannot_act_is_refused(arguments, message):
