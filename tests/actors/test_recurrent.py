@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.actors import gym
+from jaxrl_align.actors.normalisation import Moments, Normaliser
 from jaxrl_align.actors.recurrent import evaluate_recurrent_policy, make_recurrent_actor
 from jaxrl_align.learner import train
 from jaxrl_align.losses import DiagonalGaussian
@@ -129,6 +130,23 @@ def test_a_truncation_starts_the_memory_anew_and_its_value_goes_on_with_the_old_
         # d(w (0.5 w + 1) + 2) = w + 1, and nothing comes from beyond the cut.
         slope = either(3.0, 0.5) if not second else either([2, 0, 3, 0, 3], 0.5)
         np.testing.assert_allclose(jax.jacfwd(values)(2.0, later), slope, rtol=1e-6)
+
+
+def test_evaluation_takes_the_likeliest_action_and_reads_the_moments():
+    """Around 2.6 the memories are 2 * 0.5 - 1.6 and then 2 * -0.6 - 0.6, and action 1 is the likelier."""
+    around = Moments(jnp.float32(1.0), jnp.array([2.6]), jnp.array([1.0]))
+    for normaliser, earned in ((None, 2.0), (Normaliser(around, None, None), 0.0)):
+        episodes = evaluate_recurrent_policy(
+            (Ticks(), None),
+            DOUBLING,
+            jnp.float32(2.0),
+            jax.random.key(0),
+            num_episodes=30,
+            max_steps=3,
+            normaliser=normaliser,
+        )
+        np.testing.assert_array_equal(episodes.episode_return, np.full(30, earned))
+        np.testing.assert_array_equal(episodes.episode_length, np.full(30, 2))
 
 
 def test_continuous_actions_remember_too():
