@@ -42,6 +42,17 @@ def test_noise_explores_in_training_and_is_off_in_greedy_evaluation():
     assert len(np.unique(act(jnp.zeros(())))) > 1
 
 
+def test_a_learners_action_values_have_the_noise_of_their_key():
+    net = make_q_net(2, (), noisy=True)
+    actor = make_value_actor("CartPole-v1", net, num_envs=1, num_steps=1)
+    params, obs = actor.init_params(jax.random.key(0)), jnp.ones(4)
+    keys = jax.random.split(jax.random.key(1))
+    quiet, *loud = (actor.action_values(params, None, obs, key) for key in (None, *keys))
+    np.testing.assert_array_equal(quiet, net.apply(params, obs, None))
+    np.testing.assert_array_equal(loud[0], net.apply(params, obs, keys[0]))
+    assert np.abs(loud[0] - loud[1]).min() > 1e-3 and np.abs(loud[0] - quiet).min() > 1e-3
+
+
 def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
     # Two steps to the end, and a time limit of two: both flags are set, and both are kept.
     chain = make_mdp([[[0, 1, 0]], [[0, 0, 1]], [[0, 0, 1]]], np.ones((3, 1)), 0.9, terminal=[0, 0, 1])
