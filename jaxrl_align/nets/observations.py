@@ -38,7 +38,7 @@ def flatten_observations(net: AnyNet, space: Any = None) -> AnyNet:
     if isinstance(net, RecurrentNet):
         apply: Any = lambda params, memory, obs: net.apply(params, memory, read(obs))
     else:
-        apply = lambda params, obs, *key: net.apply(params, read(obs), *key)
+        apply = lambda params, obs, *key, **named: net.apply(params, read(obs), *key, **named)
     return net._replace(init=init, apply=apply)
 
 

@@ -107,3 +107,12 @@ def test_a_space_makes_what_is_discrete_one_hot_in_its_own_order():
     plain = first(flatten_observations(NET._replace(init=lambda key, obs: obs)))
     np.testing.assert_array_equal(plain, [0.5, 0.25, 2, 1, 3])
     assert plain.dtype == jnp.float32
+
+
+def test_a_noisy_net_keeps_its_key_behind_the_reader():
+    net, obs, key = make_q_net(2, (), noisy=True), {"a": jnp.ones(2), "b": jnp.ones(())}, jax.random.key(1)
+    read = flatten_observations(net)
+    params = read.init(jax.random.key(0), obs)
+    np.testing.assert_array_equal(read.apply(params, obs, key), net.apply(params, jnp.ones(3), key))
+    assert np.abs(read.apply(params, obs, key) - read.apply(params, obs)).min() > 1e-3
+    np.testing.assert_array_equal(read.apply(params, obs), read.apply(params, obs, key=None))

@@ -53,6 +53,20 @@ def test_a_learners_action_values_have_the_noise_of_their_key():
     assert np.abs(loud[0] - loud[1]).min() > 1e-3 and np.abs(loud[0] - quiet).min() > 1e-3
 
 
+def test_a_noisy_net_explores_in_its_rollouts():
+    still = make_tabular_environment(make_mdp(np.ones((1, 4, 1)), np.ones((1, 4)), 0.9))
+    actor = make_value_actor(
+        still,
+        make_q_net(4, (), noisy=True),
+        num_envs=2,
+        num_steps=50,
+        preprocess=lambda s: jax.nn.one_hot(s, 1),
+    )
+    params, begun = actor.init_params(jax.random.key(0)), actor.init_env(jax.random.key(1), None)
+    _, played, _ = actor.rollout(params, None, begun, jax.random.key(2), Exploration(jnp.zeros(())))
+    assert len(np.unique(played.action)) > 1
+
+
 def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
     # Two steps to the end, and a time limit of two: both flags are set, and both are kept.
     chain = make_mdp([[[0, 1, 0]], [[0, 0, 1]], [[0, 0, 1]]], np.ones((3, 1)), 0.9, terminal=[0, 0, 1])
