@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 
-def check_counts(**counts: int | None) -> None:
-    """Raise ValueError for a count that is no whole number of at least 1; None passes."""
+def check_counts(**counts: int) -> None:
+    """Raise ValueError for a count that is no whole number of at least 1."""
     for name, count in counts.items():
-        if count is not None and not (isinstance(count, int | np.integer) and count >= 1):
+        if not (isinstance(count, int | np.integer) and count >= 1):
             raise ValueError(f"{name} must be a whole number of at least 1; got {count!r}")
 
 

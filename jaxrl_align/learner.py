@@ -83,11 +83,11 @@ def linear_decay(step: jax.Array, total_steps: int | None, warmup_steps: int = 0
     Returns:
       [] float32 in [0, 1].
     """
-    check_counts(total_steps=total_steps)
     step = jnp.asarray(step, jnp.float32)
     factor = jnp.minimum(1.0, (step + 1.0) / (warmup_steps + 1.0))
     if total_steps is None:
         return factor
+    check_counts(total_steps=total_steps)
     remaining = (total_steps - step) / max(total_steps - warmup_steps, 1)
     return jnp.clip(jnp.minimum(factor, remaining), 0.0, 1.0)
 
@@ -109,11 +109,11 @@ def cosine_decay(
     Returns:
       [] float32 in [0, 1].
     """
-    check_counts(total_steps=total_steps)
     step = jnp.asarray(step, jnp.float32)
     rise = jnp.minimum(1.0, (step + 1.0) / (warmup_steps + 1.0))
     if total_steps is None:
         return rise
+    check_counts(total_steps=total_steps)
     way = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
     return rise * (final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * way)))
 

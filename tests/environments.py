@@ -93,3 +93,19 @@ class Recall:
 
     def action_space(self, params):
         return spaces.Discrete(2)
+
+
+class Ticks:
+    """Shows 1, then 2, and is cut there, with 3 to be seen; action 0 pays 1, and nothing terminates."""
+
+    def reset(self, key, params):
+        return jnp.ones(1), jnp.ones(())
+
+    def step(self, key, state, action, params):
+        last, cut = state + 1, state == 2
+        after = jnp.where(cut, 1.0, last)
+        info = {"final_observation": last[None]}
+        return after[None], after, 1.0 - action, jnp.array(False), cut, info
+
+    def action_space(self, params):
+        return spaces.Discrete(2)

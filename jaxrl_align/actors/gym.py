@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrl_align.actors.normalisation import normalise_rollout, normalised, start_normaliser
 from jaxrl_align.envs.actions import Distribution, make_distribution, output_shape, to_environment
-from jaxrl_align.envs.registry import Environment, observation_like, open_environment
+from jaxrl_align.envs.registry import Environment, leave, observation_like, open_environment
 from jaxrl_align.envs.rollout import (
     GymState,
     Policy,
@@ -58,7 +58,7 @@ def to_trajectory(
 
 
 def _judge(
-    net: Net, distribution: Distribution, critic: Critic, params: Params, obs: jax.Array, action: jax.Array
+    net: Net, distribution: Distribution, critic: Critic, params: Params, obs: Any, action: jax.Array
 ) -> Evaluation:
     output, value = net.apply(params, obs)
     policy = make_distribution(distribution, output)
@@ -66,7 +66,7 @@ def _judge(
     return Evaluation(policy.log_prob(action), policy.entropy(), value, policy)
 
 
-def _value_of(net: Net, critic: Critic, params: Params, obs: jax.Array) -> jax.Array:
+def _value_of(net: Net, critic: Critic, params: Params, obs: Any) -> jax.Array:
     output, value = net.apply(params, obs)
     if critic == "state":
         return value
@@ -146,7 +146,9 @@ def make_actor(
         policy = normalised(sampled(net, params, distribution), env_state.normaliser)
         if whole_episodes:
             key, key_start = jax.random.split(key)
-            env_state = env_state._replace(envs=start(environment, env_params, key_start, num_envs).envs)
+            fresh = start(environment, env_params, key_start, num_envs).envs
+            fresh = jax.vmap(functools.partial(leave, environment))(env_state.envs.state, fresh)
+            env_state = env_state._replace(envs=fresh)
         envs, steps = jax.vmap(lambda e, k: unroll(environment, env_params, policy, e, k, num_steps, to_env))(
             env_state.envs, jax.random.split(key, num_envs)
         )

@@ -7,7 +7,7 @@ are only read (`normalised`).
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,13 @@ _TINY = 1e-8
 
 
 class Moments(NamedTuple):
-    """Running mean and variance of arrays of one shape; float32."""
+    """Running mean and variance of arrays of one shape, or of every array of a tree; float32."""
 
     count: jax.Array  # type: ignore[assignment]
     """[] how many were seen."""
-    mean: jax.Array
+    mean: Any
     """[...] 0 before the first."""
-    variance: jax.Array
+    variance: Any
     """[...] of the population (divided by n), 1 before the first."""
 
 
@@ -42,26 +42,30 @@ class Normaliser(NamedTuple):
     """[B] discounted sum of the rewards of each environment's running episode."""
 
 
-def start_normaliser(obs: jax.Array, *, of_obs: bool, of_reward: bool) -> Normaliser | None:
+def start_normaliser(obs: Any, *, of_obs: bool, of_reward: bool) -> Normaliser | None:
     """Return a normaliser that has seen nothing and changes nothing, or None if neither is asked for.
 
     Args:
-      obs: [B, ...] observations of the B environments, read for their shape.
+      obs: [B, ...] observations of the B environments, read for their shapes.
       of_obs: standardise observations.
       of_reward: scale rewards.
     """
-    zeros = lambda shape: jnp.zeros(shape, jnp.float32)
-    fresh = lambda shape: Moments(zeros(()), zeros(shape), jnp.ones(shape, jnp.float32))
     if not of_obs and not of_reward:
         return None
+
+    def fresh(rows: Any) -> Moments:
+        mean = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], jnp.float32), rows)
+        return Moments(jnp.zeros((), jnp.float32), mean, jax.tree.map(jnp.ones_like, mean))
+
+    returns = jnp.zeros(jax.tree.leaves(obs)[0].shape[0], jnp.float32)
     return Normaliser(
-        fresh(obs.shape[1:]) if of_obs else None,
-        fresh(()) if of_reward else None,
-        zeros(obs.shape[0]) if of_reward else None,
+        fresh(obs) if of_obs else None,
+        fresh(returns) if of_reward else None,
+        returns if of_reward else None,
     )
 
 
-def merge_moments(moments: Moments, x: jax.Array) -> Moments:
+def merge_moments(moments: Moments, x: Any) -> Moments:
     """Return the moments of everything seen so far and of a batch.
 
         mean' = mean + w d,   var' = (1 - w) var + w var_x + w (1 - w) d^2,
@@ -71,26 +75,35 @@ def merge_moments(moments: Moments, x: jax.Array) -> Moments:
 
     Args:
       moments: of arrays [...].
-      x: [N, ...] the batch.
+      x: [N, ...] the batch; each array of a tree has its own moments.
 
     Source: Chan, Golub & LeVeque 1979.
     """
-    x = x.astype(jnp.float32)
-    total = moments.count + x.shape[0]
-    weight = x.shape[0] / total
-    mean, variance = jnp.mean(x, axis=0), jnp.var(x, axis=0)
-    apart = mean - moments.mean
-    merged = (1.0 - weight) * moments.variance + weight * variance
-    return Moments(total, moments.mean + weight * apart, merged + weight * (1.0 - weight) * jnp.square(apart))
+    rows = jax.tree.leaves(x)[0].shape[0]
+    total = moments.count + rows
+    weight = rows / total
+
+    def merge(mean: jax.Array, variance: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = x.astype(jnp.float32)
+        apart = jnp.mean(x, axis=0) - mean
+        merged = (1.0 - weight) * variance + weight * jnp.var(x, axis=0)
+        return mean + weight * apart, merged + weight * (1.0 - weight) * jnp.square(apart)
+
+    both = jax.tree.map(merge, moments.mean, moments.variance, x)
+    return Moments(total, *jax.tree.transpose(jax.tree.structure(x), jax.tree.structure((0, 0)), both))
 
 
-def standardise(moments: Moments, x: jax.Array) -> jax.Array:
-    """Return `(x - mean) / std` of an array [...] of the moments' shape, clipped to [-10, 10]."""
-    scaled = (x.astype(jnp.float32) - moments.mean) * jax.lax.rsqrt(moments.variance + _TINY)
-    return jnp.clip(scaled, -LIMIT, LIMIT)
+def standardise(moments: Moments, x: Any) -> Any:
+    """Return `(x - mean) / std` of an array [...] of the moments' shape, or tree, clipped to [-10, 10]."""
+
+    def one(mean: jax.Array, variance: jax.Array, x: jax.Array) -> jax.Array:
+        scaled = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + _TINY)
+        return jnp.clip(scaled, -LIMIT, LIMIT)
+
+    return jax.tree.map(one, moments.mean, moments.variance, x)
 
 
-def normalised_obs(normaliser: Normaliser | None, obs: jax.Array) -> jax.Array:
+def normalised_obs(normaliser: Normaliser | None, obs: Any) -> Any:
     """Return an observation [...] as the policy sees it; the statistics are read, never moved."""
     return obs if normaliser is None or normaliser.obs is None else standardise(normaliser.obs, obs)
 
@@ -130,7 +143,7 @@ def normalise_steps(normaliser: Normaliser, steps: Steps, gamma: Numeric) -> tup
     obs, reward, running = normaliser
     if obs is not None:
         over_steps = jax.vmap(jax.vmap(functools.partial(standardise, obs)))
-        seen = steps.obs.reshape(-1, *steps.obs.shape[2:])
+        seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps.obs)
         steps = steps._replace(obs=over_steps(steps.obs), final_obs=over_steps(steps.final_obs))
         obs = merge_moments(obs, seen)
     if reward is not None and running is not None:

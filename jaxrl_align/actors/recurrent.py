@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from jaxrl_align.actors.gym import check_net, to_trajectory
 from jaxrl_align.actors.normalisation import Normaliser, normalise_rollout, normalised_obs, start_normaliser
+from jaxrl_align.checks import check_counts
 from jaxrl_align.envs.actions import Distribution, make_distribution, to_environment
 from jaxrl_align.envs.registry import (
     Environment,
-    check_at_least_one,
+    leave,
     make_environment,
     observation_like,
     open_environment,
@@ -42,8 +43,8 @@ from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 class Sequence(NamedTuple):
     """The `obs` of a recurrent policy's trajectories: T steps and the memories before them."""
 
-    obs: jax.Array
-    """[T, ...]."""
+    obs: Any
+    """[T, ...], a tree of arrays where the environment gives one."""
     first: jax.Array
     """[T] bool: the step is an episode's first, before which the memory starts anew."""
     memory: jax.Array
@@ -120,8 +121,7 @@ def make_recurrent_actor(
       ValueError: as `gym.make_actor` does.
     """
     environment, env_params = open_environment(env, num_envs=num_envs, num_steps=num_steps)
-    memoryless = Net(net.init, lambda params, obs: net.apply(params, net.initial, obs)[1:])
-    check_net(memoryless, distribution, "state", environment, env_params)
+    _check(net, distribution, environment, env_params)
 
     def init_params(key: chex.PRNGKey) -> Params:
         return net.init(key, observation_like(environment, env_params))
@@ -198,15 +198,16 @@ def evaluate_recurrent_policy(
       `Episodes` with leaves [N].
 
     Raises:
-      ValueError: for a count below 1, or for what `make_environment` refuses.
+      ValueError: for a count below 1, a net that does not fit, or for what `make_environment` refuses.
     """
-    check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
+    check_counts(num_episodes=num_episodes, max_steps=max_steps)
     environment, env_params = make_environment(env)
+    _check(net, distribution, environment, env_params)
 
     def play(key: chex.PRNGKey) -> Episodes:
         key_reset, key_unroll = jax.random.split(key)
         begin = (reset(environment, env_params, key_reset), net.initial)
-        _, (steps, _) = _unroll(
+        (end, _), (steps, _) = _unroll(
             environment,
             env_params,
             net,
@@ -218,6 +219,11 @@ def evaluate_recurrent_policy(
             normaliser,
             greedy,
         )
-        return first_episode(steps)
+        return leave(environment, end.state, first_episode(steps))
 
     return jax.vmap(play)(jax.random.split(key, num_episodes))
+
+
+def _check(net: RecurrentNet, distribution: Distribution, environment: Any, env_params: Any) -> None:
+    memoryless = Net(net.init, lambda params, obs: net.apply(params, net.initial, obs)[1:])
+    check_net(memoryless, distribution, "state", environment, env_params)

@@ -26,7 +26,7 @@ def epsilon_greedy(net: QNet, params: Params, epsilon: Numeric = 0.0) -> Policy:
     """
     deterministic = isinstance(epsilon, float) and epsilon == 0.0
 
-    def policy(key: chex.PRNGKey, obs: jax.Array) -> jax.Array:
+    def policy(key: chex.PRNGKey, obs: Any) -> jax.Array:
         if deterministic:
             return jnp.argmax(net.q_values(net.apply(params, obs, None))).astype(jnp.int32)
         # One draw of bits makes the noise's key and the coin: on a CPU every draw is a loop of its own.
@@ -49,7 +49,7 @@ def make_value_actor(
     *,
     num_envs: int,
     num_steps: int,
-    preprocess: Callable[[jax.Array], jax.Array] = lambda obs: obs,
+    preprocess: Callable[[Any], Any] = lambda obs: obs,
 ) -> Actor:
     """Build the actor that follows epsilon-greedy action values in `num_envs` copies of an environment.
 
@@ -101,9 +101,7 @@ def make_value_actor(
         )
         return env_state, transition, metrics
 
-    def action_values(
-        params: Params, frozen: Any, obs: jax.Array, key: chex.PRNGKey | None = None
-    ) -> jax.Array:
+    def action_values(params: Params, frozen: Any, obs: Any, key: chex.PRNGKey | None = None) -> jax.Array:
         return net.apply(overlay(frozen, params), obs, key)
 
     return Actor(init_params, init_env, rollout, action_values=action_values, expected_values=net.q_values)

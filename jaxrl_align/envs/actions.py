@@ -71,12 +71,35 @@ def _fitting(space: Any) -> tuple[Distribution, ...]:
 def to_environment(kind: Distribution, space: Any) -> Callable[[jax.Array], jax.Array]:
     """Return the map from a draw to the environment's action.
 
-    A `TanhGaussian`'s tanh is stretched over the Box, a `DiagonalGaussian`'s draw is clipped to it, and a
-    choice is left as it is. Learners keep the draw itself, whose log-probability they know.
+    A `TanhGaussian`'s tanh is stretched over the Box, a `DiagonalGaussian`'s draw is clipped to it, either is
+    rounded where the Box holds whole numbers, and a choice is left as it is. Learners keep the draw
+    itself, whose log-probability they know.
     """
-    if kind is TanhGaussian:
-        stretch = lambda x: space.low + 0.5 * (jnp.tanh(x) + 1.0) * (space.high - space.low)
-        return lambda x: jnp.asarray(stretch(x), space.dtype)
-    if kind is DiagonalGaussian:
-        return lambda x: jnp.clip(x, space.low, space.high).astype(space.dtype)
-    return lambda x: x
+    if kind not in (DiagonalGaussian, TanhGaussian):
+        return lambda x: x
+    whole = jnp.issubdtype(space.dtype, jnp.integer)
+    stretch = lambda x: space.low + 0.5 * (jnp.tanh(x) + 1.0) * (space.high - space.low)
+
+    def fit(x: jax.Array) -> jax.Array:
+        # Clipped even if stretched: low + (high - low) may round to a number beyond high.
+        x = jnp.clip(stretch(x) if kind is TanhGaussian else x, space.low, space.high)
+        return jnp.asarray(jnp.round(x) if whole else x, space.dtype)
+
+    return fit
+
+
+def check_action(space: Any, action: Any) -> None:
+    """Raise ValueError unless an action, or its shape and type, is of a space's shape, and whole where it is.
+
+    What only a value shows, a number out of range, cannot be seen before the environment steps.
+    """
+    expected = jax.eval_shape(space.sample, jax.random.key(0))
+    if not hasattr(expected, "shape"):
+        return
+    whole = jnp.issubdtype(expected.dtype, jnp.integer) and not jnp.issubdtype(action.dtype, jnp.integer)
+    if action.shape != expected.shape or whole:
+        raise ValueError(
+            f"a policy's action must be {expected.dtype} of shape {expected.shape} in this "
+            f"{type(space).__name__}; got {action.dtype} of shape {action.shape}; return one action for the "
+            f"one observation given{', for example an argmax' if whole else ''}"
+        )

@@ -20,8 +20,8 @@ from jaxrl_align.envs.actions import MultiDiscrete
 from jaxrl_align.envs.registry import spaces
 
 Adapted = tuple["AdaptedEnv", None]
-Observe = Callable[[Any], jax.Array]
-"""Maps a foreign observation to the array that the policy reads."""
+Observe = Callable[[Any], Any]
+"""Maps a foreign observation to the array, or tree of arrays, that the policy reads."""
 
 
 class View(NamedTuple):
@@ -53,14 +53,14 @@ class AdaptedEnv(NamedTuple):
     max_steps: int | None = None
     """Longer episodes are truncated; None leaves that to the environment."""
 
-    def reset(self, key: chex.PRNGKey, params: None = None) -> tuple[jax.Array, AdaptedState]:
+    def reset(self, key: chex.PRNGKey, params: None = None) -> tuple[Any, AdaptedState]:
         """Start an episode; return (observation, state)."""
         inner = self.start(key)
         return self.view(inner).obs, AdaptedState(inner, jnp.zeros((), jnp.int32))
 
     def step(
         self, key: chex.PRNGKey, state: AdaptedState, action: jax.Array, params: None = None
-    ) -> tuple[jax.Array, AdaptedState, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[Any, AdaptedState, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
         """Return (obs, state, reward, terminated, truncated, info), reset where the episode ended."""
         inner = self.advance(state.inner, action)
         seen, time = self.view(inner), state.time + 1
@@ -71,11 +71,11 @@ class AdaptedEnv(NamedTuple):
         done = terminated | truncated
         begin, fresh = self.reset(key)
         fresh = AdaptedState(fresh.inner, jnp.zeros_like(time))
-        choose = lambda new, old: _select(done, new, old)
-        state = jax.tree.map(choose, fresh, AdaptedState(inner, time))
+        both = ((begin, fresh), (seen.obs, AdaptedState(inner, time)))
+        obs, state = jax.tree.map(lambda new, old: _select(done, new, old), *both)
         reward = jnp.asarray(seen.reward, jnp.float32).reshape(())
         info = {"final_observation": seen.obs}
-        return choose(begin, seen.obs), state, reward, terminated, truncated, info
+        return obs, state, reward, terminated, truncated, info
 
     def action_space(self, params: None = None) -> Any:
         """Return the action space."""

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
 
+from jaxrl_align.checks import check_counts
+
 Environment = str | tuple[Any, Any]
 """A gymnax name, or (environment, parameters)."""
 
@@ -29,7 +31,8 @@ def make_environment(env: Environment) -> tuple[Any, Any]:
     """Return (environment, parameters), built once per name, after checking its interface without running it.
 
     Raises:
-      ValueError: for an unknown name, or a `step` that does not return the six values of gymnax >= 1.0.
+      ValueError: for an unknown name, no action space, an empty observation, or a `step` that does not return
+        the six values of gymnax >= 1.0, in reset's shapes and types.
     """
     if isinstance(env, str):
         if env not in gymnax.registered_envs:
@@ -41,17 +44,56 @@ def make_environment(env: Environment) -> tuple[Any, Any]:
     if not isinstance(env, tuple) or len(env) != 2:
         raise ValueError(f"env must be a name or a pair (environment, params); got {type(env).__name__}")
     environment, env_params = env
+    missing = [name for name in ("reset", "step", "action_space") if not hasattr(environment, name)]
+    space: Any = None if missing else environment.action_space(env_params)
+    if not hasattr(space, "sample"):
+        raise ValueError(
+            f"an environment must have reset, step and action_space(params), which returns a space; got "
+            f"{type(environment).__name__} with {f'no {missing[0]}' if missing else f'the space {space}'}; "
+            f"return for example envs.spaces.Discrete(2)"
+        )
     key = jax.random.key(0)
-    _, state = jax.eval_shape(environment.reset, key, env_params)
-    action = jax.eval_shape(environment.action_space(env_params).sample, key)
-    values = jax.eval_shape(environment.step, key, state, action, env_params)
+    obs, state = jax.eval_shape(environment.reset, key, env_params)
+    values = jax.eval_shape(environment.step, key, state, jax.eval_shape(space.sample, key), env_params)
     if len(values) != 6 or "final_observation" not in values[5]:
         raise ValueError(
             f"environment.step must return (obs, state, reward, terminated, truncated, info) with "
             f'info["final_observation"], as gymnax >= 1.0 does; {type(environment).__name__} returns '
             f"{len(values)} values; port it, keeping termination and truncation apart"
         )
+    _check_values(type(environment).__name__, obs, state, values)
     return environment, env_params
+
+
+def _check_values(name: str, obs: Any, state: Any, values: tuple) -> None:
+    """Raise ValueError unless what a step returns fits what reset did; shapes and types only."""
+    if not sum(leaf.size for leaf in jax.tree.leaves(obs)):
+        raise ValueError(
+            f"an observation must hold at least one number; {name}.reset returns none; "
+            f"return jnp.zeros(1) where there is nothing to see"
+        )
+    after, state_after, reward, terminated, truncated, info = values
+    for what, value in {"reward": reward, "terminated": terminated, "truncated": truncated}.items():
+        if value.shape != ():
+            raise ValueError(
+                f"{what} must be one number, of shape (); {name}.step returns shape {value.shape}; "
+                f"index or sum it"
+            )
+    pairs = {"observation": (obs, after), "final_observation": (obs, info["final_observation"])}
+    for what, (first, then) in (pairs | {"state": (state, state_after)}).items():
+        kinds = [_kinds(first), _kinds(then)]
+        for place in kinds[0] | kinds[1]:
+            expected, got = (kind.get(place, "nothing") for kind in kinds)
+            if expected != got:
+                raise ValueError(
+                    f"a step's {what}{place} must be what reset returns, {expected}; {name}.step returns "
+                    f"{got}; give both the same shape and type"
+                )
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def num_actions(env: Environment) -> int:
@@ -70,13 +112,6 @@ def num_actions(env: Environment) -> int:
     return int(space.n)
 
 
-def check_at_least_one(**counts: int) -> None:
-    """Raise ValueError for a count below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1; got {name}={count}")
-
-
 def open_environment(env: Environment, **counts: int) -> tuple[Any, Any]:
     """Return `make_environment(env)` for an actor, after checking its counts and a first observation.
 
@@ -84,17 +119,23 @@ def open_environment(env: Environment, **counts: int) -> tuple[Any, Any]:
       ValueError: for a count below 1, an environment of your own that starts with NaN or infinity, or for
         what `make_environment` refuses.
     """
-    check_at_least_one(**counts)
+    check_counts(**counts)
     environment, env_params = make_environment(env)
     if not isinstance(env, str):
         _check_first_observation(environment, env_params)
     return environment, env_params
 
 
-def observation_like(environment: Any, env_params: Any) -> jax.Array:
-    """Return zeros of an observation's shape and type, without running the environment."""
+def observation_like(environment: Any, env_params: Any) -> Any:
+    """Return zeros of an observation's shapes and types, without running the environment."""
     obs, _ = jax.eval_shape(environment.reset, jax.random.key(0), env_params)
-    return jnp.zeros(obs.shape, obs.dtype)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), obs)
+
+
+def leave(environment: Any, state: Any, value: Any) -> Any:
+    """Return a value computed from an environment that nobody steps again: one on the host is closed then."""
+    release = getattr(environment, "release", None)
+    return value if release is None else release(state, value)
 
 
 def _check_first_observation(environment: Any, env_params: Any) -> None:
@@ -105,10 +146,13 @@ def _check_first_observation(environment: Any, env_params: Any) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(env_params)):
         return
     with jax.ensure_compile_time_eval():
-        obs, _ = environment.reset(jax.random.key(0), env_params)
-        bad = int(np.sum(~np.isfinite(np.asarray(obs, np.float64))))
+        obs, state = environment.reset(jax.random.key(0), env_params)
+        obs = leave(environment, state, obs)
+        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(obs)]
+    bad = sum(int(np.sum(~np.isfinite(leaf))) for leaf in leaves)
     if bad:
         raise ValueError(
             f"observations must be finite; the first one of {type(environment).__name__} has {bad} of "
-            f"{np.size(obs)} entries that are NaN or infinite: correct its reset, or replace them there"
+            f"{sum(leaf.size for leaf in leaves)} entries that are NaN or infinite: correct its reset, or "
+            f"replace them there"
         )

@@ -10,22 +10,29 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.envs.actions import Distribution, to_environment
-from jaxrl_align.envs.registry import Environment, check_at_least_one, make_environment
+from jaxrl_align.checks import check_counts
+from jaxrl_align.envs.actions import Distribution, check_action, to_environment
+from jaxrl_align.envs.registry import (
+    Environment,
+    leave,
+    make_environment,
+    observation_like,
+)
 from jaxrl_align.losses import Categorical
 from jaxrl_align.types import Metrics
 
 WINDOW = 100
 """Number of the last finished episodes that `episode_return_last100` averages."""
 
-Policy = Callable[[chex.PRNGKey, jax.Array], jax.Array]
-"""`(key, obs) -> action` for one observation."""
+Policy = Callable[[chex.PRNGKey, Any], jax.Array]
+"""`(key, obs) -> action` for one observation, an array or a tree of arrays."""
 
 
 class EnvState(NamedTuple):
     """One environment between two steps."""
 
-    obs: jax.Array
+    obs: Any
+    """An array, or any tree of arrays, such as a dict."""
     state: Any
     episode_return: jax.Array
     """[] sum of the running episode's rewards so far, undiscounted."""
@@ -36,15 +43,15 @@ class EnvState(NamedTuple):
 class Steps(NamedTuple):
     """T steps of one environment."""
 
-    obs: jax.Array
-    """[T, ...] before the action."""
+    obs: Any
+    """[T, ...] before the action; a tree of arrays where the environment gives one."""
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
     """[T] bool: the episode ended by its own rules, and nothing follows."""
     truncated: jax.Array
     """[T] bool: the episode was cut, for example by a time limit, and its value goes on."""
-    final_obs: jax.Array
+    final_obs: Any
     """[T, ...] after the action and before any reset."""
     episode_return: jax.Array
     """[T] sum of the episode's rewards up to and including this step."""
@@ -207,17 +214,22 @@ def evaluate_policy(
       `Episodes` with leaves [N].
 
     Raises:
-      ValueError: for a count below 1, or for what `make_environment` refuses.
+      ValueError: for a count below 1, actions of another shape than the space's or fractional where it is
+        discrete, or for what `make_environment` refuses. An environment in JAX is not asked whether an action
+        is in range: out of it, what happens is the environment's own affair.
     """
-    check_at_least_one(num_episodes=num_episodes, max_steps=max_steps)
+    check_counts(num_episodes=num_episodes, max_steps=max_steps)
     environment, env_params = make_environment(env)
-    to_env = to_environment(distribution, environment.action_space(env_params))
+    space = environment.action_space(env_params)
+    to_env = to_environment(distribution, space)
+    act = lambda key, obs: to_env(policy(key, obs))
+    check_action(space, jax.eval_shape(act, key, observation_like(environment, env_params)))
 
     def play(key: chex.PRNGKey) -> Episodes:
         key_reset, key_unroll = jax.random.split(key)
         begin = reset(environment, env_params, key_reset)
-        _, steps = unroll(environment, env_params, policy, begin, key_unroll, max_steps, to_env)
-        return first_episode(steps)
+        end, steps = unroll(environment, env_params, policy, begin, key_unroll, max_steps, to_env)
+        return leave(environment, end.state, first_episode(steps))
 
     return jax.vmap(play)(jax.random.split(key, num_episodes))
 

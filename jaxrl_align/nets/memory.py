@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.nets.mlp import Net, orthogonal
+from jaxrl_align.nets.q_networks import one_array
 from jaxrl_align.types import Params
 
 
@@ -57,7 +58,7 @@ def with_memory(net: Net, width: int = 64) -> RecurrentNet:
         raise ValueError(f"width must be at least 1; got width={width}")
     gru: Any = _GRU(width)
     initial = jnp.zeros(width, jnp.float32)
-    flatten = lambda obs: jnp.ravel(obs).astype(jnp.float32)
+    flatten = lambda obs: jnp.ravel(one_array(obs))
 
     def init(key: chex.PRNGKey, obs: jax.Array) -> Params:
         key_gru, key_net = jax.random.split(key)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.nets.q_networks import patches
+from jaxrl_align.nets.q_networks import one_array, patches
 from jaxrl_align.types import Params
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -61,7 +61,7 @@ class _ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = obs.astype(jnp.float32)
+        x = one_array(obs)
         if self.shared:
             below = above = self.trunk("trunk", x)
         else:

@@ -50,6 +50,20 @@ class _Dense(nn.Module):
         return x @ kernel + bias
 
 
+def one_array(obs: Any) -> jax.Array:
+    """Return an observation in float32.
+
+    Raises:
+      ValueError: if it is a tree of arrays.
+    """
+    if not hasattr(obs, "astype"):
+        raise ValueError(
+            f"this net reads observations that are one array; got {type(obs).__name__} of "
+            f"{len(jax.tree.leaves(obs))}; put nets.flatten_observations in front of it"
+        )
+    return obs.astype(jnp.float32)
+
+
 def patches(image: jax.Array) -> jax.Array:
     """Return the 3 x 3 neighbourhoods of an image: [H, W, C] -> [H - 2, W - 2, 9 C].
 
@@ -77,7 +91,7 @@ class _QModule(nn.Module):
     def __call__(self, obs: jax.Array, key: chex.PRNGKey | None) -> jax.Array:
         layers = 2 * (len(self.hidden) + 2)
         keys = iter([None] * layers if key is None else jax.random.split(key, layers))
-        x = obs.astype(jnp.float32)
+        x = one_array(obs)
         if self.channels:
             # A convolution as a product with patches: vmapping a convolution over members makes it a grouped
             # one, which XLA's CPU backend runs many times slower than a batched product.
@@ -173,7 +187,7 @@ def make_state_action_net(num_actions: int, hidden: Sequence[int] = (120, 84)) -
     Source: docs/lectures.md (A6).
     """
     scalar = _QModule(1, tuple(hidden), 0, 1, False, False)
-    join = lambda obs, action: jnp.append(jnp.ravel(obs).astype(jnp.float32), action)
+    join = lambda obs, action: jnp.append(jnp.ravel(one_array(obs)), action)
 
     def init(key: chex.PRNGKey, obs: jax.Array) -> Params:
         return scalar.init(key, join(obs, jnp.zeros(num_actions)), None)["params"]

@@ -275,7 +275,7 @@ def make_dqn(
     Raises:
       ValueError: before any compilation, for sizes that do not fit one another.
     """
-    check_counts(updates=updates, total_steps=total_steps, capacity=capacity, batch_size=batch_size)
+    check_counts(updates=updates, capacity=capacity, batch_size=batch_size)
     optimizer = optimizer or make_optimizer(max_grad_norm=10.0, eps=1e-8)
     shapes = _rollout_shapes(actor)
     num_envs, num_steps = shapes.reward.shape

@@ -48,13 +48,13 @@ class ReplayState(NamedTuple):
 class Sample(NamedTuple):
     """A minibatch of n-step transitions, leaves [batch, ...]."""
 
-    obs: jax.Array
+    obs: Any
     action: jax.Array
     reward: jax.Array
     """Discounted sum over the window, which ends with the episode."""
     discount: jax.Array
     """gamma^m for a window of m steps; 0 where it ended in a termination."""
-    next_obs: jax.Array
+    next_obs: Any
     """After the window's last step, before any reset."""
     index: jax.Array  # type: ignore[assignment]
     """int32 position of the first step, for `update`."""
@@ -179,11 +179,11 @@ def _read(data: Transition, index: jax.Array, window: jax.Array, gamma: Numeric,
     pick = lambda x: jnp.take_along_axis(x, last[:, None], 1)[:, 0]
     discount = gamma * (1.0 - done)
     return Sample(
-        obs=_take(data.obs, index),
+        obs=jax.tree.map(lambda x: _take(x, index), data.obs),
         action=_take(data.action, index),
         reward=jax.vmap(discounted_returns)(reward, discount)[:, 0],
         discount=jnp.asarray(gamma) ** (last + 1) * (1.0 - pick(terminated)),
-        next_obs=_take(data.next_obs, pick(window)),
+        next_obs=jax.tree.map(lambda x: _take(x, pick(window)), data.next_obs),
         index=index,
         weight=weight,
     )

@@ -239,8 +239,8 @@ class Broken(Target):
             {},
             r"policy of shape \(2,\) and a value of shape \(\).*got \(\(3,\), \(\)\)",
         ),
-        ("CartPole-v1", NET, {"num_envs": 0}, "num_envs must be at least 1; got num_envs=0"),
-        ("CartPole-v1", NET, {"num_steps": 0}, "num_steps must be at least 1; got num_steps=0"),
+        ("CartPole-v1", NET, {"num_envs": 0}, "num_envs must be a whole number of at least 1; got 0"),
+        ("CartPole-v1", NET, {"num_steps": 0}, "num_steps must be a whole number of at least 1; got 0"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_remedy(env, net, sizes, message):
@@ -271,3 +271,27 @@ def test_a_saturated_policy_is_judged_by_its_draws(mean):
     evaluate = jax.vmap(actor.evaluate, (None, None, 0))
     score = jax.grad(lambda p: jnp.mean(evaluate(p, None, trajectory).log_prob))(params)
     assert abs(float(score[0])) < 4 * np.e / np.sqrt(64 * 32)
+
+
+def test_of_whole_episodes_one_is_counted_in_each_environment_though_it_was_cut():
+    actor = gym.make_actor(
+        make_tabular_environment(LOOP, 2), position_net(1), num_envs=2, num_steps=5, whole_episodes=True
+    )
+    _, _, trajectory, metrics = roll(actor)
+    np.testing.assert_array_equal(trajectory.mask, np.tile([1, 1, 0, 0, 0], (2, 1)))
+    assert (metrics["episodes"], metrics["episode_return_sum"], metrics["episode_length_sum"]) == (2, 4.0, 4)
+
+
+def test_the_last_step_of_a_rollout_has_no_action_after_it():
+    """Its next value is the policy's expectation over Q(2, .) = (2.5, 12.5), not the first step's value."""
+    logits = jnp.log(jnp.array([0.75, 0.25]))
+    apply = lambda params, obs: (logits, obs + 0.5 + jnp.array([0.0, 10.0]))
+    two = make_mdp(
+        np.repeat(LINE.transition, 2, 1), np.repeat(LINE.reward, 2, 1), 0.9, terminal=LINE.terminal
+    )
+    settings = {"num_envs": 4, "num_steps": 2, "critic": "sarsa"}
+    actor = gym.make_actor(make_tabular_environment(two), Net(lambda key, obs: 0.0, apply), **settings)
+    _, _, trajectory, _ = roll(actor)
+    np.testing.assert_allclose(trajectory.value, np.array([0.5, 1.5]) + 10.0 * np.asarray(trajectory.action))
+    np.testing.assert_allclose(trajectory.next_value[:, 0], trajectory.value[:, 1])
+    np.testing.assert_allclose(trajectory.next_value[:, 1], 5.0, rtol=1e-6)

@@ -78,6 +78,16 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
     assert normaliser.reward.count == 180
 
 
+@pytest.mark.parametrize("rare", [5.0, -5.0])
+def test_a_rare_reward_is_clipped(rare):
+    """One in 400: its deviation is 5 / 20, so that it is worth 20 of them, and -10 or 10 is passed on."""
+    normaliser = start_normaliser(jnp.zeros((1, 1)), of_obs=False, of_reward=True)
+    reward, never = jnp.zeros((1, 400)).at[0, 399].set(rare), jnp.zeros((1, 400), bool)
+    steps = envs.Steps(reward, reward, reward, never, never, reward, reward, jnp.arange(1, 401)[None])
+    _, scaled = normalise_steps(normaliser, steps, 0.0)
+    np.testing.assert_array_equal(scaled.reward[0, 397:], [0.0, 0.0, 2.0 * rare])
+
+
 @pytest.fixture(scope="module")
 def two_rollouts():
     step = jax.jit(ACTOR.rollout)

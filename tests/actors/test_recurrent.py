@@ -1,17 +1,19 @@
 """Policies with memory: judged as they acted, cut at episode ends, and able to recall."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrl_align.actors import gym
+from jaxrl_align.actors.normalisation import Moments, Normaliser
 from jaxrl_align.actors.recurrent import evaluate_recurrent_policy, make_recurrent_actor
 from jaxrl_align.learner import train
 from jaxrl_align.losses import DiagonalGaussian
-from jaxrl_align.nets.memory import with_memory
+from jaxrl_align.nets.memory import RecurrentNet, with_memory
 from jaxrl_align.nets.mlp import make_actor_critic_net, make_gaussian_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic, segments
-from tests.environments import Recall, Target
+from tests.environments import Recall, Target, Ticks
 from tests.tiny import disturb
 
 ENV = (Recall(), None)
@@ -94,6 +96,59 @@ def test_the_normaliser_and_the_record_of_episodes_are_the_plain_actors(rollouts
     np.testing.assert_allclose(state.normaliser.obs.mean[1], 4 / 24, rtol=1e-5)
 
 
+DOUBLING = RecurrentNet(
+    lambda key, obs: jnp.float32(2.0),
+    lambda w, memory, obs: (w * memory + obs, jnp.append(w * memory + obs, 0.0), jnp.sum(w * memory + obs)),
+    jnp.array([0.5]),
+)
+"""Remembers w times the memory plus the observation, from 0.5 on; that is its value and its first logit."""
+
+
+def test_a_truncation_starts_the_memory_anew_and_its_value_goes_on_with_the_old_one():
+    """By hand, for w = 2: 1 is seen with memory 0.5 (2 after it), 2 with 2 (6), then 3 would be (15)."""
+    actor = make_recurrent_actor((Ticks(), None), DOUBLING, num_envs=1, num_steps=5)
+    w, state, roll = jnp.float32(2.0), actor.init_env(jax.random.key(0), HPARAMS), jax.jit(actor.rollout)
+    for second in (False, True):  # which begins in the middle of an episode
+        state, trajectory, _ = roll(w, None, state, jax.random.key(1), HPARAMS)
+        odd = np.arange(second, 5 + second) % 2 == 1
+        either = lambda on, off: np.where(odd, on, off)  # noqa: B023
+        one = jax.tree.map(lambda x: x[0], trajectory)
+        np.testing.assert_array_equal(one.obs.obs[:, 0], either(2, 1))
+        np.testing.assert_array_equal(one.obs.first, ~odd)
+        np.testing.assert_array_equal(one.obs.memory[:, 0], either(2.0, 0.5))
+        np.testing.assert_array_equal(one.value, either(6.0, 2.0))
+        np.testing.assert_array_equal(one.next_value, either(15.0, 6.0))
+        np.testing.assert_allclose(one.discount, 0.9)
+        np.testing.assert_allclose(one.lambda_, either(0.0, 0.8))
+        sign = 1 - 2 * np.asarray(one.action)
+        np.testing.assert_allclose(one.log_prob, -np.log1p(np.exp(-sign * either(6.0, 2.0))), atol=1e-6)
+        # Judged under w = 3 the memory before the first step alone is that of w = 2.
+        later = one._replace(obs=one.obs._replace(memory=one.obs.memory.at[1:].set(99.0)))
+        values = jax.jit(lambda w, t: actor.evaluate(w, None, t).value)
+        expected = either(3 * 2.5 + 2, 2.5) if not second else either([8, 0, 9.5, 0, 9.5], 2.5)
+        np.testing.assert_allclose(values(3.0, later), expected, rtol=1e-6)
+        # d(w (0.5 w + 1) + 2) = w + 1, and nothing comes from beyond the cut.
+        slope = either(3.0, 0.5) if not second else either([2, 0, 3, 0, 3], 0.5)
+        np.testing.assert_allclose(jax.jacfwd(values)(2.0, later), slope, rtol=1e-6)
+
+
+def test_evaluation_takes_the_likeliest_action_and_reads_the_moments():
+    """Around 2.6 the memories are 2 * 0.5 - 1.6 and then 2 * -0.6 - 0.6, and action 1 is the likelier."""
+    around = Moments(jnp.float32(1.0), jnp.array([2.6]), jnp.array([1.0]))
+    for normaliser, earned in ((None, 2.0), (Normaliser(around, None, None), 0.0)):
+        episodes = evaluate_recurrent_policy(
+            (Ticks(), None),
+            DOUBLING,
+            jnp.float32(2.0),
+            jax.random.key(0),
+            num_episodes=30,
+            max_steps=3,
+            normaliser=normaliser,
+        )
+        np.testing.assert_array_equal(episodes.episode_return, np.full(30, earned))
+        np.testing.assert_array_equal(episodes.episode_length, np.full(30, 2))
+
+
 def test_continuous_actions_remember_too():
     net = with_memory(make_gaussian_net((1,), hidden=(4,)), width=3)
     settings = {"num_envs": 2, "num_steps": 3, "distribution": DiagonalGaussian}
@@ -117,7 +172,7 @@ def test_continuous_actions_remember_too():
         ),
         (
             lambda: make_recurrent_actor(ENV, NET, num_envs=1, num_steps=0),
-            "num_steps must be at least 1; got num_steps=0",
+            "num_steps must be a whole number of at least 1; got 0",
         ),
     ],
 )

@@ -42,6 +42,31 @@ def test_noise_explores_in_training_and_is_off_in_greedy_evaluation():
     assert len(np.unique(act(jnp.zeros(())))) > 1
 
 
+def test_a_learners_action_values_have_the_noise_of_their_key():
+    net = make_q_net(2, (), noisy=True)
+    actor = make_value_actor("CartPole-v1", net, num_envs=1, num_steps=1)
+    params, obs = actor.init_params(jax.random.key(0)), jnp.ones(4)
+    keys = jax.random.split(jax.random.key(1))
+    quiet, *loud = (actor.action_values(params, None, obs, key) for key in (None, *keys))
+    np.testing.assert_array_equal(quiet, net.apply(params, obs, None))
+    np.testing.assert_array_equal(loud[0], net.apply(params, obs, keys[0]))
+    assert np.abs(loud[0] - loud[1]).min() > 1e-3 and np.abs(loud[0] - quiet).min() > 1e-3
+
+
+def test_a_noisy_net_explores_in_its_rollouts():
+    still = make_tabular_environment(make_mdp(np.ones((1, 4, 1)), np.ones((1, 4)), 0.9))
+    actor = make_value_actor(
+        still,
+        make_q_net(4, (), noisy=True),
+        num_envs=2,
+        num_steps=50,
+        preprocess=lambda s: jax.nn.one_hot(s, 1),
+    )
+    params, begun = actor.init_params(jax.random.key(0)), actor.init_env(jax.random.key(1), None)
+    _, played, _ = actor.rollout(params, None, begun, jax.random.key(2), Exploration(jnp.zeros(())))
+    assert len(np.unique(played.action)) > 1
+
+
 def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
     # Two steps to the end, and a time limit of two: both flags are set, and both are kept.
     chain = make_mdp([[[0, 1, 0]], [[0, 0, 1]], [[0, 0, 1]]], np.ones((3, 1)), 0.9, terminal=[0, 0, 1])
@@ -107,8 +132,8 @@ def test_evaluation_counts_whole_episodes_only():
         (dict(env="Pendulum-v1"), "expected a discrete action space, got Box of Pendulum"),
         (dict(env="CartPol-v1"), "unknown environment 'CartPol-v1'; did you mean CartPole-v1"),
         (dict(net=make_q_net(3)), "must value the 2 actions of CartPole; got values of shape \\(3,\\)"),
-        (dict(num_envs=0), "num_envs must be at least 1; got num_envs=0"),
-        (dict(num_steps=0), "num_steps must be at least 1; got num_steps=0"),
+        (dict(num_envs=0), "num_envs must be a whole number of at least 1; got 0"),
+        (dict(num_steps=0), "num_steps must be a whole number of at least 1; got 0"),
     ],
 )
 def test_what_cannot_act_is_refused(arguments, message):

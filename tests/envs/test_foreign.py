@@ -138,6 +138,17 @@ def test_jumanji_tells_its_two_ends_apart_by_the_discount():
     assert obs.shape == (2,) and obs.dtype == jnp.float32
 
 
+def test_an_observation_may_stay_a_tree_of_arrays():
+    environment, _ = envs.make_environment(foreign.from_jumanji(Corridor(), observe=lambda obs: obs))
+    key, go = jax.random.key(0), jnp.array(1)
+    _, state = environment.reset(key)
+    seen, state, *_ = environment.step(key, state, go)
+    assert (seen["cell"], seen["time"]) == (1, 1)
+    seen, *_, info = environment.step(key, state, go)
+    last = info["final_observation"]
+    assert (seen["cell"], seen["time"], last["cell"], last["time"]) == (0, 0, 2, 2)
+
+
 def test_navix_tells_its_two_ends_apart():
     env = foreign.from_navix(Door(), observe=lambda obs: obs)
     go, stay = jnp.array(1), jnp.array(0)

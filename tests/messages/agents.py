@@ -91,8 +91,16 @@ CASES |= {
     "no epoch": (lambda: make(epochs=0), ValueError, f"epochs {WHOLE} 0"),
     "a negative epoch": (lambda: make(epochs=-1), ValueError, f"epochs {WHOLE} -1"),
     "no minibatch": (lambda: make(minibatches=0), ValueError, f"minibatches {WHOLE} 0"),
-    "no step in all": (lambda: make(total_steps=0), ValueError, f"total_steps {WHOLE} 0"),
-    "half a step in all": (lambda: make(total_steps=2.5), ValueError, f"total_steps {WHOLE} 2.5"),
+    "no step in all": (
+        lambda: step(make(total_steps=0), rl.PPOHParams()),
+        ValueError,
+        f"total_steps {WHOLE} 0",
+    ),
+    "half a step in all": (
+        lambda: step(make(total_steps=2.5), rl.PPOHParams()),
+        ValueError,
+        f"total_steps {WHOLE} 2.5",
+    ),
     "no step to train": (lambda: train(make(), 0), ValueError, f"num_steps {WHOLE} 0"),
     "no epoch of TRPO's critic": (
         lambda: rl.make_trpo(ACTOR._replace(split_params=lambda p: (p, p)), critic_epochs=0),
@@ -105,7 +113,7 @@ CASES |= {
         f"epochs {WHOLE} 0",
     ),
     "no DQN step in all": (
-        lambda: rl.make_dqn(VALUES, capacity=80, total_steps=0),
+        lambda: step(rl.make_dqn(VALUES, capacity=80, total_steps=0), rl.DQNHParams()),
         ValueError,
         f"total_steps {WHOLE} 0",
     ),

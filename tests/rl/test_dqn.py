@@ -30,7 +30,7 @@ from jaxrl_align.rl.dynamic_programming import value_iteration
 from jaxrl_align.rl.replay import Sample, make_replay
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
-from jaxrl_align.types import Transition
+from jaxrl_align.types import Actor, Transition
 from tests.tiny import bits
 
 STATES = 11
@@ -198,6 +198,24 @@ def test_the_loss_of_a_transition_is_the_lectures(double):
     np.testing.assert_array_equal(gradient[1], 0.0)
     ended = one(online, target, None, transition(discount=0.0), key)[1]
     np.testing.assert_allclose(ended, 0.5 - 2.0)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_every_forward_pass_of_a_noisy_net_draws_its_own_noise(double):
+    """The online net's, the target's and, if it selects, the online net's on the next observation."""
+    passes = []
+
+    def action_values(params, frozen, obs, key=None):
+        passes.append((params, int(obs), None if key is None else bits(key)[0]))
+        return jnp.zeros(2)
+
+    actor = Actor(None, None, None, action_values=action_values)
+    one = transition_loss(actor, td_loss(squared), double=double)
+    one("online", "target", None, transition(), jax.random.key(0))
+    selects = [("online", 1)] if double else []
+    assert [p[:2] for p in passes] == [("online", 0), ("target", 1), *selects]
+    keys = [key for *_, key in passes]
+    assert None not in keys and len(set(keys)) == len(keys)
 
 
 def test_the_lectures_online_algorithm_learns_and_its_printed_sign_does_not():

@@ -186,6 +186,15 @@ def test_a_forbidden_action_is_neither_tried_nor_played(allowed, simulations):
         np.testing.assert_array_equal(plan.logits == -jnp.inf, logits == -jnp.inf)
 
 
+def test_nothing_behind_an_end_sets_the_scale_of_values():
+    """Both arms end; simulations go on below them, where all is 0, but the scale is from 3 to 4."""
+    root, expand = bandit([3.0, 4.0], [0.0, 0.0], value=3.5)
+    plan = search(None, root, expand, simulations=8)
+    np.testing.assert_allclose(plan.q, [3.0, 4.0])
+    np.testing.assert_allclose(plan.logits, [0.0, (50 + plan.visits.max()) * 0.1], rtol=1e-6)
+    assert plan.visits.max() > 2
+
+
 def test_two_allowed_actions_share_the_simulations():
     root, expand = bandit([9.0, 1.0, 2.0, 3.0], [-jnp.inf, 0.0, -jnp.inf, 0.0])
     plan = search(None, root, expand, simulations=6)
