@@ -25,7 +25,7 @@ class Moments(NamedTuple):
     """Running mean and variance of arrays of one shape, or of every array of a tree; float32."""
 
     count: jax.Array  # type: ignore[assignment]
-    """[] how many were seen."""
+    """[] how many were seen; float32, which no longer grows once a batch is less than 2^-24 of it."""
     mean: Any
     """[...] 0 before the first."""
     variance: Any

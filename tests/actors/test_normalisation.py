@@ -136,3 +136,11 @@ def test_a_resumed_run_goes_on_bit_for_bit(two_rollouts, tmp_path):
     restored, _ = checkpoint.restore(tmp_path, ACTOR.init_env(jax.random.key(5), HPARAMS), {})
     assert bits(restored.normaliser) == bits(second.normaliser)
     assert bits(step(params, None, restored, jax.random.key(3), HPARAMS)[0]) == bits(third)
+
+
+def test_moments_of_more_than_a_float32_counts_stay_where_they_are():
+    """A count of 2^31 no longer grows by 8; a batch keeps its weight, 2^-28, and no number is lost."""
+    moments = Moments(jnp.float32(2**31), jnp.full(2, 3.0), jnp.full(2, 4.0))
+    after = merge_moments(moments, jnp.full((8, 2), 1e3))
+    np.testing.assert_allclose(after.mean, 3.0, rtol=1e-5)
+    assert after.count == 2**31 and np.isfinite(after.variance).all() and (after.variance >= 4.0).all()
