@@ -33,6 +33,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_a_type_checker_finds_a_users_typo(tmp_path):
     lines = [*RIGHT.splitlines(), *WRONG]
     script = tmp_path / "script.py"

@@ -213,6 +213,9 @@ def huber(x: Array, *, delta: Numeric = 1.0) -> jax.Array:
     Returns:
       [...] losses, float32 or wider.
 
+    Raises:
+      AssertionError: if `delta` would broadcast.
+
     Source: Huber 1964; Mnih et al. 2015.
     """
     size = jnp.abs(*same_shape(x, delta=delta))

@@ -183,7 +183,7 @@ def make_actor_critic(
             "an actor-critic needs an actor that evaluates trajectories; got one of action values: take "
             "actors.gym.make_actor, or rl.make_dqn"
         )
-    check_counts(epochs=epochs, minibatches=minibatches)
+    check_counts(epochs=epochs)
     optimizer = optimizer or make_optimizer()
     settings = ActorCritic(
         actor,

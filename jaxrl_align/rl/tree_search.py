@@ -338,7 +338,7 @@ def make_search_learner(
 
     Source: Anthony, Tian & Barber 2017; Silver et al. 2018.
     """
-    check_counts(simulations=simulations, epochs=epochs, minibatches=minibatches)
+    check_counts(simulations=simulations, epochs=epochs)
     optimizer = optimizer or make_optimizer()
     settings = Search(actor, apply, model, simulations, epochs, minibatches, total_steps, optimizer)
     init = functools.partial(begin, actor.init_params, optimizer.init, actor.init_env)

@@ -198,7 +198,7 @@ def make_trpo(
             "TRPO needs a policy and a critic without common parameters; the actor declares no split_params: "
             "build its net with shared=False"
         )
-    check_counts(critic_epochs=critic_epochs, critic_minibatches=critic_minibatches)
+    check_counts(critic_epochs=critic_epochs)
     optimizer = optimizer or make_optimizer()
     settings = TRPO(
         actor, critic_epochs, critic_minibatches, cg_iterations, max_trials, optimizer, advantages

@@ -71,6 +71,7 @@ def test_a_policy_acts_on_parts_as_on_one_array(name):
     trace(rl.make_actor_critic(actor, minibatches=2), hparams)
 
 
+@pytest.mark.slow
 def test_action_values_are_learnt_from_parts_as_from_one_array():
     replay, samples = make_replay(32, 6, lanes=2, n_step=2), []
     for env, read in ENVS:

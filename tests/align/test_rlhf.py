@@ -325,6 +325,7 @@ def test_8_vmapped_members_equal_8_single_runs(trained):
     assert max(jax.tree.leaves(spread)) > 5e-4, "the members must differ"
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_resumed_run_equals_the_uninterrupted_one(tmp_path):
     """Bit for bit: parameters, optimiser, key, KL controller, step and metrics."""
     config, options = {"experiment": "toy"}, {"chunk": 2, "checkpoint_every": 2, "progress": False}

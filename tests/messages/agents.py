@@ -90,7 +90,11 @@ CASES |= {
     ),
     "no epoch": (lambda: make(epochs=0), ValueError, f"epochs {WHOLE} 0"),
     "a negative epoch": (lambda: make(epochs=-1), ValueError, f"epochs {WHOLE} -1"),
-    "no minibatch": (lambda: make(minibatches=0), ValueError, f"minibatches {WHOLE} 0"),
+    "no minibatch": (
+        lambda: step(make(minibatches=0), rl.PPOHParams()),
+        ValueError,
+        "minibatches must divide segments per rollout; got .*=8, minibatches=0; try minibatches=1 or 2",
+    ),
     "no step in all": (
         lambda: step(make(total_steps=0), rl.PPOHParams()),
         ValueError,

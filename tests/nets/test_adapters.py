@@ -121,6 +121,7 @@ def test_the_scale_multiplies_the_adapter():
     np.testing.assert_allclose(forward(overlay(PARAMS, constants), part), forward(BASE, TRAINED), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_members_have_adapters_of_their_own():
     keys = jax.random.split(jax.random.key(0), 3)
     init = lambda key, params: init_lora(key, params, rank=2).part

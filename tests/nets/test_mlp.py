@@ -58,6 +58,7 @@ def test_policy_and_critic_against_numpy():
     assert logits.shape == (3,) and value.shape == ()
 
 
+@pytest.mark.slow
 def test_the_first_policy_is_nearly_uniform_and_nothing_is_shared():
     net = make_actor_critic_net(4)
     params = net.init(jax.random.key(0), jnp.zeros(8))

@@ -67,6 +67,7 @@ def test_one_step_is_the_lectures_sgd(data, start):
     np.testing.assert_allclose(metrics["loss"], loss(start), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_epochs_batches_average_to_the_full_gradient(data, start):
     """Without moving, the mean over an epoch equals the full batch: E[batch grad] = full grad."""
     still = lw.ClassifierHParams(0.0)

@@ -53,6 +53,7 @@ def test_packed_documents_are_predicted_as_if_alone():
     assert sorted(found) == sorted(DOCUMENTS)
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_whole_batchs_loss_and_gradient():
     """Parts with unequally many counted tokens weigh by them."""
     batch = packed_batch(pack(DOCUMENTS * 4, LENGTH))

@@ -385,6 +385,7 @@ def test_every_environment_is_learnt_in_or_refused_for_its_actions(name):
     assert np.isfinite(metrics["loss"]).all()
 
 
+@pytest.mark.slow
 @ONE_AND_ALL
 def test_a_resumed_run_ends_in_the_same_bits(option, tmp_path):
     learner = PLAIN if option == "plain" else small(option)

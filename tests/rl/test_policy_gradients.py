@@ -139,6 +139,7 @@ def test_q_actor_critic_finds_the_best_actions():
     np.testing.assert_array_equal(jnp.argmax(state.params["logits"], -1)[:2], [0, 0])
 
 
+@pytest.mark.slow
 def test_the_next_value_is_that_of_the_action_taken_next():
     net = table_net(MDP, actions=2)
     actor = table_actor(net=net, max_steps=1, critic="sarsa", num_steps=6)

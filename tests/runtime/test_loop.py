@@ -319,6 +319,7 @@ def start(program, *arguments):
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_interrupted_program_continues_in_a_new_process_to_the_same_bits(program, tmp_path):
     whole = start(program, "--out", tmp_path / "whole")
     first = start(program, "--out", tmp_path / "parts")
