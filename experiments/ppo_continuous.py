@@ -10,9 +10,9 @@ seeds, 300,000 steps each, 128 greedy episodes a seed; mean with its 95% t inter
 and three minutes):
 
                                  Pendulum-v1          MountainCarContinuous-v0
-    Gaussian, normalised         -161.5 +- 14.7       58.9 +- 40.8   (94 on 5 seeds, 0 on 3)
-    tanh-Gaussian, normalised    -165.5 +- 15.0       47.3 +- 42.3   (94 on 4 seeds, 0 on 4)
-    Gaussian, as it is           -169.3 +- 13.1        0.0 +- 0.0    (0 on 8 seeds)
+    Gaussian, normalised         -161.4 +- 13.5       58.9 +- 40.8   (94 on 5 seeds, 0 on 3)
+    tanh-Gaussian, normalised    -163.6 +- 14.7       35.5 +- 40.9   (94 on 3 seeds, 0 on 5)
+    Gaussian, as it is           -166.7 +- 14.5        0.0 +- 0.0    (0 on 8 seeds)
 
 On the car normalisation decides: the reward for arriving is so rare and so large that without it no seed
 learns to leave the valley. Whether a seed happens on the goal before the price of its actions stills it is a

@@ -12,12 +12,12 @@ each, 16 episodes of 50 steps; share of the optimal return with 95% t intervals,
 network alone; CPU, one and a half minutes):
 
                                 trained by PPO                        by expert iteration
-    network alone               0.715 +- 0.058                        0.864 +- 0.046
-    4 simulations a move        0.766 +- 0.045 (+0.051 +- 0.056)      0.857 +- 0.047 (-0.007 +- 0.025)
-    16 simulations a move       0.819 +- 0.051 (+0.105 +- 0.066)      0.868 +- 0.044 (+0.004 +- 0.016)
-    64 simulations a move       0.861 +- 0.042 (+0.146 +- 0.053)      0.913 +- 0.036 (+0.049 +- 0.027)
+    network alone               0.731 +- 0.053                        0.869 +- 0.046
+    4 simulations a move        0.820 +- 0.046 (+0.090 +- 0.060)      0.869 +- 0.047 (+0.000 +- 0.016)
+    16 simulations a move       0.843 +- 0.046 (+0.112 +- 0.062)      0.888 +- 0.048 (+0.019 +- 0.013)
+    64 simulations a move       0.886 +- 0.043 (+0.155 +- 0.050)      0.903 +- 0.046 (+0.034 +- 0.023)
 
-The claim holds; a network that learned from searches of 16 simulations gains nothing from one of 16 more.
+The claim holds; to a network that learned from searches of 16 simulations such a search still adds a little.
 """
 
 import functools
