@@ -4,11 +4,17 @@ Every case runs eagerly or at trace time: what it refuses is refused before anyt
 `what is wrong -> (call without arguments, error type, what its message must say)`.
 """
 
+import importlib.util
+
 import pytest
 
 from tests.messages import agents, language
 
-ROOMS = (agents.CASES, language.CASES)
+ROOMS = [agents.CASES, language.CASES]
+if importlib.util.find_spec("gguf"):
+    from tests.messages import gguf
+
+    ROOMS.append(gguf.CASES)
 CASES = {name: row for room in ROOMS for name, row in room.items()}
 
 

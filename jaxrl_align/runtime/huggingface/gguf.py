@@ -143,10 +143,10 @@ def _open(gguf: Any, path: Path) -> Any:
         """Refuses what lies behind the file's end, where the package's own may read on for ever."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> np.ndarray:
-            got = super()._get(offset, dtype, count, *more, **named)
-            if len(got) != count:
-                raise ValueError(f"it ends within what begins at byte {offset}")
-            return got
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise ValueError(f"it must go on to byte {end}; got {len(self.data)}")
+            return super()._get(offset, dtype, count, *more, **named)
 
     try:
         reader = Reader(path)
