@@ -129,7 +129,7 @@ ROWS = {
         functools.partial(
             read, changed={"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None}
         ),
-        "tokens and merges make no tokenizer: 'bos_token'",
+        "tokenizer.ggml.bos_token_id is missing; tokenizer.ggml.add_bos_token puts it around every text",
     ),
     "a template that is no text": (entry("tokenizer.chat_template", 3), "chat_template must be of type str"),
 }

@@ -184,6 +184,24 @@ def test_texts_are_split_as_the_name_says(splitter):
     assert got == PIECES[splitter]
 
 
+@pytest.mark.parametrize("splitter", SPLITTERS)
+def test_llama_looks_words_up_before_merging_and_qwen_composes_characters(splitter):
+    tokens = ["a", "b", "ab", "Ã", "©", "Ã©"]
+    entries = metadata_of(CONFIG) | {"tokenizer.ggml.pre": splitter, "tokenizer.ggml.add_bos_token": False}
+    entries |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * len(tokens)}
+    tokenizer = read_tokenizer(entries | {"tokenizer.ggml.merges": ["Ã ©"]})
+    assert tokenizer.encode("ab") == ([2] if splitter == "llama-bpe" else [0, 1])
+    assert (tokenizer.encode("e\N{COMBINING ACUTE ACCENT}") == [5]) == (splitter == "qwen2")
+
+
+def test_named_tokens_are_special_whatever_their_type():
+    z, unused = TOKENS.index("z"), 39
+    entries = {"tokenizer.ggml.eos_token_id": z, "tokenizer.ggml.padding_token_id": unused}
+    tokenizer = read_tokenizer(metadata_of(CONFIG) | entries)
+    assert (tokenizer.pad_token, tokenizer.stop_token, tokenizer.vocab_size) == (unused, z, 40)
+    assert tokenizer.decode([TOKENS.index("ab"), z, unused]) == "ab"
+
+
 def test_a_folder_is_written_whole_and_read_the_same(tmp_path):
     pytest.importorskip("safetensors")
     path = write_gguf(tmp_path / "m.gguf", changed={"tokenizer.ggml.eot_token_id": 1})

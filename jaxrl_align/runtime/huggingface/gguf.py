@@ -166,6 +166,7 @@ def _load(gguf: Any, reader: Any, dtype: Any) -> Pretrained:
     config = read_config(values)
     tokenizer = read_tokenizer(metadata)
     check_vocabulary(tokenizer, config)
+    stop_tokens = _stop_tokens(metadata, config)
     tensors = {tensor.name: tensor for tensor in tensors_of(config, LAYOUT)}
     empty = param_shapes(config)
     shapes = {name: tensor_shape(tensor, empty) for name, tensor in tensors.items()}
@@ -183,7 +184,7 @@ def _load(gguf: Any, reader: Any, dtype: Any) -> Pretrained:
         if values["model_type"] == "llama" and tensor.places[0][1:2] in (("query",), ("key",)):
             array = _rotate_half_rows(array, config.depth)
         from_tensor(tensor, array, params)
-    return Pretrained(config, to_jax(params), _stop_tokens(metadata, config), tokenizer)
+    return Pretrained(config, to_jax(params), stop_tokens, tokenizer)
 
 
 def _content(field: Any) -> Any:

@@ -50,24 +50,26 @@ def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     if wrong := [" ".join(merge) for merge in merges if len(merge) != 2]:
         raise ValueError(f"{_KEY}merges must be two tokens each, with a space between; got {wrong[0]!r}")
     special = _special(metadata, tokens)
+    first = _added(metadata, special, "bos_token", splitter == "llama-bpe")
+    last = _added(metadata, special, "eos_token", False)
+    named = special.values()
+    ids = {token: i for i, token in enumerate(tokens) if kinds[i] != _UNUSED or token in named}
     try:
-        backend = tokenizers.Tokenizer(
-            models.BPE(
-                {token: i for i, token in enumerate(tokens) if kinds[i] != _UNUSED},
-                merges,
-                ignore_merges=splitter == "llama-bpe",
-            )
-        )
-        backend.post_processor = _ends(metadata, special, tokens, begin=splitter == "llama-bpe")
+        backend = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=splitter == "llama-bpe"))
+        if around := [(token, ids[token]) for token in first + last]:
+            pieces = [*first, "$A", *last]
+            backend.post_processor = processors.TemplateProcessing(single=pieces, special_tokens=around)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{_KEY}tokens and merges make no tokenizer: {error}") from error
     backend.normalizer = normalizers.NFC() if splitter == "qwen2" else None
     backend.pre_tokenizer = _split(splitter)
     backend.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, kinds, strict=True):
-        if kind in (_CONTROL, _USER_DEFINED) or token in special.values():
-            hidden = kind != _USER_DEFINED
-            backend.add_tokens([tokenizers.AddedToken(token, special=hidden, normalized=False)])
+    whole = [
+        tokenizers.AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (_CONTROL, _USER_DEFINED) or token in named
+    ]
+    backend.add_tokens(whole)
     source = need(metadata, "tokenizer.chat_template", str, "")
     return Tokenizer(backend, special, ChatTemplate(source, special) if source else None)
 
@@ -90,15 +92,13 @@ def _special(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
     return found
 
 
-def _ends(metadata: Mapping[str, Any], special: Mapping[str, str], tokens: list[str], *, begin: bool) -> Any:
-    """Return what puts BOS before and EOS behind every text, or None; `begin` where the file says nothing."""
-    pieces = ["$A"]
-    if need(metadata, f"{_KEY}add_bos_token", bool, begin):
-        pieces = [special["bos_token"], *pieces]
-    if need(metadata, f"{_KEY}add_eos_token", bool, False):
-        pieces = [*pieces, special["eos_token"]]
-    named = [(piece, tokens.index(piece)) for piece in pieces if piece != "$A"]
-    return processors.TemplateProcessing(single=pieces, special_tokens=named) if named else None
+def _added(metadata: Mapping[str, Any], special: Mapping[str, str], name: str, default: bool) -> list[str]:
+    """Return the special token of a name if every text gets it; `default` where the file is silent."""
+    if not need(metadata, f"{_KEY}add_{name}", bool, default):
+        return []
+    if name not in special:
+        raise ValueError(f"{_KEY}{name}_id is missing; {_KEY}add_{name} puts it around every text")
+    return [special[name]]
 
 
 def _split(name: str) -> Any:
