@@ -60,10 +60,11 @@ ROWS = {
     "no epsilon": (entry("llama.attention.layer_norm_rms_epsilon", None), "rms_epsilon is missing or null"),
     "heads in words": (entry("llama.attention.head_count", "4"), "head_count must be of type int; got '4'"),
     "no heads": (entry("llama.attention.head_count", 0), "head_count must be at least 1; got 0"),
+    "a context of 4 billion": (entry("llama.context_length", 2**32 - 1), r"must be below 2\^31; got 4294967"),
     "heads by layer": (entry("llama.attention.head_count_kv", [2, 2]), r"must be of type int; got \[2, 2\]"),
     "more layers than there are": (
-        entry("llama.block_count", 2**31),
-        "llama.block_count is 2147483648, but there is no tensor of the last layer",
+        entry("llama.block_count", 2**31 - 1),
+        "llama.block_count is 2147483647, but there is no tensor of the last layer",
     ),
     "fewer layers": (entry("llama.block_count", 1), "9 unexpected: blk.1.attn_k.weight, blk.1.attn_norm.we"),
     "half-rotated heads": (

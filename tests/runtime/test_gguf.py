@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.data.probes import CLOZE_PROBES
+from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.nets.transformer_config import RopeScaling
 from jaxrl_align.runtime.huggingface import find_model, import_gguf, load_gguf, load_model
@@ -247,18 +249,6 @@ def test_the_real_model_is_where_the_variable_says(tmp_path, monkeypatch):
     assert find_model() == tmp_path
 
 
-@pytest.fixture(scope="module")
-def complete(real_model):
-    """Return what answers one prompt greedily."""
-    lm = make_transformer(real_model.config)
-    greedy = make_completer(
-        lm, response_length=12, stop_tokens=real_model.stop_tokens, filters=Filters(top_k=1)
-    )
-    return lambda prompt: real_model.tokenizer.decode(
-        greedy(real_model.params, [prompt], jax.random.key(0))[0].tokens
-    )
-
-
 @pytest.mark.slow
 def test_the_real_model_has_its_published_shape(real_model):
     config = real_model.config
@@ -269,12 +259,22 @@ def test_the_real_model_has_its_published_shape(real_model):
 
 
 @pytest.mark.slow
-def test_the_real_model_knows_the_capital_of_france(real_model, complete):
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = real_model.tokenizer.encode_chat(question, add_generation_prompt=True)
-    assert complete(prompt) == "The capital of France is Paris."
+def test_the_real_model_knows_the_capital_of_france(real_model):
+    lm, question = make_transformer(real_model.config), "What is the capital of France?"
+    greedy = make_completer(
+        lm, response_length=12, stop_tokens=real_model.stop_tokens, filters=Filters(top_k=1)
+    )
+    message = [{"role": "user", "content": question}]
+    prompt = real_model.tokenizer.encode_chat(message, add_generation_prompt=True)
+    (answer,) = greedy(real_model.params, [prompt], jax.random.key(0))
+    assert real_model.tokenizer.decode(answer.tokens) == "The capital of France is Paris."
+    assert answer.stopped
 
 
 @pytest.mark.slow
-def test_the_real_model_continues_the_fibonacci_numbers(real_model, complete):
-    assert complete(real_model.tokenizer.encode("1, 1, 2, 3, 5, 8, 13, 21,")).startswith(" 34,")
+def test_the_real_model_finds_34_the_likeliest_after_13_and_21(real_model):
+    """Among the probe's candidates; free to write anything, it goes on with 28."""
+    probe = CLOZE_PROBES[-1]
+    rows = encode_texts(real_model.tokenizer, probe.filled())
+    scores = make_scorer(make_transformer(real_model.config), batch_size=5)(real_model.params, rows)
+    assert probe.candidates[0] == "34" and rank_of(scores, 0) == 1

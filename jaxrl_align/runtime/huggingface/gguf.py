@@ -142,10 +142,13 @@ def _open(gguf: Any, path: Path) -> Any:
     class Reader(gguf.GGUFReader):
         """Refuses what lies behind the file's end, where the package's own may read on for ever."""
 
+        data: Any
+
         def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> np.ndarray:
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
             if end > len(self.data):
                 raise ValueError(f"it must go on to byte {end}; got {len(self.data)}")
+            self.data = np.asarray(self.data)  # its slices are leaner than those of a memory map
             return super()._get(offset, dtype, count, *more, **named)
 
     try:
@@ -161,6 +164,7 @@ def _open(gguf: Any, path: Path) -> Any:
 
 def _load(gguf: Any, reader: Any, dtype: Any) -> Pretrained:
     metadata = {name: _content(field) for name, field in reader.fields.items()}
+    reader.fields.clear()  # several views of the file for every token
     stored = {tensor.name: tensor for tensor in reader.tensors}
     values = _config_values(metadata, stored)
     config = read_config(values)
@@ -211,7 +215,10 @@ def _config_values(metadata: Mapping[str, Any], stored: Mapping[str, Any]) -> di
         raise ValueError(f"the metadata {', '.join(sorted(unknown)[:3])} are not supported")
 
     def get(key: str, kind: type = int, default: Any = REQUIRED) -> Any:
-        return need(metadata, f"{architecture}.{key}", kind, default, least=1)
+        got = need(metadata, f"{architecture}.{key}", kind, default, least=1)
+        if kind is int and got >= 2**31:
+            raise ValueError(f"{architecture}.{key} must be below 2^31; got {got}")
+        return got
 
     values = {theirs: get(key) for theirs, key in _SIZES.items()}
     layers, heads = values["num_hidden_layers"], values["num_attention_heads"]
