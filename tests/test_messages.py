@@ -1,14 +1,23 @@
 """Bad input, one row each: a one-line error that names the argument, what it must be, what came, a remedy.
 
-Every case runs eagerly or at trace time: what it refuses is refused before anything is compiled. A row is
-`what is wrong -> (call without arguments, error type, what its message must say)`.
+Every case runs eagerly or at trace time: what it refuses is refused before anything is compiled. A row of a
+file in `tests/messages` is `what is wrong -> (call without arguments, error type, what its message must say)`.
 """
+
+import importlib.util
+import pkgutil
 
 import pytest
 
-from tests.messages import agents, environments, language
+from tests import messages
 
-ROOMS = (agents.CASES, environments.CASES, language.CASES)
+NEEDS = {"gguf": "gguf"}
+"""File -> the optional package that its cases need."""
+ROOMS = [
+    importlib.import_module(f"tests.messages.{file.name}").CASES
+    for file in pkgutil.iter_modules(messages.__path__)
+    if importlib.util.find_spec(NEEDS.get(file.name, "pytest"))
+]
 CASES = {name: row for room in ROOMS for name, row in room.items()}
 
 
@@ -22,4 +31,4 @@ def test_bad_input_is_refused_in_one_line(name):
 
 
 def test_no_two_rooms_name_a_case_alike():
-    assert len(CASES) == sum(map(len, ROOMS))
+    assert len(CASES) == sum(map(len, ROOMS)) > 100

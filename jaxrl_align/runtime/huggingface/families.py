@@ -33,6 +33,8 @@ class Family(NamedTuple):
     """The parts of its `config.json`."""
     prefix: str = "model."
     """Stands before every name but the head's; files of the bare decoder leave it out."""
+    head: str = "lm_head"
+    """The head of its own, where the embeddings do not serve as one."""
     transposed: bool = True
     """Kernels are stored `[out, in]`, as torch's linear layers do; ours are `[in, out]`."""
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
@@ -31,12 +30,15 @@ from jaxrl_align.runtime.huggingface.storage import (
 from jaxrl_align.runtime.huggingface.tensors import (
     empty_params,
     from_tensor,
+    misfits,
     tensor_shape,
     tensors_of,
+    to_jax,
     to_tensor,
 )
 from jaxrl_align.types import Params
 
+MODEL_VARIABLE = "JAXRL_ALIGN_MODEL"
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 """Constants that old checkpoints store beside the weights."""
 _HEAD = "lm_head.weight"
@@ -49,11 +51,31 @@ class Pretrained(NamedTuple):
 
     config: TransformerConfig
     params: Params
-    """Parameters of `make_transformer(config)`, float32; of a reward model, `{"lm": these, "head": ...}`."""
+    """Parameters of `make_transformer(config)`, float32 unless asked for in another dtype; of a reward
+    model, `{"lm": these, "head": ...}`."""
     stop_tokens: tuple[int, ...]
     """The tokens that end a text; empty if the folder names none."""
     tokenizer: Tokenizer | None
     """None if the folder has no `tokenizer.json`."""
+
+
+def find_model() -> Path:
+    """Return the folder of the real model on this machine, SmolLM2-135M-Instruct unless you choose another.
+
+    It is `$JAXRL_ALIGN_MODEL`, else `models/smollm2-135m-instruct` of this repository, where `make model`
+    writes it.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    own = os.environ.get(MODEL_VARIABLE)
+    folder = Path(own or Path(__file__).parents[3] / "models" / "smollm2-135m-instruct")
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds no model (${MODEL_VARIABLE} is {own or 'unset'}); make model, or name a folder "
+            "in the variable"
+        )
+    return folder
 
 
 def load_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pretrained:
@@ -102,13 +124,13 @@ def _load(folder: Path, pad_token: str | None, *, reward: bool) -> Pretrained:
         config = read_config(values | ({"tie_word_embeddings": True} if reward else {}))
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
-    family = values["model_type"]
+    record = FAMILIES[values["model_type"]]
     tokenizer = _read_tokenizer(folder, pad_token)
-    _check_vocabulary(tokenizer, config)
-    stored = _with_prefix(folder, stored_tensors(folder), FAMILIES[family].prefix)
+    check_vocabulary(tokenizer, config)
+    stored = _with_prefix(folder, stored_tensors(folder), record.prefix)
     check_floats(stored)
     params = empty_params(config)
-    tensors = {tensor.name: tensor for tensor in tensors_of(config, family)}
+    tensors = {tensor.name: tensor for tensor in tensors_of(config, record)}
     score = {_SCORE: (1, config.width)} if reward else {}
     _check_shapes(folder, stored, score | {name: tensor_shape(t, params) for name, t in tensors.items()})
     for name, array in read_tensors(stored, tensors):
@@ -124,7 +146,7 @@ def _load(folder: Path, pad_token: str | None, *, reward: bool) -> Pretrained:
         ((_, kernel),) = read_tensors(stored, [_SCORE])
         params = {"lm": params, "head": {"kernel": kernel[0], "bias": np.zeros((), np.float32)}}
     stop_tokens = _stop_tokens(folder, values, config)
-    return Pretrained(config, jax.tree.map(jnp.asarray, params), stop_tokens, tokenizer)
+    return Pretrained(config, to_jax(params), stop_tokens, tokenizer)
 
 
 def _open_folder(folder: Path, *, reward: bool) -> dict[str, Any]:
@@ -168,7 +190,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
+def check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
+    """Raise ValueError for a tokenizer with more tokens than the embedding has rows."""
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the embedding {config.vocab_size} rows; "
@@ -190,19 +213,10 @@ def _with_prefix(folder: Path, stored: Mapping[str, Stored], prefix: str) -> dic
 
 
 def _check_shapes(folder: Path, stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    optional = set() if _HEAD in shapes else {_HEAD}
-    missing, left_over = (
-        sorted(shapes.keys() - stored.keys()),
-        sorted(stored.keys() - shapes.keys() - optional),
-    )
-    wrong = [name for name in shapes.keys() & stored.keys() if stored[name].shape != shapes[name]]
-    faults = [f"{len(missing)} missing: {', '.join(missing[:3])}"] if missing else []
-    faults += [f"{len(left_over)} unexpected: {', '.join(left_over[:3])}"] if left_over else []
-    faults += [f"{n} expected {shapes[n]}, got {stored[n].shape}" for n in sorted(wrong)[:3]]
+    faults = misfits({n: t.shape for n, t in stored.items()}, shapes, () if _HEAD in shapes else (_HEAD,))
     if faults:
         raise ValueError(
-            f"the tensors in {folder} do not fit its config.json: {'; '.join(faults)}; "
-            "take both from the same model"
+            f"the tensors in {folder} do not fit its config.json: {faults}; take both from the same model"
         )
 
 
@@ -241,10 +255,9 @@ def save_model(
     """
     folder = Path(folder)
     require_safetensors()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists already; give a new name, or remove it")
+    check_new(folder)
     family = family_of(config)
-    _check_vocabulary(tokenizer, config)
+    check_vocabulary(tokenizer, config)
     dtype = _check_params(config, params)
     stop_tokens = list(stop_tokens)
     if outside := [i for i in stop_tokens if not 0 <= i < config.vocab_size]:
@@ -257,7 +270,8 @@ def save_model(
     try:
         temporary.mkdir()
         write_tensors(
-            temporary, {tensor.name: to_tensor(tensor, params) for tensor in tensors_of(config, family)}
+            temporary,
+            {tensor.name: to_tensor(tensor, params) for tensor in tensors_of(config, FAMILIES[family])},
         )
         (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
@@ -266,6 +280,12 @@ def save_model(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def check_new(folder: Path) -> None:
+    """Raise ValueError for a folder that holds anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already; give a new name, or remove it")
 
 
 def _check_params(config: TransformerConfig, params: Params) -> str:

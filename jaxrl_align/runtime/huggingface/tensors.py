@@ -4,14 +4,15 @@ A family's record names the modules; which tensors these have follows from our p
 `[in, out]` and whose layers are stacked in front.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
-from jaxrl_align.runtime.huggingface.families import FAMILIES
+from jaxrl_align.runtime.huggingface.families import Family
 
 
 class Tensor(NamedTuple):
@@ -25,14 +26,13 @@ class Tensor(NamedTuple):
     transposed: bool = False
 
 
-def tensors_of(config: TransformerConfig, family: str) -> list[Tensor]:
-    """Return every tensor that a checkpoint of this configuration must hold, once.
+def tensors_of(config: TransformerConfig, record: Family) -> list[Tensor]:
+    """Return every tensor that a family's checkpoint of this configuration must hold, once.
 
     Raises:
       ValueError: if the family's record has no name for a parameter.
     """
-    record, shapes = FAMILIES[family], _shapes(config)
-    found = []
+    shapes, found = param_shapes(config), []
     for theirs, ours in record.names.items():
         stacked = "{}" in theirs
         tree, above = (shapes["layers"], ("layers",)) if stacked else (shapes, ())
@@ -45,11 +45,11 @@ def tensors_of(config: TransformerConfig, family: str) -> list[Tensor]:
                 name = f"{record.prefix}{theirs.format(i)}.{end}"
                 found.append(Tensor(name, places, i, transposed))
     if not config.tied_head:
-        found.append(Tensor("lm_head.weight", (("head",),), transposed=True))
+        found.append(Tensor(f"{record.head}.weight", (("head",),), transposed=True))
     every = {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
     if nameless := every - {place for tensor in found for place in tensor.places}:
         nameless = sorted(".".join(path) for path in nameless)
-        raise ValueError(f"the record of {family} names no tensor for {', '.join(nameless)}")
+        raise ValueError(f"the record of {record.architecture} names no tensor for {', '.join(nameless)}")
     return found
 
 
@@ -58,12 +58,20 @@ def _leaves(module: Any) -> list[tuple[str, ...]]:
     return [(name,) for name in module] if isinstance(module, Mapping) else [()]
 
 
-def empty_params(config: TransformerConfig) -> dict[str, Any]:
-    """Return the parameters' tree with float32 arrays whose content is not set."""
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), _shapes(config))
+def empty_params(config: TransformerConfig, dtype: Any = np.float32) -> dict[str, Any]:
+    """Return the parameters' tree with NumPy arrays of a dtype whose content is not set."""
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, dtype), param_shapes(config))
 
 
-def _shapes(config: TransformerConfig) -> dict[str, Any]:
+def to_jax(params: dict[str, Any]) -> dict[str, Any]:
+    """Make JAX arrays of a tree's arrays in place: one at a time is in memory twice."""
+    for name, leaf in params.items():
+        params[name] = to_jax(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf)
+    return params
+
+
+def param_shapes(config: TransformerConfig) -> dict[str, Any]:
+    """Return the parameters' tree with shapes for arrays."""
     return jax.eval_shape(make_transformer(config).init, jax.random.key(0))
 
 
@@ -72,6 +80,19 @@ def tensor_shape(tensor: Tensor, params: Mapping[str, Any]) -> tuple[int, ...]:
     shapes = [_leaf(params, place).shape[tensor.layer is not None :] for place in tensor.places]
     shape = (*shapes[0][:-1], sum(s[-1] for s in shapes))
     return shape[::-1] if tensor.transposed else shape
+
+
+def misfits(
+    got: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
+) -> str:
+    """Say which tensors are missing, unexpected or mis-shaped, the first three of each; empty if none is."""
+    missing = sorted(wanted.keys() - got.keys())
+    left_over = sorted(got.keys() - wanted.keys() - set(optional))
+    wrong = sorted(name for name in wanted.keys() & got.keys() if got[name] != wanted[name])
+    faults = [f"{len(missing)} missing: {', '.join(missing[:3])}"] if missing else []
+    faults += [f"{len(left_over)} unexpected: {', '.join(left_over[:3])}"] if left_over else []
+    faults += [f"{name} expected {wanted[name]}, got {got[name]}" for name in wrong[:3]]
+    return "; ".join(faults)
 
 
 def from_tensor(tensor: Tensor, array: np.ndarray, params: Mapping[str, Any]) -> None:
