@@ -14,6 +14,7 @@ from jaxrl_align.learner import (
     linear_decay,
     make_gradient_learner,
     make_optimizer,
+    offload,
     permutations,
     train,
 )
@@ -309,3 +310,18 @@ def test_hparams_become_arrays_so_that_another_value_compiles_nothing():
         state, _ = step(learner.init(jax.random.key(0), HParams(rate)))
         step(state)
     assert step._cache_size() == 1
+
+
+def test_an_offloaded_optimiser_keeps_its_state_on_the_host_and_steps_alike():
+    ended = []
+    for optimizer, kind in ((make_optimizer(), "device"), (offload(make_optimizer()), "pinned_host")):
+        learner = make(optimizer=optimizer)
+        where = lambda state: {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state) if x.ndim}
+        state = learner.init(jax.random.key(0), HParams())
+        assert where(state) == {kind}
+        state, _ = jax.jit(learner.step)(state)
+        assert where(state) == {kind}
+        state, _ = jax.jit(train(learner, 3))(jax.random.key(0), HParams())
+        assert where(state) == {kind}
+        ended.append(state.params)
+    np.testing.assert_allclose(*ended, rtol=1e-6)

@@ -31,10 +31,10 @@ from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 # fmt: off
 __all__ = [
     "Autoencoder", "GLOROT", "KINDS", "Kind", "LanguageModel", "LayeredNet", "Net", "QNet",
-    "RecurrentNet", "RopeScaling", "TransformerConfig", "Tuning", "apply_scalar_head", "dequantise", "fan_in_uniform",
-    "init_lora", "init_scalar_head", "make_actor_critic_net", "make_autoencoder", "make_gaussian_net",
-    "make_layered_net", "make_multi_discrete_net", "make_q_net", "make_state_action_net", "make_table",
-    "make_transformer", "merge", "orthogonal", "overlay", "positions_of", "quantise", "quantise_params", "select", "support_between",
-    "with_memory",
+    "RecurrentNet", "RopeScaling", "TransformerConfig", "Tuning", "apply_scalar_head", "dequantise",
+    "fan_in_uniform", "init_lora", "init_scalar_head", "make_actor_critic_net", "make_autoencoder",
+    "make_gaussian_net", "make_layered_net", "make_multi_discrete_net", "make_q_net",
+    "make_state_action_net", "make_table", "make_transformer", "merge", "orthogonal", "overlay",
+    "positions_of", "quantise", "quantise_params", "select", "support_between", "with_memory",
 ]
 # fmt: on

@@ -213,7 +213,8 @@ def merge(params: Params, dtype: Any = None) -> Params:
         leaves those without one packed.
 
     Raises:
-      ValueError: for an adapter on a packed kernel without `dtype`: packed again, it would lose what it learnt.
+      ValueError: for an adapter on a packed kernel without `dtype`: packed again, it would lose what it has
+        learnt.
     """
     return _merge(params, dtype, ())
 
@@ -233,7 +234,7 @@ def _merge(params: Any, dtype: Any, path: tuple[str, ...]) -> Any:
             if is_packed(kernel):
                 raise ValueError(
                     f"merge must be given a dtype where the kernel is packed; got {name} over "
-                    f"{', '.join(kernel)} at {_name(path)}; pass dtype=jnp.bfloat16, or keep the adapter overlaid"
+                    f"{', '.join(kernel)} at {_name(path)}; pass dtype=jnp.bfloat16, or keep it overlaid"
                 )
             plain["kernel"] = KINDS[name].merge(params[name], kernel).astype(kernel.dtype)
     if packed and dtype is not None:

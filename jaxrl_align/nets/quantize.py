@@ -1,6 +1,6 @@
 """Kernels in 4 or 8 bits: blocks of 64 weights share one scale, and a linear layer reads through them.
 
-`quantise_params` replaces the kernels of a language model's blocks by *packed* ones, `{kind: leaves}`. Whatever
+`quantise_params` replaces the kernels of a language model's blocks by *packed* ones, `{kind: leaves}`. What
 reads parameters works with them, and so does what is laid over them. QLoRA (Dettmers et al. 2023,
 arXiv:2305.14314) is a packed base under a low-rank adapter:
 
@@ -8,20 +8,16 @@ arXiv:2305.14314) is a packed base under a low-rank adapter:
     part, constants = init_lora(key, base, rank=8)
     hidden, _ = lm.encode(overlay(overlay(base, constants), part), tokens)
 
-A packed kernel's leaves, after the leading axes of a stack of layers:
+A packed kernel's leaves, behind the leading axes of a stack of layers:
 
     codes     uint8 [out, in / 2], the high half of a byte first; of int8, int8 [out, in]
     absmax    float32 [blocks], each block's largest magnitude; double-quantised, uint8 [blocks]
-    spread    float32 [blocks / 256], where double-quantised: the largest |absmax - offset| of 256 blocks
-    offset    float32 [], where double-quantised: the mean of absmax
+    spread    float32 [blocks / 256], if double-quantised: the largest |absmax - offset| of 256 blocks
+    offset    float32 [], if double-quantised: the mean of absmax
 
-Blocks run along the rows of the kernel's transpose, [out, in]: that is how torch stores a linear layer, so the
-bytes are those that bitsandbytes makes of a published model (of GPT-2's too, whose kernels transformers turns
-before it quantises them). The last block may be short.
-
-Paged optimisers have no counterpart here: an optimiser's state can be kept on the host only by moving the whole
-of it in every step (`jax.memory.Space.Host`), and a part's is some megabytes. On a CPU, host and device are one
-memory.
+Blocks run along the rows of the kernel's transpose, [out, in], as torch stores a linear layer: the bytes are
+those that bitsandbytes makes of a published model (of GPT-2's too, whose kernels transformers turns before it
+quantises them). The last block may be short. In place of the paper's paged optimiser see `learner.offload`.
 """
 
 import functools
@@ -39,8 +35,8 @@ BLOCK = 64
 _GROUP = 256
 """Scales that share a scale of their own, where they are quantised too."""
 
-# The code of a value is its place in its row. NF4: quantiles of N(0, 1), scaled to [-1, 1] (Dettmers et al. 2023,
-# appendix E). FP4: sign, two bits of exponent and one of mantissa, over 12.
+# A value's code is its place. NF4: quantiles of N(0, 1), scaled to [-1, 1] (Dettmers et al. 2023, appendix
+# E). FP4: a sign, two bits of exponent and one of mantissa, over 12.
 _NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
     *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
@@ -90,7 +86,7 @@ def quantise(kernel: jax.Array, kind: str = "nf4", *, double: bool = True) -> di
     Args:
       kernel: [..., in, out] floating point; leading axes are a stack of kernels, each quantised on its own.
       kind: "nf4", "fp4", "int4" (-7..7) or "int8" (-127..127).
-      double: quantise the blocks' scales as well, to 8 bits around their mean: .127 bits a weight instead of .5.
+      double: quantise the scales as well, to 8 bits around their mean: .127 bits a weight instead of .5.
 
     Returns:
       `{kind: leaves}`, the module's.
@@ -103,11 +99,12 @@ def quantise(kernel: jax.Array, kind: str = "nf4", *, double: bool = True) -> di
         raise ValueError(f"kind must be one of {', '.join(_TABLES)}; got {kind!r}")
     if is_packed(kernel):
         raise ValueError(
-            f"kernel must be plain to be quantised; got {', '.join(kernel)} already; merge(params, dtype=...) undoes it"
+            f"kernel must be plain to be quantised; got {', '.join(kernel)} already; "
+            "merge(params, dtype=...) makes it plain"
         )
     if kernel.ndim < 2 or not jnp.issubdtype(kernel.dtype, jnp.floating):
         raise ValueError(
-            f"kernel must be floating point, [..., in, out]; got {kernel.dtype} {kernel.shape}; leave it plain"
+            f"kernel must be floating point [..., in, out]; got {kernel.dtype} {kernel.shape}; leave it plain"
         )
     if kind != "int8" and kernel.shape[-2] % 2:
         raise ValueError(
@@ -182,8 +179,8 @@ def _absmax(own: dict[str, jax.Array]) -> jax.Array:
 def multiply(x: jax.Array, packed: dict[str, dict[str, jax.Array]]) -> jax.Array:
     """Return `x W` [..., out] in x's dtype for a packed W, of which a quarter stands in full at a time.
 
-    It is made anew in the backward pass: kept for it, the kernels of all layers would stand at once. And a loop
-    goes through the quarters, since XLA's CPU scheduler makes all kernels of a block before it uses the first.
+    It is made anew in the backward pass: kept for it, the kernels of all layers would stand at once. The loop
+    over quarters is there since XLA's CPU scheduler makes all kernels of a block before it uses the first.
     """
     ((kind, own),) = packed.items()
     fan_in, fan_out = kernel_shape(packed)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
@@ -33,6 +32,7 @@ from jaxrl_align.runtime.huggingface.tensors import (
     from_tensor,
     tensor_shape,
     tensors_of,
+    to_jax,
     to_tensor,
 )
 from jaxrl_align.types import Params
@@ -49,19 +49,24 @@ class Pretrained(NamedTuple):
 
     config: TransformerConfig
     params: Params
-    """Parameters of `make_transformer(config)`, float32; of a reward model, `{"lm": these, "head": ...}`."""
+    """Parameters of `make_transformer(config)`, float32 but for packed kernels; of a reward model,
+    `{"lm": these, "head": ...}`."""
     stop_tokens: tuple[int, ...]
     """The tokens that end a text; empty if the folder names none."""
     tokenizer: Tokenizer | None
     """None if the folder has no `tokenizer.json`."""
 
 
-def load_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pretrained:
+def load_model(
+    folder: str | os.PathLike, *, pad_token: str | None = None, quantise: str | None = None
+) -> Pretrained:
     """Read a language model from a local folder in Hugging Face's format.
 
     Args:
       folder: holds `config.json`, and `model.safetensors` or the files that its index names.
       pad_token: text of the tokenizer's padding token, where the folder names none or another is wanted.
+      quantise: the kind in which the blocks' kernels are packed, as by `nets.quantise_params`, each tensor as
+        it is read; None leaves them plain.
 
     Returns:
       The configuration, the parameters, the stop tokens and the tokenizer.
@@ -71,10 +76,12 @@ def load_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pr
       ValueError: for anything unsupported, missing, left over, mis-shaped, of another type, NaN or damaged;
         it names the file and the entry.
     """
-    return _load(Path(folder), pad_token, reward=False)
+    return _load(Path(folder), pad_token, quantise, reward=False)
 
 
-def load_reward_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pretrained:
+def load_reward_model(
+    folder: str | os.PathLike, *, pad_token: str | None = None, quantise: str | None = None
+) -> Pretrained:
     """Read a sequence classifier with one label, as most published reward models are.
 
     `align.RewardModel(load_reward_model(folder).params)` scores a text at its last real token. transformers
@@ -84,6 +91,7 @@ def load_reward_model(folder: str | os.PathLike, *, pad_token: str | None = None
     Args:
       folder: as `load_model`'s.
       pad_token: likewise.
+      quantise: likewise.
 
     Returns:
       What `load_model` returns, with the parameters `{"lm": ..., "head": ...}`; there is no head over words.
@@ -91,10 +99,10 @@ def load_reward_model(folder: str | os.PathLike, *, pad_token: str | None = None
     Raises:
       ImportError, ValueError: as `load_model`; ValueError for a folder that is no classifier of one label.
     """
-    return _load(Path(folder), pad_token, reward=True)
+    return _load(Path(folder), pad_token, quantise, reward=True)
 
 
-def _load(folder: Path, pad_token: str | None, *, reward: bool) -> Pretrained:
+def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: bool) -> Pretrained:
     require_safetensors()
     values = _open_folder(folder, reward=reward)
     try:
@@ -107,7 +115,7 @@ def _load(folder: Path, pad_token: str | None, *, reward: bool) -> Pretrained:
     _check_vocabulary(tokenizer, config)
     stored = _with_prefix(folder, stored_tensors(folder), FAMILIES[family].prefix)
     check_floats(stored)
-    params = empty_params(config)
+    params = empty_params(config, quantise=quantise)
     tensors = {tensor.name: tensor for tensor in tensors_of(config, family)}
     score = {_SCORE: (1, config.width)} if reward else {}
     _check_shapes(folder, stored, score | {name: tensor_shape(t, params) for name, t in tensors.items()})
@@ -124,7 +132,7 @@ def _load(folder: Path, pad_token: str | None, *, reward: bool) -> Pretrained:
         ((_, kernel),) = read_tensors(stored, [_SCORE])
         params = {"lm": params, "head": {"kernel": kernel[0], "bias": np.zeros((), np.float32)}}
     stop_tokens = _stop_tokens(folder, values, config)
-    return Pretrained(config, jax.tree.map(jnp.asarray, params), stop_tokens, tokenizer)
+    return Pretrained(config, to_jax(params), stop_tokens, tokenizer)
 
 
 def _open_folder(folder: Path, *, reward: bool) -> dict[str, Any]:
@@ -272,6 +280,11 @@ def _check_params(config: TransformerConfig, params: Params) -> str:
     """Return the parameters' common dtype."""
     flat = lambda tree: {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
     wanted, got = flat(empty_params(config)), flat(params)
+    if packed := sorted(name for name in got if "['kernel'][" in name):
+        raise ValueError(
+            f"params must have plain kernels; got params{packed[0]}; make them so with "
+            "nets.merge(params, dtype=jnp.float32), all in one dtype"
+        )
     if wanted.keys() != got.keys():
         raise ValueError(
             f"params do not fit the configuration: missing {sorted(wanted.keys() - got.keys())}, "
