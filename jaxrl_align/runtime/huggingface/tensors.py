@@ -71,7 +71,8 @@ def empty_params(config: TransformerConfig, *, quantise: str | None = None) -> d
 def to_jax(params: dict[str, Any]) -> dict[str, Any]:
     """Make JAX arrays of a tree's arrays in place: one at a time is in memory twice."""
     for name, leaf in params.items():
-        params[name] = to_jax(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf)
+        # Waiting lets go of the array before the next one is copied.
+        params[name] = to_jax(leaf) if isinstance(leaf, dict) else jax.device_put(leaf).block_until_ready()
     return params
 
 
@@ -90,7 +91,7 @@ def from_tensor(tensor: Tensor, array: np.ndarray, params: Mapping[str, Any]) ->
     """Write a tensor of the checkpoint to its place in NumPy parameters, packed where the place is."""
     array = array.T if tensor.transposed else array
     leaves = [_leaf(params, place) for place in tensor.places]
-    widths = np.cumsum([leaf.shape[-1] for leaf in leaves])[:-1]
+    widths = np.cumsum([kernel_shape(leaf)[-1] for leaf in leaves])[:-1]
     at = ... if tensor.layer is None else tensor.layer
     for leaf, part in zip(leaves, np.split(array, widths, -1), strict=True):
         if is_packed(leaf):
