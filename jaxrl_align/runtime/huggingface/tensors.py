@@ -95,8 +95,8 @@ def from_tensor(tensor: Tensor, array: np.ndarray, params: Mapping[str, Any]) ->
     at = ... if tensor.layer is None else tensor.layer
     for leaf, part in zip(leaves, np.split(array, widths, -1), strict=True):
         if is_packed(leaf):
-            ((kind, own),) = leaf.items()
-            part = quantise(jnp.asarray(part), kind, double="offset" in own)
+            (kind,) = leaf
+            part = quantise(jnp.asarray(part), kind)
         jax.tree.map(lambda to, values: to.__setitem__(at, values), leaf, part)
 
 
