@@ -50,6 +50,25 @@ def make_optimizer(
     return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
+def offload(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return the optimiser with its state's arrays in the host's memory, between steps.
+
+    Every step moves the whole state to the device and back, where a paged optimiser (Dettmers et al. 2023,
+    arXiv:2305.14314) moves what does not fit: memory for time. On a CPU both memories are the same one.
+    """
+    move = lambda tree, space: jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, tree)
+    host, device = jax.memory.Space.Host, jax.memory.Space.Device
+
+    def init(params: Params) -> Any:
+        return move(optimizer.init(params), host)
+
+    def update(grads: Params, opt_state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        updates, opt_state = optimizer.update(grads, move(opt_state, device), params)
+        return updates, move(opt_state, host)
+
+    return optax.GradientTransformation(init, update)
+
+
 def _decaying(params: Params) -> Any:
     """Mark the leaves that decay: by their names, since layers that are stacked give biases a second axis."""
     kept = lambda path: getattr(path[-1], "key", None) in ("bias", "scale") if path else False

@@ -14,6 +14,7 @@ from jaxrl_align.learner import (
     linear_decay,
     make_gradient_learner,
     make_optimizer,
+    offload,
     permutations,
     train,
 )
@@ -324,3 +325,18 @@ def test_once_stopped_no_later_minibatch_moves_anything():
     np.testing.assert_allclose(state.params, 1.0 - 0.5 * rows[order[0]])
     assert metrics["gradient_steps"] == 1
     np.testing.assert_allclose(metrics["row"], (rows[order[0], 0] + second) / 2)
+
+
+def test_an_offloaded_optimiser_keeps_its_state_on_the_host_and_steps_alike():
+    ended = []
+    for optimizer, kind in ((make_optimizer(), "device"), (offload(make_optimizer()), "pinned_host")):
+        learner = make(optimizer=optimizer)
+        where = lambda state: {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state) if x.ndim}
+        state = learner.init(jax.random.key(0), HParams())
+        assert where(state) == {kind}
+        state, _ = jax.jit(learner.step)(state)
+        assert where(state) == {kind}
+        state, _ = jax.jit(train(learner, 3))(jax.random.key(0), HParams())
+        assert where(state) == {kind}
+        ended.append(state.params)
+    np.testing.assert_allclose(*ended, rtol=1e-6)

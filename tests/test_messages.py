@@ -1,7 +1,7 @@
 """Bad input, one row each: a one-line error that names the argument, what it must be, what came, a remedy.
 
-Every case runs eagerly or at trace time: what it refuses is refused before anything is compiled. A row of a
-file in `tests/messages` is `what is wrong -> (call without arguments, error type, what its message must say)`.
+Every case runs eagerly or at trace time: what it refuses is refused before anything is compiled. A row
+of a file in `tests/messages` is `what is wrong -> (call without arguments, error type, what it must say)`.
 """
 
 import importlib.util

@@ -20,6 +20,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.nets.quantize import dequantise, is_packed, kernel_shape
 from jaxrl_align.types import Params
 
 
@@ -89,7 +90,7 @@ def _lay(base: Any, part: Any, path: tuple[str, ...]) -> Any:
     laid = dict(base)
     for name, own in part.items():
         if name in KINDS and "kernel" in base:
-            laid[name] = _beside(base["kernel"], base.get(name, {}), own, (*path, name))
+            laid[name] = _beside(kernel_shape(base["kernel"]), base.get(name, {}), own, (*path, name))
         elif name in base:
             laid[name] = _lay(base[name], own, (*path, name))
         else:
@@ -100,15 +101,15 @@ def _lay(base: Any, part: Any, path: tuple[str, ...]) -> Any:
     return laid
 
 
-def _beside(kernel: jax.Array, base: Any, part: Any, path: tuple[str, ...]) -> dict[str, Any]:
+def _beside(kernel: tuple[int, ...], base: Any, part: Any, path: tuple[str, ...]) -> dict[str, Any]:
     """Return a kind's leaves: the base's, which are constants, and the part's."""
-    for leaf, wanted in KINDS[path[-1]].trained(kernel.shape).items():
+    for leaf, wanted in KINDS[path[-1]].trained(kernel).items():
         got = jnp.shape(part[leaf]) if leaf in part else wanted
         if len(got) != len(wanted) or any(w not in (None, g) for w, g in zip(wanted, got, strict=True)):
             shape = str(wanted).replace("None", "any")
             raise ValueError(
                 f"a part must fit its base; got shape {got} at {_name((*path, leaf))}, expected {shape} "
-                f"beside a kernel of shape {kernel.shape}"
+                f"beside a kernel of shape {kernel}"
             )
     return base | part
 
@@ -170,7 +171,7 @@ def init_lora(
 
     Args:
       key: source of A, drawn from U(-1/sqrt(in), 1/sqrt(in)).
-      params: the base; a linear layer is a dict with a `kernel` of shape [..., in, out].
+      params: the base; a linear layer is a dict with a `kernel` of shape [..., in, out], plain or packed.
       rank: inner dimension, at least 1.
       scale: alpha / rank, the factor of `(x A) B`.
       targets: names of the layers to adapt; None, every linear layer.
@@ -189,11 +190,11 @@ def init_lora(
     targets = tuple(sorted(names)) if targets is None else targets
     if missing := sorted(set(targets) - names):
         raise ValueError(f"targets must name linear layers; got {missing}, the model has {sorted(names)}")
-    places = {path: kernel for path, kernel in places.items() if path[-1] in targets}
+    places = {path: shape for path, shape in places.items() if path[-1] in targets}
     part: dict[str, Any] = {}
     constants: dict[str, Any] = {}
-    for (path, kernel), place_key in zip(places.items(), jax.random.split(key, len(places)), strict=True):
-        *stack, fan_in, fan_out = kernel.shape
+    for (path, shape), place_key in zip(places.items(), jax.random.split(key, len(places)), strict=True):
+        *stack, fan_in, fan_out = shape
         bound = fan_in**-0.5
         a = jax.random.uniform(place_key, (*stack, fan_in, rank), minval=-bound, maxval=bound)
         _put(part, (*path, "lora"), {"a": a, "b": jnp.zeros((*stack, rank, fan_out))})
@@ -201,18 +202,43 @@ def init_lora(
     return Tuning(part, constants)
 
 
-def merge(params: Params) -> Params:
+def merge(params: Params, dtype: Any = None) -> Params:
     """Return overlaid parameters with every adapter folded into its kernel, for use without its cost.
 
     What remains of a kind without its trained leaves (constants on a bare base) is dropped.
+
+    Args:
+      params: a base and what was laid over it.
+      dtype: packed kernels become plain ones of this type, with or without an adapter (`quantize`); None
+        leaves those without one packed.
+
+    Raises:
+      ValueError: for an adapter on a packed kernel without `dtype`: packed again, it would lose what it has
+        learnt.
     """
+    return _merge(params, dtype, ())
+
+
+def _merge(params: Any, dtype: Any, path: tuple[str, ...]) -> Any:
     if not isinstance(params, dict):
         return params
-    plain = {name: merge(sub) for name, sub in params.items() if not _is_kind(params, name)}
+    plain = {
+        name: _merge(sub, dtype, (*path, name)) for name, sub in params.items() if not _is_kind(params, name)
+    }
+    packed = is_packed(params.get("kernel"))
+    if packed and dtype is not None:
+        plain["kernel"] = dequantise(params["kernel"])
     for name in params.keys() - plain.keys():
         if is_complete(name, params[name]):
             kernel = plain["kernel"]
+            if is_packed(kernel):
+                raise ValueError(
+                    f"merge must be given a dtype where the kernel is packed; got {name} over "
+                    f"{', '.join(kernel)} at {_name(path)}; pass dtype=jnp.bfloat16, or keep it overlaid"
+                )
             plain["kernel"] = KINDS[name].merge(params[name], kernel).astype(kernel.dtype)
+    if packed and dtype is not None:
+        plain["kernel"] = plain["kernel"].astype(dtype)
     return plain
 
 
@@ -231,10 +257,11 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _linear_layers(params: Params, path: tuple[str, ...]) -> dict[tuple[str, ...], jax.Array]:
-    """Return the kernels of all linear layers by their paths."""
+def _linear_layers(params: Params, path: tuple[str, ...]) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return the shapes of all linear layers' kernels by their paths."""
     if not isinstance(params, dict):
         return {}
     if "kernel" in params:  # a scalar head's kernel is a vector
-        return {path: params["kernel"]} if params["kernel"].ndim > 1 else {}
+        shape = kernel_shape(params["kernel"])
+        return {path: shape} if len(shape) > 1 else {}
     return {k: v for name, sub in params.items() for k, v in _linear_layers(sub, (*path, name)).items()}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.nets.adapters import KINDS, is_complete
+from jaxrl_align.nets.quantize import is_packed, multiply
 from jaxrl_align.nets.rope import layer_frequencies, rotate
 from jaxrl_align.nets.transformer_config import TransformerConfig
 from jaxrl_align.types import Numeric
@@ -59,8 +60,12 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., features] in x's dtype."""
-        kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
-        y = x @ kernel.astype(x.dtype)
+        kernel: Any = self.get_variable("params", "kernel")
+        if is_packed(kernel):
+            y = multiply(x, kernel)
+        else:
+            kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
+            y = x @ kernel.astype(x.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
             y = y + jnp.expand_dims(bias, range(x.ndim - 1))

@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import json
 import sys
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.tokenizers import Tokenizer, character_tokenizer, save_tokenizer
+from jaxrl_align.nets.quantize import quantise_params
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.nets.transformer_config import RopeScaling
 from jaxrl_align.runtime.huggingface import FAMILIES, load_model, load_reward_model, save_model
@@ -70,6 +72,26 @@ def test_logits_and_greedy_tokens_equal_transformers(name, tmp_path):
     assert greedy == CASES[name]["greedy"]
     assert (model.config.dtype, model.stop_tokens) == ("float32", ())
     assert {leaf.dtype for leaf in leaves(model.params).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_loading_packs_each_kernel_as_it_is_read(name, tmp_path):
+    """GPT-2's query, key and value share one tensor, that is not transposed."""
+    folder = make_folder(tmp_path / "theirs", name)
+    assert_same(load_model(folder, quantise="nf4").params, quantise_params(load_model(folder).params))
+
+
+def test_a_model_never_stands_whole_to_be_packed(tmp_path):
+    """NumPy's arrays, of which the float32 model would be one, at their peak."""
+    config = TransformerConfig(64, width=128, layers=16, context=32)
+    params = jax.tree.map(lambda x: 0.1 * np.ones(x.shape, np.float32), empty_params(config))
+    folder = save_model(tmp_path / "model", config, params)
+    load_model(folder, quantise="nf4")  # compiles
+    tracemalloc.start()
+    load_model(folder, quantise="nf4")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.3 * sum(x.nbytes for x in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -305,6 +327,7 @@ def test_a_sequence_classifier_is_a_reward_model(name, tmp_path):
     model = load_reward_model(folder)
     tokens = draw_tokens(CLASSIFIERS[name]["config"]["vocab_size"])
     np.testing.assert_allclose(our_scores(model, tokens), CLASSIFIERS[name]["scores"], atol=1e-5)
+    assert "int8" in load_reward_model(folder, quantise="int8").params["lm"]["layers"]["up"]["kernel"]
     assert np.abs(CLASSIFIERS[name]["scores"]).max() > 0.3
     assert model.params.keys() == {"lm", "head"}
     kind = CLASSIFIERS[name]["config"]["architectures"][0]

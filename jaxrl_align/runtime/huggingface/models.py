@@ -51,8 +51,8 @@ class Pretrained(NamedTuple):
 
     config: TransformerConfig
     params: Params
-    """Parameters of `make_transformer(config)`, float32 unless asked for in another dtype; of a reward
-    model, `{"lm": these, "head": ...}`."""
+    """Parameters of `make_transformer(config)`, float32 unless asked for otherwise; of a reward model,
+    `{"lm": these, "head": ...}`."""
     stop_tokens: tuple[int, ...]
     """The tokens that end a text; empty if the folder names none."""
     tokenizer: Tokenizer | None
@@ -78,12 +78,16 @@ def find_model() -> Path:
     return folder
 
 
-def load_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pretrained:
+def load_model(
+    folder: str | os.PathLike, *, pad_token: str | None = None, quantise: str | None = None
+) -> Pretrained:
     """Read a language model from a local folder in Hugging Face's format.
 
     Args:
       folder: holds `config.json`, and `model.safetensors` or the files that its index names.
       pad_token: text of the tokenizer's padding token, where the folder names none or another is wanted.
+      quantise: the kind in which the blocks' kernels are packed, as by `nets.quantise_params`, each tensor as
+        it is read; None leaves them plain.
 
     Returns:
       The configuration, the parameters, the stop tokens and the tokenizer.
@@ -93,10 +97,12 @@ def load_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pr
       ValueError: for anything unsupported, missing, left over, mis-shaped, of another type, NaN or damaged;
         it names the file and the entry.
     """
-    return _load(Path(folder), pad_token, reward=False)
+    return _load(Path(folder), pad_token, quantise, reward=False)
 
 
-def load_reward_model(folder: str | os.PathLike, *, pad_token: str | None = None) -> Pretrained:
+def load_reward_model(
+    folder: str | os.PathLike, *, pad_token: str | None = None, quantise: str | None = None
+) -> Pretrained:
     """Read a sequence classifier with one label, as most published reward models are.
 
     `align.RewardModel(load_reward_model(folder).params)` scores a text at its last real token. transformers
@@ -106,6 +112,7 @@ def load_reward_model(folder: str | os.PathLike, *, pad_token: str | None = None
     Args:
       folder: as `load_model`'s.
       pad_token: likewise.
+      quantise: likewise.
 
     Returns:
       What `load_model` returns, with the parameters `{"lm": ..., "head": ...}`; there is no head over words.
@@ -113,10 +120,10 @@ def load_reward_model(folder: str | os.PathLike, *, pad_token: str | None = None
     Raises:
       ImportError, ValueError: as `load_model`; ValueError for a folder that is no classifier of one label.
     """
-    return _load(Path(folder), pad_token, reward=True)
+    return _load(Path(folder), pad_token, quantise, reward=True)
 
 
-def _load(folder: Path, pad_token: str | None, *, reward: bool) -> Pretrained:
+def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: bool) -> Pretrained:
     require_safetensors()
     values = _open_folder(folder, reward=reward)
     try:
@@ -129,7 +136,7 @@ def _load(folder: Path, pad_token: str | None, *, reward: bool) -> Pretrained:
     check_vocabulary(tokenizer, config)
     stored = _with_prefix(folder, stored_tensors(folder), record.prefix)
     check_floats(stored)
-    params = empty_params(config)
+    params = empty_params(config, quantise=quantise)
     tensors = {tensor.name: tensor for tensor in tensors_of(config, record)}
     score = {_SCORE: (1, config.width)} if reward else {}
     _check_shapes(folder, stored, score | {name: tensor_shape(t, params) for name, t in tensors.items()})
@@ -292,6 +299,11 @@ def _check_params(config: TransformerConfig, params: Params) -> str:
     """Return the parameters' common dtype."""
     flat = lambda tree: {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
     wanted, got = flat(empty_params(config)), flat(params)
+    if packed := sorted(name for name in got if "['kernel'][" in name):
+        raise ValueError(
+            f"params must have plain kernels; got params{packed[0]}; make them so with "
+            "nets.merge(params, dtype=jnp.float32), all in one dtype"
+        )
     if wanted.keys() != got.keys():
         raise ValueError(
             f"params do not fit the configuration: missing {sorted(wanted.keys() - got.keys())}, "

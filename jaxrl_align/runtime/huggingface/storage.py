@@ -112,19 +112,16 @@ def read_tensors(stored: Mapping[str, Stored], names: Iterable[str]) -> Iterator
     Raises:
       ValueError: at a tensor that holds NaN or infinity.
     """
-    by_file: dict[Path, list[str]] = {}
     for name in names:
-        by_file.setdefault(stored[name].path, []).append(name)
-    for path, inside in by_file.items():
-        with _open(path) as file:
-            for name in inside:
-                array = file.get_tensor(stored[name].name).astype(np.float32)
-                if not np.isfinite(array).all():
-                    raise ValueError(
-                        f"{name} in {path} holds {np.sum(~np.isfinite(array))} NaN or infinite values; "
-                        "the model is broken: take another checkpoint"
-                    )
-                yield name, array
+        path = stored[name].path
+        with _open(path) as file:  # anew for each: what was read of an open file stays in memory
+            array = file.get_tensor(stored[name].name).astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} in {path} holds {np.sum(~np.isfinite(array))} NaN or infinite values; "
+                "the model is broken: take another checkpoint"
+            )
+        yield name, array
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.nets.quantize import is_packed, kernel_shape, quantise, quantise_params
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime.huggingface.families import Family
 
@@ -58,15 +59,21 @@ def _leaves(module: Any) -> list[tuple[str, ...]]:
     return [(name,) for name in module] if isinstance(module, Mapping) else [()]
 
 
-def empty_params(config: TransformerConfig, dtype: Any = np.float32) -> dict[str, Any]:
-    """Return the parameters' tree with NumPy arrays of a dtype whose content is not set."""
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, dtype), param_shapes(config))
+def empty_params(
+    config: TransformerConfig, dtype: Any = np.float32, *, quantise: str | None = None
+) -> dict[str, Any]:
+    """Return the parameters' tree with arrays whose content is not set: of a dtype, or packed."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), param_shapes(config))
+    if quantise is not None:
+        shapes = jax.eval_shape(lambda params: quantise_params(params, quantise), shapes)
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
 
 
 def to_jax(params: dict[str, Any]) -> dict[str, Any]:
     """Make JAX arrays of a tree's arrays in place: one at a time is in memory twice."""
     for name, leaf in params.items():
-        params[name] = to_jax(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf)
+        # Waiting lets go of the array before the next one is copied.
+        params[name] = to_jax(leaf) if isinstance(leaf, dict) else jax.device_put(leaf).block_until_ready()
     return params
 
 
@@ -77,7 +84,7 @@ def param_shapes(config: TransformerConfig) -> dict[str, Any]:
 
 def tensor_shape(tensor: Tensor, params: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the shape that a tensor has in the checkpoint, given parameters of the configuration."""
-    shapes = [_leaf(params, place).shape[tensor.layer is not None :] for place in tensor.places]
+    shapes = [kernel_shape(_leaf(params, place))[tensor.layer is not None :] for place in tensor.places]
     shape = (*shapes[0][:-1], sum(s[-1] for s in shapes))
     return shape[::-1] if tensor.transposed else shape
 
@@ -96,12 +103,16 @@ def misfits(
 
 
 def from_tensor(tensor: Tensor, array: np.ndarray, params: Mapping[str, Any]) -> None:
-    """Write a tensor of the checkpoint to its place in NumPy parameters."""
+    """Write a tensor of the checkpoint to its place in NumPy parameters, packed where the place is."""
     array = array.T if tensor.transposed else array
     leaves = [_leaf(params, place) for place in tensor.places]
-    widths = np.cumsum([leaf.shape[-1] for leaf in leaves])[:-1]
+    widths = np.cumsum([kernel_shape(leaf)[-1] for leaf in leaves])[:-1]
+    at = ... if tensor.layer is None else tensor.layer
     for leaf, part in zip(leaves, np.split(array, widths, -1), strict=True):
-        leaf[... if tensor.layer is None else tensor.layer] = part
+        if is_packed(leaf):
+            (kind,) = leaf
+            part = quantise(jnp.asarray(part), kind)
+        jax.tree.map(lambda to, values: to.__setitem__(at, values), leaf, part)
 
 
 def to_tensor(tensor: Tensor, params: Mapping[str, Any]) -> np.ndarray:
