@@ -6,9 +6,9 @@ Every case runs eagerly or at trace time: what it refuses is refused before anyt
 
 import pytest
 
-from tests.messages import agents, language
+from tests.messages import agents, language, tuning
 
-ROOMS = (agents.CASES, language.CASES)
+ROOMS = (agents.CASES, language.CASES, tuning.CASES)
 CASES = {name: row for room in ROOMS for name, row in room.items()}
 
 

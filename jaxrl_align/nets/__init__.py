@@ -1,6 +1,6 @@
 """Networks as pure functions over plain dicts of parameters, and what is laid over them."""
 
-from jaxrl_align.nets.adapters import KINDS, Kind, Tuning, init_lora, merge, overlay, select
+from jaxrl_align.nets.adapters import KINDS, Kind, Tuning, init_ia3, init_lora, merge, overlay, select
 from jaxrl_align.nets.layered import (
     GLOROT,
     Autoencoder,
@@ -31,9 +31,9 @@ from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 __all__ = [
     "Autoencoder", "GLOROT", "KINDS", "Kind", "LanguageModel", "LayeredNet", "Net", "QNet",
     "RecurrentNet", "RopeScaling", "TransformerConfig", "Tuning", "apply_scalar_head", "fan_in_uniform",
-    "init_lora", "init_scalar_head", "make_actor_critic_net", "make_autoencoder", "make_gaussian_net",
-    "make_layered_net", "make_multi_discrete_net", "make_q_net", "make_state_action_net", "make_table",
-    "make_transformer", "merge", "orthogonal", "overlay", "positions_of", "select", "support_between",
-    "with_memory",
+    "init_ia3", "init_lora", "init_scalar_head", "make_actor_critic_net", "make_autoencoder",
+    "make_gaussian_net", "make_layered_net", "make_multi_discrete_net", "make_q_net",
+    "make_state_action_net", "make_table", "make_transformer", "merge", "orthogonal", "overlay",
+    "positions_of", "select", "support_between", "with_memory",
 ]
 # fmt: on

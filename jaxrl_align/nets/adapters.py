@@ -8,8 +8,14 @@ probes) works with every way of tuning and depends on none. A part holds some of
     base = overlay(base, constants)         # frozen: constants are never among the trained leaves
     hidden, _ = lm.encode(overlay(base, part), tokens)
 
-Low-rank adapters (LoRA; Hu et al. 2021, arXiv:2106.09685) compute `x W + scale (x A) B`. (Lecture D5 prints
-`A x B`; the product with shapes A [in, rank], B [rank, out] is the one meant.)
+| kind | computes | source |
+|---|---|---|
+| "lora" | `x W + scale (x A) B` | Hu et al. 2021, arXiv:2106.09685 |
+| "dora" | `m / norm(W + scale A B) * (x W + scale (x A) B)` | Liu et al. 2024, arXiv:2402.09353 |
+| "ia3" | `(x W + b) * v` | Liu et al. 2022, arXiv:2205.05638 |
+| "ia3_input" | `(x * v) W + b` | the same, on the input of the feed-forward's last layer |
+
+(Lecture D5 prints `A x B` for LoRA; the product with shapes A [in, rank], B [rank, out] is the one meant.)
 """
 
 import fnmatch
@@ -22,28 +28,87 @@ import jax.numpy as jnp
 
 from jaxrl_align.types import Params
 
+Leaves = dict[str, jax.Array]
+Spec = str | Sequence[str] | Callable[[str], bool]
+"""Patterns of the shell's kind (`fnmatch`), of which a path, for example "layers/query/kernel", must match
+one, or a function of the path. A pattern that matches nothing is an error."""
+
 
 class Kind(NamedTuple):
     """A way of tuning a linear layer by leaves of its own, beside its kernel under the kind's name."""
 
     trained: Callable[[tuple[int, ...]], dict[str, tuple[Any, ...]]]
     """`kernel's shape -> {leaf: its shape}` of what is trained; a size that may be anything is None."""
-    apply: Callable[[dict[str, jax.Array], jax.Array, jax.Array], jax.Array]
-    """`(leaves, x [..., in], y [..., out]) -> y'`: the layer's output with the adapter."""
-    merge: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
-    """`(leaves, kernel [..., in, out]) -> kernel` of the plain layer that computes the same."""
+    merge: Callable[[Leaves, Leaves], Leaves]
+    """`(leaves, layer) -> layer`: the kernel [..., in, out], and bias, of the plain layer that computes the
+    same; only what changes."""
+    apply: Callable[[Leaves, jax.Array, jax.Array, Leaves], jax.Array] = lambda own, x, y, layer: y
+    """`(leaves, x [..., in], y [..., out], layer) -> y'`: the layer's output with the adapter. `layer` holds
+    the kernel and, where there is one, the bias, which y includes."""
+    read: Callable[[Leaves, jax.Array], jax.Array] = lambda own, x: x
+    """`(leaves, x) -> x'`: what the layer reads instead of its input."""
 
 
-def _apply_lora(own: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+def _last_axis(v: jax.Array, x: jax.Array) -> jax.Array:
+    """Return v [n] in x's dtype and rank, to be broadcast over x [..., n]."""
+    return jnp.expand_dims(v.astype(x.dtype), range(x.ndim - 1))
+
+
+def _low_rank(own: Leaves, x: jax.Array) -> jax.Array:
     a, b = own["a"].astype(x.dtype), own["b"].astype(x.dtype)
-    return y + own["scale"].astype(x.dtype) * ((x @ a) @ b)
+    return own["scale"].astype(x.dtype) * ((x @ a) @ b)
 
 
+def _add_low_rank(own: Leaves, kernel: jax.Array) -> jax.Array:
+    return kernel + own["scale"][..., None, None] * (own["a"] @ own["b"])
+
+
+def _low_rank_shapes(kernel: tuple[int, ...]) -> dict[str, tuple[Any, ...]]:
+    return {"a": (*kernel[:-1], None), "b": (*kernel[:-2], None, kernel[-1])}
+
+
+def _column_norms(kernel: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
+
+
+def _dora_gain(own: Leaves, kernel: jax.Array) -> jax.Array:
+    """Return what DoRA multiplies the columns by, [..., out]; the norms have no gradient (section 4.3)."""
+    norms = jax.lax.stop_gradient(_column_norms(_add_low_rank(own, kernel)))
+    return own["magnitude"] / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
+
+
+def _apply_dora(own: Leaves, x: jax.Array, y: jax.Array, layer: Leaves) -> jax.Array:
+    gain = _dora_gain(own, layer["kernel"])
+    plain = y - _last_axis(layer["bias"], y) if "bias" in layer else y
+    return y + _last_axis(gain - 1, y) * plain + _last_axis(gain, y) * _low_rank(own, x)
+
+
+# In this order they act on a layer, and are merged.
 KINDS: dict[str, Kind] = {
+    "dora": Kind(
+        trained=lambda kernel: _low_rank_shapes(kernel) | {"magnitude": (*kernel[:-2], kernel[-1])},
+        apply=_apply_dora,
+        merge=lambda own, layer: {
+            "kernel": _dora_gain(own, layer["kernel"])[..., None, :] * _add_low_rank(own, layer["kernel"])
+        },
+    ),
     "lora": Kind(
-        trained=lambda kernel: {"a": (*kernel[:-1], None), "b": (*kernel[:-2], None, kernel[-1])},
-        apply=_apply_lora,
-        merge=lambda own, kernel: kernel + own["scale"][..., None, None] * (own["a"] @ own["b"]),
+        trained=_low_rank_shapes,
+        apply=lambda own, x, y, layer: y + _low_rank(own, x),
+        merge=lambda own, layer: {"kernel": _add_low_rank(own, layer["kernel"])},
+    ),
+    "ia3_input": Kind(
+        trained=lambda kernel: {"vector": kernel[:-1]},
+        read=lambda own, x: x * _last_axis(own["vector"], x),
+        merge=lambda own, layer: {"kernel": own["vector"][..., None] * layer["kernel"]},
+    ),
+    "ia3": Kind(
+        trained=lambda kernel: {"vector": (*kernel[:-2], kernel[-1])},
+        apply=lambda own, x, y, layer: y * _last_axis(own["vector"], y),
+        merge=lambda own, layer: {
+            name: leaf * (own["vector"][..., None, :] if name == "kernel" else own["vector"])
+            for name, leaf in layer.items()
+        },
     ),
 }
 """The kinds that a linear layer reads, by the name of their leaves' node."""
@@ -124,7 +189,7 @@ def _name(path: tuple[str, ...]) -> str:
     return "/".join(path) or "the top"
 
 
-def select(params: Params, spec: str | Sequence[str] | Callable[[str], bool]) -> Params:
+def select(params: Params, spec: Spec) -> Params:
     """Return the partial tree of some of the leaves: selective tuning.
 
         select(params, "*bias")                  # BitFit (Ben Zaken et al. 2022, arXiv:2106.10199)
@@ -132,29 +197,41 @@ def select(params: Params, spec: str | Sequence[str] | Callable[[str], bool]) ->
 
     Args:
       params: nested dicts of arrays.
-      spec: patterns of the shell's kind (`fnmatch`), of which a leaf's path, for example
-        "layers/query/kernel", must match one; or a function of the path.
+      spec: a `Spec` of the leaves' paths, for example "layers/query/kernel".
 
     Raises:
-      ValueError: if nothing is selected; it names the leaves that there are.
+      ValueError: if nothing is selected, or a pattern matches nothing; it names the leaves that there are.
     """
-    names: list[str] = []
 
-    def keep(name: str) -> bool:
-        if callable(spec):
-            return spec(name)
-        return any(fnmatch.fnmatchcase(name, p) for p in ((spec,) if isinstance(spec, str) else spec))
+    def list_names(tree: Params, path: tuple[str, ...]) -> list[str]:
+        if not isinstance(tree, dict):
+            return ["/".join(path)]
+        return [found for name, sub in tree.items() for found in list_names(sub, (*path, name))]
+
+    chosen = _matching(list_names(params, ()), spec, "spec", "leaves")
 
     def walk(tree: Params, path: tuple[str, ...]) -> Params | None:
         if not isinstance(tree, dict):
-            names.append("/".join(path))
-            return tree if keep(names[-1]) else None
+            return tree if "/".join(path) in chosen else None
         found = {name: walk(sub, (*path, name)) for name, sub in tree.items()}
         return {name: sub for name, sub in found.items() if sub is not None} or None
 
-    found = walk(params, ())
-    if found is None:
-        raise ValueError(f"spec={spec!r} selects no leaf; there are {', '.join(sorted(names))}")
+    return walk(params, ())
+
+
+def _matching(names: Sequence[str], spec: Spec, argument: str, what: str) -> set[str]:
+    """Return the names that a spec means; ValueError if it, or a pattern of it, means none."""
+    if callable(spec):
+        found, missed = set(filter(spec, names)), []
+    else:
+        patterns = (spec,) if isinstance(spec, str) else tuple(spec)
+        hits = {p: {name for name in names if fnmatch.fnmatchcase(name, p)} for p in patterns}
+        found, missed = set().union(*hits.values()), [p for p, hit in hits.items() if not hit]
+    if missed or not found:
+        raise ValueError(
+            f"{argument} must match {what}; got {missed or spec!r}, which match none; there are "
+            f"{', '.join(sorted(names))}"
+        )
     return found
 
 
@@ -163,56 +240,87 @@ def init_lora(
     params: Params,
     *,
     rank: int,
-    scale: float = 1.0,
-    targets: Sequence[str] | None = None,
+    alpha: float | None = None,
+    rslora: bool = False,
+    dora: bool = False,
+    targets: Spec = "*",
 ) -> Tuning:
     """Return a low-rank adapter for linear layers of a base; it changes nothing at first, since B = 0.
 
     Args:
       key: source of A, drawn from U(-1/sqrt(in), 1/sqrt(in)).
       params: the base; a linear layer is a dict with a `kernel` of shape [..., in, out].
-      rank: inner dimension, at least 1.
-      scale: alpha / rank, the factor of `(x A) B`.
-      targets: names of the layers to adapt; None, every linear layer.
+      rank: inner dimension, from 1 to the smaller side of each kernel.
+      alpha: `(x A) B` is multiplied by alpha / rank; None, by 1.
+      rslora: it is multiplied by alpha / sqrt(rank) instead, which suits high ranks (Kalajdzievski 2023,
+        arXiv:2312.03732).
+      dora: train the columns' magnitudes too, apart from their directions: the kind "dora". It starts as
+        the base but for the rounding of a norm.
+      targets: a `Spec` of the layers' paths, for example "*query" or ["layers/query", "layers/value"].
 
     Returns:
       A `Tuning`, at each target `{"lora": {"a": [..., in, rank], "b": [..., rank, out]}}`, and the constants
-      `{"lora": {"scale": [...]}}`.
+      `{"lora": {"scale": [...]}}`; of DoRA under "dora", with the trained `{"magnitude": [..., out]}`.
 
     Raises:
-      ValueError: if the rank is below 1, or a target names no linear layer of the base.
+      ValueError: if the rank is below 1 or above a kernel's smaller side, or a pattern matches no layer.
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1; got {rank}")
-    places = _linear_layers(params, ())
-    names = {path[-1] for path in places}
-    targets = tuple(sorted(names)) if targets is None else targets
-    if missing := sorted(set(targets) - names):
-        raise ValueError(f"targets must name linear layers; got {missing}, the model has {sorted(names)}")
-    places = {path: kernel for path, kernel in places.items() if path[-1] in targets}
+    places = _target(params, targets, "targets")
+    limit, where = min((min(kernel.shape[-2:]), "/".join(path)) for path, kernel in places.items())
+    if not 1 <= rank <= limit:
+        raise ValueError(
+            f"rank must be from 1 to {limit}, the smaller side of {where}; got {rank}; leave it out "
+            "of targets for more"
+        )
+    scale = (rank if alpha is None else alpha) / (rank**0.5 if rslora else rank)
     part: dict[str, Any] = {}
     constants: dict[str, Any] = {}
     for (path, kernel), place_key in zip(places.items(), jax.random.split(key, len(places)), strict=True):
         *stack, fan_in, fan_out = kernel.shape
         bound = fan_in**-0.5
         a = jax.random.uniform(place_key, (*stack, fan_in, rank), minval=-bound, maxval=bound)
-        _put(part, (*path, "lora"), {"a": a, "b": jnp.zeros((*stack, rank, fan_out))})
-        _put(constants, (*path, "lora"), {"scale": jnp.full(stack, scale, jnp.float32)})
+        own = {"a": a, "b": jnp.zeros((*stack, rank, fan_out))}
+        own |= {"magnitude": _column_norms(kernel)} if dora else {}
+        _put(part, (*path, "dora" if dora else "lora"), own)
+        _put(constants, (*path, "dora" if dora else "lora"), {"scale": jnp.full(stack, scale, jnp.float32)})
     return Tuning(part, constants)
 
 
-def merge(params: Params) -> Params:
-    """Return overlaid parameters with every adapter folded into its kernel, for use without its cost.
+def init_ia3(params: Params, *, outputs: Spec = ("*key", "*value"), inputs: Spec = ("*down",)) -> Tuning:
+    """Return vectors of ones that multiply what linear layers write, or read: IA3.
 
-    What remains of a kind without its trained leaves (constants on a bare base) is dropped.
+    Args:
+      params: the base.
+      outputs: a `Spec` of the layers whose outputs, biases included, are multiplied; () for none.
+      inputs: of those whose inputs are; by default the feed-forward's second layer.
+
+    Returns:
+      A `Tuning`, at each target `{"ia3": {"vector": [..., out]}}` or `{"ia3_input": {"vector": [..., in]}}`.
+
+    Raises:
+      ValueError: if a target matches no linear layer.
+    """
+    part: dict[str, Any] = {}
+    for name, spec, argument, axis in (("ia3", outputs, "outputs", -1), ("ia3_input", inputs, "inputs", -2)):
+        for path, kernel in ({} if spec == () else _target(params, spec, argument)).items():
+            vector = jnp.ones((*kernel.shape[:-2], kernel.shape[axis]))
+            _put(part, (*path, name), {"vector": vector})
+    return Tuning(part, {})
+
+
+def merge(params: Params) -> Params:
+    """Return overlaid parameters with every adapter folded into its layer, for use without its cost.
+
+    What remains of a kind without its trained leaves (constants on a bare base) is dropped. There is no
+    unmerging: in floating point `(W + D) - D` is not W, and the base is there as it was.
     """
     if not isinstance(params, dict):
         return params
     plain = {name: merge(sub) for name, sub in params.items() if not _is_kind(params, name)}
-    for name in params.keys() - plain.keys():
-        if is_complete(name, params[name]):
-            kernel = plain["kernel"]
-            plain["kernel"] = KINDS[name].merge(params[name], kernel).astype(kernel.dtype)
+    for name, kind in KINDS.items():
+        if _is_kind(params, name) and is_complete(name, params[name]):
+            layer = {leaf: plain[leaf] for leaf in ("kernel", "bias") if leaf in plain}
+            plain |= {k: v.astype(layer[k].dtype) for k, v in kind.merge(params[name], layer).items()}
     return plain
 
 
@@ -222,13 +330,20 @@ def is_complete(kind: str, leaves: dict[str, jax.Array]) -> bool:
 
 
 def _is_kind(params: Params, name: str) -> bool:
-    return name in KINDS and "kernel" in params
+    return name in KINDS and name in params and "kernel" in params
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
+
+
+def _target(params: Params, spec: Spec, argument: str) -> dict[tuple[str, ...], jax.Array]:
+    """Return the kernels of the linear layers that a spec means, by their paths."""
+    places = {"/".join(path): (path, kernel) for path, kernel in _linear_layers(params, ()).items()}
+    chosen = _matching(tuple(places), spec, argument, "linear layers")
+    return dict(place for name, place in places.items() if name in chosen)
 
 
 def _linear_layers(params: Params, path: tuple[str, ...]) -> dict[tuple[str, ...], jax.Array]:

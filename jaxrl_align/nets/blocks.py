@@ -59,15 +59,18 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., features] in x's dtype."""
+        laid: dict[str, dict] = {name: self.get_variable("params", name, {}) for name in KINDS}
+        adapters = {name: own for name, own in laid.items() if is_complete(name, own)}
+        for name, own in adapters.items():
+            x = KINDS[name].read(own, x)
         kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
+        layer = {"kernel": kernel}
         y = x @ kernel.astype(x.dtype)
         if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-            y = y + jnp.expand_dims(bias, range(x.ndim - 1))
-        for name, kind in KINDS.items():
-            own: dict = self.get_variable("params", name, {})
-            if is_complete(name, own):
-                y = kind.apply(own, x, y)
+            layer["bias"] = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            y = y + jnp.expand_dims(layer["bias"], range(x.ndim - 1))
+        for name, own in adapters.items():
+            y = KINDS[name].apply(own, x, y, layer)
         return y
 
 
