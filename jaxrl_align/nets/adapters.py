@@ -113,6 +113,9 @@ KINDS: dict[str, Kind] = {
 }
 """The kinds that a linear layer reads, by the name of their leaves' node."""
 
+ROWS = "rows"
+"""A part's node whose entries, named by numbers, replace single rows of stacked leaves."""
+
 
 class Tuning(NamedTuple):
     """The leaves that one way of tuning adds to a base."""
@@ -124,12 +127,13 @@ class Tuning(NamedTuple):
 
 
 def overlay(base: Params | None, part: Params) -> Params:
-    """Return the base with a partial tree laid over it; without arithmetic or copies.
+    """Return the base with a partial tree laid over it; without arithmetic, and copies but for rows.
 
     Args:
       base: nested dicts of arrays; None, the part is all there is.
       part: a tree of the base's form, or a part of one; its leaves replace the base's. Leaves of `KINDS` are
-        placed beside a kernel and need no counterpart.
+        placed beside a kernel and need no counterpart; those under `ROWS`, `{"rows": {"3": tree}}`, replace
+        rows of the base's stacked leaves, which are copied.
 
     Raises:
       ValueError: for a leaf of another shape than the base's, or one that the base lacks; it names the path
@@ -157,12 +161,33 @@ def _lay(base: Any, part: Any, path: tuple[str, ...]) -> Any:
             laid[name] = _beside(base["kernel"], base.get(name, {}), own, (*path, name))
         elif name in base:
             laid[name] = _lay(base[name], own, (*path, name))
+        elif name == ROWS:
+            for row in own:
+                if not jax.tree.leaves(base)[0].shape[0] > int(row) >= 0:
+                    raise ValueError(
+                        f"a part must fit its base; got {_name((*path, name, row))}, where the base has "
+                        f"{jax.tree.leaves(base)[0].shape[0]} rows"
+                    )
+                _lay(jax.tree.map(lambda x: x[0], base), own[row], (*path, name, row))
+            laid |= _replace_rows(base, own)
         else:
             raise ValueError(
                 f"a part must fit its base; got {_name((*path, name))}, but the base has "
                 f"{', '.join(sorted(base))} there; the kinds {', '.join(KINDS)} lie beside a kernel"
             )
     return laid
+
+
+def _replace_rows(base: Any, rows: dict[str, Any]) -> Any:
+    trees = list(rows.values())
+    if isinstance(base, dict):
+        if missing := trees[0].keys() - base.keys():
+            raise ValueError(f"rows must be of leaves that the base has; got {sorted(missing)}")
+        return base | {
+            name: _replace_rows(base[name], {row: tree[name] for row, tree in rows.items()})
+            for name in trees[0]
+        }
+    return base.at[jnp.array([int(row) for row in rows])].set(jnp.stack(trees).astype(base.dtype))
 
 
 def _beside(kernel: jax.Array, base: Any, part: Any, path: tuple[str, ...]) -> dict[str, Any]:
@@ -189,18 +214,22 @@ def _name(path: tuple[str, ...]) -> str:
     return "/".join(path) or "the top"
 
 
-def select(params: Params, spec: Spec) -> Params:
+def select(params: Params, spec: Spec, *, layers: Sequence[int] | None = None) -> Params:
     """Return the partial tree of some of the leaves: selective tuning.
 
         select(params, "*bias")                  # BitFit (Ben Zaken et al. 2022, arXiv:2106.10199)
         select(params, ["*norm/*", "head"])
+        select(params, ["layers/*", "final_norm/*"], layers=range(-2, 0))  # the top two layers
 
     Args:
       params: nested dicts of arrays.
       spec: a `Spec` of the leaves' paths, for example "layers/query/kernel".
+      layers: of the leaves under "layers", which are stacked [layers, ...], select these rows alone, each a
+        leaf of its own; -1 is the last. None, all.
 
     Raises:
       ValueError: if nothing is selected, or a pattern matches nothing; it names the leaves that there are.
+        If there are no such layers.
     """
 
     def list_names(tree: Params, path: tuple[str, ...]) -> list[str]:
@@ -209,14 +238,25 @@ def select(params: Params, spec: Spec) -> Params:
         return [found for name, sub in tree.items() for found in list_names(sub, (*path, name))]
 
     chosen = _matching(list_names(params, ()), spec, "spec", "leaves")
+    if layers is not None and not any("layers/" in name for name in chosen):
+        raise ValueError(f"spec must match leaves of layers; got {spec!r} and layers={list(layers)}")
 
     def walk(tree: Params, path: tuple[str, ...]) -> Params | None:
         if not isinstance(tree, dict):
             return tree if "/".join(path) in chosen else None
         found = {name: walk(sub, (*path, name)) for name, sub in tree.items()}
+        if layers is not None and isinstance(found.get("layers"), dict):
+            found["layers"] = {ROWS: _take_rows(found["layers"], layers)}
         return {name: sub for name, sub in found.items() if sub is not None} or None
 
     return walk(params, ())
+
+
+def _take_rows(stacked: Params, rows: Sequence[int]) -> dict[str, Params]:
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    if outside := [row for row in rows if not -count <= row < count]:
+        raise ValueError(f"layers must lie from {-count} to {count - 1}; got {outside}")
+    return {str(row % count): jax.tree.map(lambda x, row=row: x[row], stacked) for row in rows}
 
 
 def _matching(names: Sequence[str], spec: Spec, argument: str, what: str) -> set[str]:

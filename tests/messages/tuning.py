@@ -40,6 +40,31 @@ CASES = {
         ValueError,
         r"spec must match leaves; got \['\*lora\*'\], which match none; there are norm/scale, query/bias",
     ),
+    "select: layers that there are not": (
+        lambda: nets.select({"layers": {"scale": jnp.ones((2, 3))}}, "*", layers=[-2, 1, 2]),
+        ValueError,
+        r"layers must lie from -2 to 1; got \[2\]",
+    ),
+    "select: layers of what has none": (
+        lambda: nets.select(BASE, "*", layers=range(1)),
+        ValueError,
+        r"spec must match leaves of layers; got '\*' and layers=\[0\]",
+    ),
+    "overlay: a row that there is not": (
+        lambda: nets.overlay({"layers": {"w": jnp.ones((2, 3))}}, {"layers": {"rows": {"2": {"w": 0}}}}),
+        ValueError,
+        "a part must fit its base; got layers/rows/2, where the base has 2 rows",
+    ),
+    "overlay: a row of another shape": (
+        lambda: nets.overlay({"w": jnp.ones((2, 3))}, {"rows": {"1": {"w": jnp.ones(2)}}}),
+        ValueError,
+        r"got shape \(2,\) at rows/1/w, where the base has shape \(3,\)",
+    ),
+    "overlay: rows of a kind": (
+        lambda: nets.overlay({"w": {"kernel": jnp.ones((2, 3, 3))}}, {"rows": {"1": {"w": {"ia3": {}}}}}),
+        ValueError,
+        r"rows must be of leaves that the base has; got \['ia3'\]",
+    ),
     "select: a function that chooses nothing": (
         lambda: nets.select(BASE, lambda name: False),
         ValueError,

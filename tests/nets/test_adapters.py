@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxrl_align.nets.adapters import KINDS, init_ia3, init_lora, merge, overlay, select
@@ -273,3 +274,37 @@ def test_a_selection_is_a_part_of_the_leaves():
     assert select(PARAMS, lambda name: name == "layers/key/kernel") == {
         "layers": {"key": {"kernel": PARAMS["layers"]["key"]["kernel"]}}
     }
+
+
+def test_some_layers_alone_are_trained():
+    """Top k: rows of the stacked leaves, each a leaf of the part; no state exists for the others."""
+    part = select(PARAMS, ["layers/*/kernel", "*norm/*", "tokens"], layers=[-1])
+    assert set(part["layers"]["rows"]) == {"1"} and set(part) == {"layers", "final_norm", "tokens"}
+    assert part["layers"]["rows"]["1"]["up"]["kernel"].shape == (16, 64)
+    assert bits(overlay(PARAMS, part)) == bits(PARAMS)
+    optimizer = optax.adam(1e-2)
+
+    def step(carry, _):
+        grads = jax.grad(lambda part: jnp.sum(forward(PARAMS, part)[2:] ** 2))(carry[0])
+        updates, state = optimizer.update(grads, carry[1], carry[0])
+        return (optax.apply_updates(carry[0], updates), state), None
+
+    begin = (part, optimizer.init(part))
+    trained = overlay(PARAMS, jax.jit(lambda c: jax.lax.scan(step, c, None, 100)[0][0])(begin))
+    for name in LAYERS | {"attention_norm", "feed_forward_norm"}:
+        for leaf, after in trained["layers"][name].items():
+            before, moves = PARAMS["layers"][name][leaf], leaf == "kernel" or name.endswith("norm")
+            assert bits(after[0]) == bits(before[0]), "a frozen row keeps its bits"
+            assert (bits(after[1]) != bits(before[1])) == moves, (name, leaf)
+    assert bits(trained["positions"]) == bits(PARAMS["positions"])
+    assert bits(trained["tokens"]) != bits(PARAMS["tokens"])
+
+
+def test_rows_are_named_and_keep_the_bases_type():
+    base = {"layers": {"w": jnp.arange(6, dtype=jnp.bfloat16).reshape(3, 2)}}
+    assert select(base, "*", layers=range(-2, 0))["layers"]["rows"].keys() == {"1", "2"}
+    part = select(base, "*", layers=[2, 0])
+    np.testing.assert_array_equal(part["layers"]["rows"]["2"]["w"], [4, 5])
+    laid = overlay(base, jax.tree.map(lambda x: x.astype(jnp.float32) + 8, part))["layers"]["w"]
+    np.testing.assert_array_equal(laid, jnp.array([[8, 9], [2, 3], [12, 13]], jnp.bfloat16))
+    assert laid.dtype == jnp.bfloat16

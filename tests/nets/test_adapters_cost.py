@@ -15,7 +15,7 @@ from jaxrl_align.nets.blocks import Linear
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, next_token_objective
 from jaxrl_align.types import TokenBatch
 
-WIDTH = 128
+WIDTH = 256
 
 
 def flops(function, *arguments):
@@ -40,7 +40,7 @@ def test_a_step_of_lora_costs_less_than_two_forward_passes():
         return jnp.sum(forward(overlay(frozen, params), x)), {}
 
     base = {name: {"kernel": jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32)} for name in "abcd"}
-    x = jax.ShapeDtypeStruct((1024, WIDTH), jnp.float32)
+    x = jax.ShapeDtypeStruct((512, WIDTH), jnp.float32)
     learner = make_gradient_learner(None, loss, optimizer=make_optimizer(max_grad_norm=1.0))
     start = lambda base: init_lora(jax.random.key(0), base, rank=4)
     assert step_cost(learner, start, base, x) < 1.95 * flops(forward, base, x)
