@@ -1,6 +1,15 @@
 """Networks as pure functions over plain dicts of parameters, and what is laid over them."""
 
-from jaxrl_align.nets.adapters import KINDS, Kind, Tuning, init_ia3, init_lora, merge, overlay, select
+from jaxrl_align.nets.adapters import (
+    Tuning,
+    init_houlsby,
+    init_ia3,
+    init_lora,
+    merge,
+    overlay,
+    select,
+)
+from jaxrl_align.nets.kinds import KINDS, Kind
 from jaxrl_align.nets.layered import (
     GLOROT,
     Autoencoder,
@@ -21,6 +30,8 @@ from jaxrl_align.nets.q_networks import QNet, make_q_net, make_state_action_net,
 from jaxrl_align.nets.transformer import (
     LanguageModel,
     apply_scalar_head,
+    init_prefix,
+    init_prompt,
     init_scalar_head,
     make_transformer,
     positions_of,
@@ -31,9 +42,10 @@ from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 __all__ = [
     "Autoencoder", "GLOROT", "KINDS", "Kind", "LanguageModel", "LayeredNet", "Net", "QNet",
     "RecurrentNet", "RopeScaling", "TransformerConfig", "Tuning", "apply_scalar_head", "fan_in_uniform",
-    "init_ia3", "init_lora", "init_scalar_head", "make_actor_critic_net", "make_autoencoder",
-    "make_gaussian_net", "make_layered_net", "make_multi_discrete_net", "make_q_net",
-    "make_state_action_net", "make_table", "make_transformer", "merge", "orthogonal", "overlay",
-    "positions_of", "select", "support_between", "with_memory",
+    "init_houlsby", "init_ia3", "init_lora", "init_prefix", "init_prompt", "init_scalar_head",
+    "make_actor_critic_net", "make_autoencoder", "make_gaussian_net", "make_layered_net",
+    "make_multi_discrete_net", "make_q_net", "make_state_action_net", "make_table", "make_transformer",
+    "merge", "orthogonal", "overlay", "positions_of", "select", "support_between",
+    "with_memory",
 ]
 # fmt: on

@@ -7,15 +7,6 @@ probes) works with every way of tuning and depends on none. A part holds some of
     part, constants = init_lora(key, base, rank=8)
     base = overlay(base, constants)         # frozen: constants are never among the trained leaves
     hidden, _ = lm.encode(overlay(base, part), tokens)
-
-| kind | computes | source |
-|---|---|---|
-| "lora" | `x W + scale (x A) B` | Hu et al. 2021, arXiv:2106.09685 |
-| "dora" | `m / norm(W + scale A B) * (x W + scale (x A) B)` | Liu et al. 2024, arXiv:2402.09353 |
-| "ia3" | `(x W + b) * v` | Liu et al. 2022, arXiv:2205.05638 |
-| "ia3_input" | `(x * v) W + b` | the same, on the input of the feed-forward's last layer |
-
-(Lecture D5 prints `A x B` for LoRA; the product with shapes A [in, rank], B [rank, out] is the one meant.)
 """
 
 import fnmatch
@@ -26,92 +17,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.nets.kinds import KINDS, column_norms, is_complete
 from jaxrl_align.types import Params
 
-Leaves = dict[str, jax.Array]
 Spec = str | Sequence[str] | Callable[[str], bool]
 """Patterns of the shell's kind (`fnmatch`), of which a path, for example "layers/query/kernel", must match
 one, or a function of the path. A pattern that matches nothing is an error."""
 
-
-class Kind(NamedTuple):
-    """A way of tuning a linear layer by leaves of its own, beside its kernel under the kind's name."""
-
-    trained: Callable[[tuple[int, ...]], dict[str, tuple[Any, ...]]]
-    """`kernel's shape -> {leaf: its shape}` of what is trained; a size that may be anything is None."""
-    merge: Callable[[Leaves, Leaves], Leaves]
-    """`(leaves, layer) -> layer`: the kernel [..., in, out], and bias, of the plain layer that computes the
-    same; only what changes."""
-    apply: Callable[[Leaves, jax.Array, jax.Array, Leaves], jax.Array] = lambda own, x, y, layer: y
-    """`(leaves, x [..., in], y [..., out], layer) -> y'`: the layer's output with the adapter. `layer` holds
-    the kernel and, where there is one, the bias, which y includes."""
-    read: Callable[[Leaves, jax.Array], jax.Array] = lambda own, x: x
-    """`(leaves, x) -> x'`: what the layer reads instead of its input."""
-
-
-def _last_axis(v: jax.Array, x: jax.Array) -> jax.Array:
-    """Return v [n] in x's dtype and rank, to be broadcast over x [..., n]."""
-    return jnp.expand_dims(v.astype(x.dtype), range(x.ndim - 1))
-
-
-def _low_rank(own: Leaves, x: jax.Array) -> jax.Array:
-    a, b = own["a"].astype(x.dtype), own["b"].astype(x.dtype)
-    return own["scale"].astype(x.dtype) * ((x @ a) @ b)
-
-
-def _add_low_rank(own: Leaves, kernel: jax.Array) -> jax.Array:
-    return kernel + own["scale"][..., None, None] * (own["a"] @ own["b"])
-
-
-def _low_rank_shapes(kernel: tuple[int, ...]) -> dict[str, tuple[Any, ...]]:
-    return {"a": (*kernel[:-1], None), "b": (*kernel[:-2], None, kernel[-1])}
-
-
-def _column_norms(kernel: jax.Array) -> jax.Array:
-    return jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
-
-
-def _dora_gain(own: Leaves, kernel: jax.Array) -> jax.Array:
-    """Return what DoRA multiplies the columns by, [..., out]; the norms have no gradient (section 4.3)."""
-    norms = jax.lax.stop_gradient(_column_norms(_add_low_rank(own, kernel)))
-    return own["magnitude"] / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
-
-
-def _apply_dora(own: Leaves, x: jax.Array, y: jax.Array, layer: Leaves) -> jax.Array:
-    gain = _dora_gain(own, layer["kernel"])
-    plain = y - _last_axis(layer["bias"], y) if "bias" in layer else y
-    return y + _last_axis(gain - 1, y) * plain + _last_axis(gain, y) * _low_rank(own, x)
-
-
-# In this order they act on a layer, and are merged.
-KINDS: dict[str, Kind] = {
-    "dora": Kind(
-        trained=lambda kernel: _low_rank_shapes(kernel) | {"magnitude": (*kernel[:-2], kernel[-1])},
-        apply=_apply_dora,
-        merge=lambda own, layer: {
-            "kernel": _dora_gain(own, layer["kernel"])[..., None, :] * _add_low_rank(own, layer["kernel"])
-        },
-    ),
-    "lora": Kind(
-        trained=_low_rank_shapes,
-        apply=lambda own, x, y, layer: y + _low_rank(own, x),
-        merge=lambda own, layer: {"kernel": _add_low_rank(own, layer["kernel"])},
-    ),
-    "ia3_input": Kind(
-        trained=lambda kernel: {"vector": kernel[:-1]},
-        read=lambda own, x: x * _last_axis(own["vector"], x),
-        merge=lambda own, layer: {"kernel": own["vector"][..., None] * layer["kernel"]},
-    ),
-    "ia3": Kind(
-        trained=lambda kernel: {"vector": (*kernel[:-2], kernel[-1])},
-        apply=lambda own, x, y, layer: y * _last_axis(own["vector"], y),
-        merge=lambda own, layer: {
-            name: leaf * (own["vector"][..., None, :] if name == "kernel" else own["vector"])
-            for name, leaf in layer.items()
-        },
-    ),
-}
-"""The kinds that a linear layer reads, by the name of their leaves' node."""
 
 ROWS = "rows"
 """A part's node whose entries, named by numbers, replace single rows of stacked leaves."""
@@ -157,8 +69,8 @@ def _lay(base: Any, part: Any, path: tuple[str, ...]) -> Any:
         )
     laid = dict(base)
     for name, own in part.items():
-        if name in KINDS and "kernel" in base:
-            laid[name] = _beside(base["kernel"], base.get(name, {}), own, (*path, name))
+        if (beside := _new_leaves(base, name)) is not None:
+            laid[name] = _beside(*beside, base.get(name, {}), own, (*path, name))
         elif name in base:
             laid[name] = _lay(base[name], own, (*path, name))
         elif name == ROWS:
@@ -190,15 +102,29 @@ def _replace_rows(base: Any, rows: dict[str, Any]) -> Any:
     return base.at[jnp.array([int(row) for row in rows])].set(jnp.stack(trees).astype(base.dtype))
 
 
-def _beside(kernel: jax.Array, base: Any, part: Any, path: tuple[str, ...]) -> dict[str, Any]:
-    """Return a kind's leaves: the base's, which are constants, and the part's."""
-    for leaf, wanted in KINDS[path[-1]].trained(kernel.shape).items():
+def _new_leaves(base: Params, name: str) -> tuple[str, dict[str, tuple[Any, ...]]] | None:
+    """Return beside what a node of new leaves may lie in this dict, and their shapes; None if it may not."""
+    if name in KINDS and "kernel" in base:
+        return f"a kernel of shape {base['kernel'].shape}", KINDS[name].trained(base["kernel"].shape)
+    if name == "prompt" and "tokens" in base:
+        return f"tokens of shape {base['tokens'].shape}", {"table": (None, base["tokens"].shape[1])}
+    if name == "prefix" and {"key", "value"} <= base.keys():
+        layers, _, out = base["key"]["kernel"].shape
+        return f"{layers} keys of width {out}", dict.fromkeys(("key", "value"), (layers, None, out))
+    return None
+
+
+def _beside(
+    beside: str, shapes: dict[str, tuple[Any, ...]], base: Any, part: Any, path: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return a node of new leaves: the base's, which are constants, and the part's."""
+    for leaf, wanted in shapes.items():
         got = jnp.shape(part[leaf]) if leaf in part else wanted
         if len(got) != len(wanted) or any(w not in (None, g) for w, g in zip(wanted, got, strict=True)):
             shape = str(wanted).replace("None", "any")
             raise ValueError(
                 f"a part must fit its base; got shape {got} at {_name((*path, leaf))}, expected {shape} "
-                f"beside a kernel of shape {kernel.shape}"
+                f"beside {beside}"
             )
     return base | part
 
@@ -320,7 +246,7 @@ def init_lora(
         bound = fan_in**-0.5
         a = jax.random.uniform(place_key, (*stack, fan_in, rank), minval=-bound, maxval=bound)
         own = {"a": a, "b": jnp.zeros((*stack, rank, fan_out))}
-        own |= {"magnitude": _column_norms(kernel)} if dora else {}
+        own |= {"magnitude": column_norms(kernel)} if dora else {}
         _put(part, (*path, "dora" if dora else "lora"), own)
         _put(constants, (*path, "dora" if dora else "lora"), {"scale": jnp.full(stack, scale, jnp.float32)})
     return Tuning(part, constants)
@@ -348,25 +274,57 @@ def init_ia3(params: Params, *, outputs: Spec = ("*key", "*value"), inputs: Spec
     return Tuning(part, {})
 
 
+def init_houlsby(
+    key: chex.PRNGKey, params: Params, *, width: int, targets: Spec = ("*attention_out", "*down")
+) -> Tuning:
+    """Return bottlenecks on what linear layers write; they change nothing at first, since U = 0.
+
+    Args:
+      key: source of D, drawn from U(-1/sqrt(out), 1/sqrt(out)).
+      params: the base.
+      width: of the bottleneck, at least 1.
+      targets: a `Spec` of the layers' paths; by default those that end attention and the feed-forward.
+
+    Returns:
+      A `Tuning`, at each target `{"houlsby": {"down": [..., out, width], "down_bias": [..., width], "up":
+      [..., width, out], "up_bias": [..., out]}}`.
+
+    Raises:
+      ValueError: if the width is below 1, or a pattern matches no layer.
+    """
+    if width < 1:
+        raise ValueError(f"width must be at least 1; got {width}; a tenth of the model's is usual")
+    places = _target(params, targets, "targets")
+    part: dict[str, Any] = {}
+    for (path, kernel), place_key in zip(places.items(), jax.random.split(key, len(places)), strict=True):
+        *stack, _, out = kernel.shape
+        bound = out**-0.5
+        down = jax.random.uniform(place_key, (*stack, out, width), minval=-bound, maxval=bound)
+        own = {"down": down, "down_bias": jnp.zeros((*stack, width))}
+        own |= {"up": jnp.zeros((*stack, width, out)), "up_bias": jnp.zeros((*stack, out))}
+        _put(part, (*path, "houlsby"), own)
+    return Tuning(part, {})
+
+
 def merge(params: Params) -> Params:
     """Return overlaid parameters with every adapter folded into its layer, for use without its cost.
 
     What remains of a kind without its trained leaves (constants on a bare base) is dropped. There is no
     unmerging: in floating point `(W + D) - D` is not W, and the base is there as it was.
+
+    Raises:
+      ValueError: for a kind that no linear layer computes.
     """
     if not isinstance(params, dict):
         return params
     plain = {name: merge(sub) for name, sub in params.items() if not _is_kind(params, name)}
     for name, kind in KINDS.items():
         if _is_kind(params, name) and is_complete(name, params[name]):
+            if kind.merge is None:
+                raise ValueError(f"merge must get what a linear layer can compute; got {name}; overlay it")
             layer = {leaf: plain[leaf] for leaf in ("kernel", "bias") if leaf in plain}
             plain |= {k: v.astype(layer[k].dtype) for k, v in kind.merge(params[name], layer).items()}
     return plain
-
-
-def is_complete(kind: str, leaves: dict[str, jax.Array]) -> bool:
-    """Return whether a kind's trained leaves are there; constants alone change nothing."""
-    return KINDS[kind].trained((1, 1)).keys() <= leaves.keys()
 
 
 def _is_kind(params: Params, name: str) -> bool:

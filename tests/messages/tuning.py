@@ -12,6 +12,12 @@ def lora(rank=1, **how):
     return nets.init_lora(jax.random.key(0), BASE, rank=rank, **how)
 
 
+def prompt(**how):
+    return nets.init_prompt(jax.random.key(0), LANGUAGE, **how)
+
+
+LM = nets.make_transformer(nets.TransformerConfig(20, width=8, layers=1, heads=1, context=32))
+LANGUAGE = jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(LM.init, jax.random.key(0)))
 CASES = {
     "LoRA: rank 0": (
         lambda: lora(0),
@@ -64,6 +70,52 @@ CASES = {
         lambda: nets.overlay({"w": {"kernel": jnp.ones((2, 3, 3))}}, {"rows": {"1": {"w": {"ia3": {}}}}}),
         ValueError,
         r"rows must be of leaves that the base has; got \['ia3'\]",
+    ),
+    "Houlsby: width 0": (
+        lambda: nets.init_houlsby(jax.random.key(0), BASE, width=0),
+        ValueError,
+        "width must be at least 1; got 0; a tenth",
+    ),
+    "merge: a bottleneck": (
+        lambda: nets.merge(
+            nets.overlay(BASE, nets.init_houlsby(jax.random.key(0), BASE, width=1, targets="query").part)
+        ),
+        ValueError,
+        "merge must get what a linear layer can compute; got houlsby; overlay it",
+    ),
+    "prompt: no token": (lambda: prompt(length=0), ValueError, "length must be at least 1; got 0; 20 is"),
+    "prompt: an unknown start": (
+        lambda: prompt(start="zeros"),
+        ValueError,
+        'start must be "vocabulary", "random" or tokens; got \'zeros\'; encode a text',
+    ),
+    "prompt: beyond the vocabulary": (
+        lambda: prompt(start=[3, 20]),
+        ValueError,
+        r"start must hold tokens from 0 to 19; got \[3, 20\]",
+    ),
+    "prompt: an empty start": (lambda: prompt(start=[]), ValueError, r"from 0 to 19; got \[\]"),
+    "prompt: of another width": (
+        lambda: nets.overlay(LANGUAGE, {"prompt": {"table": jnp.ones((2, 9))}}),
+        ValueError,
+        r"got shape \(2, 9\) at prompt/table, expected \(any, 8\) beside tokens of shape \(20, 8\)",
+    ),
+    "prefix: of another depth": (
+        lambda: nets.overlay(LANGUAGE, {"layers": {"prefix": {"key": jnp.ones((2, 3, 8))}}}),
+        ValueError,
+        r"got shape \(2, 3, 8\) at layers/prefix/key, expected \(1, any, 8\) beside 1 keys of width 8",
+    ),
+    "prefix: and a prompt": (
+        lambda: jax.eval_shape(
+            LM.encode,
+            nets.overlay(
+                nets.overlay(LANGUAGE, prompt().part),
+                {"layers": {"prefix": {name: jnp.ones((1, 3, 8)) for name in ("key", "value")}}},
+            ),
+            jnp.zeros(2, jnp.int32),
+        ),
+        ValueError,
+        "params must have a prompt or a prefix; got both; leave one out",
     ),
     "select: a function that chooses nothing": (
         lambda: nets.select(BASE, lambda name: False),

@@ -107,7 +107,7 @@ def main():
         result = peft.set_peft_model_state_dict(
             model, {k: tensor(v) for k, v in name_tensors(way, case.draw_part(way)[1]).items()}
         )
-        assert not result.unexpected_keys, result.unexpected_keys
+        assert set(result.unexpected_keys) <= {"prompt_embeddings"}, result.unexpected_keys
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([case.TOKENS])).logits[0, -len(case.TOKENS) :]
         found[way] = np.round(logits.numpy().astype(float), 6).tolist()

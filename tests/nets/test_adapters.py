@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_align.nets.adapters import KINDS, init_ia3, init_lora, merge, overlay, select
+from jaxrl_align.nets.adapters import init_houlsby, init_ia3, init_lora, merge, overlay, select
+from jaxrl_align.nets.kinds import KINDS
 from tests.tiny import LM, PARAMS, bits, disturb
 
 LAYERS = {"query", "key", "value", "attention_out", "up", "down"}
@@ -128,6 +129,7 @@ STARTS = {
     "rslora": lambda key, base: init_lora(key, base, rank=4, alpha=3.0, rslora=True),
     "dora": lambda key, base: init_lora(key, base, rank=3, alpha=6, dora=True, targets=["*query", "*down"]),
     "ia3": lambda key, base: init_ia3(base),
+    "houlsby": lambda key, base: init_houlsby(key, base, width=5),
 }
 
 
@@ -146,6 +148,8 @@ def test_every_way_starts_as_the_base_and_merges(name):
     np.testing.assert_allclose(forward(base, fresh), plain, rtol=0, atol=2e-5 if name == "dora" else 0)
     adapted = forward(base, trained)
     assert jnp.abs(adapted - plain).max() > 0.1
+    if name == "houlsby":
+        return
     merged = merge_all(overlay(base, trained))
     assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
     np.testing.assert_allclose(forward(merged), adapted, atol=2e-5)
@@ -179,6 +183,21 @@ def test_dora_and_ia3_by_hand():
     np.testing.assert_array_equal(merged["bias"], [2, -3])
     np.testing.assert_array_equal(KINDS["ia3_input"].read(vector, x), [2, 3])
     np.testing.assert_array_equal(KINDS["ia3_input"].merge(vector, layer)["kernel"], [[6, 0], [12, 6]])
+
+
+def test_a_bottleneck_by_hand():
+    own = {"down": jnp.array([[1.0], [1.0]]), "down_bias": jnp.array([-3.0])}
+    own |= {"up": jnp.array([[2.0, 0.0]]), "up_bias": jnp.array([0.0, 10.0])}
+    y = KINDS["houlsby"].apply(own, jnp.zeros(1), jnp.array([5.0, 8.0]), {})
+    np.testing.assert_allclose(y, [5 + 2 * jax.nn.gelu(10.0), 18], rtol=1e-6)
+    part = init_houlsby(jax.random.key(0), PARAMS, width=5).part["layers"]
+    assert set(part) == {"attention_out", "down"}
+    assert {name: x.shape for name, x in part["down"]["houlsby"].items()} == {
+        "down": (2, 16, 5),
+        "down_bias": (2, 5),
+        "up": (2, 5, 16),
+        "up_bias": (2, 16),
+    }
 
 
 def test_doras_norms_are_constants_to_its_gradient():

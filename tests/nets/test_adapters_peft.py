@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.nets import TransformerConfig, init_ia3, init_lora, make_transformer, overlay
+from jaxrl_align.nets import (
+    TransformerConfig,
+    init_ia3,
+    init_lora,
+    init_prefix,
+    init_prompt,
+    make_transformer,
+    overlay,
+)
 
 FIXTURE = Path(__file__).parent / "fixtures" / "peft.json"
 TOKENS = [5, 3, 9, 17, 4, 11, 2]
@@ -50,12 +58,14 @@ def draw_part(way):
     """Return a way's constants and its part, as training might leave it."""
     base, key = draw_base(), jax.random.key(0)
     lora = {"rank": RANK, "alpha": ALPHA, "rslora": way == "rslora", "dora": way == "dora"}
-    start = {"ia3": lambda: init_ia3(base)}.get(way, lambda: init_lora(key, base, **lora))
-    part, constants = start()
+    prompt = lambda: init_prompt(key, base, length=VIRTUAL)
+    starts = {"ia3": lambda: init_ia3(base), "prompt": prompt}
+    starts["prefix"] = lambda: init_prefix(LM, base, prompt().part)
+    part, constants = starts.get(way, lambda: init_lora(key, base, **lora))()
     return constants, draw(part)
 
 
-@pytest.mark.parametrize("way", ["lora", "rslora", "dora", "ia3"])
+@pytest.mark.parametrize("way", ["lora", "rslora", "dora", "ia3", "prompt", "prefix"])
 def test_logits_are_pefts(way):
     constants, part = draw_part(way)
     params = overlay(overlay(draw_base(), constants), part)
