@@ -8,6 +8,8 @@ from jaxrl_align.nets.adapters import (
     merge,
     overlay,
     select,
+    stack_parts,
+    take_part,
 )
 from jaxrl_align.nets.kinds import KINDS, Kind
 from jaxrl_align.nets.layered import (
@@ -45,7 +47,7 @@ __all__ = [
     "init_houlsby", "init_ia3", "init_lora", "init_prefix", "init_prompt", "init_scalar_head",
     "make_actor_critic_net", "make_autoencoder", "make_gaussian_net", "make_layered_net",
     "make_multi_discrete_net", "make_q_net", "make_state_action_net", "make_table", "make_transformer",
-    "merge", "orthogonal", "overlay", "positions_of", "select", "support_between",
-    "with_memory",
+    "merge", "orthogonal", "overlay", "positions_of", "select", "stack_parts", "support_between",
+    "take_part", "with_memory",
 ]
 # fmt: on

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.nets.kinds import KINDS, column_norms, is_complete
-from jaxrl_align.types import Params
+from jaxrl_align.types import Numeric, Params
 
 Spec = str | Sequence[str] | Callable[[str], bool]
 """Patterns of the shell's kind (`fnmatch`), of which a path, for example "layers/query/kernel", must match
@@ -325,6 +325,45 @@ def merge(params: Params) -> Params:
             layer = {leaf: plain[leaf] for leaf in ("kernel", "bias") if leaf in plain}
             plain |= {k: v.astype(layer[k].dtype) for k, v in kind.merge(params[name], layer).items()}
     return plain
+
+
+def stack_parts(parts: Sequence[Params]) -> Params:
+    """Return the parts of many tasks as one, each leaf [tasks, ...]; the base stays once in memory.
+
+        parts = stack_parts([translate, summarise])
+        states = jax.vmap(learner.init, (0, None, 0))(keys, hparams, parts)           # trained together
+        states, metrics = jax.vmap(learner.step, (0, 0, None))(states, batches, base)
+        read = lambda row, task: lm.encode(overlay(base, take_part(parts, task)), row)
+        hidden, _ = jax.vmap(read)(rows, tasks)                                       # mixed within one batch
+
+    Args:
+      parts: at least one, all of the same structure and shapes.
+
+    Raises:
+      ValueError: if they are not; it names the first leaf that differs.
+    """
+    forms = [
+        {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(p)} for p in parts
+    ]
+    for index, form in enumerate(forms):
+        if differing := sorted(k for k in forms[0].keys() | form.keys() if form.get(k) != forms[0].get(k)):
+            name = differing[0]
+            raise ValueError(
+                f"parts must be of one form; got {name} of shape {forms[0].get(name)} in the first, "
+                f"{form.get(name)} in number {index}"
+            )
+    if not forms:
+        raise ValueError("parts must hold at least one; got none")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+
+def take_part(parts: Params, task: Numeric) -> Params:
+    """Return one task's part of `stack_parts`; NaN for a task that there is not.
+
+    Tasks with prompts: read each once, by `init_prefix`, and stack those; a prompt itself would be read for
+    every row.
+    """
+    return jax.tree.map(lambda x: x.at[task].get(mode="fill", fill_value=jnp.nan), parts)
 
 
 def _is_kind(params: Params, name: str) -> bool:

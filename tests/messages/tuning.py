@@ -117,6 +117,17 @@ CASES = {
         ValueError,
         "params must have a prompt or a prefix; got both; leave one out",
     ),
+    "tasks: none": (lambda: nets.stack_parts([]), ValueError, "parts must hold at least one; got none"),
+    "tasks: of two ranks": (
+        lambda: nets.stack_parts([lora(1).part, lora(2).part]),
+        ValueError,
+        r"one form; got \['query'\]\['lora'\]\['a'\] of shape \(4, 1\) in the first, \(4, 2\) in number 1",
+    ),
+    "tasks: of two kinds": (
+        lambda: nets.stack_parts([lora(1).part, {}]),
+        ValueError,
+        r"got \['query'\]\['lora'\]\['a'\] of shape \(4, 1\) in the first, None in number 1",
+    ),
     "select: a function that chooses nothing": (
         lambda: nets.select(BASE, lambda name: False),
         ValueError,
