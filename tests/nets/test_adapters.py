@@ -319,6 +319,7 @@ def test_some_layers_alone_are_trained():
     assert bits(trained["tokens"]) != bits(PARAMS["tokens"])
 
 
+@pytest.mark.filterwarnings("error")
 def test_rows_are_named_and_keep_the_bases_type():
     base = {"layers": {"w": jnp.arange(6, dtype=jnp.bfloat16).reshape(3, 2)}}
     assert select(base, "*", layers=range(-2, 0))["layers"]["rows"].keys() == {"1", "2"}

@@ -8,12 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.nets import TransformerConfig, init_prefix, init_prompt, make_transformer, overlay
+from jaxrl_align.align.reward_model import RewardModel, score
+from jaxrl_align.nets import (
+    TransformerConfig,
+    init_prefix,
+    init_prompt,
+    init_scalar_head,
+    make_transformer,
+    overlay,
+)
+from jaxrl_align.pretrain import LMHParams, make_lm_learner
 from jaxrl_align.text import TextConfig, generate
-from jaxrl_align.types import PaddedTokens
+from jaxrl_align.types import PaddedTokens, TokenBatch
 from tests.nets.test_adapters_cost import flops
 from tests.nets.test_transformer_options import draw
-from tests.tiny import LM, PARAMS, VOCAB
+from tests.tiny import LM, PARAMS, VOCAB, bits
 
 N = 5
 TOKENS = jnp.array([[0, 0, 5, 3, 9, 17], [4, 11, 2, 8, 8, 1]])
@@ -155,3 +164,24 @@ def test_a_prompt_starts_from_the_vocabulary_or_at_random():
     assert (drawn[:, None] == PARAMS["tokens"][None]).all(-1).any(1).all(), "embeddings of the vocabulary"
     uniform = table(length=200, start="random")
     assert 0.45 < jnp.abs(uniform).max() <= 0.5 and abs(float(uniform.mean())) < 0.05
+
+
+def test_a_learner_trains_a_prompt_and_never_hears_of_it():
+    learner = make_lm_learner(LM)
+    part = init_prompt(jax.random.key(0), PARAMS, length=3).part
+    batch = TokenBatch(TOKENS, MASK, MASK)
+    state, before = learner.init(jax.random.key(1), LMHParams(0.1), part), bits(PARAMS)
+    step, losses = jax.jit(learner.step), []
+    for _ in range(10):
+        state, metrics = step(state, batch, PARAMS)
+        losses.append(float(metrics["loss"]))
+    assert jax.tree.structure(state.params) == jax.tree.structure(part)
+    assert losses[-1] < 0.9 * losses[0] and bits(PARAMS) == before
+
+
+def test_a_reward_model_reads_a_prompt():
+    model = {"lm": PARAMS, "head": init_scalar_head(jax.random.key(0), 16)}
+    part = {"lm": init_prompt(jax.random.key(0), PARAMS, length=3).part}
+    scores = lambda params: score(LM, RewardModel(params), TOKENS[0], MASK[0])
+    plain, tuned = jax.jit(lambda: (scores(model), scores(overlay(model, part))))()
+    assert plain.shape == tuned.shape == () and plain != tuned
