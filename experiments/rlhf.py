@@ -176,7 +176,7 @@ def align(
     keys, lora_keys = setup.two_keys(6)
     part, reference = params, params
     if config.lora:
-        adapt = functools.partial(init_lora, rank=config.lora_rank, scale=2.0)
+        adapt = functools.partial(init_lora, rank=config.lora_rank, alpha=2 * config.lora_rank)
         part, constants = jax.vmap(adapt)(lora_keys, params)
         reference = jax.vmap(overlay)(params, constants)
     start = jax.vmap(functools.partial(init_policy, setup.lm))(part)

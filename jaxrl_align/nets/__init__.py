@@ -1,6 +1,17 @@
 """Networks as pure functions over plain dicts of parameters, and what is laid over them."""
 
-from jaxrl_align.nets.adapters import KINDS, Kind, Tuning, init_lora, merge, overlay, select
+from jaxrl_align.nets.adapters import (
+    Tuning,
+    init_houlsby,
+    init_ia3,
+    init_lora,
+    merge,
+    overlay,
+    select,
+    stack_parts,
+    take_part,
+)
+from jaxrl_align.nets.kinds import KINDS, Kind
 from jaxrl_align.nets.layered import (
     GLOROT,
     Autoencoder,
@@ -23,6 +34,8 @@ from jaxrl_align.nets.quantize import dequantise, quantise, quantise_params
 from jaxrl_align.nets.transformer import (
     LanguageModel,
     apply_scalar_head,
+    init_prefix,
+    init_prompt,
     init_scalar_head,
     make_transformer,
     positions_of,
@@ -33,10 +46,10 @@ from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 __all__ = [
     "Autoencoder", "GLOROT", "KINDS", "Kind", "LanguageModel", "LayeredNet", "Net", "QNet",
     "RecurrentNet", "RopeScaling", "TransformerConfig", "Tuning", "apply_scalar_head", "dequantise",
-    "fan_in_uniform", "flatten_observations", "init_lora", "init_scalar_head", "make_actor_critic_net",
-    "make_autoencoder", "make_gaussian_net", "make_layered_net", "make_multi_discrete_net",
-    "make_q_net", "make_state_action_net", "make_table", "make_transformer", "merge", "orthogonal",
-    "overlay", "positions_of", "quantise", "quantise_params", "select", "support_between",
-    "with_memory",
+    "fan_in_uniform", "flatten_observations", "init_houlsby", "init_ia3", "init_lora", "init_prefix",
+    "init_prompt", "init_scalar_head", "make_actor_critic_net", "make_autoencoder", "make_gaussian_net",
+    "make_layered_net", "make_multi_discrete_net", "make_q_net", "make_state_action_net", "make_table",
+    "make_transformer", "merge", "orthogonal", "overlay", "positions_of", "quantise", "quantise_params",
+    "select", "stack_parts", "support_between", "take_part", "with_memory",
 ]
 # fmt: on

@@ -1,15 +1,16 @@
 """The transformer's parts as Linen modules: linear layers that read adapters, attention, blocks."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrl_align.nets.adapters import KINDS, is_complete
-from jaxrl_align.nets.quantize import is_packed, multiply
+from jaxrl_align.nets.kinds import KINDS, is_complete
+from jaxrl_align.nets.quantize import dequantise, is_packed, multiply
 from jaxrl_align.nets.rope import layer_frequencies, rotate
 from jaxrl_align.nets.transformer_config import TransformerConfig
 from jaxrl_align.types import Numeric
@@ -20,6 +21,9 @@ class Cache(NamedTuple):
 
     key: jax.Array
     value: jax.Array
+    prefix: Any = None
+    """Keys and values of the virtual tokens, a `Cache` that all rows of a batch share; None before they were
+    read, or where the parameters have none."""
 
 
 class Places(NamedTuple):
@@ -37,6 +41,8 @@ class Places(NamedTuple):
     """[L, depth / 2] radians of rotary positions where all layers have the same, otherwise None."""
     positions: jax.Array | None = None
     """[L] where the layers' rotary frequencies differ, otherwise None."""
+    near_prefix: jax.Array | None = None
+    """[L, n] True where a virtual token lies within the window; None without virtual tokens."""
 
 
 class Layer(NamedTuple):
@@ -48,6 +54,8 @@ class Layer(NamedTuple):
     """[] whether it has the window."""
     frequency: jax.Array | None = None
     """[depth / 2] rotary frequencies where the layers' differ, otherwise None."""
+    prefix: Cache | None = None
+    """The virtual tokens' keys and values, each [kv_heads, n, depth]."""
 
 
 class Linear(nn.Module):
@@ -60,19 +68,24 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., features] in x's dtype."""
+        laid: dict[str, dict] = {name: self.get_variable("params", name, {}) for name in KINDS}
+        adapters = {name: own for name, own in laid.items() if is_complete(name, own)}
+        for name, own in adapters.items():
+            x = KINDS[name].read(own, x)
         kernel: Any = self.get_variable("params", "kernel")
         if is_packed(kernel):
             y = multiply(x, kernel)
+            # Only what needs the kernel reads it; a compiler drops the rest.
+            layer = {"kernel": dequantise(kernel) if adapters else kernel}
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
+            layer = {"kernel": kernel}
             y = x @ kernel.astype(x.dtype)
         if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-            y = y + jnp.expand_dims(bias, range(x.ndim - 1))
-        for name, kind in KINDS.items():
-            own: dict = self.get_variable("params", name, {})
-            if is_complete(name, own):
-                y = kind.apply(own, x, y)
+            layer["bias"] = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            y = y + jnp.expand_dims(layer["bias"], range(x.ndim - 1))
+        for name, own in adapters.items():
+            y = KINDS[name].apply(own, x, y, layer)
         return y
 
 
@@ -162,8 +175,15 @@ class Block(nn.Module):
             mask if near is None or mask is None else mask & (near | ~layer.windowed)
             for mask, near in ((places.attend, places.near), (places.attend_cache, places.near_cache))
         )
-        written = None if cache is None else Cache(*(jnp.swapaxes(t, 0, 1) for t in (key, value)))
-        if attend_cache is None or cache is None or written is None or attend is None:
+        own = Cache(*(jnp.swapaxes(t, 0, 1) for t in (key, value)))
+        before = []
+        if layer.prefix is not None and places.near_prefix is not None:
+            before.append((layer.prefix, places.near_prefix | ~layer.windowed))
+        if cache is not None and attend_cache is not None:
+            # An index, not the scan's own slices: those would copy the whole cache, members first to last.
+            read = (jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False) for c in cache[:2])
+            before.append((Cache(*read), attend_cache))
+        if not before or attend is None:
             h = jax.nn.dot_product_attention(
                 query,
                 key,
@@ -174,10 +194,9 @@ class Block(nn.Module):
                 implementation=config.attention,
             )
         else:
-            # An index, not the scan's own slices: those would copy the whole cache, members first to last.
-            read = Cache(*(jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False) for c in cache))
-            h = attend_both(query, read, attend_cache, written, attend, config.scale)
-        return self.linear("attention_out", config.width)(h.reshape(length, config.heads * depth)), written
+            h = attend_all(query, [*before, (own, attend)], config.scale)
+        h = self.linear("attention_out", config.width)(h.reshape(length, config.heads * depth))
+        return h, None if cache is None else own
 
     def norm_query_key(self, name: str, x: jax.Array) -> jax.Array:
         """Return queries or keys [L, heads, depth] after their RMS norm, over each head or all of them."""
@@ -194,46 +213,37 @@ class Block(nn.Module):
         return self.linear("down", self.config.width)(up)
 
 
-def attend_both(
-    query: jax.Array,
-    read: Cache,
-    attend_read: jax.Array,
-    written: Cache,
-    attend_written: jax.Array,
-    scale: float,
-) -> jax.Array:
-    """Return one softmax's mean of values in two places: a cache, and the tokens themselves.
+def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scale: float) -> jax.Array:
+    """Return one softmax's mean of values in several places: a prefix, a cache, and the tokens themselves.
 
-    Writing the tokens to the cache first would copy it in every layer.
+    Writing the tokens to the cache first would copy it in every layer, and a prefix in it for every row.
 
     Args:
       query: [L, heads, depth].
-      read: the cache, [kv_heads, S, depth].
-      attend_read: [L, S] True where a token may read a slot.
-      written: the tokens' own, [kv_heads, L, depth].
-      attend_written: [L, L] True where a token may read another; each may read itself.
+      places: keys and values [kv_heads, S, depth], each place with [L, S] True where a token may read a slot;
+        the last are the tokens' own, each of which may read itself.
       scale: factor on the products of queries and keys.
 
     Returns:
       [L, heads, depth].
     """
     length, heads, depth = query.shape
-    query = query.reshape(length, read.key.shape[0], -1, depth)
+    query = query.reshape(length, places[0][0].key.shape[0], -1, depth)
     scores = [
         jnp.where(
             attend[None, None],
-            jnp.einsum("lkgd,ksd->kgls", query, keys, preferred_element_type=jnp.float32) * scale,
+            jnp.einsum("lkgd,ksd->kgls", query, read.key, preferred_element_type=jnp.float32) * scale,
             -0.7 * jnp.finfo(jnp.float32).max,
         )
-        for keys, attend in ((read.key, attend_read), (written.key, attend_written))
+        for read, attend in places
     ]
     weight = jax.nn.softmax(jnp.concatenate(scores, -1)).astype(query.dtype)
-    parts = jnp.split(weight, [attend_read.shape[1]], -1)
+    parts = jnp.split(weight, np.cumsum([attend.shape[1] for _, attend in places])[:-1], -1)
     sums = (
-        jnp.einsum("kgls,ksd->lkgd", part, values, preferred_element_type=jnp.float32)
-        for part, values in zip(parts, (read.value, written.value), strict=True)
+        jnp.einsum("kgls,ksd->lkgd", part, read.value, preferred_element_type=jnp.float32)
+        for part, (read, _) in zip(parts, places, strict=True)
     )
-    return jnp.add(*sums).astype(query.dtype).reshape(length, heads, depth)
+    return functools.reduce(jnp.add, sums).astype(query.dtype).reshape(length, heads, depth)
 
 
 # Their backward passes read the arguments alone: what lies between, several times as wide as a token, costs
@@ -266,6 +276,7 @@ class Decoder(nn.Module):
         places: Places,
         cache: Cache | None,
         start: Numeric,
+        prefix: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Map tokens [L] to hidden states [L, width]."""
         config = self.config
@@ -282,13 +293,13 @@ class Decoder(nn.Module):
         else:
             x = jnp.where(positions[:, None] < config.context, x, jnp.nan)
         x = x.astype(config.dtype)
-        per_layer = None
+        frequencies = None
         if config.positions == "rotary":
             frequency = layer_frequencies(config)
             if frequency.ndim == 1:
                 places = places._replace(angle=positions[:, None] * frequency[None])
             else:
-                places, per_layer = places._replace(positions=positions), jnp.asarray(frequency)
+                places, frequencies = places._replace(positions=positions), jnp.asarray(frequency)
         windowed = jnp.array(
             [config.window_layers is None or i in config.window_layers for i in range(config.layers)]
         )
@@ -300,10 +311,12 @@ class Decoder(nn.Module):
             length=config.layers,
         )
         layers = stack(config, name="layers")
-        x, written = layers(x, Layer(jnp.arange(config.layers), windowed, per_layer), cache, places)
+        per_layer = Layer(jnp.arange(config.layers), windowed, frequencies, prefix)
+        x, written = layers(x, per_layer, cache, places)
         if cache is not None and written is not None:
             at = (0, 0, start, 0)
-            cache = Cache(
-                *(jax.lax.dynamic_update_slice(*both, at) for both in zip(cache, written, strict=True))
+            key, value = (
+                jax.lax.dynamic_update_slice(*pair, at) for pair in zip(cache[:2], written[:2], strict=True)
             )
+            cache = Cache(key, value, prefix)
         return make_norm(config, "final_norm")(x), cache

@@ -9,13 +9,15 @@ does not depend on how its sequence was padded. The layers are stacked: every le
 leading axis [layers], which one scan runs through.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.nets.adapters import Tuning, overlay
 from jaxrl_align.nets.blocks import Cache, Decoder, Places
 from jaxrl_align.nets.transformer_config import TransformerConfig
 from jaxrl_align.types import Numeric, Params
@@ -35,6 +37,10 @@ class LanguageModel(NamedTuple):
 
     Several documents may be packed into one sequence, one behind the other, without a cache: `segments` [L]
     int numbers them, no token reads another document and positions restart with each.
+
+    Virtual tokens in the parameters (`init_prompt`, `init_prefix`) come before all others and count as
+    positions. They do not depend on the tokens, so under `vmap` over rows they are read once for all rows; a
+    cache keeps them, so that generation reads them once.
 
     `hidden` is [L, width], after the last norm.
     """
@@ -100,11 +106,17 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
             raise ValueError("packed documents have no cache; pass segments without one, or one document")
         else:
             slots = mask
+        prefix = read_prefix(config, params) if cache is None or cache.prefix is None else cache.prefix
         places = Places()
-        if not (mask is None and segments is None and config.window is None):
+        if not (mask is None and segments is None and config.window is None and prefix is None):
             attend, near = reachable(config, slots, tokens.shape[0], start, segments)
             places = Places(attend, near) if cache is None else around(attend, near, start)
-        return decoder.apply({"params": params}, tokens, positions, places, cache, start)
+        if prefix is not None:
+            count = prefix.key.shape[2]
+            positions = positions + count
+            away = positions[:, None] - jnp.arange(count)[None]
+            places = places._replace(near_prefix=away < (config.window or jnp.inf))
+        return decoder.apply({"params": params}, tokens, positions, places, cache, start, prefix)
 
     def logits(params: Params, hidden: jax.Array) -> jax.Array:
         head = params["tokens"].T if config.tied_head else params["head"]
@@ -112,11 +124,32 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
             hidden.astype(config.dtype), head.astype(config.dtype), preferred_element_type=jnp.float32
         )
 
-    def init_cache(length: int) -> Cache:
-        shape = (config.layers, config.kv_heads, length, config.depth)
-        return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    return LanguageModel(config, init, encode, logits, lambda length: init_cache(config, length))
 
-    return LanguageModel(config, init, encode, logits, init_cache)
+
+def init_cache(config: TransformerConfig, length: int) -> Cache:
+    """Return a cache of zeros with that many slots."""
+    shape = (config.layers, config.kv_heads, length, config.depth)
+    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+def read_prefix(config: TransformerConfig, params: Params) -> Cache | None:
+    """Return the keys and values of the virtual tokens, each [layers, kv_heads, n, depth], if any."""
+    own = params["layers"].get("prefix")
+    if "prompt" in params and own is not None:
+        raise ValueError("params must have a prompt or a prefix; got both; leave one out")
+    if own is not None:
+        split = lambda x: x.astype(config.dtype).reshape(*x.shape[:2], config.kv_heads, config.depth)
+        return Cache(*(jnp.swapaxes(split(own[name]), 1, 2) for name in ("key", "value")))
+    if "prompt" not in params:
+        return None
+    table = params["prompt"]["table"]
+    count = table.shape[0]
+    # A vocabulary of their own, of which each is read once.
+    virtual: Any = Decoder(replace(config, vocab_size=count, tied_head=True))
+    tokens, places = jnp.arange(count), Places(*reachable(config, jnp.ones(count), count, 0, None))
+    read = {"params": {**params, "tokens": table}}
+    return virtual.apply(read, tokens, tokens, places, init_cache(config, count), 0)[1]
 
 
 def reachable(
@@ -162,6 +195,68 @@ def around(attend: jax.Array, near: jax.Array | None, start: Numeric) -> Places:
     if isinstance(start, int) and start == 0:  # known when it is compiled: a prompt reads no cache
         return Places(own(attend), own(near))
     return Places(own(attend), own(near), attend & (jnp.arange(slots) < start)[None], near)
+
+
+def init_prompt(
+    key: chex.PRNGKey,
+    params: Params,
+    *,
+    length: int = 20,
+    start: Sequence[int] | Literal["vocabulary", "random"] = "vocabulary",
+) -> Tuning:
+    """Return a prompt of virtual tokens that every sequence begins with: prompt tuning.
+
+    It changes what the model says from the start, as any prompt does, and takes `length` of its context.
+    (Lester et al. 2021, arXiv:2104.08691: it needs large models.)
+
+    Args:
+      key: the draw.
+      params: a language model's.
+      length: number of virtual tokens; at least 1.
+      start: tokens whose embeddings they start from, repeated or cut to `length`; "vocabulary", tokens
+        drawn at random; "random", U(-0.5, 0.5), for comparison.
+
+    Returns:
+      A `Tuning` of `{"prompt": {"table": [length, width]}}`.
+
+    Raises:
+      ValueError: if length is below 1, or start names no token of the vocabulary.
+    """
+    if length < 1:
+        raise ValueError(f"length must be at least 1; got {length}; 20 is usual")
+    table = params["tokens"]
+    size, width = table.shape
+    if isinstance(start, str):
+        if start not in ("vocabulary", "random"):
+            raise ValueError(f'start must be "vocabulary", "random" or tokens; got {start!r}; encode a text')
+        tokens = jax.random.randint(key, (length,), 0, size)
+    elif not len(start) or not all(0 <= token < size for token in start):
+        raise ValueError(f"start must hold tokens from 0 to {size - 1}; got {list(start)}")
+    else:
+        tokens = jnp.resize(jnp.asarray(start), (length,))
+    drawn = lambda: jax.random.uniform(key, (length, width), table.dtype, -0.5, 0.5)
+    return Tuning({"prompt": {"table": drawn() if start == "random" else table[tokens]}}, {})
+
+
+def init_prefix(lm: LanguageModel, params: Params, prompt: Params) -> Tuning:
+    """Return the keys and values of a prompt in every layer, to be trained themselves: prefix tuning.
+
+    It starts as that prompt does. (Li & Liang 2021, arXiv:2101.00190.) Frozen, it is a text that many
+    sequences share, read once for all of them.
+
+    Args:
+      lm: the language model.
+      params: its parameters.
+      prompt: what `init_prompt` returned as its part; of given tokens it is the same as reading these.
+
+    Returns:
+      A `Tuning` of `{"layers": {"prefix": {"key", "value"}}}`, each [layers, length, kv_heads * depth]; keys
+      are as attention compares them, after norms and rotation.
+    """
+    one = jnp.zeros(1, jnp.int32)
+    prefix = lm.encode(overlay(params, prompt), one, one + 1, lm.init_cache(1), 0, one)[1].prefix
+    flat = lambda x: jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
+    return Tuning({"layers": {"prefix": {"key": flat(prefix.key), "value": flat(prefix.value)}}}, {})
 
 
 def init_scalar_head(key: chex.PRNGKey | None, width: int) -> dict[str, Any]:

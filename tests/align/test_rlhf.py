@@ -27,7 +27,7 @@ PROMPTS = RNG.integers(2, VOCAB, (32, P))
 REAL = np.arange(P) >= RNG.integers(0, P - 1, (32, 1))
 PROMPTS = PaddedTokens(jnp.asarray(np.where(REAL, PROMPTS, 0), jnp.int32), jnp.asarray(REAL, jnp.float32))
 SAMPLE = sample_rows(PROMPTS, batch_size=B)
-ADAPTER, CONSTANTS = init_lora(jax.random.key(2), PARAMS, rank=2, scale=2.0)
+ADAPTER, CONSTANTS = init_lora(jax.random.key(2), PARAMS, rank=2, alpha=4)
 BASE = overlay(PARAMS, CONSTANTS)
 FROZEN = Frozen(BASE, jnp.float32(1.0))
 

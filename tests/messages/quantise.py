@@ -54,7 +54,7 @@ CASES = {
     "quantise: an adapter merged into 4 bits": (
         fold,
         ValueError,
-        "merge must be given a dtype .*got lora over nf4 at layers/.*; pass dtype=jnp.bfloat16, or keep",
+        "merge must be given a dtype .*got lora over nf4 at layers/.*; pass dtype=jnp.bfloat16, or overlay",
     ),
     "quantise: an adapter of another width": (
         lambda: nets.overlay(PACKED, {"layers": {"up": {"lora": {"a": jnp.zeros((1, 9, 2))}}}}),

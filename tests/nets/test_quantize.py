@@ -161,7 +161,7 @@ def test_members_with_bases_of_their_own():
 def test_lora_trains_over_a_packed_base_of_which_not_a_bit_moves():
     text = jnp.tile(jnp.arange(7, dtype=jnp.int32), 40)
     learner = make_lm_learner(LM, sample_windows(text, batch_size=4, length=8))
-    part, constants = init_lora(jax.random.key(1), BASE, rank=4, scale=2.0)
+    part, constants = init_lora(jax.random.key(1), BASE, rank=4, alpha=8.0)
     assert set(part["layers"]) == {"query", "key", "value", "attention_out", "up", "down"}
     base = overlay(BASE, constants)
     before = bits(base)

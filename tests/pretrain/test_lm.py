@@ -175,7 +175,7 @@ def test_pretraining_learns_a_text():
 def test_lora_trains_the_adapter_and_not_a_bit_of_the_base():
     """Lecture D5: the base stays frozen."""
     learner = make_lm_learner(LM, sample_windows(TEXT, batch_size=8, length=12))
-    adapter, constants = init_lora(jax.random.key(1), PARAMS, rank=4, scale=2.0)
+    adapter, constants = init_lora(jax.random.key(1), PARAMS, rank=4, alpha=8)
     base = overlay(PARAMS, constants)
     state = learner.init(jax.random.key(0), LMHParams(1e-2), adapter)
     before = bits(base)
