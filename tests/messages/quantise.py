@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align import nets, runtime
+from jaxrl_align import nets
+from jaxrl_align.runtime import huggingface
 
 CONFIG = nets.TransformerConfig(20, width=8, layers=1, heads=1, context=32)
 PARAMS = jax.eval_shape(nets.make_transformer(CONFIG).init, jax.random.key(0))
@@ -62,7 +63,7 @@ CASES = {
         r"got shape \(1, 9, 2\) at layers/up/lora/a, .*beside a kernel of shape \(1, 8, 32\)",
     ),
     "quantise: saved as a Hugging Face folder": (
-        lambda: runtime.huggingface.save_model("no/such/folder", CONFIG, PACKED),
+        lambda: huggingface.save_model("no/such/folder", CONFIG, PACKED),
         ValueError,
         r"plain kernels; got params\['layers'\]\['attention_out'\]\['kernel'\]\['nf4'\].*nets.merge\(params",
     ),
