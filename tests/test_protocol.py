@@ -90,6 +90,7 @@ def test_a_part_trains_over_its_frozen_base():
     )
 
 
+@pytest.mark.slow
 def test_dqn_reads_the_base_under_its_part():
     net = nets.make_q_net(ACTIONS, (4,))
     phi = lambda s: jax.nn.one_hot(s, STATES)
@@ -122,6 +123,7 @@ def test_an_actor_that_cannot_do_what_a_learner_needs_is_refused_when_it_is_buil
         make()
 
 
+@pytest.mark.slow
 def test_both_kinds_of_experience_have_environments_first():
     for actor, hparams in ((POLICY, rl.PPOHParams()), (VALUES, rl.Exploration(1.0))):
         params = actor.init_params(jax.random.key(0))

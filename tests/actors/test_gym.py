@@ -128,6 +128,7 @@ def test_the_record_of_episodes_against_a_loop():
         np.testing.assert_allclose(metrics["episode_return_last100"], last, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_plays_one_whole_episode_in_each_environment():
     play = lambda max_steps: envs.evaluate_policy(
         make_tabular_environment(LINE),

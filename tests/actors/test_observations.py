@@ -52,6 +52,7 @@ def trace(learner, hparams):
     return jax.eval_shape(lambda key: learner.step(learner.init(key, hparams))[0], jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_acts_on_parts_as_on_one_array(name):
     hparams, ends = rl.PPOHParams(), []

@@ -56,6 +56,7 @@ def test_an_episode_that_goes_on_takes_its_memory_along(rollouts):
     np.testing.assert_array_equal(second.obs.memory[second.obs.first], 0.0)
 
 
+@pytest.mark.slow
 def test_a_learner_of_single_steps_gives_each_its_own_memory():
     """Before the first gradient step the policy is the one that acted, so no ratio may differ from 1."""
     learner = make_actor_critic(ACTOR, epochs=1, minibatches=1, segment_length=1)

@@ -116,8 +116,8 @@ def test_no_metric_of_a_run_is_out_of_its_range(trained):
         assert (history[name] >= 0).all() and (history[name] <= 1).all(), name
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("temperature", [0.7, *(pytest.param(t, marks=pytest.mark.slow) for t in (1.0, 1.3))])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_before_the_first_update_nothing_has_moved(temperature, lora):
     """Ratio 1, approximate KL 0, KL to the reference 0, at every temperature."""
     policy = init_policy(STOPPING, ADAPTER) if lora else None
@@ -158,6 +158,7 @@ def make_batch():
     return actor, params, frozen, Batch(trajectory, *gae_advantages(trajectory))
 
 
+@pytest.mark.slow
 def test_microbatches_weighted_by_their_tokens_give_the_minibatchs_gradient():
     """For answers of unequal lengths, where the plain mean of the microbatches would not."""
     actor, params, frozen, batch = make_batch()

@@ -138,6 +138,7 @@ NEVER = lambda key, obs: jnp.zeros((), jnp.int32)
 COUNTER_NET = make_actor_critic_net(2, hidden=())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_episodes", [False, True])
 def test_evaluations_close_their_own_environments_and_leave_the_trainings(whole_episodes):
     environment, log = host()

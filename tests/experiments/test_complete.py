@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
     return save_model(path, config, params, tokenizer=tokenizer, stop_tokens=[1])
 
 
+@pytest.mark.slow
 def test_streamed_text_is_the_completed_text(complete, folder, capsys):
     config = complete.Config(model=str(folder), prompt="a bad cab", tokens=12, temperature=0.7, seed=3)
     complete.main(config)

@@ -228,6 +228,7 @@ def test_kinds_lie_beside_each_other():
     assert jnp.abs(merged - forward(base, lora)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_members_have_adapters_of_their_own():
     keys = jax.random.split(jax.random.key(0), 3)
     init = lambda key, params: init_lora(key, params, rank=2).part
@@ -295,6 +296,7 @@ def test_a_selection_is_a_part_of_the_leaves():
     }
 
 
+@pytest.mark.slow
 def test_some_layers_alone_are_trained():
     """Top k: rows of the stacked leaves, each a leaf of the part; no state exists for the others."""
     part = select(PARAMS, ["layers/*/kernel", "*norm/*", "tokens"], layers=[-1])

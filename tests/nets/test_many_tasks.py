@@ -33,6 +33,7 @@ def test_parts_are_swapped_without_compiling_again():
     assert forward._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["lora", "ia3", "prefix"])
 def test_tasks_are_mixed_within_one_batch(way):
     start = {
@@ -51,6 +52,7 @@ def test_tasks_are_mixed_within_one_batch(way):
     assert jnp.isnan(mixed[3]).any(), "there is no fourth task"
 
 
+@pytest.mark.slow
 def test_eight_parts_train_together_as_eight_runs():
     learner, hparams = make_lm_learner(LM), LMHParams(1e-2)
     keys = jax.random.split(jax.random.key(5), 8)

@@ -148,6 +148,7 @@ def test_a_completion_from_packed_kernels():
     assert [row.tokens for row in got] == [row.tokens for row in expected]
 
 
+@pytest.mark.slow
 def test_members_with_bases_of_their_own():
     stacked = jax.vmap(lambda scale: jax.tree.map(lambda x: x * scale, PARAMS))(jnp.array([1.0, 1.1]))
     packed = jax.jit(jax.vmap(quantise_params))(stacked)
@@ -158,6 +159,7 @@ def test_members_with_bases_of_their_own():
     assert jnp.abs(together[0] - together[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_lora_trains_over_a_packed_base_of_which_not_a_bit_moves():
     text = jnp.tile(jnp.arange(7, dtype=jnp.int32), 40)
     learner = make_lm_learner(LM, sample_windows(text, batch_size=4, length=8))
@@ -197,6 +199,7 @@ def test_rlhf_trains_a_part_over_a_packed_base():
     assert jax.tree.structure(after.params) == jax.tree.structure(state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_scanned_step_never_holds_the_dequantised_layers(remat):
     """At most 1.5 times the largest kernel in float32, activations and gradients included."""

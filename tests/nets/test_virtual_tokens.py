@@ -95,6 +95,7 @@ def test_a_prefix_starts_as_its_prompt(name):
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_packed_documents_all_read_the_prompt():
     lm, params, prompt, _ = case("one windowed")
     tokens, segments = TOKENS.reshape(-1)[2:], jnp.array([1] * 4 + [2] * 6)
@@ -104,6 +105,7 @@ def test_packed_documents_all_read_the_prompt():
     np.testing.assert_allclose(packed[4:], encode(TOKENS[1]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learned", "one windowed"])
 def test_generation_reads_a_prompt_and_never_hears_of_it(name):
     """The log-probabilities of what it writes are those of one pass without a cache."""
@@ -128,6 +130,7 @@ def test_generation_reads_a_prompt_and_never_hears_of_it(name):
     np.testing.assert_allclose(write(prefix)[0], log_prob, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_virtual_tokens_cost_their_passes_once_a_batch():
     """20 of them: 20 token passes a batch of 16, and none for a token that is written later."""
     config = TransformerConfig(VOCAB, width=64, layers=1, heads=2, context=64)
@@ -166,6 +169,7 @@ def test_a_prompt_starts_from_the_vocabulary_or_at_random():
     assert 0.45 < jnp.abs(uniform).max() <= 0.5 and abs(float(uniform.mean())) < 0.05
 
 
+@pytest.mark.slow
 def test_a_learner_trains_a_prompt_and_never_hears_of_it():
     learner = make_lm_learner(LM)
     part = init_prompt(jax.random.key(0), PARAMS, length=3).part

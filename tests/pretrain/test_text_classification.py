@@ -42,6 +42,7 @@ def test_logits_are_the_head_of_the_mean_over_real_tokens():
     np.testing.assert_allclose(empty, [0.0, 0.0, 0.5])
 
 
+@pytest.mark.slow
 def test_objective_is_the_mean_cross_entropy_and_the_accuracy():
     tokens, real = text([0, 0, 1, 5], [2, 1], [2, 2])
     batch = LabelledText(tokens, real, jnp.array([0, 1, 0]))

@@ -35,6 +35,7 @@ def hessian():
     return np.asarray(jax.jit(jax.hessian(lambda x: kl(unravel(x))))(start))
 
 
+@pytest.mark.slow
 def test_products_equal_the_explicit_hessian_and_fisher_matrix(hessian):
     start, unravel = ravel_pytree(POLICY)
     product = jax.jit(jax.vmap(fisher_vector_product(lambda x: kl(unravel(x)), start, 0.3)))
@@ -72,6 +73,7 @@ def test_the_step_is_the_dense_solution_scaled_to_the_bound(hessian):
     assert step.trials == 1 and 0 < step.kl <= 1e-4 and step.improvement > 0
 
 
+@pytest.mark.slow
 def test_a_step_that_is_too_long_is_shortened_and_one_that_cannot_rise_is_not_taken():
     step = jax.jit(lambda delta: trust_region_step(objective, kl, POLICY, max_kl=delta, damping=1e-3))(0.5)
     assert step.trials > 1 and 0 < step.kl <= 0.5 and step.improvement > 0

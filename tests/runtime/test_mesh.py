@@ -9,6 +9,7 @@ import pytest
 from jaxrl_align.runtime.mesh import shard_members
 
 
+@pytest.mark.slow
 def test_members_on_two_devices_equal_members_on_one(tmp_path):
     program = Path(__file__).with_name("mesh_program.py")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
