@@ -54,11 +54,15 @@ def case(name):
     return lm, params, prompt, make_transformer(dataclasses.replace(config, vocab_size=VOCAB + N))
 
 
+DEAR = {name: pytest.param(name, marks=pytest.mark.slow) for name in ("learned", "all windowed")}
+"""Layouts whose dearest tests are slow; the one that has both kinds of layers stays fast."""
+
+
 def read(lm, params, tokens, mask):
     return jax.vmap(lambda t, m: lm.encode(params, t, m)[0])(tokens, mask)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [DEAR.get(name, name) for name in CONFIGS])
 def test_a_prompt_is_embeddings_in_front_of_every_row(name):
     lm, params, prompt, larger = case(name)
     virtual = jnp.broadcast_to(VOCAB + jnp.arange(N)[None], (2, N))
