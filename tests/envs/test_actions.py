@@ -32,3 +32,8 @@ def test_a_box_of_whole_numbers_gets_the_nearest(kind, dtype):
 def test_a_choice_is_left_as_it_is():
     draw = jnp.array([1, 2])
     assert to_environment(MultiCategorical, MultiDiscrete((2, 3)))(draw) is draw
+
+
+def test_a_tanh_gaussians_draw_is_squashed_on_its_way():
+    fit = to_environment(TanhGaussian, spaces.Box(-1.0, 2.0, (1,)))
+    np.testing.assert_allclose(fit(jnp.array([0.5])), -1.0 + 1.5 * (np.tanh(0.5) + 1.0), rtol=1e-6)
