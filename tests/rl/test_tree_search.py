@@ -228,3 +228,10 @@ def test_what_lies_behind_an_end_changes_nothing(wild):
     for plain, other in zip(quiet, loud, strict=True):
         np.testing.assert_array_equal(plain, other)
     assert quiet.visits[0] > 2  # beyond the end the tree does grow
+
+
+def test_values_are_backed_up_discounted_by_hand():
+    """One action: rewards 1 and 2, discount .5, network values 10 and 4. Then (10 + (2 + .5 x 4)) / 2 = 7."""
+    expand = lambda s, a: Leaf(1.0 + s, 0.5, s + 1, jnp.zeros(1), jnp.where(s == 0, 10.0, 4.0))
+    root = Leaf(0.0, 1.0, jnp.int32(0), jnp.zeros(1), jnp.float32(0.0))
+    np.testing.assert_allclose(search(None, root, expand, simulations=2).q, [1.0 + 0.5 * 7.0])
