@@ -25,6 +25,7 @@ def test_the_file_of_the_installed_package_becomes_a_folder(tmp_path, monkeypatc
     script.main(script.Config(folder=str(tmp_path / "models" / "m"), dtype="float32"))
     assert capsys.readouterr().out.startswith(f"m.Q4_1.gguf -> {tmp_path / 'models' / 'm'}: 0 MB, float32, ")
     assert load_model(tmp_path / "models" / "m").config.width == 32
+    assert '"dtype": "float32"' in (tmp_path / "models" / "m" / "config.json").read_text(encoding="utf-8")
     (info / "RECORD").write_text("tiny/__init__.py,,\n")
     with pytest.raises(ValueError, match="must hold a GGUF file; install version 0.1.2"):
         script.packaged()

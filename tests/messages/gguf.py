@@ -63,8 +63,8 @@ ROWS = {
     "a context of 4 billion": (entry("llama.context_length", 2**32 - 1), r"must be below 2\^31; got 4294967"),
     "heads by layer": (entry("llama.attention.head_count_kv", [2, 2]), r"must be of type int; got \[2, 2\]"),
     "more layers than there are": (
-        entry("llama.block_count", 2**31 - 1),
-        "llama.block_count is 2147483647, but there is no tensor of the last layer",
+        entry("llama.block_count", 3),
+        "llama.block_count is 3, but there is no tensor of the last layer",
     ),
     "fewer layers": (entry("llama.block_count", 1), "9 unexpected: blk.1.attn_k.weight, blk.1.attn_norm.we"),
     "half-rotated heads": (
@@ -84,6 +84,12 @@ ROWS = {
             },
         ),
         "the tensors do not fit the metadata: 1 unexpected: rope_freqs.weight; the file is damaged, or a var",
+    ),
+    "YaRN beside factors": (
+        functools.partial(
+            read, changed={"llama.rope.scaling.type": "yarn", "rope_freqs.weight": np.ones(8, np.float32)}
+        ),
+        "rope_type must be one of .*; got 'yarn', which is not supported",
     ),
     "other factors": (entry("rope_freqs.weight", ONES[:8] / 2), "must hold the rope scaling of Llama 3; oth"),
     "missing": (entry("blk.1.ffn_up.weight", None), "do not fit the metadata: 1 missing: blk.1.ffn_up.weig"),

@@ -180,8 +180,6 @@ def _load(gguf: Any, reader: Any, dtype: Any) -> Pretrained:
             f"the tensors do not fit the metadata: {faults}; the file is damaged, or a variant that is not "
             "supported"
         )
-    for tensor in {stored[name].tensor_type: stored[name] for name in tensors}.values():
-        _dequantise(gguf, tensor, dtype, rows=1)  # refused before anything is read
     params = empty_params(config, dtype)
     for name, tensor in tensors.items():
         array = _dequantise(gguf, stored[name], dtype)
@@ -267,9 +265,9 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
-def _dequantise(gguf: Any, tensor: Any, dtype: Any, rows: int | None = None) -> np.ndarray:
-    """Return a tensor, or its first rows as `[rows, columns]`, in a dtype."""
-    data, shape = np.atleast_2d(tensor.data)[:rows], _shape(tensor)
+def _dequantise(gguf: Any, tensor: Any, dtype: Any) -> np.ndarray:
+    """Return a tensor in a dtype."""
+    data, shape = np.atleast_2d(tensor.data), _shape(tensor)
     array = np.empty((len(data), shape[-1]), dtype)
     for i in range(0, len(data), _ROWS):
         try:
@@ -283,7 +281,7 @@ def _dequantise(gguf: Any, tensor: Any, dtype: Any, rows: int | None = None) -> 
         raise ValueError(
             f"{tensor.name} holds NaN or infinite values; the model is broken: take another file"
         )
-    return array.reshape(shape) if rows is None else array
+    return array.reshape(shape)
 
 
 def _rotate_half_rows(array: np.ndarray, depth: int) -> np.ndarray:
