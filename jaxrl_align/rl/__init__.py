@@ -23,6 +23,7 @@ from jaxrl_align.rl.dynamic_programming import (
     solve_policy,
     value_iteration,
 )
+from jaxrl_align.rl.expert_iteration import SearchHParams, make_search_learner
 from jaxrl_align.rl.policy_gradients import (
     PolicyGradientHParams,
     PPOKLHParams,
@@ -37,7 +38,7 @@ from jaxrl_align.rl.policy_gradients import (
     q_values,
 )
 from jaxrl_align.rl.replay import Replay, ReplayState, Sample, make_replay, replay_bytes
-from jaxrl_align.rl.tree_search import Leaf, Plan, SearchHParams, make_search_learner, search
+from jaxrl_align.rl.tree_search import Leaf, Plan, search
 from jaxrl_align.rl.trpo import (
     TRPOHParams,
     conjugate_gradient,

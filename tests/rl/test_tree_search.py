@@ -13,16 +13,15 @@ from jaxrl_align.envs.tabular import make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net
 from jaxrl_align.rl.dynamic_programming import value_iteration
+from jaxrl_align.rl.expert_iteration import SearchHParams, make_search_learner
 from jaxrl_align.rl.tree_search import (
     Leaf,
-    SearchHParams,
     _add,
     _as_float32,
     _back_up,
     _children,
     _start,
     halving,
-    make_search_learner,
     search,
 )
 from tests.environments import PROBES

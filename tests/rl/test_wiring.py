@@ -13,7 +13,7 @@ import pytest
 
 from jaxrl_align import actors, envs, nets, rl
 from jaxrl_align.rl.dqn import collect_transitions, update_q
-from jaxrl_align.rl.tree_search import plan_from
+from jaxrl_align.rl.expert_iteration import plan_from
 from tests.tiny import bits
 
 S, A, GAMMA, LAMBDA = 4, 3, 0.8, 0.7
