@@ -19,7 +19,7 @@ from jaxrl_align.runtime.huggingface.config import read_config
 from jaxrl_align.runtime.huggingface.families import Family
 from jaxrl_align.runtime.huggingface.gguf_tokenizer import read_tokenizer
 from jaxrl_align.runtime.huggingface.models import Pretrained, check_new, check_vocabulary, save_model
-from jaxrl_align.runtime.huggingface.parts import REQUIRED, need
+from jaxrl_align.runtime.huggingface.parts import REQUIRED, need, write_scaling
 from jaxrl_align.runtime.huggingface.tensors import (
     empty_params,
     from_tensor,
@@ -227,11 +227,13 @@ def _config_values(metadata: Mapping[str, Any], stored: Mapping[str, Any]) -> di
         if (got := get(key, default=depth)) != depth:
             raise ValueError(f"{architecture}.{key} must be a head's width {depth}; got {got}")
     theta = get("rope.freq_base", float, 10_000.0)
-    scaling = {"rope_type": get("rope.scaling.type", str, "none").replace("none", "default")}
-    if scaling["rope_type"] == "linear":
-        scaling["factor"] = get("rope.scaling.factor", float)
-    elif scaling["rope_type"] == "default" and _FACTORS in stored:
-        scaling = _llama3_scaling(stored[_FACTORS].data, theta, depth)
+    kind, scaling = get("rope.scaling.type", str, "none"), None
+    if kind == "linear":
+        scaling = write_scaling(RopeScaling(get("rope.scaling.factor", float)))
+    elif kind != "none":
+        scaling = {"rope_type": kind}  # which the family refuses
+    elif _FACTORS in stored:
+        scaling = write_scaling(_llama3_scaling(stored[_FACTORS].data, theta, depth))
     return values | {
         "model_type": architecture,
         "vocab_size": get("vocab_size", default=len(need(metadata, "tokenizer.ggml.tokens", list))),
@@ -239,26 +241,20 @@ def _config_values(metadata: Mapping[str, Any], stored: Mapping[str, Any]) -> di
         "head_dim": depth,
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", float),
         "rope_theta": theta,
-        "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
+        "rope_scaling": scaling,
         "tie_word_embeddings": f"{LAYOUT.head}.weight" not in stored,
         "attention_bias": "blk.0.attn_q.bias" in stored,
         "mlp_bias": "blk.0.ffn_gate.bias" in stored,
     }
 
 
-def _llama3_scaling(factors: np.ndarray, theta: float, depth: int) -> dict[str, Any]:
+def _llama3_scaling(factors: np.ndarray, theta: float, depth: int) -> RopeScaling:
     """Return Llama 3's scaling, of which llama.cpp stores what it divides each frequency by."""
     scaling = RopeScaling(float(np.max(factors, initial=1.0)), low=1.0, high=4.0, original_context=8192)
     divisors = rope_frequencies(depth, theta) / rope_frequencies(depth, theta, scaling)
     if factors.shape != divisors.shape or not np.allclose(factors, divisors, rtol=1e-3):
         raise ValueError(f"{_FACTORS} must hold the rope scaling of Llama 3; other factors are not supported")
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low,
-        "high_freq_factor": scaling.high,
-        "original_max_position_embeddings": scaling.original_context,
-    }
+    return scaling
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

@@ -150,7 +150,7 @@ def rope(default: float = 10_000.0) -> Part:
         return {"rope_theta": theta, "rope_scaling": scaling}
 
     def write(config: TransformerConfig) -> dict[str, Any]:
-        return {"rope_theta": config.rope_theta, "rope_scaling": _write_scaling(config.rope_scaling)}
+        return {"rope_theta": config.rope_theta, "rope_scaling": write_scaling(config.rope_scaling)}
 
     return Part(read, write)
 
@@ -211,7 +211,8 @@ def read_rope(
     )
 
 
-def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+def write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """Return the `rope_scaling` of a configuration."""
     if scaling is None:
         return None
     if scaling.low is None:
