@@ -8,13 +8,21 @@ import pytest
 from jaxrl_align.actors.text import Frozen
 from jaxrl_align.align import RLHFHParams, init_policy, make_rlhf_learner
 from jaxrl_align.learner import train
-from jaxrl_align.nets import TransformerConfig, init_lora, make_transformer, merge, overlay
+from jaxrl_align.nets import (
+    TransformerConfig,
+    init_houlsby,
+    init_ia3,
+    init_lora,
+    make_transformer,
+    merge,
+    overlay,
+)
 from jaxrl_align.nets.quantize import dequantise, kernel_shape, multiply, quantise, quantise_params
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_windows
 from jaxrl_align.text import Filters, TextConfig, make_completer
 from jaxrl_align.types import PaddedTokens
 from tests.nets.make_bitsandbytes_fixture import FIXTURE, draw
-from tests.tiny import LM, PARAMS, bits
+from tests.tiny import LM, PARAMS, bits, disturb
 
 THEIRS = np.load(FIXTURE)
 BASE = jax.jit(quantise_params)(PARAMS)
@@ -177,6 +185,26 @@ def test_lora_trains_over_a_packed_base_of_which_not_a_bit_moves():
     own = state.params["layers"]["up"]["lora"]
     expected = dequantise(BASE["layers"]["up"]["kernel"]) + 2.0 * own["a"] @ own["b"]
     np.testing.assert_allclose(kernels["up"].astype(jnp.float32), expected, rtol=2**-8)
+
+
+STARTS = {
+    "lora": lambda base: init_lora(jax.random.key(1), base, rank=2),
+    "dora": lambda base: init_lora(jax.random.key(1), base, rank=2, dora=True),
+    "ia3": init_ia3,
+    "houlsby": lambda base: init_houlsby(jax.random.key(1), base, width=3),
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_every_kind_lies_over_a_packed_base_as_over_the_plain_one(kind):
+    part, constants = jax.jit(STARTS[kind])(BASE)
+    part = disturb(part, jax.random.key(2), 0.3)
+    packed, plain = (overlay(overlay(base, constants), part) for base in (BASE, PLAIN))
+    np.testing.assert_allclose(forward(packed), forward(plain), atol=1e-4)
+    assert jnp.abs(forward(packed) - forward(BASE)).max() > 0.1
+    if kind != "houlsby":
+        merged = jax.jit(lambda params: merge(params, jnp.float32))(packed)
+        np.testing.assert_allclose(forward(merged), forward(plain), atol=1e-4)
 
 
 def test_merging_without_an_adapter_leaves_packed_kernels_until_it_is_asked():
