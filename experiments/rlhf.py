@@ -28,7 +28,7 @@ from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy
 from jaxrl_align.checks import check_divides
 from jaxrl_align.data.annotators import compare
-from jaxrl_align.nets.adapters import init_lora, overlay
+from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder

@@ -1,17 +1,7 @@
 """Networks as pure functions over plain dicts of parameters, and what is laid over them."""
 
-from jaxrl_align.nets.adapters import (
-    Tuning,
-    init_houlsby,
-    init_ia3,
-    init_lora,
-    merge,
-    overlay,
-    select,
-    stack_parts,
-    take_part,
-)
-from jaxrl_align.nets.kinds import KINDS, Kind
+from jaxrl_align.nets.adapters import merge, overlay, select, stack_parts, take_part
+from jaxrl_align.nets.kinds import KINDS, Kind, Tuning, init_houlsby, init_ia3, init_lora
 from jaxrl_align.nets.layered import (
     GLOROT,
     Autoencoder,

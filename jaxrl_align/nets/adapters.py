@@ -9,34 +9,18 @@ probes) works with every way of tuning and depends on none. A part holds some of
     hidden, _ = lm.encode(overlay(base, part), tokens)
 """
 
-import fnmatch
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.nets.kinds import KINDS, column_norms, is_complete
+from jaxrl_align.nets.kinds import KINDS, Spec, is_complete, match_names
 from jaxrl_align.nets.quantize import dequantise, is_packed, kernel_shape
 from jaxrl_align.types import Numeric, Params
 
-Spec = str | Sequence[str] | Callable[[str], bool]
-"""Patterns of the shell's kind (`fnmatch`), of which a path, for example "layers/query/kernel", must match
-one, or a function of the path. A pattern that matches nothing is an error."""
-
-
 ROWS = "rows"
 """A part's node whose entries, named by numbers, replace single rows of stacked leaves."""
-
-
-class Tuning(NamedTuple):
-    """The leaves that one way of tuning adds to a base."""
-
-    part: Params
-    """The trained leaves, a partial tree."""
-    constants: Params
-    """Leaves that the part needs and that must not move: `overlay` them on the base."""
 
 
 def overlay(base: Params | None, part: Params) -> Params:
@@ -74,33 +58,29 @@ def _lay(base: Any, part: Any, path: tuple[str, ...]) -> Any:
             laid[name] = _beside(*beside, base.get(name, {}), own, (*path, name))
         elif name in base:
             laid[name] = _lay(base[name], own, (*path, name))
-        elif name == ROWS:
-            for row in own:
-                if not jax.tree.leaves(base)[0].shape[0] > int(row) >= 0:
-                    raise ValueError(
-                        f"a part must fit its base; got {_name((*path, name, row))}, where the base has "
-                        f"{jax.tree.leaves(base)[0].shape[0]} rows"
-                    )
-                _lay(jax.tree.map(lambda x: x[0], base), own[row], (*path, name, row))
-            laid |= _replace_rows(base, own)
-        else:
+        elif name != ROWS:
             raise ValueError(
                 f"a part must fit its base; got {_name((*path, name))}, but the base has "
                 f"{', '.join(sorted(base))} there; the kinds {', '.join(KINDS)} lie beside a kernel"
             )
+    for row, own in part.get(ROWS, {}).items():  # into what the rest of the part has laid
+        count = jax.tree.leaves(laid)[0].shape[0]
+        if not row.isdecimal() or int(row) >= count:
+            raise ValueError(
+                f"a part must fit its base; got {_name((*path, ROWS, row))}, where the base has rows from 0 "
+                f"to {count - 1}"
+            )
+        _lay(jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), laid), own, (*path, ROWS, row))
+        laid = _set_row(laid, own, int(row))
     return laid
 
 
-def _replace_rows(base: Any, rows: dict[str, Any]) -> Any:
-    trees = list(rows.values())
-    if isinstance(base, dict):
-        if missing := trees[0].keys() - base.keys():
-            raise ValueError(f"rows must be of leaves that the base has; got {sorted(missing)}")
-        return base | {
-            name: _replace_rows(base[name], {row: tree[name] for row, tree in rows.items()})
-            for name in trees[0]
-        }
-    return base.at[jnp.array([int(row) for row in rows])].set(jnp.stack(trees).astype(base.dtype))
+def _set_row(stacked: Any, tree: Any, row: int) -> Any:
+    if not isinstance(tree, dict):
+        return stacked.at[row].set(tree.astype(stacked.dtype))
+    if missing := sorted(tree.keys() - stacked.keys()):
+        raise ValueError(f"rows must be of leaves that the base has; got {missing}; give them to every layer")
+    return stacked | {name: _set_row(stacked[name], sub, row) for name, sub in tree.items()}
 
 
 def _new_leaves(base: Params, name: str) -> tuple[str, dict[str, tuple[Any, ...]]] | None:
@@ -165,7 +145,7 @@ def select(params: Params, spec: Spec, *, layers: Sequence[int] | None = None) -
             return ["/".join(path)]
         return [found for name, sub in tree.items() for found in list_names(sub, (*path, name))]
 
-    chosen = _matching(list_names(params, ()), spec, "spec", "leaves")
+    chosen = match_names(list_names(params, ()), spec, "spec", "leaves")
     if layers is not None and not any("layers/" in name for name in chosen):
         raise ValueError(f"spec must match leaves of layers; got {spec!r} and layers={list(layers)}")
 
@@ -185,129 +165,6 @@ def _take_rows(stacked: Params, rows: Sequence[int]) -> dict[str, Params]:
     if outside := [row for row in rows if not -count <= row < count]:
         raise ValueError(f"layers must lie from {-count} to {count - 1}; got {outside}")
     return {str(row % count): jax.tree.map(lambda x, row=row: x[row], stacked) for row in rows}
-
-
-def _matching(names: Sequence[str], spec: Spec, argument: str, what: str) -> set[str]:
-    """Return the names that a spec means; ValueError if it, or a pattern of it, means none."""
-    if callable(spec):
-        found, missed = set(filter(spec, names)), []
-    else:
-        patterns = (spec,) if isinstance(spec, str) else tuple(spec)
-        hits = {p: {name for name in names if fnmatch.fnmatchcase(name, p)} for p in patterns}
-        found, missed = set().union(*hits.values()), [p for p, hit in hits.items() if not hit]
-    if missed or not found:
-        raise ValueError(
-            f"{argument} must match {what}; got {missed or spec!r}, which match none; there are "
-            f"{', '.join(sorted(names))}"
-        )
-    return found
-
-
-def init_lora(
-    key: chex.PRNGKey,
-    params: Params,
-    *,
-    rank: int,
-    alpha: float | None = None,
-    rslora: bool = False,
-    dora: bool = False,
-    targets: Spec = "*",
-) -> Tuning:
-    """Return a low-rank adapter for linear layers of a base; it changes nothing at first, since B = 0.
-
-    Args:
-      key: source of A, drawn from U(-1/sqrt(in), 1/sqrt(in)).
-      params: the base; a linear layer is a dict with a `kernel` of shape [..., in, out], plain or packed.
-      rank: inner dimension, from 1 to the smaller side of each kernel.
-      alpha: `(x A) B` is multiplied by alpha / rank; None, by 1.
-      rslora: it is multiplied by alpha / sqrt(rank) instead, which suits high ranks (Kalajdzievski 2023,
-        arXiv:2312.03732).
-      dora: train the columns' magnitudes too, apart from their directions: the kind "dora". It starts as
-        the base but for the rounding of a norm.
-      targets: a `Spec` of the layers' paths, for example "*query" or ["layers/query", "layers/value"].
-
-    Returns:
-      A `Tuning`, at each target `{"lora": {"a": [..., in, rank], "b": [..., rank, out]}}`, and the constants
-      `{"lora": {"scale": [...]}}`; of DoRA under "dora", with the trained `{"magnitude": [..., out]}`.
-
-    Raises:
-      ValueError: if the rank is below 1 or above a kernel's smaller side, or a pattern matches no layer.
-    """
-    places = _target(params, targets, "targets")
-    limit, where = min((min(kernel_shape(kernel)[-2:]), "/".join(path)) for path, kernel in places.items())
-    if not 1 <= rank <= limit:
-        raise ValueError(
-            f"rank must be from 1 to {limit}, the smaller side of {where}; got {rank}; leave it out "
-            "of targets for more"
-        )
-    scale = (rank if alpha is None else alpha) / (rank**0.5 if rslora else rank)
-    part: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
-    for (path, kernel), place_key in zip(places.items(), jax.random.split(key, len(places)), strict=True):
-        *stack, fan_in, fan_out = kernel_shape(kernel)
-        bound = fan_in**-0.5
-        a = jax.random.uniform(place_key, (*stack, fan_in, rank), minval=-bound, maxval=bound)
-        own = {"a": a, "b": jnp.zeros((*stack, rank, fan_out))}
-        if dora:
-            own["magnitude"] = column_norms(dequantise(kernel) if is_packed(kernel) else kernel)
-        _put(part, (*path, "dora" if dora else "lora"), own)
-        _put(constants, (*path, "dora" if dora else "lora"), {"scale": jnp.full(stack, scale, jnp.float32)})
-    return Tuning(part, constants)
-
-
-def init_ia3(params: Params, *, outputs: Spec = ("*key", "*value"), inputs: Spec = ("*down",)) -> Tuning:
-    """Return vectors of ones that multiply what linear layers write, or read: IA3.
-
-    Args:
-      params: the base.
-      outputs: a `Spec` of the layers whose outputs, biases included, are multiplied; () for none.
-      inputs: of those whose inputs are; by default the feed-forward's second layer.
-
-    Returns:
-      A `Tuning`, at each target `{"ia3": {"vector": [..., out]}}` or `{"ia3_input": {"vector": [..., in]}}`.
-
-    Raises:
-      ValueError: if a target matches no linear layer.
-    """
-    part: dict[str, Any] = {}
-    for name, spec, argument, axis in (("ia3", outputs, "outputs", -1), ("ia3_input", inputs, "inputs", -2)):
-        for path, kernel in ({} if spec == () else _target(params, spec, argument)).items():
-            shape = kernel_shape(kernel)
-            vector = jnp.ones((*shape[:-2], shape[axis]))
-            _put(part, (*path, name), {"vector": vector})
-    return Tuning(part, {})
-
-
-def init_houlsby(
-    key: chex.PRNGKey, params: Params, *, width: int, targets: Spec = ("*attention_out", "*down")
-) -> Tuning:
-    """Return bottlenecks on what linear layers write; they change nothing at first, since U = 0.
-
-    Args:
-      key: source of D, drawn from U(-1/sqrt(out), 1/sqrt(out)).
-      params: the base.
-      width: of the bottleneck, at least 1.
-      targets: a `Spec` of the layers' paths; by default those that end attention and the feed-forward.
-
-    Returns:
-      A `Tuning`, at each target `{"houlsby": {"down": [..., out, width], "down_bias": [..., width], "up":
-      [..., width, out], "up_bias": [..., out]}}`.
-
-    Raises:
-      ValueError: if the width is below 1, or a pattern matches no layer.
-    """
-    if width < 1:
-        raise ValueError(f"width must be at least 1; got {width}; a tenth of the model's is usual")
-    places = _target(params, targets, "targets")
-    part: dict[str, Any] = {}
-    for (path, kernel), place_key in zip(places.items(), jax.random.split(key, len(places)), strict=True):
-        *stack, _, out = kernel_shape(kernel)
-        bound = out**-0.5
-        down = jax.random.uniform(place_key, (*stack, out, width), minval=-bound, maxval=bound)
-        own = {"down": down, "down_bias": jnp.zeros((*stack, width))}
-        own |= {"up": jnp.zeros((*stack, width, out)), "up_bias": jnp.zeros((*stack, out))}
-        _put(part, (*path, "houlsby"), own)
-    return Tuning(part, {})
 
 
 def merge(params: Params, dtype: Any = None) -> Params:
@@ -394,25 +251,3 @@ def take_part(parts: Params, task: Numeric) -> Params:
 
 def _is_kind(params: Params, name: str) -> bool:
     return name in KINDS and name in params and "kernel" in params
-
-
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
-
-
-def _target(params: Params, spec: Spec, argument: str) -> dict[tuple[str, ...], Any]:
-    """Return the kernels of the linear layers that a spec means, by their paths."""
-    places = {"/".join(path): (path, kernel) for path, kernel in _linear_layers(params, ()).items()}
-    chosen = _matching(tuple(places), spec, argument, "linear layers")
-    return dict(place for name, place in places.items() if name in chosen)
-
-
-def _linear_layers(params: Params, path: tuple[str, ...]) -> dict[tuple[str, ...], Any]:
-    """Return the kernels, plain or packed, of all linear layers by their paths."""
-    if not isinstance(params, dict):
-        return {}
-    if "kernel" in params:  # a scalar head's kernel is a vector
-        return {path: params["kernel"]} if len(kernel_shape(params["kernel"])) > 1 else {}
-    return {k: v for name, sub in params.items() for k, v in _linear_layers(sub, (*path, name)).items()}

@@ -17,8 +17,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.nets.adapters import Tuning, overlay
+from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.blocks import Cache, Decoder, Places
+from jaxrl_align.nets.kinds import Tuning
 from jaxrl_align.nets.transformer_config import TransformerConfig
 from jaxrl_align.types import Numeric, Params
 

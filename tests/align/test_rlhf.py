@@ -10,7 +10,7 @@ import pytest
 from jaxrl_align.actors.text import Frozen, make_text_actor
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner
 from jaxrl_align.losses import whiten
-from jaxrl_align.nets.adapters import init_lora, merge, overlay
+from jaxrl_align.nets import init_lora, merge, overlay
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.rl.actor_critic import Batch, gae_advantages, make_actor_critic, ppo_loss
 from jaxrl_align.runtime.folder import open_run

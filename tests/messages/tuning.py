@@ -59,7 +59,12 @@ CASES = {
     "overlay: a row that there is not": (
         lambda: nets.overlay({"layers": {"w": jnp.ones((2, 3))}}, {"layers": {"rows": {"2": {"w": 0}}}}),
         ValueError,
-        "a part must fit its base; got layers/rows/2, where the base has 2 rows",
+        "a part must fit its base; got layers/rows/2, where the base has rows from 0 to 1",
+    ),
+    "overlay: a row without a number": (
+        lambda: nets.overlay({"layers": {"w": jnp.ones((2, 3))}}, {"layers": {"rows": {"top": {"w": 0}}}}),
+        ValueError,
+        "a part must fit its base; got layers/rows/top, where the base has rows from 0 to 1",
     ),
     "overlay: a row of another shape": (
         lambda: nets.overlay({"w": jnp.ones((2, 3))}, {"rows": {"1": {"w": jnp.ones(2)}}}),

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_align.nets.adapters import init_houlsby, init_ia3, init_lora, merge, overlay, select
+from jaxrl_align.nets import init_houlsby, init_ia3, init_lora, merge, overlay, select
 from jaxrl_align.nets.kinds import KINDS
 from tests.tiny import LM, PARAMS, bits, disturb
 
@@ -330,3 +330,15 @@ def test_rows_are_named_and_keep_the_bases_type():
     laid = overlay(base, jax.tree.map(lambda x: x.astype(jnp.float32) + 8, part))["layers"]["w"]
     np.testing.assert_array_equal(laid, jnp.array([[8, 9], [2, 3], [12, 13]], jnp.bfloat16))
     assert laid.dtype == jnp.bfloat16
+
+
+def test_rows_lie_beside_whatever_else_a_part_holds():
+    """An adapter of the same stack stays, whichever stands first, and rows may hold different leaves."""
+    rows = {"0": {"w": {"bias": jnp.ones(2)}}, "2": {"v": jnp.full(4, 2.0)}}
+    base = {"w": {"kernel": jnp.zeros((3, 2, 2)), "bias": jnp.zeros((3, 2))}, "v": jnp.zeros((3, 4))}
+    scaled = {"w": {"ia3": {"vector": jnp.ones((3, 2))}}}
+    for part in (scaled | {"rows": rows}, {"rows": rows} | scaled):
+        laid = overlay(base, part)
+        assert laid["w"].keys() == {"kernel", "bias", "ia3"}
+        np.testing.assert_array_equal(laid["w"]["bias"], [[1, 1], [0, 0], [0, 0]])
+        np.testing.assert_array_equal(laid["v"], [[0] * 4, [0] * 4, [2] * 4])

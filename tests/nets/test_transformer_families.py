@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.nets.adapters import init_lora, merge, overlay
+from jaxrl_align.nets import init_lora, merge, overlay
 from jaxrl_align.nets.rope import rope_frequencies, rotate
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer, positions_of
 from jaxrl_align.nets.transformer_config import RopeScaling

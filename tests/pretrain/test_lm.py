@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_align.nets.adapters import init_lora, overlay, select
+from jaxrl_align.nets import init_lora, overlay, select
 from jaxrl_align.pretrain.lm import (
     LMHParams,
     TokenBatch,
