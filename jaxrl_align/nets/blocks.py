@@ -93,8 +93,8 @@ def make_norm(config: TransformerConfig, name: str) -> Callable[[jax.Array], jax
     """Return the configured norm as a function, computed in float32; the identity for "none"."""
     if config.norm == "none":
         return lambda x: x
-    kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "offset_rms": OffsetRMSNorm}[config.norm]
-    module = kind(epsilon=config.norm_epsilon, dtype=jnp.float32, name=name)
+    kind: Any = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "offset_rms": OffsetRMSNorm}[config.norm]
+    module = nn.remat(kind, prevent_cse=False)(epsilon=config.norm_epsilon, dtype=jnp.float32, name=name)
     return lambda x: module(x).astype(x.dtype)
 
 
@@ -184,17 +184,10 @@ class Block(nn.Module):
             read = (jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False) for c in cache[:2])
             before.append((Cache(*read), attend_cache))
         if not before or attend is None:
-            h = jax.nn.dot_product_attention(
-                query,
-                key,
-                value,
-                mask=None if attend is None else attend[None],
-                scale=config.attention_scale,
-                is_causal=attend is None,
-                implementation=config.attention,
-            )
+            h = _attend(query, key, value, attend, config)
         else:
-            h = attend_all(query, [*before, (own, attend)], config.scale)
+            read_all = jax.checkpoint(attend_all, prevent_cse=False, static_argnums=2)
+            h = read_all(query, [*before, (own, attend)], config.scale)
         h = self.linear("attention_out", config.width)(h.reshape(length, config.heads * depth))
         return h, None if cache is None else own
 
@@ -211,6 +204,22 @@ class Block(nn.Module):
         gated = {"swiglu": _swiglu, "geglu": _geglu}.get(self.config.feed_forward)
         up = _gelu(up) if gated is None else gated(self.linear("gate", self.config.hidden)(h), up)
         return self.linear("down", self.config.width)(up)
+
+
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, attend: jax.Array | None, config: TransformerConfig
+) -> jax.Array:
+    """Return [L, heads, depth] of tokens that read each other: all before them, or where `attend` [L, L]."""
+    attention = functools.partial(
+        jax.nn.dot_product_attention,
+        mask=None if attend is None else attend[None],
+        scale=config.attention_scale,
+        is_causal=attend is None,
+        implementation=config.attention,
+    )
+    if config.attention == "xla":  # cuDNN's keeps nothing in between
+        attention = jax.checkpoint(attention, prevent_cse=False)
+    return attention(query, key, value)
 
 
 def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scale: float) -> jax.Array:
@@ -246,8 +255,8 @@ def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scal
     return functools.reduce(jnp.add, sums).astype(query.dtype).reshape(length, heads, depth)
 
 
-# Their backward passes read the arguments alone: what lies between, several times as wide as a token, costs
-# more to write and to read again than to compute again.
+# The backward passes of these, of attention and of the norms read the arguments alone: what lies between,
+# several times as wide as a token, costs more to write and to read again than to compute again.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
