@@ -14,7 +14,7 @@ import optax
 
 from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.losses import bradley_terry
-from jaxrl_align.nets.adapters import overlay
+from jaxrl_align.nets.adapters import overlay, with_dropout
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
 from jaxrl_align.types import Answers, Comparisons, Learner, Metrics, Numeric, Params, Sampler
 
@@ -112,10 +112,12 @@ def make_reward_learner(
     def loss(
         params: Params, frozen: Any, batch: Comparisons, key: chex.PRNGKey, hparams: Any
     ) -> tuple[jax.Array, Metrics]:
-        model = RewardModel(overlay(frozen, params))
+        whole = overlay(frozen, params)
+        read = lambda t, m, key: score(lm, RewardModel(with_dropout(whole, key)), t, m)
         tokens = jnp.concatenate([batch.chosen.tokens, batch.rejected.tokens])
         mask = jnp.concatenate([batch.chosen.real, batch.rejected.real])
-        chosen, rejected = jnp.split(jax.vmap(lambda t, m: score(lm, model, t, m))(tokens, mask), 2)
+        scores = jax.vmap(read)(tokens, mask, jax.random.split(key, len(tokens)))
+        chosen, rejected = jnp.split(scores, 2)
         return jnp.mean(bradley_terry(chosen, rejected)), {
             "accuracy": jnp.mean((chosen > rejected).astype(jnp.float32)),
             "margin": jnp.mean(chosen - rejected),

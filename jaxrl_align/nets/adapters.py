@@ -12,6 +12,7 @@ probes) works with every way of tuning and depends on none. A part holds some of
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -208,6 +209,27 @@ def _merge(params: Any, dtype: Any, path: tuple[str, ...]) -> Any:
     if packed and dtype is not None:
         plain["kernel"] = plain["kernel"].astype(dtype)
     return plain
+
+
+def with_dropout(params: Params, key: chex.PRNGKey) -> Params:
+    """Return overlaid parameters as one row of a batch trains on them: adapters with a rate drop inputs.
+
+    A rate is a constant of `init_lora`. Without one the parameters are returned as they are; without this
+    call nothing is dropped.
+
+    Args:
+      params: a base, its constants, and what was laid over them.
+      key: what is dropped is drawn from it; one a row, or all rows of a batch drop the same.
+    """
+    return _with_keys(params, key, "")
+
+
+def _with_keys(params: Any, key: chex.PRNGKey, name: str) -> Any:
+    if not isinstance(params, dict):
+        return params
+    if name in KINDS and "dropout" in params:
+        return params | {"key": jax.random.split(key, params["dropout"].shape)}
+    return {n: _with_keys(params[n], jax.random.fold_in(key, i), n) for i, n in enumerate(sorted(params))}
 
 
 def stack_parts(parts: Sequence[Params]) -> Params:

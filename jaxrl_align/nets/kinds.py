@@ -47,6 +47,9 @@ def _last_axis(v: jax.Array, x: jax.Array) -> jax.Array:
 
 def _low_rank(own: Leaves, x: jax.Array) -> jax.Array:
     a, b = own["a"].astype(x.dtype), own["b"].astype(x.dtype)
+    if "key" in own:  # while it trains: `adapters.with_dropout`
+        kept = 1 - own["dropout"].astype(x.dtype)
+        x = jnp.where(jax.random.bernoulli(own["key"], kept, x.shape), x / kept, 0)
     return own["scale"].astype(x.dtype) * ((x @ a) @ b)
 
 
@@ -164,6 +167,7 @@ def init_lora(
     alpha: float | None = None,
     rslora: bool = False,
     dora: bool = False,
+    dropout: float = 0.0,
     targets: Spec = "*",
 ) -> Tuning:
     """Return a low-rank adapter for linear layers of a base; it changes nothing at first, since B = 0.
@@ -177,15 +181,21 @@ def init_lora(
         arXiv:2312.03732).
       dora: train the columns' magnitudes too, apart from their directions: the kind "dora". It starts as
         the base but for the rounding of a norm.
+      dropout: the share of x's entries that A does not read while it trains, from 0 to below 1; the learners
+        of texts draw them anew for every row and step (`with_dropout`), RLHF's leaves them in.
       targets: a `Spec` of the layers' paths, for example "*query" or ["layers/query", "layers/value"].
 
     Returns:
       A `Tuning`, at each target `{"lora": {"a": [..., in, rank], "b": [..., rank, out]}}`, and the constants
-      `{"lora": {"scale": [...]}}`; of DoRA under "dora", with the trained `{"magnitude": [..., out]}`.
+      `{"lora": {"scale": [...]}}`, with `dropout` [...] where it is not 0; of DoRA under "dora", with the
+      trained `{"magnitude": [..., out]}`.
 
     Raises:
-      ValueError: if the rank is below 1 or above a kernel's smaller side, or a pattern matches no layer.
+      ValueError: if the rank is below 1 or above a kernel's smaller side, dropout is no share below 1, or a
+        pattern matches no layer.
     """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be from 0 to below 1; got {dropout}; 0.05 is usual")
     places = _target(params, targets, "targets")
     limit, where = min((min(kernel_shape(kernel)[-2:]), "/".join(path)) for path, kernel in places.items())
     if not 1 <= rank <= limit:
@@ -204,7 +214,9 @@ def init_lora(
         if dora:
             own["magnitude"] = column_norms(dequantise(kernel) if is_packed(kernel) else kernel)
         _put(part, (*path, "dora" if dora else "lora"), own)
-        _put(constants, (*path, "dora" if dora else "lora"), {"scale": jnp.full(stack, scale, jnp.float32)})
+        fixed = {"scale": scale} | ({"dropout": dropout} if dropout else {})
+        fixed = {name: jnp.full(stack, value, jnp.float32) for name, value in fixed.items()}
+        _put(constants, (*path, "dora" if dora else "lora"), fixed)
     return Tuning(part, constants)
 
 

@@ -19,7 +19,7 @@ from jaxrl_align.data.streams import stream_rows
 from jaxrl_align.data.tokenizers import Tokenizer, right_pad
 from jaxrl_align.learner import Decay, LossFn, linear_decay, make_gradient_learner, make_optimizer
 from jaxrl_align.losses import next_token_loss
-from jaxrl_align.nets.adapters import overlay
+from jaxrl_align.nets.adapters import overlay, with_dropout
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Learner, Metrics, Numeric, Params, Sampler, TokenBatch
 
@@ -186,24 +186,26 @@ def next_token_objective(lm: LanguageModel, *, microbatches: int = 1) -> LossFn:
     whole batch's, at the price of a second forward pass.
     """
 
-    def sums(params: Params, batch: TokenBatch) -> jax.Array:
-        nats, hit, counts = jax.vmap(lambda row: predict_row(lm, params, row))(batch)
+    def sums(params: Params, batch: TokenBatch, keys: chex.PRNGKey) -> jax.Array:
+        read = lambda row, key: predict_row(lm, with_dropout(params, key), row)
+        nats, hit, counts = jax.vmap(read)(batch, keys)
         return jnp.stack([jnp.sum(nats * counts), jnp.sum(hit * counts), jnp.sum(counts)])
 
     def loss(
         params: Params, frozen: Any, batch: TokenBatch, key: chex.PRNGKey, hparams: Any
     ) -> tuple[jax.Array, Metrics]:
         params = overlay(frozen, params)
+        size = batch.tokens.shape[0]
+        keys = jax.random.split(key, size)
         if microbatches == 1:
-            total = sums(params, batch)
+            total = sums(params, batch, keys)
         else:
-            size = batch.tokens.shape[0]
             if size % microbatches:
                 raise ValueError(
                     f"microbatches must divide the batch; got {size} rows and microbatches={microbatches}"
                 )
-            parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-            part_sums = jax.checkpoint(lambda part: sums(params, part), prevent_cse=False)
+            parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), (batch, keys))
+            part_sums = jax.checkpoint(lambda part: sums(params, *part), prevent_cse=False)
             total, _ = jax.lax.scan(lambda s, part: (s + part_sums(part), None), jnp.zeros(3), parts)
         nats, hits, counts = total
         count = jnp.maximum(counts, 1.0)

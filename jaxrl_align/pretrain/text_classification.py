@@ -15,7 +15,7 @@ import optax
 
 from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer, train
 from jaxrl_align.losses import token_log_prob
-from jaxrl_align.nets.adapters import overlay
+from jaxrl_align.nets.adapters import overlay, with_dropout
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Learner, Metrics, Numeric, Params, Sampler
 
@@ -120,7 +120,8 @@ def classification_objective(lm: LanguageModel) -> LossFn:
         chex.assert_equal_shape([batch.tokens, batch.real])
         chex.assert_equal_shape_prefix([batch.tokens, batch.label], 1)
         whole = overlay(frozen, params)
-        logits = jax.vmap(lambda tokens, real: classify(lm, whole, tokens, real))(batch.tokens, batch.real)
+        read = lambda tokens, real, key: classify(lm, with_dropout(whole, key), tokens, real)
+        logits = jax.vmap(read)(batch.tokens, batch.real, jax.random.split(key, len(batch.label)))
         hit = jnp.argmax(logits, -1) == batch.label
         return -jnp.mean(token_log_prob(logits, batch.label)), {"accuracy": jnp.mean(hit)}
 

@@ -48,6 +48,7 @@ def test_a_step_of_lora_costs_less_than_two_forward_passes():
 
 LM = make_transformer(TransformerConfig(64, width=WIDTH, layers=2, heads=2, context=33))
 BASE = jax.eval_shape(LM.init, jax.random.key(0))
+KEY = jax.random.key(0)
 BATCH = TokenBatch(*[jnp.ones((8, 33), t) for t in (jnp.int32, jnp.float32, jnp.float32)])
 STARTS = {
     "lora": lambda base: init_lora(jax.random.key(0), base, rank=4, targets=["*query", "*value"]),
@@ -59,7 +60,7 @@ STARTS = {
 
 @functools.cache
 def forward_cost():
-    return flops(lambda params: next_token_objective(LM)(params, None, BATCH, None, None)[0], BASE)
+    return flops(lambda params: next_token_objective(LM)(params, None, BATCH, KEY, None)[0], BASE)
 
 
 @pytest.mark.slow  # two programs each

@@ -23,9 +23,10 @@ REAL = jnp.asarray(np.arange(LENGTH) >= np.array([[3], [0], [1], [2]]), jnp.floa
 PREDICT = jnp.asarray(np.arange(LENGTH) >= np.array([[5], [8], [3], [4]]), jnp.float32)
 """Completions of 5, 2, 7 and 6 tokens."""
 BATCH = TokenBatch(TOKENS, REAL, PREDICT)
+KEY = jax.random.key(0)
 
 objective = next_token_objective(LM)
-gradient = jax.jit(jax.value_and_grad(lambda p, batch: objective(p, None, batch, None, None), has_aux=True))
+gradient = jax.jit(jax.value_and_grad(lambda p, batch: objective(p, None, batch, KEY, None), has_aux=True))
 
 
 def test_the_loss_is_the_mean_over_completion_tokens():
@@ -48,7 +49,7 @@ def test_prompt_labels_change_nothing():
     """Under a bigram model only the last token of a prompt is an input that the completion reads."""
     params = BIGRAM.init(jax.random.key(0))
     bigram = next_token_objective(BIGRAM)
-    loss = jax.jit(jax.value_and_grad(lambda batch, p: bigram(p, None, batch, None, None)[0], 1))
+    loss = jax.jit(jax.value_and_grad(lambda batch, p: bigram(p, None, batch, KEY, None)[0], 1))
     before = PREDICT[:, 1:] + PREDICT[:, :-1] == 0
     other = jnp.where(jnp.pad(before, ((0, 0), (0, 1))), 2 + (TOKENS + 7) % (VOCAB - 2), TOKENS)
     assert (other != TOKENS).sum() >= 10
@@ -213,5 +214,5 @@ def test_fine_tuning_starts_from_the_given_parameters():
     assert bits(state.params) == bits(params)
     state, metrics = jax.jit(learner.step)(state, BATCH)
     assert bits(state.params) == bits(params), "at a rate of 0"
-    expected, _ = next_token_objective(BIGRAM)(params, None, BATCH, None, None)
+    expected, _ = next_token_objective(BIGRAM)(params, None, BATCH, KEY, None)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)

@@ -62,11 +62,15 @@ def test_microbatches_give_the_whole_batchs_loss_and_gradient():
     grads = []
     for microbatches in (1, 3):
         objective = next_token_objective(LM, microbatches=microbatches)
-        f = jax.jit(jax.value_and_grad(lambda p, o=objective: o(p, None, batch, None, None), has_aux=True))
+        f = jax.jit(
+            jax.value_and_grad(
+                lambda p, o=objective: o(p, None, batch, jax.random.key(0), None), has_aux=True
+            )
+        )
         grads.append(f(PARAMS))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
     with pytest.raises(ValueError, match="12 rows and microbatches=5"):
-        next_token_objective(LM, microbatches=5)(PARAMS, None, batch, None, None)
+        next_token_objective(LM, microbatches=5)(PARAMS, None, batch, jax.random.key(0), None)
 
 
 def test_a_mixture_draws_by_weight_and_stays_within_its_source():
