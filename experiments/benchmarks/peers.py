@@ -61,6 +61,7 @@ INSTALL = {
     "torch_sgd": "pip install torch",
     "transformers_generate": "pip install transformers torch",
     "trl_sft": "pip install trl torch",
+    "peft_lora": "pip install peft==0.21.2 transformers torch",
     "purejaxrl": "pip install gymnax==0.0.9 distrax, and give the folder of its ppo.py",
 }
 
@@ -401,6 +402,46 @@ def trl_sft(shape: dict[str, int], batch: int, length: int, steps: int, threads:
     return measure
 
 
+def peft_lora(
+    model: dict[str, int] | str,
+    targets: list[str],
+    rank: int,
+    batch: int,
+    length: int,
+    steps: int,
+    threads: int,
+) -> Round:
+    """Train peft's LoRA by AdamW behind a clipped norm, `steps` steps a round, tokens a second.
+
+    The model is GPT-2's layout of a shape, or what a folder holds, in float32.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    if isinstance(model, str):
+        torch.set_num_threads(threads)
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    else:
+        base = _gpt2(**model, threads=threads)
+    tuned = get_peft_model(base, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)).train()
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    rows = torch.randint(2, base.config.vocab_size, (batch, length))
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        for _ in range(steps):
+            tuned(input_ids=rows, labels=rows).loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return steps * batch * length / (time.perf_counter() - begin)
+
+    measure()
+    return measure
+
+
 def _tokenizer(kind: Any, vocab: int) -> Any:
     """Return a tokenizer of `vocab` words, which trl wants even for rows that are tokens already."""
     from tokenizers import Tokenizer
@@ -412,7 +453,8 @@ def _tokenizer(kind: Any, vocab: int) -> Any:
 
 def serve(name: str, arguments: dict[str, Any]) -> None:
     """Answer every line with a round's rate."""
-    known = (flashbax, sb3, sb3_ppo, rejax, rejax_ppo, purejaxrl, torch_sgd, transformers_generate, trl_sft)
+    known = (flashbax, sb3, sb3_ppo, rejax, rejax_ppo, purejaxrl, torch_sgd)
+    known += (transformers_generate, trl_sft, peft_lora)
     measure = {make.__name__: make for make in known}[name](**arguments)
     print("ready", getattr(measure, "compile_seconds", "nan"), flush=True)
     for _ in sys.stdin:

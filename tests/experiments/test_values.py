@@ -80,8 +80,12 @@ def test_benchmarks_run_without_their_peers_and_say_so(experiment, capsys):
     module.main(module.Config(capacity=64, capacities=(64, 256), batch_size=8, steps=64, rounds=2))
     module = experiment("dqn")
     module.main(module.Config(capacity=640, batch_size=8, seeds=2, timesteps=320, rounds=2))
+    module = experiment("tuning")
+    small = {"vocab": 20, "width": 8, "layers": 1, "heads": 1, "batch": 2, "length": 5, "rank": 2}
+    module.main(module.Config(**small, real=False, rounds=2))
     said = capsys.readouterr().out
     assert "give --flashbax PYTHON" in said and "give --sb3 PYTHON" in said and "give --rejax PYTHON" in said
+    assert "peft is left out, give --peers PYTHON" in said
 
 
 @pytest.mark.parametrize(
