@@ -1,9 +1,9 @@
-"""Compare our adapter folders with peft's both ways, and write what peft answers into a fixture for the suite.
+"""Compare our adapter folders with peft's both ways, and write what it answers into a fixture for the suite.
 
 In an environment of its own, from the repository's root:
 
     pip install -e '.[hf]' torch transformers 'peft==0.21.*'
-    python -m tests.runtime.make_peft_folders [--write]
+    python -m tests.runtime.make_peft_folders [--write] [--only gpt2]
 
 The bases are those of `make_huggingface_fixtures.py`. peft reads an adapter of drawn weights, saves it and
 answers; ours reads that folder. Then ours saves an adapter of its own, and peft reads that one, without a
@@ -11,6 +11,7 @@ warning that it does not give for its own folder.
 """
 
 import argparse
+import functools
 import json
 import tempfile
 import warnings
@@ -26,6 +27,11 @@ from tests.runtime.make_huggingface_fixtures import CASES, WIDER, draw_tokens, d
 
 FIXTURE = Path(__file__).parent / "fixtures" / "peft_folders.json"
 KINDS = ("lora", "rslora", "dora", "ia3", "prompt", "prefix", "projected")
+FEW = ("rslora", "prefix")
+STORED = {"gpt2": KINDS[:-1], "llama_biased": KINDS[:-1], "gemma3": (*FEW, "prompt")} | dict.fromkeys(
+    ("qwen2", "qwen3", "mistral"), FEW
+)
+"""What the fixture holds."""
 LIMIT = 1e-4
 KEPT = slice(4, None, 5)
 """The positions whose logits the fixture holds."""
@@ -74,28 +80,36 @@ def peft_config(kind: str, gpt2: bool):
 
 def draw_part(kind: str, model) -> nets.Tuning:
     """Return an adapter of ours over a loaded model, of random weights; LoRA's layers differ in scale."""
-    key, params = jax.random.key(0), model.params
-    if kind in ("lora", "rslora", "dora"):
-        how = {"rslora": kind == "rslora", "dora": kind == "dora"}
-        targets = ("*query", "*value", "*down") if kind == "rslora" else "*"
-        part, constants = nets.init_lora(key, params, rank=2, alpha=3, targets=targets, **how)
-        if kind == "lora":
-            constants = jax.tree.map(lambda x: x * (1 + 0.1 * jnp.arange(len(x))), constants)
-    elif kind == "ia3":
-        part, constants = nets.init_ia3(params)
-    else:
-        part, constants = nets.init_prompt(key, params, length=4)
-        if kind != "prompt":
-            part, constants = nets.init_prefix(nets.make_transformer(model.config), params, part)
+    key, params, scale = jax.random.key(0), model.params, 3 / (2**0.5 if kind == "rslora" else 2)
+    targets = ("*query", "*value", "*down") if kind == "rslora" else "*"
+    lora = lambda: nets.init_lora(key, params, rank=2, dora=kind == "dora", targets=targets)
+    prompt = lambda: nets.init_prompt(key, params, length=4)
+    prefix = lambda: nets.init_prefix(nets.make_transformer(model.config), params, prompt().part)
+    starts = {"ia3": lambda: nets.init_ia3(params), "prompt": prompt, "prefix": prefix, "projected": prefix}
+    part, constants = jax.eval_shape(starts.get(kind, lora))  # compiles nothing
     draw = np.random.RandomState(10)
-    drawn = jax.tree.map(lambda x: x + 0.2 * draw.standard_normal(x.shape).astype(np.float32), part)
-    return nets.Tuning(drawn, constants)
+
+    def leaf(path, x):
+        center = float(path[-1].key in ("magnitude", "vector"))
+        size = 0.3 / max(1, max(x.shape[-2:]) / 16) ** 0.5
+        return (center + size * draw.standard_normal(x.shape)).astype(np.float32)
+
+    steps = lambda x: 1 + 0.1 * np.arange(x.shape[0]) * (kind == "lora")
+    scales = jax.tree.map(lambda x: (scale * steps(x)).astype(np.float32), constants)
+    return nets.Tuning(jax.tree_util.tree_map_with_path(leaf, part), scales)
 
 
-def answer(lm, base, tuning: nets.Tuning, tokens: np.ndarray) -> np.ndarray:
-    """Return the logits [L, V] of a base with an adapter."""
-    params = nets.overlay(nets.overlay(base, tuning.constants), tuning.part)
-    return np.asarray(jax.jit(lambda p, t: lm.logits(p, lm.encode(p, t)[0]))(params, jnp.asarray(tokens)))
+@functools.cache
+def program(config: nets.TransformerConfig):
+    """Return the compiled function of parameters and tokens [L] that gives the logits [L, V]."""
+    lm = nets.make_transformer(config)
+    return jax.jit(lambda params, tokens: lm.logits(params, lm.encode(params, tokens)[0]))
+
+
+def answer(model, tuning: nets.Tuning, tokens: np.ndarray) -> np.ndarray:
+    """Return the logits [L, V] of a loaded base with an adapter."""
+    params = nets.overlay(nets.overlay(model.params, tuning.constants), tuning.part)
+    return np.asarray(program(model.config)(params, jnp.asarray(tokens)))
 
 
 def peft_answer(model, tokens: np.ndarray) -> np.ndarray:
@@ -169,9 +183,8 @@ def compare(name: str, kind: str, folder: Path, changes: dict[str, int]) -> tupl
     else:
         _, usual = open_adapter(folder / "base", folder / "theirs")
     expected = peft_answer(trained, tokens)
-    lm = nets.make_transformer(model.config)
     theirs = load_adapter(folder / "theirs", model.config, model.params)
-    error = np.abs(answer(lm, model.params, theirs, tokens) - expected).max()
+    error = np.abs(answer(model, theirs, tokens) - expected).max()
 
     ours = draw_part(kind, model)
     base = nets.overlay(model.params, ours.constants)
@@ -179,11 +192,11 @@ def compare(name: str, kind: str, folder: Path, changes: dict[str, int]) -> tupl
     back, said = open_adapter(folder / "base", folder / "ours")
     if said - usual:
         raise ArithmeticError(f"{name} {kind}: peft warns: {said - usual}")
-    mine = answer(lm, model.params, ours, tokens)
+    mine = answer(model, ours, tokens)
     back_error = np.abs(peft_answer(back, tokens) - mine).max()
     again = load_adapter(folder / "ours", model.config, model.params)
-    same = np.abs(answer(lm, model.params, again, tokens) - mine).max()
-    moved = np.abs(mine - answer(lm, model.params, nets.Tuning({}, {}), tokens)).max()
+    same = np.abs(answer(model, again, tokens) - mine).max()
+    moved = np.abs(mine - answer(model, nets.Tuning({}, {}), tokens)).max()
     print(
         f"{name:17} {kind:10} theirs read {error:.1e}, ours read by peft {back_error:.1e}, by us {same:.1e}, "
         f"std {expected.std():.1f}, moved {moved:.1f}"
@@ -223,10 +236,12 @@ def main() -> None:
     if failed:
         raise SystemExit(f"{len(failed)} failed")
     if arguments.write:
+        old = json.loads(FIXTURE.read_text(encoding="utf-8"))["cases"] if FIXTURE.is_file() else {}
+        kept = {name: {k: found[name][k] for k in STORED[name]} for name in STORED if name in found}
         fixture = {
             "origin": "Made by make_peft_folders.py from the libraries below; do not edit.",
             "versions": {m.__name__: m.__version__ for m in (peft, transformers, torch)},
-            "cases": found,
+            "cases": old | kept,
         }
         FIXTURE.write_text(json.dumps(fixture) + "\n", encoding="utf-8")
 

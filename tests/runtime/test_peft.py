@@ -15,7 +15,7 @@ from jaxrl_align.runtime.huggingface import FAMILIES, load_adapter, load_model, 
 from jaxrl_align.runtime.huggingface.config import family_of
 from jaxrl_align.runtime.huggingface.peft_config import read_adapter
 from tests.runtime.make_huggingface_fixtures import draw_tokens
-from tests.runtime.make_peft_folders import FIXTURE, KEPT, draw_adapter, draw_part
+from tests.runtime.make_peft_folders import FIXTURE, KEPT, draw_adapter, draw_part, program
 from tests.runtime.test_huggingface import assert_same, make_folder, save_file
 
 FIXTURES = json.loads(FIXTURE.read_text(encoding="utf-8"))["cases"]
@@ -29,14 +29,29 @@ def model_of(name):
         return load_model(make_folder(Path(folder) / "m", name))
 
 
-@functools.cache
-def program(config):
-    lm = nets.make_transformer(config)
-    return jax.jit(lambda params, tokens: lm.logits(params, lm.encode(params, tokens)[0]))
-
-
 def lay(base, tuning):
     return nets.overlay(nets.overlay(base, tuning.constants), tuning.part)
+
+
+def merged(base, tuning):
+    """Return the base with an adapter of linear layers folded in, by NumPy."""
+    layers = {name: dict(leaves) for name, leaves in base["layers"].items()}
+    for name, kinds in tuning.part["layers"].items():
+        layer = layers[name]
+        for kind, own in kinds.items():
+            own = jax.tree.map(np.asarray, own)
+            if kind.startswith("ia3"):
+                side = np.s_[:, :, None] if kind == "ia3_input" else np.s_[:, None, :]
+                layer["kernel"] = np.asarray(layer["kernel"]) * own["vector"][side]
+                if kind == "ia3" and "bias" in layer:
+                    layer["bias"] = np.asarray(layer["bias"]) * own["vector"]
+                continue
+            scale = np.asarray(tuning.constants["layers"][name][kind]["scale"])[:, None, None]
+            layer["kernel"] = np.asarray(layer["kernel"]) + scale * (own["a"] @ own["b"])
+            if kind == "dora":
+                norms = np.sqrt((layer["kernel"] ** 2).sum(1, keepdims=True))
+                layer["kernel"] = layer["kernel"] / norms * own["magnitude"][:, None]
+    return base | {"layers": layers}
 
 
 def shapes_of(name, kind):
@@ -74,9 +89,8 @@ def load(path, model, **how):
 @pytest.mark.parametrize(("name", "kind"), EVERY)
 def test_what_peft_saved_answers_as_in_peft(name, kind, tmp_path):
     model, tokens = model_of(name), draw_tokens(40)
-    params = lay(model.params, load(peft_folder(tmp_path / "theirs", name, kind), model))
-    if kind not in ("prompt", "prefix", "projected"):  # one compiled program for all kinds
-        params = nets.merge(params)
+    fold = lay if kind in ("prompt", "prefix") else merged  # one compiled program for the other kinds
+    params = fold(model.params, load(peft_folder(tmp_path / "theirs", name, kind), model))
     logits = program(model.config)(params, jnp.asarray(tokens))
     np.testing.assert_allclose(logits[KEPT], FIXTURES[name][kind]["logits"], rtol=0, atol=1e-4)
     plain = program(model.config)(model.params, jnp.asarray(tokens))
@@ -125,10 +139,6 @@ def test_what_we_save_we_load_bit_for_bit(name, kind, tmp_path):
         assert again.part["layers"].keys() == {"query", "value", "down"}
 
 
-def merged(base, tuning):
-    return nets.merge(lay(base, tuning))["layers"]
-
-
 @pytest.mark.parametrize("dora", [False, True])
 def test_one_layer_of_theirs_holds_ours_at_any_ranks_and_scales(dora, tmp_path):
     """c_attn: query at rank 2, value at rank 3, key untouched; DoRA's magnitudes of it are the base's."""
@@ -170,13 +180,14 @@ def lora_config(**changed):
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 6 / 2), (True, 6 / 2**0.5)])
 def test_a_small_adapter_by_hand(rslora, scale, tmp_path):
     """Five entries are enough; delta = alpha / r (B A)^T, whose columns are query's, key's and value's."""
-    base = nets.make_transformer(TINY).init(jax.random.key(0))
+    shapes = jax.eval_shape(nets.make_transformer(TINY).init, jax.random.key(0))
+    base = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
     a = np.array([[1, 2, 3, 4], [0, 1, 0, -1]], np.float32)
     b = np.array([[i, 2 * i + 1] for i in range(12)], np.float32)
     name = "base_model.model.transformer.h.0.attn.c_attn"
     tensors = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     folder = write_folder(tmp_path / "a", lora_config(use_rslora=rslora), tensors)
-    got = merged(base, load_adapter(folder, TINY, base))
+    got = merged(base, load_adapter(folder, TINY, base))["layers"]
     for place, rows in (("query", slice(0, 4)), ("key", slice(4, 8)), ("value", slice(8, 12))):
         delta = np.zeros((4, 4))
         for i in range(4):
@@ -247,13 +258,21 @@ def test_patterns_of_ranks_and_scales(tmp_path):
     assert stable["0.mlp.c_fc"] == (3, round(9 / 3**0.5, 6)) and stable["1.mlp.c_fc"] == (4, 3.0)
 
 
+def test_a_prefix_of_a_projection_is_read_as_what_it_made(tmp_path):
+    """The file holds keys and values; the projection is not in it."""
+    model = model_of("gpt2")
+    plain = load(peft_folder(tmp_path / "a", "gpt2", "prefix"), model)
+    projected = load(peft_folder(tmp_path / "b", "gpt2", "prefix", prefix_projection=True), model)
+    assert_same(projected.part, plain.part)
+
+
 def test_layers_that_an_adapter_does_not_cover_compute_as_before(tmp_path):
     """Here the first: at B = 0 and A = 0 it never trains either."""
     model = model_of("llama_biased")
     tuning = load(peft_folder(tmp_path / "a", "llama_biased", "rslora"), model)
     own = tuning.part["layers"]["query"]["lora"]
     assert not own["a"][0].any() and not own["b"][0].any() and own["b"][1].any()
-    got = merged(model.params, tuning)["query"]["kernel"]
+    got = merged(model.params, tuning)["layers"]["query"]["kernel"]
     np.testing.assert_array_equal(got[0], model.params["layers"]["query"]["kernel"][0])
 
 
@@ -312,9 +331,9 @@ def test_a_folder_is_as_large_as_its_weights(tmp_path):
     tuning = nets.init_lora(jax.random.key(0), model.params, rank=2, targets=("*query", "*value"))
     folder = save(tmp_path / "a", model, tuning)
     weights = sum(x.nbytes for x in jax.tree.leaves(tuning.part))
-    assert weights == 4 * 2 * 2 * (16 + 24 + 16 + 12) == 2176
+    assert weights == 4 * 2 * 2 * (16 + 24 + 16 + 12) == 1088
     assert 0 < (folder / WEIGHTS).stat().st_size - weights < 1500
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 6000
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5000
 
 
 def test_no_folder_is_overwritten_and_none_is_left_half_written(tmp_path, monkeypatch):
