@@ -24,7 +24,10 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @functools.cache
-def model_of(name):
+def model_of(name, packed=False):
+    if packed:
+        model = model_of(name)
+        return model._replace(params=nets.quantise_params(model.params, "int8"))
     with tempfile.TemporaryDirectory() as folder:
         return load_model(make_folder(Path(folder) / "m", name))
 
@@ -300,7 +303,7 @@ def test_a_saved_adapter_knows_its_base(tmp_path):
     model = model_of("gpt2")
     tuning = draw_part("ia3", model)
     folder = save(tmp_path / "a", model, tuning)
-    packed = nets.quantise_params(model.params, "int8")
+    packed = model_of("gpt2", packed=True).params
     with pytest.raises(ValueError, match="another dtype or packing; load that one, or pass any_base=True"):
         load_adapter(folder, model.config, packed)
     insisted = load_adapter(folder, model.config, packed, any_base=True)
@@ -315,8 +318,7 @@ def test_a_saved_adapter_knows_its_base(tmp_path):
 
 def test_an_adapter_of_a_packed_base(tmp_path):
     """QLoRA, with DoRA's magnitudes of the untouched columns from the packed kernel."""
-    model = model_of("gpt2")
-    packed = model._replace(params=nets.quantise_params(model.params, "int8"))
+    packed = model_of("gpt2", packed=True)
     tuning = nets.init_lora(jax.random.key(0), packed.params, rank=2, dora=True, targets="*query")
     again = load(save(tmp_path / "a", packed, tuning), packed)
     own = again.part["layers"]
@@ -355,6 +357,15 @@ def test_no_folder_is_overwritten_and_none_is_left_half_written(tmp_path, monkey
     with pytest.raises(OSError, match="no space left"):
         save(tmp_path / "b", model, tuning)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_configuration_of_no_family_is_refused(tmp_path):
+    pytest.importorskip("safetensors")
+    with pytest.raises(
+        ValueError, match="no Hugging Face family has this configuration: gpt2 cannot hold no"
+    ):
+        save_adapter(tmp_path / "a", nets.TransformerConfig(20, norm="none"), {}, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

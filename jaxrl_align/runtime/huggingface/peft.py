@@ -205,7 +205,10 @@ def _check_part(plain: Params, base: Params, part: Params, leaves: Mapping[tuple
             wanted = {"table"} if path[-2] == "prompt" else {"key", "value"}
         got = {other[-1] for other in leaves if other[:-1] == node}
         if got != wanted:
-            raise ValueError(f"part must hold {', '.join(wanted)} at {'/'.join(node)}; got {', '.join(got)}")
+            raise ValueError(
+                f"part must hold {', '.join(sorted(wanted))} at {'/'.join(node)}; got "
+                f"{', '.join(sorted(got))}; give what was trained, whole"
+            )
         constant = (*node, "scale")
         if path[-1] == "a" and not (constant in laid and np.isfinite(laid[constant]).all()):
             raise ValueError(

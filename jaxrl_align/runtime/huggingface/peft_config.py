@@ -177,7 +177,7 @@ def read_adapter(path: Path, config: TransformerConfig, record: Family) -> Adapt
             return Adapter(kind, virtual_tokens=need(values, "num_virtual_tokens", least=1))
         modules = [_tuned(values, kind, m) for m in _covered(values, config, record)]
         return Adapter(kind, modules, bool(values.get("use_dora")))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
