@@ -13,6 +13,7 @@ warning that it does not give for its own folder.
 import argparse
 import functools
 import json
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -132,13 +133,20 @@ def open_base(folder: Path):
 
 
 def open_adapter(base: Path, folder: Path):
-    """Return peft's model of a base and an adapter, and what was warned of."""
+    """Return peft's model of a base and an adapter, and what was warned of or logged."""
     import peft
 
+    said: set[str] = set()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.add(record.getMessage())
+    for library in ("peft", "transformers"):
+        logging.getLogger(library).addHandler(handler)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = peft.PeftModel.from_pretrained(open_base(base), folder).eval()
-    return model, {str(warning.message) for warning in caught}
+    for library in ("peft", "transformers"):
+        logging.getLogger(library).removeHandler(handler)
+    return model, said | {str(warning.message) for warning in caught}
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -171,6 +171,18 @@ def test_a_fresh_adapter_keeps_its_rank(tmp_path):
     np.testing.assert_array_equal(
         again.part["layers"]["value"]["lora"]["a"], fresh.part["layers"]["value"]["lora"]["a"]
     )
+    alone = lora(model, "*down")
+    alone.part["layers"]["down"]["lora"]["b"][:, 0] = 0  # of a layer of its own it says nothing either
+    assert_same(load(save(tmp_path / "b", model, alone), model).part, alone.part)
+
+
+def test_magnitudes_count_where_b_is_zero(tmp_path):
+    model = model_of("gpt2")
+    tuning = lora(model, ("*query", "*key", "*value"), dora=True)
+    tuning.part["layers"]["key"]["dora"]["b"][:] = 0
+    again = load(save(tmp_path / "a", model, tuning), model)
+    got, want = (merged(model.params, t)["layers"]["key"]["kernel"] for t in (again, tuning))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 TINY = nets.TransformerConfig(12, width=4, layers=1, heads=1, context=6)
@@ -277,6 +289,29 @@ def test_layers_that_an_adapter_does_not_cover_compute_as_before(tmp_path):
     assert not own["a"][0].any() and not own["b"][0].any() and own["b"][1].any()
     got = merged(model.params, tuning)["layers"]["query"]["kernel"]
     np.testing.assert_array_equal(got[0], model.params["layers"]["query"]["kernel"][0])
+    scale = tuning.constants["layers"]["query"]["lora"]["scale"]
+    np.testing.assert_allclose(scale, [5 / 3**0.5] * 2, rtol=1e-6)
+
+
+def test_ia3_that_covers_the_second_layer(tmp_path):
+    """The vectors of the first are ones; feedforward_modules may be a pattern too."""
+    model, vector = model_of("gpt2"), np.arange(48, dtype=np.float32)
+    values = {"peft_type": "IA3", "target_modules": r".*\.1\.attn\.c_(attn|proj)"}
+    values["feedforward_modules"] = r".*\.1\.attn\.c_proj"
+    names = [f"base_model.model.transformer.h.1.attn.c_{name}.ia3_l" for name in ("attn", "proj")]
+    tensors = {names[0]: vector[:, None], names[1]: vector[None, :16]}
+    own = load(write_folder(tmp_path / "a", values, tensors), model).part["layers"]
+    for name, kind, rows in (("query", "ia3", 0), ("value", "ia3", 32), ("attention_out", "ia3_input", 0)):
+        np.testing.assert_array_equal(own[name][kind]["vector"], [np.ones(16), vector[rows : rows + 16]])
+
+
+def test_an_input_that_three_of_ours_share_is_one_vector(tmp_path):
+    model, vector = model_of("gpt2"), np.full((2, 16), 2, np.float32)
+    own = {name: {"ia3_input": {"vector": vector}} for name in ("query", "key", "value")}
+    tuning = nets.Tuning({"layers": own}, {})
+    folder = save(tmp_path / "a", model, tuning)
+    assert read_back(folder)[1]["base_model.model.transformer.h.0.attn.c_attn.ia3_l"].shape == (1, 16)
+    assert_same(load(folder, model).part, tuning.part)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
