@@ -356,6 +356,12 @@ ROWS = {
         lambda: save({"layers": {"query": VECTOR, "key": NARROW, "value": VECTOR}}, config=GPT2),
         "part must multiply a layer's outputs or its input, by one vector; got ia3_input at query key value",
     ),
+    "saved: an output between inputs": (
+        lambda: save(
+            {"layers": {"query": VECTOR, "key": {"ia3": VECTOR["ia3_input"]}, "value": VECTOR}}, config=GPT2
+        ),
+        "got ia3_input, ia3 at query key value, which PEFT has as one layer",
+    ),
     "saved: inputs and outputs": (
         lambda: save({"layers": {"query": VECTOR | {"ia3": VECTOR["ia3_input"]}}}),
         "got ia3, ia3_input at query, which PEFT has as one layer; train one of them",
