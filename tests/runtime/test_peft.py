@@ -228,7 +228,7 @@ def covered(name, tmp_path, **changed):
         ("gpt2", {"target_modules": ["mlp.c_proj"]}, {"0.mlp.c_proj", "1.mlp.c_proj"}),
         ("gpt2", {"target_modules": ["proj", "c_fc"]}, {"0.mlp.c_fc", "1.mlp.c_fc"}),
         ("gpt2", {"target_modules": r".*\.1\..*c_fc"}, {"1.mlp.c_fc"}),
-        ("gpt2", {"target_modules": "c_fc|.*0.mlp.c_fc"}, {"0.mlp.c_fc"}),
+        ("gpt2", {"target_modules": "c_fc|.*0.mlp.c_fc|.*1.mlp.c_f"}, {"0.mlp.c_fc"}),
         ("gpt2", {"target_modules": ["c_fc"], "layers_to_transform": 1}, {"1.mlp.c_fc"}),
         ("gpt2", {"target_modules": ["c_fc"], "layers_to_transform": [0]}, {"0.mlp.c_fc"}),
         ("gpt2", {"target_modules": ["c_fc"], "layers_to_transform": []}, {"0.mlp.c_fc", "1.mlp.c_fc"}),
@@ -260,7 +260,7 @@ def test_the_layers_that_peft_would_cover(name, changed, expected, tmp_path):
 
 def test_patterns_of_ranks_and_scales(tmp_path):
     """The first that a name ends with counts; it is a regular expression, whole from a dot on."""
-    patterns = {"rank_pattern": {r"1.mlp.c_\w+": 4, "mlp.c_fc": 3, "fc": 9}}
+    patterns = {"rank_pattern": {"fc": 9, r"1.mlp.c_\w+": 4, "mlp.c_fc": 3}}
     patterns |= {"alpha_pattern": {"transformer.h.0.mlp.c_fc": 9}, "target_modules": ["c_fc", "mlp.c_proj"]}
     expected = {
         "0.mlp.c_fc": (3, 3.0),
