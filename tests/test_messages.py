@@ -11,7 +11,7 @@ import pytest
 
 from tests import messages
 
-NEEDS = {"gguf": "gguf"}
+NEEDS = {"gguf": "gguf", "peft": "safetensors"}
 """File -> the optional package that its cases need."""
 ROOMS = [
     importlib.import_module(f"tests.messages.{file.name}").CASES

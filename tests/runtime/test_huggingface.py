@@ -353,7 +353,8 @@ def test_a_peft_adapter_is_named(load, tmp_path):
     text = json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})
     (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(
-        ValueError, match="must hold a whole model; got a PEFT adapter of org/base; merge it with"
+        ValueError,
+        match="must hold a whole model; got a PEFT adapter of org/base; load that one, and lay over it",
     ):
         load(tmp_path)
 

@@ -7,7 +7,6 @@ must be there, none may be left over, each must have its shape and be finite. Pi
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +19,13 @@ from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
 from jaxrl_align.runtime.huggingface.families import FAMILIES
 from jaxrl_align.runtime.huggingface.storage import (
+    SINGLE,
     Stored,
     check_floats,
     read_tensors,
     require_safetensors,
     stored_tensors,
+    whole_folder,
     write_tensors,
 )
 from jaxrl_align.runtime.huggingface.tensors import (
@@ -159,12 +160,12 @@ def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: 
 def _open_folder(folder: Path, *, reward: bool) -> dict[str, Any]:
     """Return `config.json` of a folder that holds the wanted kind of model."""
     if (folder / "adapter_config.json").is_file():
-        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         raise ValueError(
-            f"{folder} must hold a whole model; got a PEFT adapter of {base}; merge it with peft's "
-            "merge_and_unload() and save the result"
+            f"{folder} must hold a whole model; got a PEFT adapter of {base}; load that one, and lay over "
+            "it what load_adapter reads here"
         )
-    values = _read_json(folder / "config.json")
+    values = read_object(folder / "config.json")
     kinds = values.get("architectures") or []
     if any(str(kind).endswith(_CLASSIFIER) for kind in kinds) != reward:
         raise ValueError(
@@ -185,7 +186,8 @@ def _read_tokenizer(folder: Path, pad_token: str | None) -> Tokenizer | None:
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; ValueError if it is missing or holds anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -229,7 +231,7 @@ def _check_shapes(folder: Path, stored: Mapping[str, Stored], shapes: Mapping[st
 
 def _stop_tokens(folder: Path, values: Mapping[str, Any], config: TransformerConfig) -> tuple[int, ...]:
     path = folder / "generation_config.json"
-    named = (_read_json(path) if path.is_file() else {}).get("eos_token_id", values.get("eos_token_id"))
+    named = (read_object(path) if path.is_file() else {}).get("eos_token_id", values.get("eos_token_id"))
     named = [] if named is None else named if isinstance(named, list) else [named]
     # A default that lies outside a small vocabulary is never written and ends nothing.
     return tuple(i for i in named if isinstance(i, int) and 0 <= i < config.vocab_size)
@@ -273,19 +275,14 @@ def save_model(
     values = write_config(config, family)
     pad = None if tokenizer is None else tokenizer.pad_token
     values |= {"dtype": dtype, "bos_token_id": None, "eos_token_id": stop, "pad_token_id": pad}
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
-    try:
-        temporary.mkdir()
+    with whole_folder(folder) as temporary:
         write_tensors(
-            temporary,
+            temporary / SINGLE,
             {tensor.name: to_tensor(tensor, params) for tensor in tensors_of(config, FAMILIES[family])},
         )
         (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             save_tokenizer(temporary, tokenizer)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -1,6 +1,9 @@
 """The safetensors files of a model's folder: what they hold, read from their headers, and their content."""
 
+import contextlib
 import json
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,24 +37,25 @@ def require_safetensors() -> Any:
     return safetensors
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Return what the folder's `model.safetensors`, or the files of its index, hold.
+def stored_tensors(folder: Path, file: str = SINGLE) -> dict[str, Stored]:
+    """Return what the folder's `model.safetensors`, or the files of its index, or another file hold.
 
     Only headers are read; each is checked against its file's size.
 
     Raises:
       ValueError: for a folder without safetensors, a damaged file, or an index that disagrees with its files.
     """
-    if (folder / SINGLE).is_file():
-        return _headers(folder / SINGLE)
-    if not (folder / INDEX).is_file():
+    if (folder / file).is_file():
+        return _headers(folder / file)
+    if file != SINGLE or not (folder / INDEX).is_file():
         pickled = sorted(p.name for end in ("*.bin", "*.pt", "*.pth") for p in folder.glob(end))
         if pickled:
             raise ValueError(
                 f"{folder} holds pickled weights ({pickled[0]}), which could run any code and are never "
                 "opened; have transformers save them as safetensors (model.save_pretrained)"
             )
-        raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; give the folder of a saved model")
+        wanted = f"neither {SINGLE} nor {INDEX}" if file == SINGLE else f"no {file}"
+        raise ValueError(f"{folder} holds {wanted}; give the folder of a saved model")
     return _indexed(folder)
 
 
@@ -124,9 +128,28 @@ def read_tensors(stored: Mapping[str, Stored], names: Iterable[str]) -> Iterator
         yield name, array
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write contiguous arrays as the folder's `model.safetensors`, marked as torch reads them."""
-    require_safetensors().numpy.save_file(dict(tensors), str(folder / SINGLE), metadata={"format": "pt"})
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts that a safetensors file holds beside its tensors."""
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:
+    """Write contiguous arrays as a safetensors file, marked as torch reads them."""
+    marks = {"format": "pt"} | metadata
+    require_safetensors().numpy.save_file(dict(tensors), str(path), metadata=marks)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` at the end, or nothing if the block raises."""
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _some(names: Iterable[str]) -> str:

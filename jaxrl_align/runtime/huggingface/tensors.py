@@ -4,6 +4,7 @@ A family's record names the modules; which tensors these have follows from our p
 `[in, out]` and whose layers are stacked in front.
 """
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -77,8 +78,9 @@ def to_jax(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
+@functools.lru_cache(8)
 def param_shapes(config: TransformerConfig) -> dict[str, Any]:
-    """Return the parameters' tree with shapes for arrays."""
+    """Return the parameters' tree with shapes for arrays; shared among callers, who leave it as it is."""
     return jax.eval_shape(make_transformer(config).init, jax.random.key(0))
 
 
