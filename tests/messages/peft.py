@@ -282,6 +282,7 @@ ROWS = {
     "an alpha in words": (whole(lora_alpha="8"), "lora_alpha must be of type float; got '8'"),
     "an infinite alpha": (whole(lora_alpha=float("inf")), "lora_alpha must be finite; got inf"),
     "an alpha beyond floats": (whole(lora_alpha=10**400), "adapter_config.json: int.* too large"),
+    "a dropout of all": (whole(lora_dropout=1.0), "lora_dropout must be from 0 to below 1; got 1.0"),
     "no inputs": (
         whole(kind="ia3", feedforward_modules=None),
         "feedforward_modules is missing or null; give a",

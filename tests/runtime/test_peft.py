@@ -176,6 +176,23 @@ def test_a_fresh_adapter_keeps_its_rank(tmp_path):
     assert_same(load(save(tmp_path / "b", model, alone), model).part, alone.part)
 
 
+def test_the_dropout_of_training_is_kept(tmp_path):
+    """PEFT has one rate for all layers."""
+    model = model_of("llama")
+    start = lambda rate, target: nets.init_lora(
+        jax.random.key(0), model.params, rank=2, dropout=rate, targets=target
+    )
+    part, constants = start(0.05, "*query")
+    folder = save_adapter(tmp_path / "a", model.config, nets.overlay(model.params, constants), part)
+    assert read_back(folder)[0]["lora_dropout"] == 0.05
+    assert_same(load_adapter(folder, model.config, model.params).constants, constants)
+    other = start(0.1, "*value")
+    base = nets.overlay(nets.overlay(model.params, constants), other.constants)
+    both = {"layers": part["layers"] | other.part["layers"]}
+    with pytest.raises(ValueError, match=r"base must hold one dropout for all layers; got \[0.05"):
+        save_adapter(tmp_path / "b", model.config, base, both)
+
+
 def test_magnitudes_count_where_b_is_zero(tmp_path):
     model = model_of("gpt2")
     tuning = lora(model, ("*query", "*key", "*value"), dora=True)

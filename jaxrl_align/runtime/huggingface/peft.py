@@ -226,7 +226,7 @@ def _check_part(plain: Params, base: Params, part: Params, leaves: Mapping[tuple
                 f"{leaves[(*node, other)].shape} and {path[-1]} of {leaf.shape}"
             )
     for path in laid.keys() - leaves.keys():
-        if _LAID & set(path) and path[-1] != "scale":
+        if _LAID & set(path) and path[-1] not in ("scale", "dropout"):
             raise ValueError(
                 f"base must hold no tuning beside the part; got {'/'.join(path)}; merge it into the base"
             )

@@ -140,6 +140,7 @@ class Adapter(NamedTuple):
     modules: Sequence[Module] = ()
     """The linear layers that it covers."""
     dora: bool = False
+    dropout: float = 0.0
     virtual_tokens: int = 0
 
 
@@ -176,7 +177,10 @@ def read_adapter(path: Path, config: TransformerConfig, record: Family) -> Adapt
         if "num_virtual_tokens" in FORMS[kind].free:
             return Adapter(kind, virtual_tokens=need(values, "num_virtual_tokens", least=1))
         modules = [_tuned(values, kind, m) for m in _covered(values, config, record)]
-        return Adapter(kind, modules, bool(values.get("use_dora")))
+        dropout = need(values, "lora_dropout", float, 0.0) if kind == "LORA" else 0.0
+        if not 0 <= dropout < 1:
+            raise ValueError(f"lora_dropout must be from 0 to below 1; got {dropout}")
+        return Adapter(kind, modules, bool(values.get("use_dora")), dropout)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
 

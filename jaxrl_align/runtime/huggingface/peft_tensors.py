@@ -76,7 +76,8 @@ def _read_lora(adapter: Adapter, config: TransformerConfig, base: Params, arrays
                 used[:] = True
             leaves = {"a": a[..., used], "b": block[:, used]} | ({} if own is None else {"magnitude": own})
             part[name] = {kind: leaves}
-            constants[name] = {kind: {"scale": scale}}
+            fixed = {"dropout": np.full_like(scale, adapter.dropout)} if adapter.dropout else {}
+            constants[name] = {kind: {"scale": scale} | fixed}
     return Tuning({"layers": part}, {"layers": constants})
 
 
@@ -168,7 +169,17 @@ def _write_lora(
             every = [part[n][kind]["magnitude"][i] if n in part else norms[n][i] for n in module.ours]
             tensors[f"{name}.lora_magnitude_vector"] = np.concatenate(every).astype(a.dtype)
         written.append(module._replace(rank=a.shape[-1], scale=scale))
-    return tensors, write_scales(written) | {"use_dora": dora}
+    entries = {"use_dora": dora, "lora_dropout": _one_dropout(base, kind, part)}
+    return tensors, write_scales(written) | entries
+
+
+def _one_dropout(base: Params, kind: str, part: Mapping[str, Any]) -> float:
+    rates = {float(x) for name in part for x in base["layers"][name][kind].get("dropout", np.zeros(1))}
+    if len(rates) > 1:
+        raise ValueError(
+            f"base must hold one dropout for all layers; got {sorted(rates)}, which a PEFT folder cannot hold"
+        )
+    return float(f"{rates.pop():.7g}")  # as given, before float32
 
 
 def _write_ia3(
