@@ -7,13 +7,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")
-def real_model():
-    """The model that `make model` writes, or that $JAXRL_ALIGN_MODEL names; a test that needs it is slow."""
-    from jaxrl_align.runtime.huggingface import find_model, load_model
+def real_folder():
+    """Where `make model` writes, or what $JAXRL_ALIGN_MODEL names; a test that needs it is slow."""
+    from jaxrl_align.runtime.huggingface import find_model
 
     pytest.importorskip("safetensors")
     try:
-        folder = find_model()
+        return find_model()
     except ValueError as error:
         pytest.skip(str(error))
-    return load_model(folder)
+
+
+@pytest.fixture(scope="session")
+def real_model(real_folder):
+    """The model in that folder."""
+    from jaxrl_align.runtime.huggingface import load_model
+
+    return load_model(real_folder)

@@ -1,5 +1,8 @@
 """Packed kernels; bitsandbytes' bytes come from `make_bitsandbytes_fixture`."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -243,3 +246,11 @@ def test_a_scanned_step_never_holds_the_dequantised_layers(remat):
     tokens = jax.ShapeDtypeStruct((2,), jnp.int32)
     compiled = jax.jit(jax.grad(loss)).lower(part, base, constants, tokens).compile()
     assert compiled.memory_analysis().temp_size_in_bytes <= 1.5 * 512 * 2048 * 4
+
+
+@pytest.mark.slow
+def test_a_published_model_is_loaded_and_tuned_in_little_memory(real_folder):
+    """SmolLM2-135M, LoRA on every linear layer, 8 rows of 128; plain, its weights alone take 0.54 GB."""
+    program = [sys.executable, "-m", "tests.runtime.qlora_program", str(real_folder)]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) < 1.2e9
