@@ -4,6 +4,7 @@ from jaxrl_align.data.annotators import PlainProse, compare
 from jaxrl_align.data.blimp import Paradigm, load_blimp
 from jaxrl_align.data.books import childrens_books, hold_out_first, passages, read_books
 from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.data.consensus import Consensus, Votes, dawid_skene, log_odds, majority, read_votes
 from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences, tiny_shakespeare
 from jaxrl_align.data.files import DataFile, find_file
 from jaxrl_align.data.images import (
@@ -34,12 +35,13 @@ from jaxrl_align.data.tokenizers import (
 
 # fmt: off
 __all__ = [
-    "ChatTemplate", "Cloze", "DataFile", "Demonstrations", "Images", "Packed", "Paradigm", "PlainProse",
-    "Split", "Tokenizer", "byte_tokenizer", "character_tokenizer", "childrens_books", "choose_labelled",
-    "compare", "cut_sentences", "epochs_per_source", "find_file", "hold_out_first", "left_pad",
-    "load_blimp", "load_digits", "load_idx_folder", "load_mnist", "load_photo_patches", "load_tokenizer",
-    "normalise_weights", "open_tokens", "pack", "paragraphs", "passages", "python_topics", "read_books",
-    "read_idx", "read_text", "right_pad", "save_tokenizer", "sentences", "stream_rows",
-    "tiny_shakespeare", "train_bpe", "write_tokens",
+    "ChatTemplate", "Cloze", "Consensus", "DataFile", "Demonstrations", "Images", "Packed", "Paradigm",
+    "PlainProse", "Split", "Tokenizer", "Votes", "byte_tokenizer", "character_tokenizer", "childrens_books",
+    "choose_labelled", "compare", "cut_sentences", "dawid_skene", "epochs_per_source", "find_file",
+    "hold_out_first", "left_pad", "load_blimp", "load_digits", "load_idx_folder", "load_mnist",
+    "load_photo_patches", "load_tokenizer", "log_odds", "majority", "normalise_weights", "open_tokens",
+    "pack", "paragraphs", "passages", "python_topics", "read_books", "read_idx", "read_text", "read_votes",
+    "right_pad", "save_tokenizer", "sentences", "stream_rows", "tiny_shakespeare", "train_bpe",
+    "write_tokens",
 ]
 # fmt: on
