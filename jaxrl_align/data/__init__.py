@@ -17,6 +17,7 @@ from jaxrl_align.data.images import (
     load_photo_patches,
     read_idx,
 )
+from jaxrl_align.data.labelled_texts import Labelled, LabelledSplits, load_sst2, load_trec, read_labelled
 from jaxrl_align.data.mixtures import epochs_per_source, normalise_weights
 from jaxrl_align.data.packing import Packed, pack
 from jaxrl_align.data.probes import Cloze
@@ -35,13 +36,14 @@ from jaxrl_align.data.tokenizers import (
 
 # fmt: off
 __all__ = [
-    "ChatTemplate", "Cloze", "Consensus", "DataFile", "Demonstrations", "Images", "Packed", "Paradigm",
-    "PlainProse", "Split", "Tokenizer", "Votes", "byte_tokenizer", "character_tokenizer", "childrens_books",
-    "choose_labelled", "compare", "cut_sentences", "dawid_skene", "epochs_per_source", "find_file",
-    "hold_out_first", "left_pad", "load_blimp", "load_digits", "load_idx_folder", "load_mnist",
-    "load_photo_patches", "load_tokenizer", "log_odds", "majority", "normalise_weights", "open_tokens",
-    "pack", "paragraphs", "passages", "python_topics", "read_books", "read_idx", "read_text", "read_votes",
-    "right_pad", "save_tokenizer", "sentences", "stream_rows", "tiny_shakespeare", "train_bpe",
-    "write_tokens",
+    "ChatTemplate", "Cloze", "Consensus", "DataFile", "Demonstrations", "Images", "Labelled",
+    "LabelledSplits", "Packed", "Paradigm", "PlainProse", "Split", "Tokenizer", "Votes",
+    "byte_tokenizer", "character_tokenizer", "childrens_books", "choose_labelled", "compare",
+    "cut_sentences", "dawid_skene", "epochs_per_source", "find_file", "hold_out_first", "left_pad",
+    "load_blimp", "load_digits", "load_idx_folder", "load_mnist", "load_photo_patches", "load_sst2",
+    "load_tokenizer", "load_trec", "log_odds", "majority", "normalise_weights", "open_tokens", "pack",
+    "paragraphs", "passages", "python_topics", "read_books", "read_idx", "read_labelled", "read_text",
+    "read_votes", "right_pad", "save_tokenizer", "sentences", "stream_rows", "tiny_shakespeare",
+    "train_bpe", "write_tokens",
 ]
 # fmt: on
