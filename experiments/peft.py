@@ -232,7 +232,8 @@ def draw(path: Any, tables: dict[str, dict[str, Any]], title: str) -> None:
                 color = plots.COLORS[KINDS.index(kind_of(way))]
                 half = None if np.isnan(half) else half
                 ax.errorbar(row["parameters"], mean, half, marker="o", markersize=4, capsize=2, color=color)
-                where = {"xytext": (4, 4 if k % 2 else -10), "textcoords": "offset points"}
+                x, y, side = ((5, 5, "left"), (5, -11, "left"), (-5, 5, "right"), (-5, -11, "right"))[k % 4]
+                where = {"xytext": (x, y), "textcoords": "offset points", "ha": side}
                 ax.annotate(way, (row["parameters"], mean), fontsize=7, **where)
             ax.set(xscale="log", xlabel="trained parameters", ylabel=label, title=f"{task}: {what}")
             if what == "forgetting":
