@@ -10,16 +10,17 @@ compiled program's temporaries but for the gradients, `peak` the process' larges
 one's:
 
                  weights  optimiser  gradients  activations    peak
-    full             538      1,076        538        1,010   3,517
-    LoRA             558         39         20        1,015   2,000
-    LoRA bf16        289         39         20        1,573   2,294
-    QLoRA            188         39         20        1,015   1,737
-    QLoRA bf16       131         39         20        1,148   1,773
+    full             538      1,076        538          725   3,268
+    LoRA             558         39         20          730   1,734
+    LoRA bf16        289         39         20        1,288   2,061
+    QLoRA            188         39         20          730   1,439
+    QLoRA bf16       131         39         20          864   1,563
 
 so LoRA does away with the optimiser's and the gradients' share, and QLoRA with up to 76% of the weights', of
 which the embeddings stay plain. At this size the activations (the logits over 49,152 words above all) decide,
-and the peak no more than halves. 16 bits cost memory on a CPU, where XLA makes 32-bit copies of all layers'
-kernels: of 16-bit LoRA the activations are not an accelerator's. Packed kernels have no such copies.
+and QLoRA's peak is still 44% of full tuning's. 16 bits cost memory on a CPU, where XLA makes 32-bit copies of
+all layers' kernels: of 16-bit LoRA the activations are not an accelerator's. Packed kernels have no such
+copies.
 
 Llama's shapes, 1 x 512 tokens, layers recomputed, rank 64: a step compiled for the shapes and not run, in GB:
 
