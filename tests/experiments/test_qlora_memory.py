@@ -31,6 +31,7 @@ def test_two_one_sided_tests():
         quality.equivalence([0.1], 0.02)
 
 
+@pytest.mark.slow
 def test_errors_on_gaussian_weights_are_those_published():
     found = quality.gaussian_errors(512)
     published = {"NF4": 0.0919, "NF4 + DQ": 0.0920, "Int4": 0.1076, "FP4": 0.1219}
@@ -40,6 +41,7 @@ def test_errors_on_gaussian_weights_are_those_published():
     assert {how: kernels[how] for how in published} == pytest.approx(published, abs=3e-3)
 
 
+@pytest.mark.slow
 def test_bytes_by_hand():
     """Adapters of rank 4 on 7 layers; float32 has 4 bytes, NF4 .127 bits of scales beside its 4 bits."""
     found = {
@@ -68,6 +70,7 @@ def test_llamas_shapes_have_as_many_weights_as_published():
     )
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
     pytest.importorskip("safetensors")
     from jaxrl_align.runtime.huggingface import save_model
@@ -83,6 +86,7 @@ def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
         memory.in_child(config, str(tmp_path / "none"), "full")
 
 
+@pytest.mark.slow
 def test_lora_and_qlora_are_held_against_each_other():
     """On the same batches; over kernels that 4 bits hold exactly they end alike."""
     task = load("peft_task")
