@@ -152,6 +152,17 @@ class Comparisons(NamedTuple):
     rejected: Answers
 
 
+class Rankings(NamedTuple):
+    """Up to K answers to each query, best first, with the annotator's places."""
+
+    answers: Answers
+    """[B, K, L]."""
+    ranks: jax.Array
+    """[B, K] int32, 1 for the best; equal places are ties, and padding has place K + 1."""
+    mask: jax.Array
+    """[B, K] 1 for an answer, 0 for padding, which repeats the query's first answer."""
+
+
 class MDP(NamedTuple):
     """A finite Markov decision process `(S, A, T, R, gamma)`; a terminal state absorbs and pays nothing.
 

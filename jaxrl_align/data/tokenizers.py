@@ -128,13 +128,47 @@ class Tokenizer:
             last = end
         return encoding.ids, said
 
+    def encode_reply(
+        self, messages: Sequence[Mapping[str, Any]], reply: Sequence[Mapping[str, Any]], **variables: Any
+    ) -> tuple[list[int], list[int]]:
+        """Return the token ids of a conversation up to the assistant's next turn, and those of that turn.
+
+        The two texts are encoded apart, so that no token reaches over the border.
+
+        Args:
+          messages: as `encode_chat`'s.
+          reply: the messages that follow, the assistant's first; the template ends them as it ends any turn.
+          variables: as `encode_chat`'s.
+
+        Raises:
+          ImportError, ValueError: as `encode_chat`; ValueError if the template writes `messages` otherwise
+            before a reply than where it asks for one.
+        """
+        template = self._demand_template()
+        asked = template.render(messages, add_generation_prompt=True, **variables)
+        whole = template.render([*messages, *reply], **variables)
+        if not whole.startswith(asked):
+            raise ValueError(
+                "the chat template must write a conversation alike before a reply and where it asks for one; "
+                f"got {asked[-40:]!r} where it asks; edit the template, or pass what it reads, such as "
+                "enable_thinking=False"
+            )
+        return self._encode_marked(asked).ids, self._encode_marked(whole[len(asked) :]).ids
+
     def _encode_chat(self, messages: Any, variables: Mapping[str, Any]) -> tuple[Any, list[tuple[int, int]]]:
+        text, spans = self._demand_template().render_spans(messages, **variables)
+        return self._encode_marked(text), spans
+
+    def _demand_template(self) -> ChatTemplate:
         if self.chat_template is None:
             raise ValueError("this tokenizer has no chat template; load one that has, or pass chat_template")
-        text, spans = self.chat_template.render_spans(messages, **variables)
+        return self.chat_template
+
+    def _encode_marked(self, text: str) -> Any:
+        """Encode what a template wrote: a special token that it spells is one."""
         self._backend.encode_special_tokens = False
         try:
-            return self._backend.encode(text, add_special_tokens=False), spans
+            return self._backend.encode(text, add_special_tokens=False)
         finally:
             self._backend.encode_special_tokens = True
 
