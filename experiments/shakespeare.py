@@ -4,8 +4,8 @@ Claim: 0.8 million weights learn the plays within minutes on a CPU; nanoGPT's RE
 loss of 1.88 for this size (4 layers of 128, 4 heads, 64 characters, batches of 12, 2,000 steps, no
 dropout).
 
-Measured (`python experiments/shakespeare.py`, 4 seeds side by side, two shared CPU cores, 5 min): 1.772 +-
-0.033 nats a character (95% t interval; 1.7636 1.8025 1.7580 1.7637) on all of the held-out tenth, 2.556
+Measured (`python experiments/shakespeare.py`, 4 seeds side by side, two shared CPU cores, 5 min): 1.769 +-
+0.035 nats a character (95% t interval; 1.7583 1.8009 1.7510 1.7638) on all of the held-out tenth, 2.551
 bits a byte. With nanoGPT's rate of 1e-3 and b2 = 0.95 it was 1.913 +- 0.010: the rate makes the difference,
 so 3e-3 and nanoGPT's b2 = 0.99 are the defaults. The rate falls linearly to 0 and weights do not decay,
 where nanoGPT has a cosine to a tenth and a decay of 0.1 (`--learning-rate 1e-3 --decay cosine
