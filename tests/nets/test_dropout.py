@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.align.reward_model import RewardHParams, init_reward_params, make_reward_learner
-from jaxrl_align.nets import init_lora, overlay, with_dropout
+from jaxrl_align.nets import TransformerConfig, init_lora, make_transformer, overlay, with_dropout
 from jaxrl_align.nets.blocks import Linear
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, next_token_objective
 from jaxrl_align.pretrain.text_classification import (
@@ -78,14 +78,18 @@ def test_nothing_is_drawn_without_a_rate_or_without_the_call():
     np.testing.assert_array_equal(read(overlay(rated, part)), read(plain))
 
 
+TINY = make_transformer(
+    TransformerConfig(20, width=8, layers=1, heads=1, context=8, norm="none", feed_forward="none")
+)
+TINY_PARAMS = disturb(TINY.init(KEY), jax.random.key(5), 0.5)
 TOKENS = jnp.tile(jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]]), (4, 1))
 ONES = jnp.ones(TOKENS.shape)
 TEXTS = TokenBatch(TOKENS, ONES, ONES)
 
 
 def test_equal_rows_drop_different_inputs_in_parts_of_a_batch_as_in_the_whole():
-    base, part = tuned(PARAMS, RATE)
-    objectives = (next_token_objective(LM, microbatches=n) for n in (1, 2))
+    base, part = tuned(TINY_PARAMS, RATE)
+    objectives = (next_token_objective(TINY, microbatches=n) for n in (1, 2))
     whole, parts = (jax.jit(lambda batch, o=o: o(part, base, batch, KEY, None)[0]) for o in objectives)
     one_row = lambda i: TEXTS._replace(predict=ONES * (jnp.arange(4) == i)[:, None])
     singles = [float(whole(one_row(i))) for i in range(4)]
@@ -94,28 +98,28 @@ def test_equal_rows_drop_different_inputs_in_parts_of_a_batch_as_in_the_whole():
 
 
 def lm_case(base, part):
-    return make_lm_learner(LM), LMHParams(1e-3), base, part, TEXTS
+    return make_lm_learner(TINY), LMHParams(1e-3), base, part, TEXTS
 
 
 def classifier_case(base, part):
-    whole = attach_head(LM, base, 2)
+    whole = attach_head(TINY, base, 2)
     texts = LabelledText(TOKENS, ONES, jnp.array([0, 1, 0, 1]))
     head = jax.tree.map(lambda x: x + 0.1, whole["head"])
     head["kernel"] = head["kernel"].at[:, 0].add(jnp.linspace(-1, 1, head["kernel"].shape[0]))
-    learner = make_text_classifier(LM, 2)
+    learner = make_text_classifier(TINY, 2)
     return learner, TextClassifierHParams(1e-3), whole | {"head": head}, {"lm": part}, texts
 
 
 def reward_case(base, part):
-    whole = init_reward_params(jax.random.key(9), LM, base)
+    whole = init_reward_params(jax.random.key(9), TINY, base)
     pairs = Comparisons(Answers(TOKENS, ONES, ONES), Answers(TOKENS[:, ::-1], ONES, ONES))
-    return make_reward_learner(LM), RewardHParams(1e-3), whole, {"lm": part}, pairs
+    return make_reward_learner(TINY), RewardHParams(1e-3), whole, {"lm": part}, pairs
 
 
 @pytest.mark.parametrize("case", [lm_case, classifier_case, reward_case])
 def test_the_learners_of_texts_draw_anew_at_every_step(case):
     """From states that differ in their key alone."""
-    learner, hparams, base, part, batch = case(*tuned(PARAMS, RATE))
+    learner, hparams, base, part, batch = case(*tuned(TINY_PARAMS, RATE))
     state = learner.init(KEY, hparams, params=part)
     step = jax.jit(lambda key: learner.step(state._replace(key=key), batch, base)[1]["loss"])
     first, again, other = (float(step(jax.random.key(i))) for i in (1, 1, 2))

@@ -19,7 +19,11 @@ from tests.runtime.make_peft_folders import FIXTURE, KEPT, draw_adapter, draw_pa
 from tests.runtime.test_huggingface import assert_same, make_folder, save_file
 
 FIXTURES = json.loads(FIXTURE.read_text(encoding="utf-8"))["cases"]
-EVERY = [(name, kind) for name, kinds in FIXTURES.items() for kind in kinds]
+EVERY = [
+    pytest.param(name, kind, marks=[] if name in ("gpt2", "llama_biased") else pytest.mark.slow)
+    for name, kinds in FIXTURES.items()
+    for kind in kinds
+]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
