@@ -81,7 +81,7 @@ def test_nothing_is_drawn_without_a_rate_or_without_the_call():
 TINY = make_transformer(
     TransformerConfig(20, width=8, layers=1, heads=1, context=8, norm="none", feed_forward="none")
 )
-TINY_PARAMS = disturb(TINY.init(KEY), jax.random.key(5), 0.5)
+TINY_PARAMS = jax.jit(lambda key: disturb(TINY.init(key), jax.random.key(5), 0.5))(KEY)
 TOKENS = jnp.tile(jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]]), (4, 1))
 ONES = jnp.ones(TOKENS.shape)
 TEXTS = TokenBatch(TOKENS, ONES, ONES)
