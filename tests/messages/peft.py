@@ -126,6 +126,10 @@ ROWS = {
         whole(without=[WEIGHTS]),
         "holds no adapter_model.safetensors; give the folder of a saved",
     ),
+    "a model's weights instead": (
+        whole(without=[WEIGHTS], beside=["model.safetensors.index.json"]),
+        "holds no adapter_model.safetensors",
+    ),
     "a pickle": (
         whole(without=[WEIGHTS], beside=["adapter_model.bin"]),
         r"holds pickled weights \(adapter_model.bin\), which could run any code and are never opened",
