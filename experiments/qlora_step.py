@@ -1,12 +1,10 @@
 """The memory of one fine-tuning step, in a process of its own so that no other's peak is in its figures.
 
-`python experiments/qlora_step.py --way qlora` prints one line of JSON: what `qlora_memory.py` asks for.
+`python experiments/qlora_step.py --way QLoRA` prints one line of JSON: what `qlora_memory.py` asks for.
 """
 
 import gc
 import json
-import resource
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +20,7 @@ from jaxrl_align.nets.transformer import LanguageModel, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import find_model, load_model
+from jaxrl_align.runtime.metrics import peak_memory
 from jaxrl_align.types import Learner, Params, TokenBatch
 
 WAYS = ("full", "LoRA", "LoRA bf16", "QLoRA", "QLoRA bf16")
@@ -125,16 +124,10 @@ def reset_peak() -> bool:
     return True
 
 
-def peak() -> int:
-    """Return the process' largest resident size in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def main(config: Config) -> None:
     """Load, begin, compile, take some steps; print the memory of each."""
     jax.block_until_ready(jnp.ones(1))
-    empty = peak()
+    empty = peak_memory()
     quantise = "nf4" if config.way.startswith("QLoRA") else None
     model = load_model(config.model or find_model(), quantise=quantise)
     lm, frozen, part = start(config.way, make_transformer(model.config), model.params, config.rank)
@@ -150,8 +143,8 @@ def main(config: Config) -> None:
     for _ in range(config.steps):
         state, metrics = compiled(state, batch, frozen)
         loss = float(metrics["loss"])
-    names = {"empty process": empty, "resident": peak(), "peak is of the steps alone": reset, "loss": loss}
-    print(json.dumps(found | names))
+    peaks = {"empty process": empty, "resident": peak_memory(), "peak is of the steps alone": reset}
+    print(json.dumps(found | peaks | {"loss": loss}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from jaxrl_align.runtime.metrics import (
     interquartile_text,
     mean_interval,
     mean_text,
+    peak_memory,
     read_metrics,
 )
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_curves, save_figure
@@ -19,7 +20,7 @@ from jaxrl_align.runtime.plots import curve_with_interval, figure, save_curves, 
 __all__ = [
     "History", "MembersConfig", "RunFolder", "Trained", "cross_rates", "curve_with_interval", "figure",
     "fingerprint", "interquartile_mean", "interquartile_text", "latest_step", "mean_interval",
-    "mean_text", "open_run", "read_metrics", "restore", "run", "save", "save_curves", "save_figure",
-    "shard_members", "train_members", "use_cpu_devices", "with_data",
+    "mean_text", "open_run", "peak_memory", "read_metrics", "restore", "run", "save", "save_curves",
+    "save_figure", "shard_members", "train_members", "use_cpu_devices", "with_data",
 ]
 # fmt: on

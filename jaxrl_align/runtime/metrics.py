@@ -4,6 +4,9 @@ import functools
 import json
 import math
 import os
+import re
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +185,16 @@ def _two_sided_probability(theta: float, degrees: int) -> float:
         total += term
         term *= math.cos(theta) ** 2 * k / (k + 1)
     return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
+
+
+def peak_memory() -> int:
+    """Return the largest resident size in bytes that this process has had.
+
+    Linux: its own. Elsewhere it may include what the parent held when it started this process, as `getrusage`
+    counts it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))):
+        return 1024 * int(found[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,3 +104,17 @@ def test_interquartile_mean_drops_a_quarter_at_each_end():
     assert interquartile_mean([7.0]) == (7.0, 7.0, 7.0)
     with pytest.raises(ValueError, match="got shape"):
         interquartile_mean([])
+
+
+def test_the_peak_of_memory_is_the_process_own():
+    """A child of a process that holds much does not count it; what it frees again is counted."""
+    program = (
+        "import numpy as np; from jaxrl_align.runtime import peak_memory\n"
+        "before = peak_memory(); np.ones(25_000_000); print(before, peak_memory())"
+    )
+    held = np.ones(100_000_000)
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert held.nbytes > 8e8 and 1.9e8 < after - before < 3e8
+    if sys.platform == "linux":
+        assert after < 8e8

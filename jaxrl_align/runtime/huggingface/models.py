@@ -250,7 +250,8 @@ def save_model(
     Args:
       folder: a new name; its parent exists.
       config: a shape that one of the families can hold.
-      params: its parameters, all float32 or all bfloat16; merge an adapter first (`merge_lora`).
+      params: its parameters, all float32 or all bfloat16; merge an adapter first (`nets.merge`), or
+        save it apart (`save_adapter`).
       stop_tokens: the tokens that end a text.
       tokenizer: is written beside the weights.
 
