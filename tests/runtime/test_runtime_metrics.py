@@ -110,11 +110,11 @@ def test_the_peak_of_memory_is_the_process_own():
     """A child of a process that holds much does not count it; what it frees again is counted."""
     program = (
         "import numpy as np; from jaxrl_align.runtime import peak_memory\n"
-        "before = peak_memory(); np.ones(25_000_000); print(before, peak_memory())"
+        "before = peak_memory(); np.ones(50_000_000); print(before, peak_memory())"
     )
     held = np.ones(100_000_000)
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
     before, after = map(int, done.stdout.split())
-    assert held.nbytes > 8e8 and 1.9e8 < after - before < 3e8
+    assert held.nbytes >= 8e8 and 3e8 < after - before < 4.5e8
     if sys.platform == "linux":
         assert after < 8e8
