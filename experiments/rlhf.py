@@ -27,7 +27,7 @@ from jaxrl_align.actors.text import Frozen
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy
 from jaxrl_align.checks import check_divides
-from jaxrl_align.data.annotators import compare
+from jaxrl_align.feedback.annotators import compare
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows
 from jaxrl_align.runtime import cli

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         data,
         envs,
         evaluate,
+        feedback,
         learner,
         losses,
         nets,
@@ -28,8 +29,8 @@ __version__ = version("jaxrl-align")
 
 # fmt: off
 __all__ = [
-    "__version__", "actors", "align", "data", "envs", "evaluate", "learner", "losses", "nets", "pretrain",
-    "rl", "runtime", "text", "types",
+    "__version__", "actors", "align", "data", "envs", "evaluate", "feedback", "learner", "losses", "nets",
+    "pretrain", "rl", "runtime", "text", "types",
 ]
 # fmt: on
 

@@ -13,8 +13,8 @@ and with two torch threads, the better of each round counts; medians and the ran
                          sampled   6,960; 1,130 and 1,060: 6.1 times [3.8, 6.5]
     training, AdamW                28,700 tokens/s; trl 10,100 and 15,500: 1.77 times [1.66, 1.89]
 
-Since training was measured, attention and norms are recomputed in the backward pass: a third less memory,
-and at this size 0.91 [0.89, 0.99] of the speed (6 paired rounds, 4 layers of 256); generation as before.
+Since training was measured, attention and norms are recomputed in the backward pass: two thirds of the
+memory, and 1.001 [0.984, 1.007] of the speed (14 paired rounds on an idle machine, 4 layers of 256).
 
 So the factor of 3 is missed at batch 32 beside two torch threads, and reached beside one. The floor is the
 work over this machine's own rates at these shapes: at batch 32 4.0 ms for the prompts (1.71 GFLOP at 429 a

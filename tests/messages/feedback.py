@@ -5,7 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from jaxrl_align import data
+from jaxrl_align import data, feedback
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 RANKING = {"prompt": "p", "completions": ["a", "b", "c"], "ranking": [1, 2, 3]}
@@ -171,7 +171,7 @@ def read(*rows, name="rows.jsonl", change=lambda content: content, **options):
     with tempfile.TemporaryDirectory() as folder:
         lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
         (Path(folder) / name).write_bytes(change(b"".join(line + b"\n" for line in lines)))
-        return data.read_feedback(Path(folder) / name, **options)
+        return feedback.read_feedback(Path(folder) / name, **options)
 
 
 def cut_gzip(content):
@@ -180,7 +180,7 @@ def cut_gzip(content):
 
 MANY = [PAIR | {"prompt": str(i) * (i % 7)} for i in range(1000)]
 BYTES = data.byte_tokenizer()
-ONE = data.Comparison("p", "chosen", "r", source="rows.jsonl:4")
+ONE = feedback.Comparison("p", "chosen", "r", source="rows.jsonl:4")
 CASES = {
     f"feedback: {what}": (
         lambda g=good, b=bad, k=kind: read(g, b, kind=k),
@@ -190,7 +190,7 @@ CASES = {
     for what, (good, bad, kind, says) in BAD_ROWS.items()
 } | {
     "feedback: no file": (
-        lambda: data.read_feedback("none.jsonl"),
+        lambda: feedback.read_feedback("none.jsonl"),
         ValueError,
         "found none at none.jsonl; check",
     ),
@@ -244,42 +244,42 @@ CASES = {
         r"fields must be of one kind .*; got text, x+\.\.\.; rename them",
     ),
     "feedback tokens: a completion cut away": (
-        lambda: data.encode_comparisons(BYTES, [ONE], length=7),
+        lambda: feedback.encode_comparisons(BYTES, [ONE], length=7),
         ValueError,
         "rows.jsonl:4: a completion of 7 tokens and one of its prompt must fit length=7; .*choose_fitting",
     ),
     "feedback tokens: none fit": (
-        lambda: data.choose_fitting(BYTES, [ONE], length=7),
+        lambda: feedback.choose_fitting(BYTES, [ONE], length=7),
         ValueError,
         "a row must fit length=7; got none of 1; first rows.jsonl:4: a completion of 7",
     ),
     "feedback tokens: length 1": (
-        lambda: data.encode_comparisons(BYTES, [ONE], length=1),
+        lambda: feedback.encode_comparisons(BYTES, [ONE], length=1),
         ValueError,
         "length must be at least 2, a token of each prompt and completion; got 1",
     ),
     "feedback tokens: no rows": (
-        lambda: data.encode_answers(BYTES, [], length=8),
+        lambda: feedback.encode_answers(BYTES, [], length=8),
         ValueError,
         "rows must be at least one; got none",
     ),
     "feedback tokens: another kind": (
-        lambda: data.encode_answers(BYTES, [ONE], length=8),
+        lambda: feedback.encode_answers(BYTES, [ONE], length=8),
         ValueError,
         "rows must be Rating or Label or Comment; got Comparison; each kind has its own encoder",
     ),
     "feedback tokens: an empty prompt": (
-        lambda: data.encode_comparisons(BYTES, [ONE._replace(prompt="")], length=8),
+        lambda: feedback.encode_comparisons(BYTES, [ONE._replace(prompt="")], length=8),
         ValueError,
         "rows.jsonl:4: prompt and completion must have a token each; got none of one",
     ),
     "feedback tokens: an unknown character": (
-        lambda: data.encode_comparisons(data.character_tokenizer("pcho"), [ONE], length=8),
+        lambda: feedback.encode_comparisons(data.character_tokenizer("pcho"), [ONE], length=8),
         ValueError,
         r"rows.jsonl:4: these characters are not in the vocabulary: \['e', 'n', 's'\]",
     ),
     "feedback tokens: no stop token": (
-        lambda: data.encode_comparisons(data.Tokenizer(BYTES._backend, {}), [ONE], length=8),
+        lambda: feedback.encode_comparisons(data.Tokenizer(BYTES._backend, {}), [ONE], length=8),
         ValueError,
         "rows.jsonl:4: the tokenizer must have a stop token; load_tokenizer",
     ),

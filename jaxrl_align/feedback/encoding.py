@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_align.data.feedback import (
+from jaxrl_align.data.tokenizers import Tokenizer, right_pad
+from jaxrl_align.feedback.fields import Messages, Text
+from jaxrl_align.feedback.rows import (
     Comment,
     Comparison,
     Correction,
@@ -24,8 +26,6 @@ from jaxrl_align.data.feedback import (
     Rating,
     Row,
 )
-from jaxrl_align.data.feedback_fields import Messages, Text
-from jaxrl_align.data.tokenizers import Tokenizer, right_pad
 from jaxrl_align.types import Answers, Comparisons, Rankings
 
 Side = tuple[list[int], list[int]]

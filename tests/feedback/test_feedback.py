@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jaxrl_align import data, losses
-from jaxrl_align.data import Comment, Comparison, Correction, Label, Ranking, Rating
+from jaxrl_align import data, feedback, losses
 from jaxrl_align.data.files import DATA_VARIABLE
+from jaxrl_align.feedback import Comment, Comparison, Correction, Label, Ranking, Rating
 from tests.messages.feedback import BAD_ROWS
 
 HARMLESS = Path(os.environ.get(DATA_VARIABLE, "")) / "preference" / "hh_rlhf_harmless-base_test.jsonl.gz"
@@ -105,7 +105,7 @@ def write(tmp_path):
 )
 def test_rows_of_every_format(fields, row, write):
     path = write(fields)
-    (got,), skipped = data.read_feedback(path)
+    (got,), skipped = feedback.read_feedback(path)
     assert got == row._replace(source=f"{path}:1") and type(got) is type(row) and not skipped
     if hasattr(got, "label"):
         assert isinstance(got.label, bool)
@@ -123,14 +123,14 @@ def test_rows_of_every_format(fields, row, write):
 )
 def test_the_prompt_of_a_dialogue_is_what_its_turns_have_in_common(chosen, rejected, prompt, write):
     chosen, rejected = (f"{HUMAN}Who?{BOT}{side}" for side in (chosen, rejected))
-    (row,), _ = data.read_feedback(write({"chosen": chosen, "rejected": rejected}))
+    (row,), _ = feedback.read_feedback(write({"chosen": chosen, "rejected": rejected}))
     assert row.prompt == prompt
     assert (row.prompt + row.chosen, row.prompt + row.rejected) == (chosen, rejected)
 
 
 def test_a_correction_is_a_comparison_too():
     row = Correction("p", "was", "is", "ann", "f:3")
-    assert data.compare_correction(row) == Comparison("p", "is", "was", 0.0, "ann", "f:3")
+    assert feedback.compare_correction(row) == Comparison("p", "is", "was", 0.0, "ann", "f:3")
 
 
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -152,20 +152,20 @@ def test_bad_rows_are_counted_and_named_by_line(suffix, write):
         packed = path.with_name("rows.jsonl.gz")
         packed.write_bytes(gzip.compress(path.read_bytes()))
         path = packed
-    rows, skipped = data.read_feedback(path, skip_bad_rows=True)
+    rows, skipped = feedback.read_feedback(path, skip_bad_rows=True)
     assert [row.source for row in rows] == [f"{path}:1", f"{path}:5"]
     assert rows[0] == Comparison("p", "c", "r", source=f"{path}:1")
     assert [message.split(": ")[0] for message in skipped] == [f"{path}:{line}" for line in (3, 4, 6)]
     assert "rejected is empty" in skipped[2]
     with pytest.raises(ValueError, match=":3: the row must be JSON, one object a line"):
-        data.read_feedback(path)
+        feedback.read_feedback(path)
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_every_bad_row_may_be_skipped(name, write):
     good, bad, kind, says = BAD_ROWS[name]
     path = write(good, bad, good)
-    rows, (message,) = data.read_feedback(path, kind, skip_bad_rows=True)
+    rows, (message,) = feedback.read_feedback(path, kind, skip_bad_rows=True)
     assert [row.source for row in rows] == [f"{path}:1", f"{path}:3"]
     assert message.startswith(f"{path}:2: ")
 
@@ -173,9 +173,9 @@ def test_every_bad_row_may_be_skipped(name, write):
 def test_an_ambiguous_file_is_read_when_its_kind_is_named(write):
     fields = {"prompt": "p", "completion": "c", "score": 2, "label": False}
     path = write(fields)
-    assert data.read_feedback(path, "rating").rows == [Rating("p", "c", 2.0, source=f"{path}:1")]
-    assert data.read_feedback(path, "label").rows == [Label("p", "c", False, source=f"{path}:1")]
-    narrow = data.read_feedback(path, "rating", scale=(-2.5, 2)).rows
+    assert feedback.read_feedback(path, "rating").rows == [Rating("p", "c", 2.0, source=f"{path}:1")]
+    assert feedback.read_feedback(path, "label").rows == [Label("p", "c", False, source=f"{path}:1")]
+    narrow = feedback.read_feedback(path, "rating", scale=(-2.5, 2)).rows
     assert narrow[0].score == 2.0, "both ends of the scale are on it"
 
 
@@ -183,7 +183,7 @@ def test_the_first_row_sets_the_kind_even_if_it_is_bad(write):
     path = write(
         {"prompt": "p", "completion": "c", "score": 11}, GOOD, {"prompt": "p", "completion": "c", "score": 10}
     )
-    rows, skipped = data.read_feedback(path, skip_bad_rows=True)
+    rows, skipped = feedback.read_feedback(path, skip_bad_rows=True)
     assert [row.source for row in rows] == [f"{path}:3"] and len(skipped) == 2
     assert "a rating must have the fields completion and score" in skipped[1]
 
@@ -204,7 +204,7 @@ def lists(answers):
 
 def test_nothing_merges_over_the_border_and_each_side_has_its_mask(greedy):
     rows = [Comparison("xa", "bx", "b"), Comparison("a", "ab", "x")]
-    chosen, rejected = data.encode_comparisons(greedy, rows, length=6)
+    chosen, rejected = feedback.encode_comparisons(greedy, rows, length=6)
     assert lists(chosen.tokens) == [[4, 2, 3, 4, 1, 0], [2, 5, 1, 0, 0, 0]]
     assert lists(chosen.real) == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
     assert lists(chosen.response) == [[0, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0]]
@@ -216,28 +216,28 @@ def test_nothing_merges_over_the_border_and_each_side_has_its_mask(greedy):
 
 def test_a_long_prompt_keeps_its_end_and_both_sides_see_the_same(greedy):
     """Five of the prompt's tokens would fit before the shorter answer; four fit before the longer one."""
-    chosen, rejected = data.encode_comparisons(greedy, [Comparison("xxaxaxa", "b", "bx")], length=7)
+    chosen, rejected = feedback.encode_comparisons(greedy, [Comparison("xxaxaxa", "b", "bx")], length=7)
     assert lists(chosen.tokens) == [[4, 2, 4, 2, 3, 1, 0]]
     assert lists(rejected.tokens) == [[4, 2, 4, 2, 3, 4, 1]]
     assert lists(chosen.response) == [[0, 0, 0, 0, 1, 1, 0]]
     assert lists(rejected.response) == [[0, 0, 0, 0, 1, 1, 1]]
-    whole = data.encode_answers(greedy, [Rating("xa", "bx", 3.0)], length=5)
+    whole = feedback.encode_answers(greedy, [Rating("xa", "bx", 3.0)], length=5)
     assert lists(whole.tokens) == [[4, 2, 3, 4, 1]] and whole.real.all()
 
 
 def test_the_longest_completion_that_fits_leaves_one_token_of_its_prompt(greedy):
     rows = [Label("xxa", "xxx", True, source="f:1"), Label("xxa", "xxxx", True, source="f:2")]
-    assert lists(data.encode_answers(greedy, rows[:1], length=5).tokens) == [[2, 4, 4, 4, 1]]
-    kept, skipped = data.choose_fitting(greedy, rows, length=5)
+    assert lists(feedback.encode_answers(greedy, rows[:1], length=5).tokens) == [[2, 4, 4, 4, 1]]
+    kept, skipped = feedback.choose_fitting(greedy, rows, length=5)
     assert kept == rows[:1]
     (message,) = skipped
     assert message.startswith("f:2: a completion of 5 tokens and one of its prompt must fit length=5; allow")
     with pytest.raises(ValueError, match="f:2: a completion of 5"):
-        data.encode_answers(greedy, rows, length=5)
+        feedback.encode_answers(greedy, rows, length=5)
     correction = Correction("x", "a", "xxxx")
-    kept, skipped = data.choose_fitting(greedy, [correction, *rows], length=5)
+    kept, skipped = feedback.choose_fitting(greedy, [correction, *rows], length=5)
     assert kept == rows[:1] and skipped[0].startswith("row 0: a completion of 5")
-    assert not data.choose_fitting(greedy, [correction], length=6).skipped
+    assert not feedback.choose_fitting(greedy, [correction], length=6).skipped
 
 
 def test_rankings_are_ragged_best_first_and_keep_their_ties(greedy):
@@ -245,7 +245,7 @@ def test_rankings_are_ragged_best_first_and_keep_their_ties(greedy):
         Ranking("x", ["a", "b", "x"], [2, 1, 2]),
         Ranking("x", ["a", "x"], [2, 1]),
     ]
-    answers, ranks, mask = data.encode_rankings(greedy, rows, length=4)
+    answers, ranks, mask = feedback.encode_rankings(greedy, rows, length=4)
     assert answers.tokens.shape == answers.real.shape == answers.response.shape == (2, 3, 4)
     assert answers.tokens[:, :, 1].tolist() == [[3, 2, 4], [4, 2, 4]], "the padding repeats the best"
     assert answers.real.sum(-1).tolist() == [[3.0] * 3] * 2
@@ -267,10 +267,10 @@ def test_what_a_tokenizer_puts_around_a_text_goes_around_the_prompt_alone(greedy
     backend = tokenizers.Tokenizer.from_str(greedy._backend.to_str())
     backend.post_processor = tokenizers.processors.TemplateProcessing("<pad> $A", None, [("<pad>", 0)])
     row = Rating("xa", "b", 1.0)
-    answers = data.encode_answers(data.Tokenizer(backend), [row], length=6)
+    answers = feedback.encode_answers(data.Tokenizer(backend), [row], length=6)
     assert lists(answers.tokens) == [[0, 4, 2, 3, 1, 0]]
     assert lists(answers.real) == [[1, 1, 1, 1, 1, 0]], "the mask tells padding, not the token"
-    assert lists(data.encode_answers(data.Tokenizer(backend), [row], length=4).tokens) == [[4, 2, 3, 1]]
+    assert lists(feedback.encode_answers(data.Tokenizer(backend), [row], length=4).tokens) == [[4, 2, 3, 1]]
 
 
 TEMPLATE = (
@@ -295,7 +295,7 @@ def test_conversations_are_written_by_the_chat_template(chatty):
         Comparison([ASK, YES, ASK], [NO], [YES, ASK, NO]),
         Comparison("u", [YES], [NO]),
     ]
-    chosen, rejected = data.encode_comparisons(chatty, rows, length=32)
+    chosen, rejected = feedback.encode_comparisons(chatty, rows, length=32)
     asked = [turn, user, *answer("u")]
     prompt = [*asked, turn, bot, *answer("y"), *asked, turn, bot]
     expected = [*prompt, *answer("n")]
@@ -305,16 +305,16 @@ def test_conversations_are_written_by_the_chat_template(chatty):
     assert rejected.response[0].sum() == 2 + 4 + 4
     short = [*asked, turn, bot, *answer("y")]
     assert lists(chosen.tokens)[1][: len(short)] == short
-    label = data.encode_answers(chatty, [Label([ASK], "y", True)], length=32)
+    label = feedback.encode_answers(chatty, [Label([ASK], "y", True)], length=32)
     assert lists(label.tokens)[0][: len(short)] == short
-    plain = data.encode_answers(chatty, [Label("u", "<turn>", True)], length=32)
+    plain = feedback.encode_answers(chatty, [Label("u", "<turn>", True)], length=32)
     assert turn not in plain.tokens and plain.response.sum() == 7
 
 
 @pytest.mark.parametrize(("special", "padding"), [({"pad_token": "x"}, 4), ({}, 0)])
 def test_the_padding_is_the_tokenizers_own_if_it_has_one(special, padding, greedy):
     tokenizer = data.Tokenizer(greedy._backend, {"eos_token": "<stop>"} | special)
-    answers = data.encode_answers(tokenizer, [Rating("a", "b", 1.0)], length=5)
+    answers = feedback.encode_answers(tokenizer, [Rating("a", "b", 1.0)], length=5)
     assert lists(answers.tokens) == [[2, 3, 1, padding, padding]]
     assert lists(answers.real) == [[1, 1, 1, 0, 0]]
 
@@ -325,13 +325,13 @@ def test_a_conversation_ends_where_a_policy_stops(chatty):
         chatty._backend, chat_template=data.ChatTemplate(TEMPLATE.replace("<stop>", "<stop>|"))
     )
     row = Comparison([ASK], [YES, ASK, NO], [NO])
-    chosen, rejected = data.encode_comparisons(lines, [row], length=32)
+    chosen, rejected = feedback.encode_comparisons(lines, [row], length=32)
     (bar,), stop = chatty.encode("|"), chatty.stop_token
     said = chosen.tokens[0][chosen.response[0] > 0].tolist()
     assert said[-2:] == [*chatty.encode("n"), stop] and said.count(stop) == 3 and said.count(bar) == 2
     assert rejected.tokens[0][rejected.response[0] > 0].tolist() == [*chatty.encode("n"), stop]
     endless = data.Tokenizer(chatty._backend, {}, lines.chat_template)
-    whole = data.encode_answers(endless, [Label([ASK], [NO], True)], length=32)
+    whole = feedback.encode_answers(endless, [Label([ASK], [NO], True)], length=32)
     assert whole.tokens[0][whole.response[0] > 0].tolist() == [*chatty.encode("n"), stop, bar]
 
 
@@ -341,23 +341,23 @@ def test_a_template_that_leaves_the_answer_out_is_refused(chatty):
     with pytest.raises(
         ValueError, match="f:9: prompt and completion must have a token each; got none of one"
     ):
-        data.encode_answers(tokenizer, [Label([ASK], [YES], True, source="f:9")], length=32)
+        feedback.encode_answers(tokenizer, [Label([ASK], [YES], True, source="f:9")], length=32)
 
 
 def test_a_template_that_writes_a_prompt_in_two_ways_is_refused(chatty):
     row = Label([ASK], [YES], True, source="f:9")
     with pytest.raises(ValueError, match=r"f:9: the chat template must write a conversation alike .*'<turn>"):
-        data.encode_answers(chatty, [row], length=32, opening="<think>")
+        feedback.encode_answers(chatty, [row], length=32, opening="<think>")
     with pytest.raises(ValueError, match="f:9: this tokenizer has no chat template"):
-        data.encode_answers(data.byte_tokenizer(), [row], length=32)
+        feedback.encode_answers(data.byte_tokenizer(), [row], length=32)
 
 
 @pytest.mark.skipif(not HARMLESS.is_file(), reason="needs Anthropic's HH")
 def test_the_harmless_test_file():
     """Four of its 2,312 rows have an empty answer."""
     with pytest.raises(ValueError, match=r"gz:\d+: chosen is empty"):
-        data.read_feedback(HARMLESS)
-    rows, skipped = data.read_feedback(HARMLESS, skip_bad_rows=True)
+        feedback.read_feedback(HARMLESS)
+    rows, skipped = feedback.read_feedback(HARMLESS, skip_bad_rows=True)
     assert (len(rows), len(skipped)) == (2308, 4)
     with gzip.open(HARMLESS, "rt", encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
@@ -366,8 +366,8 @@ def test_the_harmless_test_file():
         assert row.prompt.endswith(BOT) and row.prompt + row.chosen == line["chosen"]
         assert row.prompt + row.rejected == line["rejected"]
     tokenizer = data.byte_tokenizer()
-    fitting, long = data.choose_fitting(tokenizer, rows[:200], length=512)
+    fitting, long = feedback.choose_fitting(tokenizer, rows[:200], length=512)
     assert len(fitting) + len(long) == 200 and len(long) > 10
-    chosen, rejected = data.encode_comparisons(tokenizer, fitting, length=512)
+    chosen, rejected = feedback.encode_comparisons(tokenizer, fitting, length=512)
     for row, tokens, response in zip(fitting, chosen.tokens, chosen.response, strict=True):
         assert tokenizer.decode(tokens[response > 0]) == row.chosen

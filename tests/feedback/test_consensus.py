@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrl_align.data import Votes, dawid_skene, log_odds, majority, read_votes
+from jaxrl_align.feedback import Votes, dawid_skene, log_odds, majority, read_votes
 
 
 def votes(*rows):

@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 
-from jaxrl_align.data.annotators import PlainProse, compare
+from jaxrl_align.feedback.annotators import PlainProse, compare
 
 CORPUS = ["the cat sees a dog and the dog sees the cat"] * 3 + ['call "print" or x.strip or len(y) if rare']
 

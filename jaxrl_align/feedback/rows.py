@@ -3,7 +3,7 @@
 feedback = read_feedback("comparisons.jsonl.gz", skip_bad_rows=True)
 print(len(feedback.rows), len(feedback.skipped))
 
-Every row has a `prompt` and the fields of its kind; `feedback_tokens` makes arrays of the rows.
+Every row has a `prompt` and the fields of its kind; `encoding` makes arrays of the rows.
 
 | kind | fields |
 |---|---|
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl_align.data.feedback_fields import (
+from jaxrl_align.feedback.fields import (
     Text,
     parse_completion,
     parse_number,
