@@ -23,8 +23,9 @@ import rlhf_setup
 from rlhf_report import STAGES, Samples, draw_losses, draw_path, draw_reward_model, report, show_samples
 from rlhf_setup import Setup
 
-from jaxrl_align.actors.text import Frozen
+from jaxrl_align.actors.text import Frozen, join
 from jaxrl_align.align import reward_model as rm
+from jaxrl_align.align.reward_learner import RewardHParams, make_reward_learner
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy
 from jaxrl_align.checks import check_divides
 from jaxrl_align.feedback.annotators import compare
@@ -127,7 +128,11 @@ def annotate(setup: Setup, params: Any) -> tuple[Comparisons, np.ndarray, Sample
     a, b = (setup.write(policy, params, prompts, setup.keys(purpose)) for purpose in (2, 3))
     rng = np.random.default_rng([config.seed, 2])
     first = compare(a.gold, b.gold, rng, temperature=config.annotator_temperature)
-    return rm.pair_answers(a.answers, b.answers, first), np.where(first, a.gold - b.gold, b.gold - a.gold), a
+    return (
+        rm.choose_completions(prompts, a.completions, b.completions, first),
+        np.where(first, a.gold - b.gold, b.gold - a.gold),
+        a,
+    )
 
 
 def learn_reward(
@@ -146,7 +151,7 @@ def learn_reward(
     measure = jax.jit(jax.vmap(lambda p, d: rm.score_margins(lm, rm.RewardModel(p), d)))
 
     def learner(data: Comparisons) -> Learner:
-        return rm.make_reward_learner(lm, sample_rows(data, batch_size=32), total_steps=config.reward_steps)
+        return make_reward_learner(lm, sample_rows(data, batch_size=32), total_steps=config.reward_steps)
 
     def evaluate(step: int, params: Any) -> None:
         folder.write_json(f"held_out_{step:05d}.json", measure(params, test))
@@ -157,10 +162,10 @@ def learn_reward(
     how = {"chunk": 20, "folder": folder, "label": "3/4 reward model", "show": ("loss", "accuracy")}
     how |= {"on_chunk": lambda step, state, _: evaluate(step, state.params)}
     how |= {"keys": keys, "params": start, "frozen": train}
-    hparams = rm.RewardHParams(config.reward_learning_rate)
+    hparams = RewardHParams(config.reward_learning_rate)
     trained = train_members(with_data(learner), hparams, config, config.reward_steps, **how)
-    fit = jax.jit(jax.vmap(lambda p, a: rm.normalise_scores(lm, rm.RewardModel(p), a.tokens, a.real)))
-    return fit(trained.state.params, samples.answers), read_steps(folder, "held_out")
+    fit = jax.jit(jax.vmap(lambda p, *text: rm.normalise_scores(lm, rm.RewardModel(p), *text)))
+    return fit(trained.state.params, samples.prompts, samples.completions), read_steps(folder, "held_out")
 
 
 def align(
@@ -180,14 +185,15 @@ def align(
         part, constants = jax.vmap(adapt)(lora_keys, params)
         reference = jax.vmap(overlay)(params, constants)
     start = jax.vmap(functools.partial(init_policy, setup.lm))(part)
-    score = jax.jit(jax.vmap(jax.vmap(setup.score, (None, 0, 0))))
+    read = lambda model, prompt, text: setup.score(model, *join(prompt, *text))
+    score = jax.jit(jax.vmap(jax.vmap(read, (None, 0, 0))))
     folder = folder.sub("rlhf")
 
     def evaluate(step: int, policy: Any) -> None:
         if step > 20 and step % 20:  # most of the way is made early
             return
         samples = setup.write(policy, reference, prompts, setup.keys(5))
-        scores = score(model, samples.answers.tokens, samples.answers.real)
+        scores = score(model, samples.prompts, samples.completions)
         rows = {"gold": samples.gold, "kl": samples.kl, "score": scores}
         folder.write_json(f"evaluation_{step:05d}.json", {k: np.mean(v, 1) for k, v in rows.items()})
 

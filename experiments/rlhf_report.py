@@ -7,7 +7,7 @@ import numpy as np
 from jaxrl_align.runtime import plots
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.metrics import mean_interval
-from jaxrl_align.types import Answers
+from jaxrl_align.types import PaddedTokens
 
 STAGES = ("pre-trained", "SFT", "RLHF")
 
@@ -15,8 +15,10 @@ STAGES = ("pre-trained", "SFT", "RLHF")
 class Samples(NamedTuple):
     """Answers of every member's policy: M members, N prompts."""
 
-    answers: Answers
-    """Each leaf [M, N, P + T], prompt and response."""
+    prompts: PaddedTokens
+    """[M, N, P]."""
+    completions: PaddedTokens
+    """[M, N, T]."""
     kl: np.ndarray
     """[M, N] nats, log pi - log pi_reference summed over the response."""
     gold: np.ndarray
@@ -93,7 +95,7 @@ def report(
         print(f"  {name:44}{value:.3f}")
     print(f"\n  {'':12}{'gold reward':>18}{'KL to SFT [nats]':>20}{'length [tokens]':>20}")
     for name, samples in written.items():
-        columns = {"gold": samples.gold, "kl": samples.kl, "length": samples.answers.response.sum(-1)}
+        columns = {"gold": samples.gold, "kl": samples.kl, "length": samples.completions.real.sum(-1)}
         results[name] = {column: mean_interval(values.mean(1)) for column, values in columns.items()}
         cells = (f"{mean:.2f} +- {half:.2f}" for mean, half in results[name].values())
         print(f"  {name:12}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, (18, 20, 20), strict=True)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from rlhf_report import Samples
 
-from jaxrl_align.actors.text import Frozen, answer, join
+from jaxrl_align.actors.text import Frozen, answer
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, make_rlhf_learner
 from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences
@@ -18,7 +18,7 @@ from jaxrl_align.feedback.annotators import PlainProse
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import sample_rows, sample_windows
 from jaxrl_align.text.generation import TextConfig
-from jaxrl_align.types import Answers, PaddedTokens
+from jaxrl_align.types import PaddedTokens
 
 SAMPLES = 256
 """Answers per member and evaluation; one program writes them all."""
@@ -76,15 +76,14 @@ class Setup:
 
     def _answer_member(
         self, policy: Any, reference: Any, prompts: PaddedTokens, keys: jax.Array
-    ) -> tuple[Answers, jax.Array]:
+    ) -> tuple[PaddedTokens, jax.Array]:
         frozen, no_score = Frozen(reference, None), lambda model, tokens, mask: 0.0
 
-        def one(prompt: PaddedTokens, key: jax.Array) -> tuple[Answers, jax.Array]:
+        def one(prompt: PaddedTokens, key: jax.Array) -> tuple[PaddedTokens, jax.Array]:
             trajectory, parts = answer(
                 self.lm, no_score, self.text, policy, frozen, prompt, key, 0.0, RLHFHParams()
             )
-            tokens, real = join(prompt, trajectory.action, trajectory.mask)
-            return Answers(tokens, real, real.at[: self.text.prompt_length].set(0.0)), parts["kl"]
+            return PaddedTokens(trajectory.action, trajectory.mask), parts["kl"]
 
         return jax.vmap(one)(prompts, jax.random.split(keys, len(prompts.tokens)))
 
@@ -99,12 +98,11 @@ class Setup:
             self._answer(policy, reference, jax.tree.map(lambda x, i=i: x[:, i], prompts), k)
             for i, k in zip(index, block_keys, strict=True)
         ]
-        answers, kl = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *parts)
-        stopped = ((answers.tokens == self.text.stop_token) & (answers.response > 0)).any(-1)
-        response = answers.tokens[:, :, self.text.prompt_length :]
-        texts = [[self.tokenizer.decode(row) for row in member] for member in response]
+        completions, kl = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :count], *parts)
+        stopped = ((completions.tokens == self.text.stop_token) & (completions.real > 0)).any(-1)
+        texts = [[self.tokenizer.decode(row) for row in member] for member in completions.tokens]
         gold = [
             [self.gold(text, bool(end)) for text, end in zip(*member, strict=True)]
             for member in zip(texts, stopped, strict=True)
         ]
-        return Samples(answers, kl, np.array(gold), texts)
+        return Samples(prompts, completions, kl, np.array(gold), texts)

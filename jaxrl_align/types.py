@@ -134,33 +134,43 @@ class TokenBatch(NamedTuple):
     """int32, the number of each token's document where several are packed into a row; None, one a row."""
 
 
-class Answers(NamedTuple):
-    """Queries with their responses, each leaf [B, L]; padded anywhere."""
-
-    tokens: jax.Array
-    """int32."""
-    real: jax.Array
-    """float, 1 for a token, 0 for padding."""
-    response: jax.Array
-    """float, 1 for a token of the response."""
-
-
 class Comparisons(NamedTuple):
-    """Pairs of answers to the same queries, of which an annotator preferred one."""
+    """Pairs of completions of the same prompts, of which an annotator preferred one."""
 
-    chosen: Answers
-    rejected: Answers
+    prompt: PaddedTokens
+    """[B, P], padded anywhere, as completions are."""
+    chosen: PaddedTokens
+    """[B, C]."""
+    rejected: PaddedTokens
+    """[B, C]."""
+    margin: jax.Array | None = None
+    """[B] by how much the chosen one is better, >= 0; None, unknown."""
+    flip_chance: jax.Array | None = None
+    """[B] the chance that the other one is better, in [0, 0.5], for example of a consensus; None, 0."""
 
 
 class Rankings(NamedTuple):
-    """Up to K answers to each query, best first, with the annotator's places."""
+    """Up to K completions of each prompt, with the places that an annotator gave them."""
 
-    answers: Answers
-    """[B, K, L]."""
+    prompt: PaddedTokens
+    """[B, P]."""
+    completions: PaddedTokens
+    """[B, K, C]."""
     ranks: jax.Array
-    """[B, K] int32, 1 for the best; equal places are ties, and padding has place K + 1."""
+    """[B, K] int32, 1 for the best; equal places are ties."""
     mask: jax.Array
-    """[B, K] 1 for an answer, 0 for padding, which repeats the query's first answer."""
+    """[B, K] 1 for a completion, 0 for padding, which holds a token all the same."""
+
+
+class Ratings(NamedTuple):
+    """Completions that were judged alone, by a score or by a label."""
+
+    prompt: PaddedTokens
+    """[B, P]."""
+    completion: PaddedTokens
+    """[B, C]."""
+    value: jax.Array
+    """[B] float: a score on any scale; as a label 1 for good, 0 for bad, or a share of the votes."""
 
 
 class MDP(NamedTuple):

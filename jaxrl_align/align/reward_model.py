@@ -1,8 +1,8 @@
-"""A reward model: a language model with a scalar head, trained on comparisons.
+"""A reward model: a language model with a scalar head, and an affine map that normalises its scores.
 
 The score is read at the last real token of a query and its response, `gain * (w h + b) + bias`; gain and bias
 are fitted once, so that scores have mean 0 and deviation 1 on the reference policy's samples (Stiennon et al.
-2020, arXiv:2009.01325), and are saved with the model.
+2020, arXiv:2009.01325), and are saved with the model. `reward_learner.py` trains it.
 """
 
 from typing import Any, NamedTuple
@@ -10,13 +10,10 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from jaxrl_align.learner import make_gradient_learner
-from jaxrl_align.losses import bradley_terry
-from jaxrl_align.nets.adapters import overlay, with_dropout
-from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
-from jaxrl_align.types import Answers, Comparisons, Learner, Metrics, Numeric, Params, Sampler
+from jaxrl_align.nets.adapters import overlay
+from jaxrl_align.nets.transformer import SHARED, LanguageModel, apply_scalar_head, init_scalar_head
+from jaxrl_align.types import Comparisons, Numeric, PaddedTokens, Params
 
 
 class RewardModel(NamedTuple):
@@ -26,12 +23,6 @@ class RewardModel(NamedTuple):
     """`{"lm": ..., "head": ...}`."""
     gain: Any = 1.0
     bias: Any = 0.0
-
-
-class RewardHParams(NamedTuple):
-    """The traced scalars of reward-model training."""
-
-    learning_rate: Numeric = 3e-4
 
 
 def init_reward_params(key: chex.PRNGKey, lm: LanguageModel, lm_params: Params) -> Params:
@@ -52,78 +43,124 @@ def score(lm: LanguageModel, model: RewardModel, tokens: jax.Array, mask: jax.Ar
       [] float32.
     """
     hidden, _ = lm.encode(model.params["lm"], tokens, mask)
-    last = jnp.max(jnp.where(mask > 0, jnp.arange(mask.shape[0]), 0))
-    return model.gain * apply_scalar_head(model.params["head"], hidden[last]) + model.bias
+    return _read(model, hidden[_last(mask)])
+
+
+def score_completions(
+    lm: LanguageModel, model: RewardModel, prompt: PaddedTokens, completions: PaddedTokens
+) -> jax.Array:
+    """Return the rewards of K completions of ONE prompt, which is computed once for all of them.
+
+    They stand one behind the other in a row of P + K C tokens, and none reads another.
+
+    Args:
+      lm: the language model the reward model is built on.
+      model: network and normalisation.
+      prompt: [P] padded anywhere.
+      completions: [K, C] padded anywhere, each with a real token.
+
+    Returns:
+      [K] float32, each as `score` of the prompt with that completion alone.
+    """
+    count, length = completions.real.shape
+    tokens, real = (jnp.concatenate([p, c.reshape(-1)]) for p, c in zip(prompt, completions, strict=True))
+    segments = jnp.concatenate([jnp.full(prompt.real.shape, SHARED), jnp.repeat(jnp.arange(count), length)])
+    hidden, _ = lm.encode(model.params["lm"], tokens, real, segments=segments if count > 1 else None)
+    starts = prompt.real.shape[0] + length * jnp.arange(count)
+    return _read(model, hidden[starts + jax.vmap(_last)(completions.real)])
+
+
+def _last(mask: jax.Array) -> jax.Array:
+    return jnp.max(jnp.where(mask > 0, jnp.arange(mask.shape[0]), 0))
+
+
+def _read(model: RewardModel, hidden: jax.Array) -> jax.Array:
+    return model.gain * apply_scalar_head(model.params["head"], hidden) + model.bias
 
 
 def normalise_scores(
-    lm: LanguageModel, model: RewardModel, tokens: jax.Array, mask: jax.Array
+    lm: LanguageModel, model: RewardModel, prompt: PaddedTokens, completion: PaddedTokens
 ) -> RewardModel:
     """Return the model with the gain and bias that give these samples mean 0 and deviation 1.
 
     Args:
       lm: the language model the reward model is built on.
       model: whatever its normalisation so far.
-      tokens: [N, L] samples of the reference policy, N >= 2.
-      mask: [N, L].
+      prompt: [N, P] of samples of the reference policy, N >= 2.
+      completion: [N, C].
     """
-    raw = jax.vmap(lambda t, m: score(lm, RewardModel(model.params), t, m))(tokens, mask)
+    one = lambda c: jax.tree.map(lambda x: x[None], c)
+    read = lambda p, c: score_completions(lm, RewardModel(model.params), p, one(c))[0]
+    raw = jax.vmap(read)(prompt, completion)
     gain = 1.0 / jnp.maximum(jnp.std(raw), 1e-6)
     return RewardModel(model.params, gain, -jnp.mean(raw) * gain)
 
 
-def pair_answers(a: Answers, b: Answers, first: jax.Array) -> Comparisons:
-    """Return comparisons of answers [..., L]; `first` [...] says where the annotator preferred a."""
+def choose_completions(
+    prompt: PaddedTokens, a: PaddedTokens, b: PaddedTokens, first: jax.Array
+) -> Comparisons:
+    """Return comparisons of completions [..., C]; `first` [...] says where the annotator preferred a."""
     first = jnp.asarray(first)[..., None]
     choose = lambda yes, no: jax.tree.map(lambda x, y: jnp.where(first, x, y), yes, no)
-    return Comparisons(choose(a, b), choose(b, a))
+    return Comparisons(prompt, choose(a, b), choose(b, a))
 
 
-def score_margins(lm: LanguageModel, model: RewardModel, data: Comparisons) -> jax.Array:
-    """Return `score(chosen) - score(rejected)` [N]; the share above 0 is the model's accuracy."""
-    read = jax.vmap(lambda t, m: score(lm, model, t, m))
-    return read(data.chosen.tokens, data.chosen.real) - read(data.rejected.tokens, data.rejected.real)
+def stack_pair(data: Comparisons) -> PaddedTokens:
+    """Return the two completions of each comparison [..., 2, C], the chosen one first."""
+    return jax.tree.map(lambda *pair: jnp.stack(pair, -2), data.chosen, data.rejected)
 
 
-def make_reward_learner(
-    lm: LanguageModel,
-    sample: Sampler | None = None,
-    *,
-    total_steps: int | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-) -> Learner:
-    """Build the learner that fits a reward model to comparisons (Bradley & Terry 1952; lecture F5).
+def score_margins(
+    lm: LanguageModel, model: RewardModel, data: Comparisons, *, batch_size: int = 64
+) -> jax.Array:
+    """Return `score(chosen) - score(rejected)` [N]; the share above 0 is the model's accuracy.
 
     Args:
       lm: the language model the reward model is built on.
-      sample: `key -> Comparisons`.
-      total_steps: the learning rate falls linearly to 0 over this many steps.
-      optimizer: an update rule without its learning rate.
-
-    Returns:
-      A `Learner` over `{"lm", "head"}`, or a part of it laid over `frozen`, with metrics `loss`, `accuracy`,
-      `margin`, `mean_reward`, ...
+      model: network and normalisation.
+      data: N comparisons.
+      batch_size: comparisons at a time.
     """
+    read = lambda row: score_completions(lm, model, *row)
+    scores = jax.lax.map(read, (data.prompt, stack_pair(data)), batch_size=batch_size)
+    return scores[:, 0] - scores[:, 1]
 
-    def init_params(key: chex.PRNGKey) -> Params:
-        key_lm, key_head = jax.random.split(key)
-        return init_reward_params(key_head, lm, lm.init(key_lm))
 
-    def loss(
-        params: Params, frozen: Any, batch: Comparisons, key: chex.PRNGKey, hparams: Any
-    ) -> tuple[jax.Array, Metrics]:
-        whole = overlay(frozen, params)
-        read = lambda t, m, key: score(lm, RewardModel(with_dropout(whole, key)), t, m)
-        tokens = jnp.concatenate([batch.chosen.tokens, batch.rejected.tokens])
-        mask = jnp.concatenate([batch.chosen.real, batch.rejected.real])
-        scores = jax.vmap(read)(tokens, mask, jax.random.split(key, len(tokens)))
-        chosen, rejected = jnp.split(scores, 2)
-        return jnp.mean(bradley_terry(chosen, rejected)), {
-            "accuracy": jnp.mean((chosen > rejected).astype(jnp.float32)),
-            "margin": jnp.mean(chosen - rejected),
-            "mean_reward": 0.5 * jnp.mean(chosen + rejected),
-            "min_reward": jnp.minimum(jnp.min(chosen), jnp.min(rejected)),
-            "max_reward": jnp.maximum(jnp.max(chosen), jnp.max(rejected)),
-        }
+def score_members(
+    lm: LanguageModel, members: RewardModel, tokens: jax.Array, mask: jax.Array, base: Params | None = None
+) -> jax.Array:
+    """Return the rewards [E] that the members of an ensemble give to ONE sequence.
 
-    return make_gradient_learner(init_params, loss, sample, optimizer=optimizer, total_steps=total_steps)
+    Their deviation says how far the reward can be trusted. An ensemble is `vmap`:
+
+        heads = jax.vmap(init_scalar_head, (0, None))(keys, lm.config.width)         # parts, here heads alone
+        run = jax.vmap(train(learner, steps), (0, None, 0, None))
+        state, _ = run(keys, hparams, {"head": heads}, {"lm": lm_params})
+
+    Args:
+      lm: the language model the reward models are built on.
+      members: each leaf [E, ...]; their `params` may be parts.
+      tokens: [L] query and response, padded anywhere.
+      mask: [L] 1 for a real token.
+      base: what the parts are laid over, once in memory; None, they are whole.
+    """
+    one = lambda model: score(lm, model._replace(params=overlay(base, model.params)), tokens, mask)
+    return jax.vmap(one)(members)
+
+
+def score_cautiously(
+    lm: LanguageModel,
+    members: RewardModel,
+    tokens: jax.Array,
+    mask: jax.Array,
+    base: Params | None = None,
+    *,
+    caution: Numeric = 1.0,
+) -> jax.Array:
+    """Return an ensemble's mean reward [] less `caution` times the members' deviation.
+
+    A policy that is trained on it gains nothing where the members disagree (Coste et al. 2023,
+    arXiv:2310.02743). The arguments are those of `score_members`.
+    """
+    scores = score_members(lm, members, tokens, mask, base)
+    return jnp.mean(scores) - jnp.asarray(caution) * jnp.std(scores)

@@ -14,9 +14,9 @@ from jaxrl_align.feedback.consensus import (
 )
 from jaxrl_align.feedback.encoding import (
     choose_fitting,
-    encode_answers,
     encode_comparisons,
     encode_rankings,
+    encode_ratings,
 )
 from jaxrl_align.feedback.rows import (
     Comment,
@@ -34,7 +34,7 @@ from jaxrl_align.feedback.rows import (
 __all__ = [
     "Comment", "Comparison", "Consensus", "Correction", "Feedback", "Label", "PlainProse",
     "Ranking", "Rating", "Votes", "choose_fitting", "compare", "compare_correction", "dawid_skene",
-    "encode_answers", "encode_comparisons", "encode_rankings", "log_odds", "majority",
+    "encode_comparisons", "encode_rankings", "encode_ratings", "log_odds", "majority",
     "read_feedback", "read_votes",
 ]
 # fmt: on

@@ -1,8 +1,9 @@
-"""Rows of feedback as arrays of tokens, each side with the mask of its completion.
+"""Rows of feedback as arrays of tokens: each prompt once, beside the completions that were judged.
 
-A prompt and a completion are encoded apart and then joined, so that no token reaches over the border: the
-prompt's tokens are those that a policy would see, whatever is answered. A prompt that is too long loses its
-beginning (a BOS included), the same tokens before each of its completions; a completion is never cut.
+A prompt and a completion are encoded apart, so that no token reaches over the border: the prompt's tokens are
+those that a policy would see, whatever is answered. A prompt that is too long loses its beginning (a BOS
+included); a completion is never cut. Prompts are padded on the left and completions on the right, as in
+generation.
 
 A row with a list of messages is written by the tokenizer's chat template, and a text in it is one turn: the
 user's as a prompt, the assistant's as a completion. Completions end in the stop token, as those of a policy
@@ -10,14 +11,13 @@ do: what a template writes behind its last one, often a line break, is left out.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.data.tokenizers import Tokenizer, right_pad
+from jaxrl_align.data.tokenizers import Tokenizer, left_pad, right_pad
 from jaxrl_align.feedback.fields import Messages, Text
 from jaxrl_align.feedback.rows import (
-    Comment,
     Comparison,
     Correction,
     Feedback,
@@ -26,89 +26,130 @@ from jaxrl_align.feedback.rows import (
     Rating,
     Row,
 )
-from jaxrl_align.types import Answers, Comparisons, Rankings
+from jaxrl_align.types import Comparisons, PaddedTokens, Rankings, Ratings
 
-Side = tuple[list[int], list[int]]
-"""Token ids of a query with its response, and 1 for each one of the response."""
+Encoded = tuple[list[int], list[list[int]]]
+"""Token ids of a prompt, and of each of its completions."""
+
+
+class Lengths(NamedTuple):
+    """Widths that rows are padded to, in tokens."""
+
+    prompt: int
+    completion: int
 
 
 def encode_comparisons(
-    tokenizer: Tokenizer, rows: Sequence[Comparison], *, length: int, **variables: Any
+    tokenizer: Tokenizer,
+    rows: Sequence[Comparison],
+    *,
+    prompt_length: int,
+    completion_length: int,
+    **variables: Any,
 ) -> Comparisons:
-    """Return comparisons as tokens [N, length], right-padded.
+    """Return comparisons as tokens, prompts [N, P] and completions [N, C].
 
     Args:
       tokenizer: has a stop token, or a chat template where rows hold messages.
       rows: N; of corrections take `compare_correction`.
-      length: of every sequence in tokens, at least 2.
+      prompt_length: P, at least 1.
+      completion_length: C, at least 1, the stop token included.
       variables: of the chat template; see `ChatTemplate.render_spans`.
 
     Raises:
       ImportError: messages need `jinja2`.
-      ValueError: with file and line, for a completion that the length would cut or that leaves no room for a
-        token of its prompt, one without tokens, or a row that the tokenizer or its template refuses; for no
-        rows or those of another kind; `choose_fitting` leaves such rows out.
+      ValueError: with file and line, for a completion that C would cut, a prompt or completion without
+        tokens, or a row that the tokenizer or its template refuses; for no rows or those of another kind;
+        `choose_fitting` leaves such rows out.
     """
-    sides = _encode_rows(tokenizer, rows, length, (Comparison,), variables)
-    chosen, rejected = zip(*sides, strict=True)
-    return Comparisons(_stack(tokenizer, chosen, length), _stack(tokenizer, rejected, length))
+    lengths = Lengths(prompt_length, completion_length)
+    encoded = _encode_rows(tokenizer, rows, lengths, (Comparison,), variables)
+    chosen, rejected = (_pad_completions(tokenizer, [c[i] for _, c in encoded], lengths) for i in (0, 1))
+    margin: Any = np.array([row.margin for row in rows], np.float32)
+    return Comparisons(_pad_prompts(tokenizer, encoded, lengths), chosen, rejected, margin)
 
 
-def encode_answers(
-    tokenizer: Tokenizer, rows: Sequence[Rating | Label | Comment], *, length: int, **variables: Any
-) -> Answers:
-    """Return prompts with one completion each as tokens [N, length], right-padded.
+def encode_ratings(
+    tokenizer: Tokenizer,
+    rows: Sequence[Rating | Label],
+    *,
+    prompt_length: int,
+    completion_length: int,
+    **variables: Any,
+) -> Ratings:
+    """Return prompts with one completion each, and its score, or 1 for a good label and 0 for a bad one.
 
     Args:
       tokenizer: as `encode_comparisons`'.
       rows: N.
-      length: likewise.
+      prompt_length: likewise.
+      completion_length: likewise.
       variables: likewise.
 
     Raises:
       ImportError, ValueError: as `encode_comparisons`.
     """
-    sides = _encode_rows(tokenizer, rows, length, (Rating, Label, Comment), variables)
-    return _stack(tokenizer, [side for (side,) in sides], length)
+    lengths = Lengths(prompt_length, completion_length)
+    encoded = _encode_rows(tokenizer, rows, lengths, (Rating, Label), variables)
+    completion = _pad_completions(tokenizer, [c for _, (c,) in encoded], lengths)
+    said = [row.score if isinstance(row, Rating) else row.label for row in rows]
+    value: Any = np.array(said, np.float32)
+    return Ratings(_pad_prompts(tokenizer, encoded, lengths), completion, value)
 
 
 def encode_rankings(
-    tokenizer: Tokenizer, rows: Sequence[Ranking], *, length: int, **variables: Any
+    tokenizer: Tokenizer,
+    rows: Sequence[Ranking],
+    *,
+    prompt_length: int,
+    completion_length: int,
+    **variables: Any,
 ) -> Rankings:
-    """Return rankings as tokens [N, K, length], best first, K the most completions of a row.
+    """Return rankings as tokens, prompts [N, P] and completions [N, K, C], K the most of a row, best first.
 
-    `losses.all_pairs` takes `ranks` and `mask`; `losses.plackett_luce` takes `mask` and knows no ties: those
-    keep the order of the file.
+    `losses.all_pairs` and `losses.plackett_luce` take the scores of a row with its `ranks` and `mask`.
 
     Args:
       tokenizer: as `encode_comparisons`'.
       rows: N.
-      length: likewise.
+      prompt_length: likewise.
+      completion_length: likewise.
       variables: likewise.
 
     Raises:
       ImportError, ValueError: as `encode_comparisons`.
     """
-    sides = _encode_rows(tokenizer, rows, length, (Ranking,), variables)
-    width = max(map(len, sides))
-    # Padding repeats a real answer: one without any token would have no place to read a score at.
-    flat = [side for row in sides for side in [*row, *[row[0]] * (width - len(row))]]
-    answers = Answers(*(leaf.reshape(len(rows), width, length) for leaf in _stack(tokenizer, flat, length)))
+    lengths = Lengths(prompt_length, completion_length)
+    encoded = _encode_rows(tokenizer, rows, lengths, (Ranking,), variables)
+    width = max(len(completions) for _, completions in encoded)
+    # Padding repeats a real one: without any token it would have no place to read a score at.
+    flat = [c for _, row in encoded for c in [*row, *[row[0]] * (width - len(row))]]
+    padded = _pad_completions(tokenizer, flat, lengths)
+    completions = PaddedTokens(*(leaf.reshape(len(rows), width, -1) for leaf in padded))
     ranks = np.full((len(rows), width), width + 1, np.int32)
     mask = np.zeros((len(rows), width), np.float32)
     for i, row in enumerate(rows):
         ranks[i, : len(row.ranks)] = sorted(row.ranks)
         mask[i, : len(row.ranks)] = 1.0
-    return Rankings(answers, ranks, mask)  # type: ignore[arg-type]
+    prompts = _pad_prompts(tokenizer, encoded, lengths)
+    return Rankings(prompts, completions, ranks, mask)  # type: ignore[arg-type]
 
 
-def choose_fitting(tokenizer: Tokenizer, rows: Iterable[Row], *, length: int, **variables: Any) -> Feedback:
+def choose_fitting(
+    tokenizer: Tokenizer,
+    rows: Iterable[Row],
+    *,
+    prompt_length: int,
+    completion_length: int,
+    **variables: Any,
+) -> Feedback:
     """Leave out the rows that `encode_comparisons` and the like would refuse, and list them.
 
     Args:
       tokenizer: as `encode_comparisons`'.
       rows: of any kind.
-      length: likewise.
+      prompt_length: likewise.
+      completion_length: likewise.
       variables: likewise.
 
     Returns:
@@ -118,55 +159,58 @@ def choose_fitting(tokenizer: Tokenizer, rows: Iterable[Row], *, length: int, **
       ImportError: messages need `jinja2`.
       ValueError: if no row fits.
     """
-    _check_length(length)
+    lengths = _check_lengths(Lengths(prompt_length, completion_length))
     kept: list[Row] = []
     skipped: list[str] = []
     for i, row in enumerate(rows):
         try:
-            _encode_row(tokenizer, row, length, i, variables)
+            _encode_row(tokenizer, row, lengths, i, variables)
             kept.append(row)
         except ValueError as error:
             skipped.append(str(error))
     if not kept:
         first = f"; first {skipped[0][:200]}" if skipped else ""
-        raise ValueError(f"a row must fit length={length}; got none of {len(skipped)}{first}")
+        raise ValueError(
+            f"a row must fit completion_length={completion_length}; got none of {len(skipped)}{first}"
+        )
     return Feedback(kept, skipped)
 
 
-def _check_length(length: int) -> None:
-    if not (isinstance(length, int | np.integer) and length >= 2):
-        raise ValueError(f"length must be at least 2, a token of each prompt and completion; got {length!r}")
+def _check_lengths(lengths: Lengths) -> Lengths:
+    for name, length in zip(("prompt_length", "completion_length"), lengths, strict=True):
+        if not (isinstance(length, int | np.integer) and length >= 1):
+            raise ValueError(f"{name} must be at least 1 token; got {length!r}")
+    return lengths
 
 
 def _encode_rows(
-    tokenizer: Tokenizer, rows: Sequence[Any], length: int, kinds: tuple[type, ...], variables: Any
-) -> list[list[Side]]:
-    _check_length(length)
+    tokenizer: Tokenizer, rows: Sequence[Any], lengths: Lengths, kinds: tuple[type, ...], variables: Any
+) -> list[Encoded]:
+    _check_lengths(lengths)
     if not rows:
         raise ValueError("rows must be at least one; got none; does the file hold this kind of feedback?")
     for row in rows:
         if not isinstance(row, kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"rows must be {names}; got {type(row).__name__}; each kind has its own encoder")
-    return [_encode_row(tokenizer, row, length, i, variables) for i, row in enumerate(rows)]
+    return [_encode_row(tokenizer, row, lengths, i, variables) for i, row in enumerate(rows)]
 
 
-def _encode_row(tokenizer: Tokenizer, row: Row, length: int, index: int, variables: Any) -> list[Side]:
-    """Return the sides of a row, each at most `length` long."""
+def _encode_row(tokenizer: Tokenizer, row: Row, lengths: Lengths, index: int, variables: Any) -> Encoded:
+    """Return the prompt's last tokens that fit, and the completions."""
     try:
         prompt, completions = _split(tokenizer, row.prompt, _completions(row), variables)
         longest = max(map(len, completions))
         if not prompt or not all(completions):
             raise ValueError("prompt and completion must have a token each; got none of one; remove the row")
-        if longest >= length:
+        if longest > lengths.completion:
             raise ValueError(
-                f"a completion of {longest} tokens and one of its prompt must fit length={length}; allow "
+                f"a completion of {longest} tokens must fit completion_length={lengths.completion}; allow "
                 "more or leave the row out, choose_fitting"
             )
     except ValueError as error:
         raise ValueError(f"{row.source or f'row {index}'}: {error}") from error
-    prompt = prompt[-(length - longest) :]
-    return [(prompt + ids, [0] * len(prompt) + [1] * len(ids)) for ids in completions]
+    return prompt[-lengths.prompt :], completions
 
 
 def _completions(row: Row) -> list[Text]:
@@ -207,8 +251,9 @@ def _as_messages(text: Text, role: str) -> Messages:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def _stack(tokenizer: Tokenizer, sides: Sequence[Side], length: int) -> Answers:
-    pad_token = 0 if tokenizer.pad_token is None else tokenizer.pad_token
-    tokens, real = right_pad([ids for ids, _ in sides], length, pad_token)
-    response, _ = right_pad([said for _, said in sides], length, 0)
-    return Answers(tokens, real, response.astype(np.float32))  # type: ignore[attr-defined]
+def _pad_prompts(tokenizer: Tokenizer, encoded: Sequence[Encoded], lengths: Lengths) -> PaddedTokens:
+    return left_pad([prompt for prompt, _ in encoded], lengths.prompt, tokenizer.pad_token or 0)
+
+
+def _pad_completions(tokenizer: Tokenizer, rows: Sequence[list[int]], lengths: Lengths) -> PaddedTokens:
+    return right_pad(rows, lengths.completion, tokenizer.pad_token or 0)

@@ -41,13 +41,17 @@ def bradley_terry(
     return -(1.0 - smoothing) * jax.nn.log_sigmoid(d) - smoothing * jax.nn.log_sigmoid(-d)
 
 
-def plackett_luce(scores: Array, mask: Array | None = None) -> jax.Array:
+def plackett_luce(scores: Array, ranks: Array | None = None, mask: Array | None = None) -> jax.Array:
     """Compute the negative log-likelihood of a whole ranking; with two answers it is Bradley-Terry's.
 
-        -sum_i log(exp(s_i) / sum_{j >= i} exp(s_j))
+        -sum_i log(exp(s_i) / sum_{j not better than i} exp(s_j))
+
+    Each of several tied answers is drawn as if it were the first of them (Breslow's form), so that no order
+    among them counts and two that tie are drawn together.
 
     Args:
-      scores: [K] rewards of the answers to one prompt, best answer first.
+      scores: [K] rewards of the answers to one prompt.
+      ranks: [K] their places, lower is better. None means best first.
       mask: [K] 1 for an answer, 0 for padding; None means all are answers.
 
     Returns:
@@ -56,12 +60,19 @@ def plackett_luce(scores: Array, mask: Array | None = None) -> jax.Array:
     Raises:
       AssertionError: if the shapes differ or the rank is not 1.
 
-    Source: Plackett 1975; Luce 1959.
+    Source: Plackett 1975; Luce 1959; ties: Breslow 1974.
     """
-    scores, mask = series(scores, jnp.ones_like(scores, jnp.float32) if mask is None else mask)
-    # A finite floor: -inf minus -inf inside the cumulative sum would make the gradient NaN.
-    scores = jnp.where(mask > 0, scores, jnp.finfo(scores.dtype).min / 4)
-    return jnp.sum(jnp.where(mask > 0, jax.lax.cumlogsumexp(scores, reverse=True) - scores, 0.0))
+    scores, ranks, mask = series(
+        scores,
+        jnp.arange(len(scores)) if ranks is None else ranks,
+        jnp.ones(len(scores)) if mask is None else mask,
+    )
+    left = (ranks[:, None] <= ranks[None, :]) & (mask > 0)[None, :]
+    # A finite floor: -inf minus -inf inside the logarithm would make the gradient NaN.
+    floor = jnp.finfo(scores.dtype).min / 4
+    scores = jnp.where(mask > 0, scores, 0.0)
+    total = jax.nn.logsumexp(jnp.where(left, scores[None, :], floor), axis=1)
+    return jnp.sum(jnp.where(mask > 0, total - scores, 0.0))
 
 
 def all_pairs(scores: Array, ranks: Array | None = None, mask: Array | None = None) -> jax.Array:

@@ -22,6 +22,7 @@ from jaxrl_align.nets.observations import flatten_observations
 from jaxrl_align.nets.q_networks import QNet, make_q_net, make_state_action_net, make_table, support_between
 from jaxrl_align.nets.quantize import dequantise, quantise, quantise_params
 from jaxrl_align.nets.transformer import (
+    SHARED,
     LanguageModel,
     apply_scalar_head,
     init_prefix,
@@ -35,7 +36,7 @@ from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 # fmt: off
 __all__ = [
     "Autoencoder", "GLOROT", "KINDS", "Kind", "LanguageModel", "LayeredNet", "Net", "QNet",
-    "RecurrentNet", "RopeScaling", "TransformerConfig", "Tuning", "apply_scalar_head", "dequantise",
+    "RecurrentNet", "RopeScaling", "SHARED", "TransformerConfig", "Tuning", "apply_scalar_head", "dequantise",
     "fan_in_uniform", "flatten_observations", "init_houlsby", "init_ia3", "init_lora", "init_prefix",
     "init_prompt", "init_scalar_head", "make_actor_critic_net", "make_autoencoder", "make_gaussian_net",
     "make_layered_net", "make_multi_discrete_net", "make_q_net", "make_state_action_net", "make_table",

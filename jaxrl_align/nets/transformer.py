@@ -23,6 +23,9 @@ from jaxrl_align.nets.kinds import Tuning
 from jaxrl_align.nets.transformer_config import TransformerConfig
 from jaxrl_align.types import Numeric, Params
 
+SHARED = -1
+"""Segment of the tokens that all documents of a row begin with, but that stand there once."""
+
 
 class LanguageModel(NamedTuple):
     """A language model as pure functions; `params` is a plain dict of arrays."""
@@ -37,7 +40,8 @@ class LanguageModel(NamedTuple):
     slots `start, ...`, `mask` covers all of its slots, and `positions` [L] must be given.
 
     Several documents may be packed into one sequence, one behind the other, without a cache: `segments` [L]
-    int numbers them, no token reads another document and positions restart with each.
+    int numbers them, no token reads another document and positions restart with each. What is numbered
+    `SHARED`, for example the prompt of several completions, stands first, and every document goes on from it.
 
     Virtual tokens in the parameters (`init_prompt`, `init_prefix`) come before all others and count as
     positions. They do not depend on the tokens, so under `vmap` over rows they are read once for all rows; a
@@ -57,7 +61,7 @@ def positions_of(mask: jax.Array, segments: jax.Array | None = None) -> jax.Arra
     Args:
       mask: [L] 1 for a real token, 0 for padding.
       segments: [L] int, the number of the document that a token belongs to, each document in one piece; the
-        count restarts with every document.
+        count restarts with every document, or goes on from the tokens that are `SHARED`.
 
     Returns:
       [L] int32, 0 for padding.
@@ -69,6 +73,8 @@ def positions_of(mask: jax.Array, segments: jax.Array | None = None) -> jax.Arra
         # The count never falls, so its running maximum over the documents' starts is the last start's.
         begins = jnp.concatenate([jnp.zeros(1, bool), segments[1:] != segments[:-1]])
         before = before - jax.lax.cummax(jnp.where(begins, before, 0))
+        shared = segments == SHARED
+        before = before + jnp.where(shared, 0, jnp.sum(mask * shared))
     return before * mask
 
 
@@ -177,13 +183,13 @@ def reachable(
     key_slot = jnp.arange(mask.shape[0])[None, :]
     real = (mask > 0)[None, :]
     if segments is not None:
-        real = real & (segments[:, None] == segments[None, :])
+        real = real & ((segments[:, None] == segments[None, :]) | (segments[None, :] == SHARED))
     # A padded token reads itself, so that its softmax has something to sum and stays finite.
     itself = key_slot == query_slot
     attend = ((key_slot <= query_slot) & real) | itself
     if config.window is None:
         return attend, None
-    count = jnp.cumsum((mask > 0).astype(jnp.int32))
+    count = positions_of(mask > 0, segments)
     here = jax.lax.dynamic_slice_in_dim(count, start, length)
     near = (here[:, None] - count[None, :] < config.window) | itself
     return (attend & near, None) if config.window_layers is None else (attend, near)

@@ -4,23 +4,36 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_align.align.reward_model import (
+from jaxrl_align.align import (
     RewardHParams,
     RewardModel,
+    choose_completions,
     init_reward_params,
     make_reward_learner,
     normalise_scores,
-    pair_answers,
     score,
+    score_cautiously,
+    score_completions,
     score_margins,
+    score_members,
 )
-from jaxrl_align.nets.transformer import init_scalar_head
+from jaxrl_align.nets.transformer import TransformerConfig, init_scalar_head, make_transformer
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.runtime import checkpoint
-from jaxrl_align.types import Answers, Comparisons
+from jaxrl_align.types import Comparisons, PaddedTokens
 from tests.tiny import BIGRAM, LM, PARAMS, VOCAB, bits, disturb, encode_all
 
 LENGTH = 9
+WINDOWED = TransformerConfig(
+    VOCAB,
+    width=16,
+    layers=2,
+    heads=2,
+    context=80,
+    positions="rotary",
+    window=5,
+    window_layers=(1,),
+)
 HEAD = disturb(init_scalar_head(None, 16), jax.random.key(4), 1.0)
 MODEL = RewardModel({"lm": PARAMS, "head": HEAD})
 LEARNER = make_reward_learner(LM, total_steps=150)
@@ -28,7 +41,7 @@ step = jax.jit(LEARNER.step)
 read = jax.jit(lambda model, tokens, mask: score(LM, model, tokens, mask))
 read_all = jax.jit(jax.vmap(lambda tokens, mask: score(LM, MODEL, tokens, mask)))
 margins_of = jax.jit(lambda params, data: score_margins(LM, RewardModel(params), data))
-fit = jax.jit(lambda model, tokens, mask: normalise_scores(LM, model, tokens, mask))
+fit = jax.jit(lambda model, *text: normalise_scores(LM, model, *text))
 
 
 def make_texts(count, seed):
@@ -43,9 +56,20 @@ def make_texts(count, seed):
 TOKENS, MASK = make_texts(64, 0)
 
 
-def answers(tokens, mask):
-    """Return whole sequences as answers: the scores do not ask which of their tokens are the response."""
-    return Answers(tokens, mask, mask)
+PROMPT = PaddedTokens(jnp.pad(TOKENS[:, :3], ((0, 0), (1, 0))), jnp.array([[0.0, 1, 1, 1]] * 64))
+"""Three tokens, padded on the left."""
+TEXT = PaddedTokens(TOKENS, MASK)
+
+
+def joined(prompt, text):
+    """Return prompts and completions [..., L] as sequences: tokens and mask."""
+    return [jnp.concatenate([p, t], -1) for p, t in zip(prompt, text, strict=True)]
+
+
+def pairs(first, second):
+    """Return comparisons of texts in the rows of two slices, after the prompts of the first."""
+    at = lambda texts, rows: jax.tree.map(lambda x: x[rows], texts)
+    return Comparisons(at(PROMPT, first), at(TEXT, first), at(TEXT, second))
 
 
 def test_the_score_is_read_at_the_last_real_token():
@@ -83,10 +107,11 @@ def test_the_head_is_drawn_and_the_network_taken_over():
 
 def test_normalised_scores_have_mean_0_and_deviation_1():
     """On the samples it was fitted to, whatever the normalisation was before."""
-    raw = read_all(TOKENS, MASK)
+    sequences = joined(PROMPT, TEXT)
+    raw = read_all(*sequences)
     for model in (MODEL, RewardModel(MODEL.params, 7.0, -3.0)):
-        fitted = fit(model, TOKENS, MASK)
-        scores = jax.vmap(lambda t, m, fitted=fitted: read(fitted, t, m))(TOKENS, MASK)
+        fitted = fit(model, PROMPT, TEXT)
+        scores = jax.vmap(lambda t, m, fitted=fitted: read(fitted, t, m))(*sequences)
         assert scores.mean() == pytest.approx(0.0, abs=1e-5)
         assert scores.std() == pytest.approx(1.0, abs=1e-5)
         np.testing.assert_allclose(scores, (raw - raw.mean()) / raw.std(), atol=1e-4)
@@ -95,47 +120,68 @@ def test_normalised_scores_have_mean_0_and_deviation_1():
 
 def test_a_reward_model_that_cannot_tell_samples_apart_stays_finite():
     params = {"lm": PARAMS, "head": init_scalar_head(None, 16)}
-    fitted = fit(RewardModel(params), TOKENS, MASK)
+    fitted = fit(RewardModel(params), PROMPT, TEXT)
     assert read(fitted, TOKENS[0], MASK[0]) == 0.0
 
 
 def test_the_normalisation_is_saved_with_the_model(tmp_path):
     """Gain and bias are leaves of the model, so a checkpoint holds them."""
-    fitted = fit(MODEL, TOKENS, MASK)
+    fitted = fit(MODEL, PROMPT, TEXT)
     checkpoint.save(tmp_path, 1, fitted, {})
     restored, _ = checkpoint.restore(tmp_path, jax.eval_shape(lambda: fitted))
     assert bits(restored) == bits(fitted)
     assert read(restored, TOKENS[0], MASK[0]) == read(fitted, TOKENS[0], MASK[0])
 
 
-def test_pair_puts_what_the_annotator_preferred_first():
+@pytest.mark.parametrize("config", [LM.config, WINDOWED], ids=["gpt2", "window"])
+def test_completions_beside_each_other_score_as_each_behind_the_prompt(config):
+    """The prompt is computed once; padding is anywhere, positions and windows are those of each alone."""
+    lm = make_transformer(config)
+    params = disturb(lm.init(jax.random.key(5)), jax.random.key(6), 0.3)
+    model = RewardModel({"lm": params, "head": HEAD}, 2.0, 0.5)
+    prompt = jax.tree.map(lambda x: x[0], PROMPT)
+    texts = jax.tree.map(lambda x: x[:5], TEXT)
+    together = jax.jit(lambda p, t: score_completions(lm, model, p, t))(prompt, texts)
+    alone = [
+        score(lm, model, *joined(prompt, text)) for text in map(PaddedTokens._make, zip(*texts, strict=True))
+    ]
+    assert np.std(alone) > 0.5
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_the_members_of_an_ensemble_share_their_base():
+    heads = {"head": jax.tree.map(lambda x: jnp.stack([x, -x, 2 * x]), HEAD)}
+    members = RewardModel(heads, jnp.array([1.0, 1.0, 0.5]), jnp.array([0.0, 0.0, 3.0]))
+    one = float(read(MODEL, TOKENS[0], MASK[0]))
+    base = {"lm": PARAMS, "head": init_scalar_head(None, 16)}
+    scores = jax.jit(lambda m: score_members(LM, m, TOKENS[0], MASK[0], base))(members)
+    np.testing.assert_allclose(scores, [one, -one, one + 3.0], rtol=1e-5)
+    careful = lambda m: score_cautiously(LM, m, TOKENS[0], MASK[0], caution=0.7)
+    cautious = jax.jit(careful)(members._replace(params=jax.vmap(lambda head: base | head)(heads)))
+    np.testing.assert_allclose(cautious, np.mean(scores) - 0.7 * np.std(scores), rtol=1e-5)
+
+
+def test_what_the_annotator_preferred_is_chosen():
+    prompt = PaddedTokens(jnp.array([[9], [8]]), jnp.ones((2, 1)))
     a, b = jnp.array([[2, 3], [4, 5]]), jnp.array([[6, 7], [8, 9]])
     ones, half = jnp.ones((2, 2)), jnp.array([[1.0, 0.0], [1.0, 0.0]])
-    answers = Answers(a, ones, half), Answers(b, half, 0 * half)
-    data = pair_answers(*answers, np.array([True, False]))
-    np.testing.assert_array_equal(data.chosen, [[[2, 3], [8, 9]], [[1, 1], [1, 0]], [[1, 0], [0, 0]]])
-    np.testing.assert_array_equal(data.rejected, [[[6, 7], [4, 5]], [[1, 0], [1, 1]], [[0, 0], [1, 0]]])
-    members = jax.tree.map(lambda x: x[None], (*answers, jnp.array([True, False])))
-    np.testing.assert_array_equal(pair_answers(*members).chosen.tokens[0], data.chosen.tokens)
+    texts = PaddedTokens(a, ones), PaddedTokens(b, half)
+    data = choose_completions(prompt, *texts, np.array([True, False]))
+    np.testing.assert_array_equal(data.chosen, [[[2, 3], [8, 9]], [[1, 1], [1, 0]]])
+    np.testing.assert_array_equal(data.rejected, [[[6, 7], [4, 5]], [[1, 0], [1, 1]]])
+    np.testing.assert_array_equal(data.prompt.tokens, prompt.tokens)
+    members = jax.tree.map(lambda x: x[None], (prompt, *texts, jnp.array([True, False])))
+    np.testing.assert_array_equal(choose_completions(*members).chosen.tokens[0], data.chosen.tokens)
 
 
-def test_margins_and_metrics_by_hand():
-    data = Comparisons(answers(TOKENS[:32], MASK[:32]), answers(TOKENS[32:], MASK[32:]))
-    scores = np.asarray(read_all(TOKENS, MASK), np.float64)
-    gap = scores[:32] - scores[32:]
-    np.testing.assert_allclose(margins_of(MODEL.params, data), gap, atol=1e-4)
-    _, metrics = step(LEARNER.init(jax.random.key(0), RewardHParams(), MODEL.params), data)
-    expected = {
-        "loss": np.log1p(np.exp(-gap)).mean(),
-        "accuracy": (gap > 0).mean(),
-        "margin": gap.mean(),
-        "mean_reward": scores.mean(),
-        "min_reward": scores.min(),
-        "max_reward": scores.max(),
-    }
-    assert expected.keys() <= metrics.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+def test_margins_of_any_number_of_comparisons():
+    data = pairs(slice(0, 7), slice(7, 14))
+    model = RewardModel(MODEL.params, 2.0, 5.0)
+    read_pairs = lambda side: read_all(*joined(data.prompt, side))
+    gap = 2.0 * (read_pairs(data.chosen) - read_pairs(data.rejected))
+    for size in (3, 64):
+        got = jax.jit(lambda data, size=size: score_margins(LM, model, data, batch_size=size))(data)
+        np.testing.assert_allclose(got, gap, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -146,10 +192,11 @@ def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
     first = count[:1000] > count[1000:]
     noisy = first ^ (np.random.default_rng(3).random(1000) < 0.1)
     known = count[:1000].astype(int) != count[1000:].astype(int)
-    both = answers(tokens[:1000], mask[:1000]), answers(tokens[1000:], mask[1000:])
-    data = pair_answers(*both, noisy)
+    both = PaddedTokens(tokens[:1000], mask[:1000]), PaddedTokens(tokens[1000:], mask[1000:])
+    prompt = PaddedTokens(jnp.full((1000, 1), 2), jnp.ones((1000, 1)))
+    data = choose_completions(prompt, *both, noisy)
     train = jax.tree.map(lambda x: x[:700][known[:700]], data)
-    truth = pair_answers(*both, first)
+    truth = choose_completions(prompt, *both, first)
     test = jax.tree.map(lambda x: x[700:][known[700:]], truth)
     sample = jax.jit(sample_rows(train, batch_size=32))
     params = init_reward_params(jax.random.key(3), LM, PARAMS)
@@ -163,7 +210,7 @@ def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
 
 
 def test_training_needs_no_language_model_to_start_from_and_uses_keys_once():
-    data = Comparisons(answers(TOKENS, MASK), answers(TOKENS[::-1], MASK[::-1]))
+    data = pairs(slice(0, 32), slice(32, 64))
     learner = make_reward_learner(BIGRAM, sample_rows(data, batch_size=4))
     with jax.debug_key_reuse(True):
         state = jax.jit(learner.init)(jax.random.key(0), RewardHParams())
@@ -173,7 +220,7 @@ def test_training_needs_no_language_model_to_start_from_and_uses_keys_once():
 
 def test_a_part_of_a_reward_model_trains_over_a_frozen_one():
     """The head alone: the same step as the head's in whole training, and not a bit of the rest."""
-    data = Comparisons(answers(TOKENS[:8], MASK[:8]), answers(TOKENS[8:16], MASK[8:16]))
+    data = pairs(slice(0, 8), slice(8, 16))
     learner = make_reward_learner(LM, optimizer=optax.identity())
     head = {"head": MODEL.params["head"]}
     begin = lambda params: learner.init(jax.random.key(0), RewardHParams(0.1), params)

@@ -198,65 +198,80 @@ def greedy():
     return tokenizer
 
 
+LONG = {"prompt_length": 32, "completion_length": 32}
+
+
 def lists(answers):
     return [[int(x) for x in row] for row in answers]
 
 
+def said(texts):
+    return [row[real > 0].tolist() for row, real in zip(*texts, strict=True)]
+
+
 def test_nothing_merges_over_the_border_and_each_side_has_its_mask(greedy):
-    rows = [Comparison("xa", "bx", "b"), Comparison("a", "ab", "x")]
-    chosen, rejected = feedback.encode_comparisons(greedy, rows, length=6)
-    assert lists(chosen.tokens) == [[4, 2, 3, 4, 1, 0], [2, 5, 1, 0, 0, 0]]
-    assert lists(chosen.real) == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
-    assert lists(chosen.response) == [[0, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0]]
-    assert lists(rejected.tokens) == [[4, 2, 3, 1, 0, 0], [2, 4, 1, 0, 0, 0]]
-    assert lists(rejected.response) == [[0, 0, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0]]
-    kinds = chosen.tokens.dtype, chosen.real.dtype, chosen.response.dtype
-    assert kinds == (np.int32, np.float32, np.float32)
+    rows = [Comparison("xa", "bx", "b", 0.5), Comparison("a", "ab", "x")]
+    got = feedback.encode_comparisons(greedy, rows, prompt_length=3, completion_length=4)
+    assert lists(got.prompt.tokens) == [[0, 4, 2], [0, 0, 2]], "padded on the left"
+    assert lists(got.prompt.real) == [[0, 1, 1], [0, 0, 1]]
+    assert lists(got.chosen.tokens) == [[3, 4, 1, 0], [5, 1, 0, 0]], "and on the right, behind the stop"
+    assert lists(got.chosen.real) == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    assert lists(got.rejected.tokens) == [[3, 1, 0, 0], [4, 1, 0, 0]]
+    assert got.margin.tolist() == [0.5, 0.0] and got.flip_chance is None
+    assert (got.chosen.tokens.dtype, got.chosen.real.dtype) == (np.int32, np.float32)
 
 
-def test_a_long_prompt_keeps_its_end_and_both_sides_see_the_same(greedy):
-    """Five of the prompt's tokens would fit before the shorter answer; four fit before the longer one."""
-    chosen, rejected = feedback.encode_comparisons(greedy, [Comparison("xxaxaxa", "b", "bx")], length=7)
-    assert lists(chosen.tokens) == [[4, 2, 4, 2, 3, 1, 0]]
-    assert lists(rejected.tokens) == [[4, 2, 4, 2, 3, 4, 1]]
-    assert lists(chosen.response) == [[0, 0, 0, 0, 1, 1, 0]]
-    assert lists(rejected.response) == [[0, 0, 0, 0, 1, 1, 1]]
-    whole = feedback.encode_answers(greedy, [Rating("xa", "bx", 3.0)], length=5)
-    assert lists(whole.tokens) == [[4, 2, 3, 4, 1]] and whole.real.all()
+def test_a_long_prompt_keeps_its_end(greedy):
+    got = feedback.encode_comparisons(
+        greedy, [Comparison("xxaxaxa", "b", "bx")], prompt_length=4, completion_length=3
+    )
+    assert lists(got.prompt.tokens) == [greedy.encode("xxaxaxa")[-4:]]
+    assert lists(got.rejected.tokens) == [[3, 4, 1]] and got.rejected.real.all()
 
 
-def test_the_longest_completion_that_fits_leaves_one_token_of_its_prompt(greedy):
+def test_values_are_scores_and_labels(greedy):
+    lengths = {"prompt_length": 1, "completion_length": 2}
+    scores = feedback.encode_ratings(greedy, [Rating("x", "a", 7.5), Rating("x", "b", 3)], **lengths)
+    assert scores.value.tolist() == [7.5, 3.0] and scores.value.dtype == np.float32
+    assert lists(scores.completion.tokens) == [[2, 1], [3, 1]]
+    labels = feedback.encode_ratings(greedy, [Label("x", "a", True), Label("x", "b", False)], **lengths)
+    assert labels.value.tolist() == [1.0, 0.0]
+
+
+def test_a_completion_is_never_cut(greedy):
     rows = [Label("xxa", "xxx", True, source="f:1"), Label("xxa", "xxxx", True, source="f:2")]
-    assert lists(feedback.encode_answers(greedy, rows[:1], length=5).tokens) == [[2, 4, 4, 4, 1]]
-    kept, skipped = feedback.choose_fitting(greedy, rows, length=5)
+    lengths = {"prompt_length": 9, "completion_length": 4}
+    whole = feedback.encode_ratings(greedy, rows[:1], **lengths)
+    assert lists(whole.completion.tokens) == [[4, 4, 4, 1]]
+    kept, skipped = feedback.choose_fitting(greedy, rows, **lengths)
     assert kept == rows[:1]
     (message,) = skipped
-    assert message.startswith("f:2: a completion of 5 tokens and one of its prompt must fit length=5; allow")
+    assert message.startswith("f:2: a completion of 5 tokens must fit completion_length=4; allow")
     with pytest.raises(ValueError, match="f:2: a completion of 5"):
-        feedback.encode_answers(greedy, rows, length=5)
+        feedback.encode_ratings(greedy, rows, **lengths)
     correction = Correction("x", "a", "xxxx")
-    kept, skipped = feedback.choose_fitting(greedy, [correction, *rows], length=5)
+    kept, skipped = feedback.choose_fitting(greedy, [correction, *rows], **lengths)
     assert kept == rows[:1] and skipped[0].startswith("row 0: a completion of 5")
-    assert not feedback.choose_fitting(greedy, [correction], length=6).skipped
+    assert not feedback.choose_fitting(greedy, [correction], prompt_length=1, completion_length=5).skipped
 
 
 def test_rankings_are_ragged_best_first_and_keep_their_ties(greedy):
     rows = [
-        Ranking("x", ["a", "b", "x"], [2, 1, 2]),
+        Ranking("xa", ["a", "b", "x"], [2, 1, 2]),
         Ranking("x", ["a", "x"], [2, 1]),
     ]
-    answers, ranks, mask = feedback.encode_rankings(greedy, rows, length=4)
-    assert answers.tokens.shape == answers.real.shape == answers.response.shape == (2, 3, 4)
-    assert answers.tokens[:, :, 1].tolist() == [[3, 2, 4], [4, 2, 4]], "the padding repeats the best"
-    assert answers.real.sum(-1).tolist() == [[3.0] * 3] * 2
-    assert answers.response.tolist() == [[[0, 1, 1, 0]] * 3] * 2
-    assert ranks.tolist() == [[1, 2, 2], [1, 2, 4]] and ranks.dtype == np.int32
-    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]] and mask.dtype == np.float32
+    got = feedback.encode_rankings(greedy, rows, prompt_length=2, completion_length=3)
+    assert lists(got.prompt.tokens) == [[4, 2], [0, 4]] and lists(got.prompt.real) == [[1, 1], [0, 1]]
+    assert got.completions.tokens.shape == got.completions.real.shape == (2, 3, 3)
+    assert got.completions.tokens[:, :, 0].tolist() == [[3, 2, 4], [4, 2, 4]], "the padding repeats the best"
+    assert got.completions.real.sum(-1).tolist() == [[2.0] * 3] * 2
+    assert got.ranks.tolist() == [[1, 2, 2], [1, 2, 4]] and got.ranks.dtype == np.int32
+    assert got.mask.tolist() == [[1, 1, 1], [1, 1, 0]] and got.mask.dtype == np.float32
 
-    def loss(scores):
-        return jax.vmap(losses.all_pairs)(scores, ranks, mask), jax.vmap(losses.plackett_luce)(scores, mask)
-
-    pairs, whole = loss(jnp.array([[1.0, 0.0, 5.0], [1.0, 0.0, 9.0]]))
+    scores = jnp.array([[1.0, 0.0, 5.0], [1.0, 0.0, 9.0]])
+    pairs, whole = (
+        jax.vmap(loss)(scores, got.ranks, got.mask) for loss in (losses.all_pairs, losses.plackett_luce)
+    )
     sigma = lambda d: np.log1p(np.exp(-d))
     np.testing.assert_allclose(pairs, [(sigma(1) + sigma(-4)) / 2, sigma(1)], rtol=1e-6)
     np.testing.assert_allclose(whole[1], sigma(1), rtol=1e-6)
@@ -266,11 +281,13 @@ def test_what_a_tokenizer_puts_around_a_text_goes_around_the_prompt_alone(greedy
     """A BOS, which goes first where the prompt is cut."""
     backend = tokenizers.Tokenizer.from_str(greedy._backend.to_str())
     backend.post_processor = tokenizers.processors.TemplateProcessing("<pad> $A", None, [("<pad>", 0)])
-    row = Rating("xa", "b", 1.0)
-    answers = feedback.encode_answers(data.Tokenizer(backend), [row], length=6)
-    assert lists(answers.tokens) == [[0, 4, 2, 3, 1, 0]]
-    assert lists(answers.real) == [[1, 1, 1, 1, 1, 0]], "the mask tells padding, not the token"
-    assert lists(feedback.encode_answers(data.Tokenizer(backend), [row], length=4).tokens) == [[4, 2, 3, 1]]
+    encode = lambda length: feedback.encode_ratings(
+        data.Tokenizer(backend), [Rating("xa", "b", 1.0)], prompt_length=length, completion_length=3
+    )
+    assert lists(encode(4).prompt.tokens) == [[0, 0, 4, 2]]
+    assert lists(encode(4).prompt.real) == [[0, 1, 1, 1]], "the mask tells padding, not the token"
+    assert lists(encode(2).prompt.tokens) == [[4, 2]]
+    assert lists(encode(4).completion.tokens) == [[3, 1, 0]]
 
 
 TEMPLATE = (
@@ -295,28 +312,25 @@ def test_conversations_are_written_by_the_chat_template(chatty):
         Comparison([ASK, YES, ASK], [NO], [YES, ASK, NO]),
         Comparison("u", [YES], [NO]),
     ]
-    chosen, rejected = feedback.encode_comparisons(chatty, rows, length=32)
+    got = feedback.encode_comparisons(chatty, rows, **LONG)
     asked = [turn, user, *answer("u")]
     prompt = [*asked, turn, bot, *answer("y"), *asked, turn, bot]
-    expected = [*prompt, *answer("n")]
-    assert lists(chosen.tokens)[0] == expected + [0] * (32 - len(expected))
-    assert chosen.response[0].sum() == 2 and chosen.real[0].sum() == len(expected)
-    assert lists(rejected.response)[0][: len(prompt)] == [0] * len(prompt)
-    assert rejected.response[0].sum() == 2 + 4 + 4
-    short = [*asked, turn, bot, *answer("y")]
-    assert lists(chosen.tokens)[1][: len(short)] == short
-    label = feedback.encode_answers(chatty, [Label([ASK], "y", True)], length=32)
-    assert lists(label.tokens)[0][: len(short)] == short
-    plain = feedback.encode_answers(chatty, [Label("u", "<turn>", True)], length=32)
-    assert turn not in plain.tokens and plain.response.sum() == 7
+    assert said(got.prompt)[0] == prompt and said(got.chosen)[0] == answer("n")
+    assert got.rejected.real[0].sum() == 2 + 4 + 4
+    assert said(got.prompt)[1] == [*asked, turn, bot] and said(got.chosen)[1] == answer("y")
+    label = feedback.encode_ratings(chatty, [Label([ASK], "y", True)], **LONG)
+    assert said(label.prompt) == [[*asked, turn, bot]] and said(label.completion) == [answer("y")]
+    plain = feedback.encode_ratings(chatty, [Label("u", "<turn>", True)], **LONG)
+    assert turn not in plain.completion.tokens and plain.completion.real.sum() == 7
 
 
 @pytest.mark.parametrize(("special", "padding"), [({"pad_token": "x"}, 4), ({}, 0)])
 def test_the_padding_is_the_tokenizers_own_if_it_has_one(special, padding, greedy):
     tokenizer = data.Tokenizer(greedy._backend, {"eos_token": "<stop>"} | special)
-    answers = feedback.encode_answers(tokenizer, [Rating("a", "b", 1.0)], length=5)
-    assert lists(answers.tokens) == [[2, 3, 1, padding, padding]]
-    assert lists(answers.real) == [[1, 1, 1, 0, 0]]
+    row = Rating("a", "b", 1.0)
+    prompt, completion, _ = feedback.encode_ratings(tokenizer, [row], prompt_length=2, completion_length=3)
+    assert lists(prompt.tokens) == [[padding, 2]] and lists(completion.tokens) == [[3, 1, padding]]
+    assert lists(completion.real) == [[1, 1, 0]]
 
 
 def test_a_conversation_ends_where_a_policy_stops(chatty):
@@ -325,14 +339,14 @@ def test_a_conversation_ends_where_a_policy_stops(chatty):
         chatty._backend, chat_template=data.ChatTemplate(TEMPLATE.replace("<stop>", "<stop>|"))
     )
     row = Comparison([ASK], [YES, ASK, NO], [NO])
-    chosen, rejected = feedback.encode_comparisons(lines, [row], length=32)
+    got = feedback.encode_comparisons(lines, [row], **LONG)
     (bar,), stop = chatty.encode("|"), chatty.stop_token
-    said = chosen.tokens[0][chosen.response[0] > 0].tolist()
-    assert said[-2:] == [*chatty.encode("n"), stop] and said.count(stop) == 3 and said.count(bar) == 2
-    assert rejected.tokens[0][rejected.response[0] > 0].tolist() == [*chatty.encode("n"), stop]
+    (chosen,) = said(got.chosen)
+    assert chosen[-2:] == [*chatty.encode("n"), stop] and chosen.count(stop) == 3 and chosen.count(bar) == 2
+    assert said(got.rejected) == [[*chatty.encode("n"), stop]]
     endless = data.Tokenizer(chatty._backend, {}, lines.chat_template)
-    whole = feedback.encode_answers(endless, [Label([ASK], [NO], True)], length=32)
-    assert whole.tokens[0][whole.response[0] > 0].tolist() == [*chatty.encode("n"), stop, bar]
+    whole = feedback.encode_ratings(endless, [Label([ASK], [NO], True)], **LONG)
+    assert said(whole.completion) == [[*chatty.encode("n"), stop, bar]]
 
 
 def test_a_template_that_leaves_the_answer_out_is_refused(chatty):
@@ -341,15 +355,15 @@ def test_a_template_that_leaves_the_answer_out_is_refused(chatty):
     with pytest.raises(
         ValueError, match="f:9: prompt and completion must have a token each; got none of one"
     ):
-        feedback.encode_answers(tokenizer, [Label([ASK], [YES], True, source="f:9")], length=32)
+        feedback.encode_ratings(tokenizer, [Label([ASK], [YES], True, source="f:9")], **LONG)
 
 
 def test_a_template_that_writes_a_prompt_in_two_ways_is_refused(chatty):
     row = Label([ASK], [YES], True, source="f:9")
     with pytest.raises(ValueError, match=r"f:9: the chat template must write a conversation alike .*'<turn>"):
-        feedback.encode_answers(chatty, [row], length=32, opening="<think>")
+        feedback.encode_ratings(chatty, [row], **LONG, opening="<think>")
     with pytest.raises(ValueError, match="f:9: this tokenizer has no chat template"):
-        feedback.encode_answers(data.byte_tokenizer(), [row], length=32)
+        feedback.encode_ratings(data.byte_tokenizer(), [row], **LONG)
 
 
 @pytest.mark.skipif(not HARMLESS.is_file(), reason="needs Anthropic's HH")
@@ -366,8 +380,8 @@ def test_the_harmless_test_file():
         assert row.prompt.endswith(BOT) and row.prompt + row.chosen == line["chosen"]
         assert row.prompt + row.rejected == line["rejected"]
     tokenizer = data.byte_tokenizer()
-    fitting, long = feedback.choose_fitting(tokenizer, rows[:200], length=512)
+    fitting, long = feedback.choose_fitting(tokenizer, rows[:200], prompt_length=1024, completion_length=512)
     assert len(fitting) + len(long) == 200 and len(long) > 10
-    chosen, rejected = feedback.encode_comparisons(tokenizer, fitting, length=512)
-    for row, tokens, response in zip(fitting, chosen.tokens, chosen.response, strict=True):
-        assert tokenizer.decode(tokens[response > 0]) == row.chosen
+    got = feedback.encode_comparisons(tokenizer, fitting, prompt_length=1024, completion_length=512)
+    for row, prompt, chosen in zip(fitting, said(got.prompt), said(got.chosen), strict=True):
+        assert tokenizer.decode(chosen) == row.chosen and row.prompt.endswith(tokenizer.decode(prompt))

@@ -43,7 +43,7 @@ EDGES = {
     "mean without nan": (L.masked_mean, jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0])),
     "whitening nothing": (L.whiten, HUGE, EMPTY),
     "whitening a constant": (L.whiten, HUGE),
-    "ranking nothing": (L.plackett_luce, HUGE, EMPTY),
+    "ranking nothing": (L.plackett_luce, HUGE, jnp.arange(4.0), EMPTY),
     "pairs of nothing": (L.all_pairs, HUGE, jnp.arange(4.0), EMPTY),
     "ranking of one": (L.plackett_luce, jnp.ones(1)),
     "ranking far apart": (L.plackett_luce, jnp.array([-1e4, 0.0, 1e4])),

@@ -39,7 +39,19 @@ def test_plackett_luce_by_hand():
     scores = np.array([2.0, 0.5, 1.0])
     expected = -np.log(np.exp(2) / np.exp(scores).sum()) - np.log(np.exp(0.5) / np.exp(scores[1:]).sum())
     check(L.plackett_luce, expected, scores)
-    check(L.plackett_luce, expected, [2.0, 9.0, 0.5, 1.0, -7.0], [1.0, 0.0, 1.0, 1.0, 0.0])
+    padded = [2.0, 9.0, 0.5, 1.0, -7.0], jnp.arange(5), [1.0, 0.0, 1.0, 1.0, 0.0]
+    check(L.plackett_luce, expected, *padded)
+
+
+def test_plackett_luce_draws_ties_together():
+    """Two firsts, each drawn among all, then the last, who has no choice; their order does not count."""
+    scores = np.array([2.0, 0.5, 1.0])
+    expected = 2 * np.log(np.exp(scores).sum()) - 2.0 - 1.0
+    check(L.plackett_luce, expected, scores, jnp.array([1, 3, 1]))
+    check(L.plackett_luce, expected, scores[[2, 1, 0]], jnp.array([1, 2, 1]))
+    tied = jax.grad(lambda s: L.plackett_luce(s, jnp.array([1, 1])))
+    np.testing.assert_allclose(tied(jnp.array([1.0, 0.0])), np.array([1, -1]) * np.tanh(0.5), rtol=1e-6)
+    np.testing.assert_allclose(tied(jnp.array([0.3, 0.3])), 0.0, atol=1e-6)
 
 
 def test_plackett_luce_is_a_distribution_over_rankings():

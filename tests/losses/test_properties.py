@@ -77,8 +77,8 @@ def test_padding_changes_no_masked_loss(x, log_prob, behaviour):
     for f in (L.grpo, L.gspo):
         padded = f(rubbish(log_prob), rubbish(behaviour), 0.7, MASK, clip=0.2)
         close(padded, f(log_prob, behaviour, 0.7, np.ones(T, np.float32), clip=0.2))
-    close(plackett_luce(rubbish(x), MASK), plackett_luce(x, np.ones(T, np.float32)))
     ranks = np.arange(T + PAD)
+    close(plackett_luce(rubbish(x), ranks, MASK), plackett_luce(x, ranks[:T], np.ones(T, np.float32)))
     close(all_pairs(rubbish(x), ranks, MASK), all_pairs(x, ranks[:T], np.ones(T, np.float32)))
 
 

@@ -180,6 +180,7 @@ def cut_gzip(content):
 
 MANY = [PAIR | {"prompt": str(i) * (i % 7)} for i in range(1000)]
 BYTES = data.byte_tokenizer()
+SIZES = {"prompt_length": 1, "completion_length": 8}
 ONE = feedback.Comparison("p", "chosen", "r", source="rows.jsonl:4")
 CASES = {
     f"feedback: {what}": (
@@ -244,42 +245,53 @@ CASES = {
         r"fields must be of one kind .*; got text, x+\.\.\.; rename them",
     ),
     "feedback tokens: a completion cut away": (
-        lambda: feedback.encode_comparisons(BYTES, [ONE], length=7),
+        lambda: feedback.encode_comparisons(BYTES, [ONE], prompt_length=1, completion_length=6),
         ValueError,
-        "rows.jsonl:4: a completion of 7 tokens and one of its prompt must fit length=7; .*choose_fitting",
+        "rows.jsonl:4: a completion of 7 tokens must fit completion_length=6; .*choose_fitting",
     ),
     "feedback tokens: none fit": (
-        lambda: feedback.choose_fitting(BYTES, [ONE], length=7),
+        lambda: feedback.choose_fitting(BYTES, [ONE], prompt_length=1, completion_length=6),
         ValueError,
-        "a row must fit length=7; got none of 1; first rows.jsonl:4: a completion of 7",
+        "a row must fit completion_length=6; got none of 1; first rows.jsonl:4: a completion of 7",
     ),
-    "feedback tokens: length 1": (
-        lambda: feedback.encode_comparisons(BYTES, [ONE], length=1),
+    "feedback tokens: no prompt": (
+        lambda: feedback.encode_comparisons(BYTES, [ONE], prompt_length=0, completion_length=8),
         ValueError,
-        "length must be at least 2, a token of each prompt and completion; got 1",
+        "prompt_length must be at least 1 token; got 0",
+    ),
+    "feedback tokens: half a token": (
+        lambda: feedback.encode_comparisons(BYTES, [ONE], prompt_length=1, completion_length=8.5),
+        ValueError,
+        "completion_length must be at least 1 token; got 8.5",
     ),
     "feedback tokens: no rows": (
-        lambda: feedback.encode_answers(BYTES, [], length=8),
+        lambda: feedback.encode_ratings(BYTES, [], **SIZES),
         ValueError,
         "rows must be at least one; got none",
     ),
     "feedback tokens: another kind": (
-        lambda: feedback.encode_answers(BYTES, [ONE], length=8),
+        lambda: feedback.encode_ratings(BYTES, [ONE], **SIZES),
         ValueError,
-        "rows must be Rating or Label or Comment; got Comparison; each kind has its own encoder",
+        "rows must be Rating or Label; got Comparison; each kind has its own encoder",
     ),
     "feedback tokens: an empty prompt": (
-        lambda: feedback.encode_comparisons(BYTES, [ONE._replace(prompt="")], length=8),
+        lambda: feedback.encode_comparisons(
+            BYTES, [ONE._replace(prompt="")], prompt_length=1, completion_length=8
+        ),
         ValueError,
         "rows.jsonl:4: prompt and completion must have a token each; got none of one",
     ),
     "feedback tokens: an unknown character": (
-        lambda: feedback.encode_comparisons(data.character_tokenizer("pcho"), [ONE], length=8),
+        lambda: feedback.encode_comparisons(
+            data.character_tokenizer("pcho"), [ONE], prompt_length=1, completion_length=8
+        ),
         ValueError,
         r"rows.jsonl:4: these characters are not in the vocabulary: \['e', 'n', 's'\]",
     ),
     "feedback tokens: no stop token": (
-        lambda: feedback.encode_comparisons(data.Tokenizer(BYTES._backend, {}), [ONE], length=8),
+        lambda: feedback.encode_comparisons(
+            data.Tokenizer(BYTES._backend, {}), [ONE], prompt_length=1, completion_length=8
+        ),
         ValueError,
         "rows.jsonl:4: the tokenizer must have a stop token; load_tokenizer",
     ),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.align.reward_model import RewardHParams, init_reward_params, make_reward_learner
+from jaxrl_align.align import RewardHParams, init_reward_params, make_reward_learner
 from jaxrl_align.nets import TransformerConfig, init_lora, make_transformer, overlay, with_dropout
 from jaxrl_align.nets.blocks import Linear
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, next_token_objective
@@ -15,7 +15,7 @@ from jaxrl_align.pretrain.text_classification import (
     attach_head,
     make_text_classifier,
 )
-from jaxrl_align.types import Answers, Comparisons, TokenBatch
+from jaxrl_align.types import Comparisons, PaddedTokens, TokenBatch
 from tests.tiny import LM, PARAMS, bits, disturb
 
 KEY = jax.random.key(0)
@@ -112,7 +112,8 @@ def classifier_case(base, part):
 
 def reward_case(base, part):
     whole = init_reward_params(jax.random.key(9), TINY, base)
-    pairs = Comparisons(Answers(TOKENS, ONES, ONES), Answers(TOKENS[:, ::-1], ONES, ONES))
+    half = lambda tokens: PaddedTokens(tokens[:, :3], ONES[:, :3])
+    pairs = Comparisons(half(TOKENS), half(TOKENS[:, 1:]), half(TOKENS[:, ::-1]))
     return make_reward_learner(TINY), RewardHParams(1e-3), whole, {"lm": part}, pairs
 
 
