@@ -61,6 +61,7 @@ INSTALL = {
     "torch_sgd": "pip install torch",
     "transformers_generate": "pip install transformers torch",
     "trl_sft": "pip install trl torch",
+    "trl_reward": "pip install trl torch peft",
     "peft_lora": "pip install peft==0.21.2 transformers torch",
     "purejaxrl": "pip install gymnax==0.0.9 distrax, and give the folder of its ppo.py",
 }
@@ -341,21 +342,66 @@ def transformers_generate(
 
 
 def trl_sft(shape: dict[str, int], batch: int, length: int, steps: int, threads: int) -> Round:
-    """Fine-tune by trl's SFTTrainer with AdamW on rows of `length` tokens, `steps` steps a round.
+    """Fine-tune by trl's SFTTrainer with AdamW on rows of `length` tokens, `steps` steps a round."""
+    import torch
+    from trl import SFTConfig, SFTTrainer
 
-    A round is timed from its second step to its last, without its set-up.
+    rows = torch.randint(2, shape["vocab"], (batch * (steps + 2), length)).tolist()
+    model = _gpt2(**shape, threads=threads)
+    rate = _trl_round(SFTTrainer, SFTConfig, model, {"input_ids": rows}, batch, length, steps)
+    return lambda: rate() * length
+
+
+def trl_reward(
+    model: dict[str, int] | str,
+    targets: list[str] | None,
+    rank: int,
+    batch: int,
+    prompt: int,
+    completion: int,
+    steps: int,
+    threads: int,
+) -> Round:
+    """Train a reward model by trl's RewardTrainer with AdamW, `steps` steps a round, pairs a second.
+
+    The model is GPT-2's layout of a shape, or what a folder holds, in float32; with targets LoRA is trained.
     """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    torch.set_num_threads(threads)
+    if isinstance(model, str):
+        kind = AutoModelForSequenceClassification
+        whole = kind.from_pretrained(model, dtype=torch.float32, num_labels=1)
+    else:
+        whole = AutoModelForSequenceClassification.from_config(_gpt2(**model, threads=threads).config)
+        whole.config.num_labels = 1
+        whole.score = torch.nn.Linear(whole.config.hidden_size, 1, bias=False)
+    whole.config.pad_token_id = 0
+    lora = None
+    if targets is not None:
+        from peft import LoraConfig
+
+        lora = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=rank, target_modules=targets)
+    count, vocab = batch * (steps + 2), whole.config.vocab_size
+    first = torch.randint(2, vocab, (count, prompt))
+    side = lambda: torch.cat([first, torch.randint(2, vocab, (count, completion))], 1).tolist()
+    rows = {"chosen_ids": side(), "rejected_ids": side()}
+    length = prompt + completion
+    return _trl_round(RewardTrainer, RewardConfig, whole, rows, batch, length, steps, peft_config=lora)
+
+
+def _trl_round(
+    trainer: Any, config: Any, model: Any, rows: dict, batch: int, length: int, steps: int, **options: Any
+) -> Round:
+    """Return the rate, rows a second, of one of trl's trainers from its second step to its last."""
     import os
     import tempfile
 
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    model = _gpt2(**shape, threads=threads)
-    rows = torch.randint(2, shape["vocab"], (batch * (steps + 2), length)).tolist()
 
     class Watch(TrainerCallback):
         """Notes when the second and the last step begin and end."""
@@ -368,9 +414,9 @@ def trl_sft(shape: dict[str, int], batch: int, length: int, steps: int, threads:
             self.end = time.perf_counter()
 
     watch = Watch()
-    trainer = SFTTrainer(
+    made = trainer(
         model=model,
-        args=SFTConfig(
+        args=config(
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=batch,
             max_steps=steps + 1,
@@ -388,15 +434,16 @@ def trl_sft(shape: dict[str, int], batch: int, length: int, steps: int, threads:
             disable_tqdm=True,
             dataloader_pin_memory=False,
         ),
-        train_dataset=Dataset.from_dict({"input_ids": rows}),
-        processing_class=_tokenizer(PreTrainedTokenizerFast, shape["vocab"]),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=_tokenizer(PreTrainedTokenizerFast, model.config.vocab_size),
         callbacks=[watch],
+        **options,
     )
 
     def measure() -> float:
         with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
-            trainer.train()
-        return steps * batch * length / (watch.end - watch.begin)
+            made.train()
+        return steps * batch / (watch.end - watch.begin)
 
     measure()
     return measure
@@ -454,7 +501,7 @@ def _tokenizer(kind: Any, vocab: int) -> Any:
 def serve(name: str, arguments: dict[str, Any]) -> None:
     """Answer every line with a round's rate."""
     known = (flashbax, sb3, sb3_ppo, rejax, rejax_ppo, purejaxrl, torch_sgd)
-    known += (transformers_generate, trl_sft, peft_lora)
+    known += (transformers_generate, trl_sft, trl_reward, peft_lora)
     measure = {make.__name__: make for make in known}[name](**arguments)
     print("ready", getattr(measure, "compile_seconds", "nan"), flush=True)
     for _ in sys.stdin:
