@@ -1,6 +1,7 @@
 """What humans said of answers: rows of six kinds, their tokens, simulated annotators, consensus."""
 
 from jaxrl_align.feedback.annotators import (
+    Annotator,
     PlainProse,
     compare,
 )
@@ -11,12 +12,22 @@ from jaxrl_align.feedback.consensus import (
     log_odds,
     majority,
     read_votes,
+    soft_labels,
+)
+from jaxrl_align.feedback.crowd import (
+    Asking,
+    Crowd,
 )
 from jaxrl_align.feedback.encoding import (
     choose_fitting,
     encode_comparisons,
     encode_rankings,
     encode_ratings,
+)
+from jaxrl_align.feedback.judgements import (
+    TIE,
+    Judgements,
+    as_rows,
 )
 from jaxrl_align.feedback.rows import (
     Comment,
@@ -29,12 +40,17 @@ from jaxrl_align.feedback.rows import (
     compare_correction,
     read_feedback,
 )
+from jaxrl_align.feedback.sentiment import (
+    fit_sentiment,
+    rate_comments,
+)
 
 # fmt: off
 __all__ = [
-    "Comment", "Comparison", "Consensus", "Correction", "Feedback", "Label", "PlainProse",
-    "Ranking", "Rating", "Votes", "choose_fitting", "compare", "compare_correction", "dawid_skene",
-    "encode_comparisons", "encode_rankings", "encode_ratings", "log_odds", "majority",
-    "read_feedback", "read_votes",
+    "Annotator", "Asking", "Comment", "Comparison", "Consensus", "Correction", "Crowd", "Feedback",
+    "Judgements", "Label", "PlainProse", "Ranking", "Rating", "TIE", "Votes", "as_rows",
+    "choose_fitting", "compare", "compare_correction", "dawid_skene",
+    "encode_comparisons", "encode_rankings", "encode_ratings", "fit_sentiment", "log_odds", "majority",
+    "rate_comments", "read_feedback", "read_votes", "soft_labels",
 ]
 # fmt: on

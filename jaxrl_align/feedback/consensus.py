@@ -28,11 +28,11 @@ class Consensus(NamedTuple):
     """An estimate of the items' labels and of the annotators."""
 
     probs: np.ndarray
-    """[I, C] probability of each label; rows sum to 1."""
+    """[I, C] probability of each class; rows sum to 1."""
     confusion: np.ndarray
-    """[A, C, C] probability that an annotator says the last index where the truth is the one before."""
+    """[A, C, L] probability that an annotator says the last index where the truth is the one before."""
     prior: np.ndarray
-    """[C] share of each label."""
+    """[C] share of each class."""
     log_posterior: np.ndarray
     """[S] after each iteration, up to a constant; it never falls."""
 
@@ -57,30 +57,77 @@ def check_votes(votes: Votes) -> tuple[int, int, int]:
     return annotators, items, max(labels, 2)
 
 
-def majority(votes: Votes, weights: ArrayLike | None = None) -> np.ndarray:
-    """Return the share of each label among an item's votes, [I, C]; an item without votes has equal shares.
+def majority(votes: Votes, weights: ArrayLike | None = None, *, classes: int | None = None) -> np.ndarray:
+    """Return the share of each class among an item's votes, [I, C]; an item without votes has equal shares.
 
     Args:
       votes: the votes.
       weights: [A] how much each annotator's vote counts, for example `log_odds`; None, all the same. A
-        negative weight counts against what was said.
+        negative weight counts against what was said. A may be more annotators than have voted.
+      classes: C; None, as many as labels were given. A label from C on, such as a tie, counts for every
+        class alike.
 
     Returns:
       [I, C], rows sum to 1; where weights are negative they are shares of what is left above the least.
+
+    Raises:
+      ValueError: for votes that `check_votes` refuses, weights that are not finite or too few, or
+        classes below 2.
     """
-    annotators, items, labels = check_votes(votes)
-    weight = np.ones(annotators) if weights is None else np.asarray(weights, float)
-    if weight.shape != (annotators,) or not np.isfinite(weight).all():
-        raise ValueError(f"weights must be {annotators} finite numbers, one an annotator; got {weight.shape}")
-    counts = np.zeros((items, labels))
-    np.add.at(counts, (votes.item, votes.label), weight[votes.annotator])
+    counts = _count(votes, weights, classes)
     counts -= np.minimum(counts.min(1, keepdims=True), 0)
     total = counts.sum(1, keepdims=True)
-    return np.where(total > 0, counts / np.where(total > 0, total, 1), 1 / labels)
+    return np.where(total > 0, counts / np.where(total > 0, total, 1), 1 / counts.shape[1])
+
+
+def soft_labels(votes: Votes, weights: ArrayLike, *, classes: int | None = None) -> np.ndarray:
+    """Return the probability of each class, [I, C], from votes whose weights are known beforehand.
+
+        softmax_c sum of the weights of those who said c
+
+    the posterior where classes are equally frequent and an annotator errs alike on all. A comparison becomes
+    a pair whose chosen answer is the likelier one, with `label_smoothing` of `losses.bradley_terry` the
+    probability of the other. `dawid_skene` returns such probabilities of the votes that it was fitted to;
+    these may be others, of the same annotators.
+
+    Args:
+      votes: the votes.
+      weights: [A] log odds that an annotator says the truth, for example `log_odds`.
+      classes: as in `majority`.
+
+    Raises:
+      ValueError: as `majority`.
+
+    Source: Nitzan & Paroush 1982, International Economic Review 23(2).
+    """
+    counts = _count(votes, weights, classes)
+    odds = np.exp(counts - counts.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+def _count(votes: Votes, weights: ArrayLike | None, classes: int | None) -> np.ndarray:
+    """Return the weight of each item's votes for each class, [I, C]."""
+    annotators, items, labels = check_votes(votes)
+    weight = np.ones(annotators) if weights is None else np.asarray(weights, float)
+    if weight.ndim != 1 or len(weight) < annotators or not np.isfinite(weight).all():
+        raise ValueError(
+            f"weights must be {annotators} finite numbers or more, one an annotator; got {weight.shape}"
+        )
+    classes = labels if classes is None else classes
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2; got {classes}; leave it out where there are no ties")
+    counts = np.zeros((items, max(labels, classes)))
+    np.add.at(counts, (votes.item, votes.label), weight[votes.annotator])
+    return counts[:, :classes] + counts[:, classes:].sum(1, keepdims=True) / classes
 
 
 def dawid_skene(
-    votes: Votes, *, max_iterations: int = 200, tolerance: float = 1e-7, smoothing: float = 1.0
+    votes: Votes,
+    *,
+    classes: int | None = None,
+    max_iterations: int = 200,
+    tolerance: float = 1e-7,
+    smoothing: float = 1.0,
 ) -> Consensus:
     """Estimate labels and annotators together by expectation maximisation, starting from the majority.
 
@@ -89,6 +136,8 @@ def dawid_skene(
 
     Args:
       votes: the votes.
+      classes: C; None, as many as labels were given. No item is of a label from C on, such as a tie, but
+        how often each annotator says it in each class is estimated, and counts.
       max_iterations: at most so many.
       tolerance: stop when no probability moves by more.
       smoothing: added to every cell of a confusion matrix and of the prior: a Dirichlet prior of 1 +
@@ -108,9 +157,11 @@ def dawid_skene(
             f"smoothing={smoothing}, max_iterations={max_iterations}"
         )
     annotators, items, labels = check_votes(votes)
-    probs, history = majority(votes), []
+    probs, history = majority(votes, classes=classes), []
+    classes = probs.shape[1]
+    labels = max(labels, classes)
     for _ in range(max_iterations):
-        counts = np.full((annotators, labels, labels), float(smoothing))
+        counts = np.full((annotators, classes, labels), float(smoothing))
         np.add.at(counts.swapaxes(1, 2), (votes.annotator, votes.label), probs[votes.item])
         said = counts.sum(2, keepdims=True)
         confusion = np.where(said > 0, counts / np.where(said > 0, said, 1), 1 / labels)
@@ -135,12 +186,15 @@ def log_odds(consensus: Consensus) -> np.ndarray:
     """Return [A] weights for `majority`: the log odds that an annotator says the truth, at the prior.
 
     For two labels and annotators who err alike on both, the weighted majority is the most probable label
-    (Nitzan & Paroush 1982); a coin's vote weighs 0, a liar's counts against what was said.
+    (Nitzan & Paroush 1982); a coin's vote weighs 0, a liar's counts against what was said. Labels that are no
+    class, such as ties, are left out of the odds.
     """
-    right = np.einsum("acc,c->a", consensus.confusion, consensus.prior)
-    labels = len(consensus.prior)
+    classes = len(consensus.prior)
+    said = consensus.confusion[:, :, :classes]
+    right = np.einsum("acc,c->a", said, consensus.prior)
+    right = right / np.maximum(np.einsum("acd,c->a", said, consensus.prior), 1e-300)
     right = np.clip(right, 1e-6, 1 - 1e-6)
-    return np.log(right * (labels - 1) / (1 - right))
+    return np.log(right * (classes - 1) / (1 - right))
 
 
 def read_votes(path: str | os.PathLike) -> tuple[Votes, np.ndarray, Sequence[str]]:

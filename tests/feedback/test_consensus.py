@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrl_align.feedback import Votes, dawid_skene, log_odds, majority, read_votes
+from jaxrl_align.feedback import Consensus, Votes, dawid_skene, log_odds, majority, read_votes, soft_labels
 
 
 def votes(*rows):
@@ -32,6 +32,27 @@ def test_weights_count_and_a_negative_one_counts_against():
 def test_an_item_without_votes_is_open():
     probs = majority(votes((0, 0, 1), (0, 2, 0)))
     np.testing.assert_allclose(probs, [[0, 1], [0.5, 0.5], [1, 0]])
+
+
+def test_a_tie_speaks_for_both_and_a_liars_tie_against_neither():
+    """Label 2 is no class; weights 2, 1, -1."""
+    three = votes((0, 0, 0), (1, 0, 2), (2, 0, 2), (0, 1, 2), (1, 1, 2), (2, 2, 0), (1, 2, 1))
+    np.testing.assert_allclose(majority(three, classes=2), [[2 / 3, 1 / 3], [0.5, 0.5], [0.5, 0.5]])
+    weighted = majority(three, [2.0, 1.0, -1.0], classes=2)
+    np.testing.assert_allclose(weighted, [[1, 0], [0.5, 0.5], [0, 1]])
+
+
+def test_soft_labels_by_bayes_rule():
+    """Annotators right with probability 0.9, 0.6 and 0.25; a tie says nothing; two and three classes."""
+    right = np.array([0.9, 0.6, 0.25, 0.5])
+    said = votes((0, 0, 1), (1, 0, 0), (2, 0, 0), (1, 0, 2), (1, 1, 0), (2, 2, 2))
+    odds = 0.9 / 0.1 * 0.4 / 0.6 * 0.75 / 0.25
+    got = soft_labels(said, np.log(right / (1 - right)), classes=2)
+    np.testing.assert_allclose(got, [[1 / (1 + odds), odds / (1 + odds)], [0.6, 0.4], [0.5, 0.5]])
+    of_three = soft_labels(said, np.log(2 * right / (1 - right)))
+    joint = [0.05 * 0.6 * 0.25 * 0.2, 0.9 * 0.2 * 0.375 * 0.2, 0.05 * 0.2 * 0.375 * 0.6]
+    np.testing.assert_allclose(of_three[0], np.array(joint) / sum(joint))
+    np.testing.assert_allclose(soft_labels(said, 1e4 * right, classes=2)[1], [1, 0])
 
 
 def loop(data, iterations, smoothing):
@@ -108,6 +129,44 @@ def test_the_posterior_by_hand():
         said = [found.confusion[a, :, label] for a, i, label in zip(*SMALL, strict=True) if i == item]
         expected += np.log(np.sum(found.prior * np.prod(said, axis=0)))
     np.testing.assert_allclose(found.log_posterior[-1], expected, rtol=1e-12)
+
+
+def test_dawid_and_skene_with_ties_by_hand():
+    """One iteration from the majority: annotators 0 and 1 agree on both items, 2 calls the first a tie."""
+    said = votes((0, 0, 0), (1, 0, 0), (2, 0, 2), (0, 1, 1), (1, 1, 1), (2, 1, 1))
+    found = dawid_skene(said, classes=2, max_iterations=1)
+    start = [5 / 6, 0.0]
+    tie = [(1 + start[0]) / (3 + start[0] + start[1]), (1 + 1 - start[0]) / (3 + 2 - start[0] - start[1])]
+    np.testing.assert_allclose(found.confusion[2, :, 2], tie)
+    first = [(1 + start[0]) / (3 + start[0]), (1 + 1 - start[0]) / (3 + 2 - start[0])]
+    np.testing.assert_allclose(found.confusion[0, :, 0], first)
+    prior = np.array([1 + 5 / 6, 1 + 7 / 6]) / 4
+    joint = prior * np.square(first) * tie
+    np.testing.assert_allclose(found.probs[0], joint / joint.sum())
+    assert found.confusion.shape == (3, 2, 3) and found.probs.shape == (2, 2)
+    np.testing.assert_allclose(found.confusion.sum(2), 1)
+
+
+def test_odds_leave_ties_out():
+    """Who says tie half of the time and is else right in 4 of 5 weighs as one who is right in 4 of 5."""
+    rows = [[0.4, 0.1, 0.5], [0.1, 0.4, 0.5]], [[0.8, 0.2, 0.0], [0.2, 0.8, 0.0]], [[0, 0, 1.0]] * 2
+    found = Consensus(np.ones((1, 2)) / 2, np.array(rows), np.array([0.3, 0.7]), np.zeros(1))
+    np.testing.assert_allclose(log_odds(found)[:2], np.log(4))
+    assert np.isfinite(log_odds(found)[2])
+
+
+def test_odds_weigh_classes_by_their_share_and_by_their_number():
+    """Right with .9, .6 and .3 on classes of .5, .3 and .2: .69, where a coin of three sides has a third."""
+    rows = np.array([[[0.9, 0.1, 0.0], [0.4, 0.6, 0.0], [0.0, 0.7, 0.3]], np.full((3, 3), 1 / 3)])
+    found = Consensus(np.ones((1, 3)) / 3, rows, np.array([0.5, 0.3, 0.2]), np.zeros(1))
+    np.testing.assert_allclose(log_odds(found), [np.log(2 * 0.69 / 0.31), 0], atol=1e-12)
+
+
+def test_a_class_that_nobody_named_is_one():
+    said = votes((0, 0, 0), (1, 1, 1))
+    np.testing.assert_allclose(majority(said, classes=3), [[1, 0, 0], [0, 1, 0]])
+    found = dawid_skene(said, classes=3)
+    assert found.probs.shape == (2, 3) and found.confusion.shape == (2, 3, 3)
 
 
 def test_there_are_two_labels_where_only_one_was_given():
