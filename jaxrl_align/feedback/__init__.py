@@ -5,6 +5,7 @@ from jaxrl_align.feedback.annotators import (
     PlainProse,
     compare,
 )
+from jaxrl_align.feedback.arguments import load_convincing_arguments, read_arguments
 from jaxrl_align.feedback.consensus import (
     Consensus,
     Votes,
@@ -49,8 +50,8 @@ from jaxrl_align.feedback.sentiment import (
 __all__ = [
     "Annotator", "Asking", "Comment", "Comparison", "Consensus", "Correction", "Crowd", "Feedback",
     "Judgements", "Label", "PlainProse", "Ranking", "Rating", "TIE", "Votes", "as_rows",
-    "choose_fitting", "compare", "compare_correction", "dawid_skene",
-    "encode_comparisons", "encode_rankings", "encode_ratings", "fit_sentiment", "log_odds", "majority",
-    "rate_comments", "read_feedback", "read_votes", "soft_labels",
+    "choose_fitting", "compare", "compare_correction", "dawid_skene", "encode_comparisons",
+    "encode_rankings", "encode_ratings", "fit_sentiment", "load_convincing_arguments", "log_odds",
+    "majority", "rate_comments", "read_arguments", "read_feedback", "read_votes", "soft_labels",
 ]
 # fmt: on

@@ -15,7 +15,13 @@ from jaxrl_align.data.tokenizers import Tokenizer, character_tokenizer, save_tok
 from jaxrl_align.nets.quantize import quantise_params
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.nets.transformer_config import RopeScaling
-from jaxrl_align.runtime.huggingface import FAMILIES, load_model, load_reward_model, save_model
+from jaxrl_align.runtime.huggingface import (
+    FAMILIES,
+    load_model,
+    load_reward_model,
+    save_model,
+    save_reward_model,
+)
 from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
 from jaxrl_align.runtime.huggingface.tensors import empty_params, from_tensor, tensor_shape, tensors_of
 from tests.runtime.make_huggingface_fixtures import (
@@ -35,6 +41,10 @@ NAMES = tuple(CASES)
 def save_file(tensors, path):
     """Write a safetensors file, or skip the test where the package is not installed."""
     pytest.importorskip("safetensors.numpy").save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def load_file(path):
+    return pytest.importorskip("safetensors.numpy").load_file(str(path))
 
 
 def make_folder(path, name, tensors=None, **changes):
@@ -335,6 +345,55 @@ def test_a_sequence_classifier_is_a_reward_model(name, tmp_path):
         ValueError, match=f"must hold a language model; got {kind}; read it with load_reward_m"
     ):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
+def test_a_reward_model_goes_out_and_comes_back_with_its_normalisation(name, tmp_path):
+    """The gain is part of the head that transformers reads; the bias waits in config.json."""
+    model = load_reward_model(make_classifier(tmp_path / "m", name))
+    head = {"kernel": model.params["head"]["kernel"], "bias": jnp.float32(0.25)}
+    params, tokens = {"lm": model.params["lm"], "head": head}, draw_tokens(model.config.vocab_size)
+    options = {"gain": jnp.float32(2.0), "bias": -0.75, "pad_token": 3, "stop_tokens": [1]}
+    folder = save_reward_model(tmp_path / "o", model.config, params, **options)
+    back = load_reward_model(folder)
+    assert back.stop_tokens == (1,) and float(back.params["head"]["bias"]) == 2 * 0.25 - 0.75
+    np.testing.assert_allclose(our_scores(back, tokens), 2 * our_scores(model, tokens) - 0.25, atol=1e-5)
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert values["architectures"] == CLASSIFIERS[name]["config"]["architectures"]
+    assert values["pad_token_id"] == 3 and values["id2label"] == {"0": "reward"}
+    stored, theirs = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "m"))
+    assert stored.keys() == theirs.keys() - {"lm_head.weight"}
+    np.testing.assert_array_equal(stored["score.weight"], 2 * theirs["score.weight"])
+
+
+def test_a_head_over_words_is_no_part_of_a_reward_model(tmp_path):
+    model = load_model(make_folder(tmp_path / "m", "llama"))
+    assert "head" in model.params
+    head = {"kernel": jnp.ones(model.config.width), "bias": jnp.zeros(())}
+    folder = save_reward_model(tmp_path / "o", model.config, {"lm": model.params, "head": head}, pad_token=3)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    back = load_reward_model(folder)
+    assert (
+        "head" not in back.params["lm"] and back.params["lm"]["tokens"].shape == model.params["tokens"].shape
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params": {"lm": {}}}, r"the head's kernel \[16\]; got the entries \['lm'\]"),
+        ({"gain": float("nan")}, "the head must be finite; got gain=nan"),
+        ({"pad_token": None}, r"pad_token must be .* ends no text; got None, stop tokens \[1\]"),
+        ({"pad_token": 1}, r"got 1, stop tokens \[1\]; take one that texts do not hold"),
+        ({"pad_token": 99}, "pad_token must be a token of the vocabulary"),
+    ],
+)
+def test_what_no_classifier_can_hold_is_refused(change, message, tmp_path):
+    model = load_reward_model(make_classifier(tmp_path / "m", "llama"))
+    given = {"params": model.params, "pad_token": 3, "stop_tokens": [1]} | change
+    with pytest.raises(ValueError, match=message):
+        save_reward_model(tmp_path / "o", model.config, **given)
+    assert not (tmp_path / "o").exists()
 
 
 def test_what_is_no_reward_model_is_named(tmp_path):

@@ -18,8 +18,9 @@ from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 from jaxrl_align.runtime.huggingface.config import read_config
 from jaxrl_align.runtime.huggingface.families import Family
 from jaxrl_align.runtime.huggingface.gguf_tokenizer import read_tokenizer
-from jaxrl_align.runtime.huggingface.models import Pretrained, check_new, check_vocabulary, save_model
+from jaxrl_align.runtime.huggingface.models import Pretrained, check_vocabulary
 from jaxrl_align.runtime.huggingface.parts import REQUIRED, need, write_scaling
+from jaxrl_align.runtime.huggingface.saving import check_new, save_model
 from jaxrl_align.runtime.huggingface.tensors import (
     empty_params,
     from_tensor,

@@ -7,26 +7,23 @@ must be there, none may be left over, each must have its shape and be finite. Pi
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
-from jaxrl_align.runtime.huggingface.config import family_of, read_config, write_config
+from jaxrl_align.runtime.huggingface.config import read_config
 from jaxrl_align.runtime.huggingface.families import FAMILIES
+from jaxrl_align.runtime.huggingface.parts import need
 from jaxrl_align.runtime.huggingface.storage import (
-    SINGLE,
     Stored,
     check_floats,
     read_tensors,
     require_safetensors,
     stored_tensors,
-    whole_folder,
-    write_tensors,
 )
 from jaxrl_align.runtime.huggingface.tensors import (
     empty_params,
@@ -35,7 +32,6 @@ from jaxrl_align.runtime.huggingface.tensors import (
     tensor_shape,
     tensors_of,
     to_jax,
-    to_tensor,
 )
 from jaxrl_align.types import Params
 
@@ -43,8 +39,10 @@ MODEL_VARIABLE = "JAXRL_ALIGN_MODEL"
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 """Constants that old checkpoints store beside the weights."""
 _HEAD = "lm_head.weight"
-_SCORE = "score.weight"
-_CLASSIFIER = "ForSequenceClassification"
+SCORE = "score.weight"
+CLASSIFIER = "ForSequenceClassification"
+REWARD_BIAS = "reward_bias"
+"""Our own entry of a classifier's `config.json`, since its head has no bias; transformers passes it by."""
 
 
 class Pretrained(NamedTuple):
@@ -117,6 +115,7 @@ def load_reward_model(
 
     Returns:
       What `load_model` returns, with the parameters `{"lm": ..., "head": ...}`; there is no head over words.
+      The head's bias is what `save_reward_model` noted, otherwise 0.
 
     Raises:
       ImportError, ValueError: as `load_model`; ValueError for a folder that is no classifier of one label.
@@ -139,7 +138,7 @@ def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: 
     check_floats(stored)
     params = empty_params(config, quantise=quantise)
     tensors = {tensor.name: tensor for tensor in tensors_of(config, record)}
-    score = {_SCORE: (1, config.width)} if reward else {}
+    score = {SCORE: (1, config.width)} if reward else {}
     _check_shapes(folder, stored, score | {name: tensor_shape(t, params) for name, t in tensors.items()})
     for name, array in read_tensors(stored, tensors):
         from_tensor(tensors[name], array, params)
@@ -151,8 +150,9 @@ def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: 
                 "set it to false in config.json if the head is a matrix of its own"
             )
     if reward:
-        ((_, kernel),) = read_tensors(stored, [_SCORE])
-        params = {"lm": params, "head": {"kernel": kernel[0], "bias": np.zeros((), np.float32)}}
+        ((_, kernel),) = read_tensors(stored, [SCORE])
+        bias = np.float32(need(values, REWARD_BIAS, float, 0.0))
+        params = {"lm": params, "head": {"kernel": kernel[0], "bias": bias}}
     stop_tokens = _stop_tokens(folder, values, config)
     return Pretrained(config, to_jax(params), stop_tokens, tokenizer)
 
@@ -167,7 +167,7 @@ def _open_folder(folder: Path, *, reward: bool) -> dict[str, Any]:
         )
     values = read_object(folder / "config.json")
     kinds = values.get("architectures") or []
-    if any(str(kind).endswith(_CLASSIFIER) for kind in kinds) != reward:
+    if any(str(kind).endswith(CLASSIFIER) for kind in kinds) != reward:
         raise ValueError(
             f"{folder} must hold a {'sequence classifier' if reward else 'language model'}; got "
             f"{', '.join(map(str, kinds)) or 'no architectures'}; read it with "
@@ -214,7 +214,7 @@ def _with_prefix(folder: Path, stored: Mapping[str, Stored], prefix: str) -> dic
     for name, place in stored.items():
         if _BUFFERS.search(name):
             continue
-        whole = name if name.startswith(prefix) or name in (_HEAD, _SCORE) else prefix + name
+        whole = name if name.startswith(prefix) or name in (_HEAD, SCORE) else prefix + name
         if whole in full:
             raise ValueError(f"{folder} holds {whole} twice, with and without {prefix!r}; remove one")
         full[whole] = place
@@ -235,84 +235,3 @@ def _stop_tokens(folder: Path, values: Mapping[str, Any], config: TransformerCon
     named = [] if named is None else named if isinstance(named, list) else [named]
     # A default that lies outside a small vocabulary is never written and ends nothing.
     return tuple(i for i in named if isinstance(i, int) and 0 <= i < config.vocab_size)
-
-
-def save_model(
-    folder: str | os.PathLike,
-    config: TransformerConfig,
-    params: Params,
-    *,
-    stop_tokens: Iterable[int] = (),
-    tokenizer: Tokenizer | None = None,
-) -> Path:
-    """Write a language model as a folder that `transformers` opens; whole or not at all.
-
-    Args:
-      folder: a new name; its parent exists.
-      config: a shape that one of the families can hold.
-      params: its parameters, all float32 or all bfloat16; merge an adapter first (`nets.merge`), or
-        save it apart (`save_adapter`).
-      stop_tokens: the tokens that end a text.
-      tokenizer: is written beside the weights.
-
-    Returns:
-      The folder.
-
-    Raises:
-      ImportError: if `safetensors` is not installed.
-      ValueError: if the folder exists, no family can hold the configuration, or a parameter is missing, left
-        over, mis-shaped, of another type or not finite, or the tokenizer has more tokens than the embedding.
-    """
-    folder = Path(folder)
-    require_safetensors()
-    check_new(folder)
-    family = family_of(config)
-    check_vocabulary(tokenizer, config)
-    dtype = _check_params(config, params)
-    stop_tokens = list(stop_tokens)
-    if outside := [i for i in stop_tokens if not 0 <= i < config.vocab_size]:
-        raise ValueError(f"stop_tokens must lie in the vocabulary of {config.vocab_size}; got {outside}")
-    stop = stop_tokens[0] if len(stop_tokens) == 1 else (stop_tokens or None)
-    values = write_config(config, family)
-    pad = None if tokenizer is None else tokenizer.pad_token
-    values |= {"dtype": dtype, "bos_token_id": None, "eos_token_id": stop, "pad_token_id": pad}
-    with whole_folder(folder) as temporary:
-        write_tensors(
-            temporary / SINGLE,
-            {tensor.name: to_tensor(tensor, params) for tensor in tensors_of(config, FAMILIES[family])},
-        )
-        (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            save_tokenizer(temporary, tokenizer)
-    return folder
-
-
-def check_new(folder: Path) -> None:
-    """Raise ValueError for a folder that holds anything."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists already; give a new name, or remove it")
-
-
-def _check_params(config: TransformerConfig, params: Params) -> str:
-    """Return the parameters' common dtype."""
-    flat = lambda tree: {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
-    wanted, got = flat(empty_params(config)), flat(params)
-    if packed := sorted(name for name in got if "['kernel'][" in name):
-        raise ValueError(
-            f"params must have plain kernels; got params{packed[0]}; make them so with "
-            "nets.merge(params, dtype=jnp.float32), all in one dtype"
-        )
-    if wanted.keys() != got.keys():
-        raise ValueError(
-            f"params do not fit the configuration: missing {sorted(wanted.keys() - got.keys())}, "
-            f"unexpected {sorted(got.keys() - wanted.keys())}"
-        )
-    for name, leaf in got.items():
-        if leaf.shape != wanted[name].shape:
-            raise ValueError(f"params{name} must be of shape {wanted[name].shape}; got {leaf.shape}")
-        if not np.isfinite(np.asarray(leaf, np.float32)).all():
-            raise ValueError(f"params{name} holds NaN or infinite values; nothing was written")
-    dtypes = {str(leaf.dtype) for leaf in got.values()}
-    if dtypes not in ({"float32"}, {"bfloat16"}):
-        raise ValueError(f"params must all be float32 or all bfloat16; got {', '.join(sorted(dtypes))}")
-    return dtypes.pop()
