@@ -23,7 +23,7 @@ def test_the_shorter_side_is_a_baseline_too():
 
 
 def test_bins_go_by_how_sure_the_model_is():
-    """Of four pairs the two surest are one bin; a model that is right where it is unsure is badly calibrated."""
+    """Of four pairs the two surest are one bin; who is right where unsure is badly calibrated."""
     got = report_pairs([-4.0, 0.1, -3.0, 0.2], np.ones((4, 2)), bins=2)
     sigma = lambda x: 1 / (1 + np.exp(-x))
     expected = [[(sigma(0.1) + sigma(0.2)) / 2, 1.0, 2], [(sigma(3.0) + sigma(4.0)) / 2, 0.0, 2]]
@@ -51,7 +51,7 @@ def test_wilsons_interval_of_independent_pairs():
 
 
 def test_pairs_of_a_group_err_together():
-    """Ten groups, in each of which all pairs are right or all wrong, are ten judgements and not a thousand."""
+    """Ten groups with all of their pairs right, or all wrong, are ten judgements and not a thousand."""
     margins = np.repeat(np.where(np.arange(10) < 7, 1.0, -1.0), 100)
     groups = np.repeat(np.arange(10) + 5, 100)
     low, high = report_pairs(margins, np.ones((1000, 2)), groups=groups, resamples=4000).interval
