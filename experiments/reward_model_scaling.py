@@ -59,8 +59,8 @@ class Config(BaseConfig):
     """Tokens of a prompt and its argument for SmolLM2."""
     tuned_train_length: int = 128
     """Longer arguments, one in fifteen, are not learnt from."""
-    tuned_steps: int = 50
-    """In each fold; an argument is read about once."""
+    tuned_steps: int = 30
+    """In each fold, which reads 480 of its 790 arguments."""
     tuned_rate: float = 1e-3
     rank: int = 8
 

@@ -11,6 +11,7 @@ VOCAB = 20
 LM = make_transformer(TransformerConfig(VOCAB, width=16, layers=2, heads=2, context=80))
 
 
+@jax.jit
 def disturb(tree, key, scale):
     """Return a tree with every leaf moved at random: biases and norms too stop being trivial."""
     leaves, structure = jax.tree.flatten(tree)

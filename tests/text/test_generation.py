@@ -15,7 +15,7 @@ from tests.tiny import VOCAB
 
 PAD, STOP, T = 0, 1, 6
 LM = make_transformer(TransformerConfig(VOCAB, width=16, layers=1, heads=2, context=48))
-PARAMS = jax.tree.map(lambda x: 5.0 * x, LM.init(jax.random.key(0)))
+PARAMS = jax.tree.map(lambda x: 5.0 * x, jax.jit(LM.init)(jax.random.key(0)))
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(2, VOCAB, n).tolist() for n in (3, 1, 7)]
 PROMPTS[2][1:4] = PAD, STOP, PAD  # a prompt may hold any token
