@@ -146,14 +146,12 @@ def judged_pairs_objective(lm: LanguageModel) -> LossFn:
     return loss
 
 
-def make_reader(
-    lm: LanguageModel, tokens: np.ndarray, real: np.ndarray, batch_size: int = 16
-) -> Callable[..., jax.Array]:
-    """Return `(params, frozen) -> [S, A]`: the score of every argument."""
-    flat = jnp.asarray(tokens.reshape(-1, tokens.shape[-1])), jnp.asarray(real.reshape(-1, real.shape[-1]))
+def make_reader(lm: LanguageModel, batch_size: int = 16) -> Callable[..., jax.Array]:
+    """Return `(tokens [S, A, L], real, params, frozen) -> [S, A]`: the score of every argument."""
 
-    def read(params: Params, frozen: Any = None) -> jax.Array:
+    def read(tokens: jax.Array, real: jax.Array, params: Params, frozen: Any = None) -> jax.Array:
         model = RewardModel(overlay(frozen, params))
+        flat = tokens.reshape(-1, tokens.shape[-1]), real.reshape(-1, real.shape[-1])
         scores = jax.lax.map(lambda row: score(lm, model, *row), flat, batch_size=batch_size)
         return scores.reshape(tokens.shape[:2])
 

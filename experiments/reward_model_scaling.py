@@ -10,7 +10,7 @@ that every pair is judged by a model that has seen nothing of its debate; interv
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -46,11 +46,14 @@ class Config(BaseConfig):
     """Of the models trained here."""
     arguments: int = 16
     """Of one side in a batch, with all judged pairs among them."""
-    length: int = 240
+    length: int = 320
     """Tokens of a prompt and its argument, for the models trained here."""
-    steps: int = 300
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Of which validation chooses one for each width."""
+    train_length: int = 160
+    """Longer arguments are judged, but not learnt from."""
+    pretrain_steps: int = 800
+    steps: int = 200
+    rates: tuple[float, ...] = (1e-3, 3e-3)
+    """Of which another seed chooses one for each width."""
     tuned: bool = True
     """SmolLM2 by LoRA too; an hour on two cores."""
     frozen: bool = True
@@ -127,14 +130,15 @@ def own_models(
 ) -> np.ndarray:
     """Return out-of-fold margins [numbers, seeds, N] of a model trained here: all folds and seeds at once."""
     tokens, real = ukp.encode(arguments, base.tokenizer, config.length)
+    short = ukp.encode(arguments, base.tokenizer, config.train_length, drop=True)
     fold = ukp.make_folds(arguments, config.folds)
     seeds = np.repeat(np.arange(first_seed, first_seed + config.seeds), config.folds)
     held = np.tile(np.arange(config.folds), config.seeds)
-    pool = jnp.asarray(tokens), jnp.asarray(real)
-    read = ukp.make_reader(base.lm, tokens, real)
+    pool = [jnp.asarray(x) for x in short]
+    read = ukp.make_reader(base.lm)
 
     @jax.jit
-    def run(table: jax.Array, seed: jax.Array) -> jax.Array:
+    def run(table: jax.Array, seed: jax.Array, *held_out: jax.Array) -> jax.Array:
         sample = ukp.sample_arguments(*pool, table, config.arguments)
         learner = make_reward_learner(
             base.lm,
@@ -147,14 +151,18 @@ def own_models(
         key_head, key = jax.random.split(jax.random.key(seed))
         params = init_reward_params(key_head, base.lm, jax.tree.map(jnp.asarray, base.params))
         state, _ = train(learner, config.steps)(key, RewardHParams(rate), params)
-        return read(state.params)
+        return read(*held_out, state.params)
 
+    sides = [np.unique(arguments.pairs[fold == k, 0]) for k in range(config.folds)]
+    sides = [np.resize(here, max(map(len, sides))) for here in sides]
     margins = np.zeros((len(numbers), config.seeds, len(fold)))
     for i, number in enumerate(numbers):
         for seed, k in zip(seeds, held, strict=True):
             table = ukp.pair_table(arguments, choose(fold, k, number, seed))
-            found = ukp.margins_of(arguments, np.asarray(run(jnp.asarray(table), int(seed))))
-            margins[i, seed - first_seed, fold == k] = found[fold == k]
+            here = sides[k]
+            scores = np.zeros(tokens.shape[:2])
+            scores[here] = run(jnp.asarray(table), int(seed), tokens[here], real[here])
+            margins[i, seed - first_seed, fold == k] = ukp.margins_of(arguments, scores)[fold == k]
         right = 100 * np.mean(margins[i] > 0)
         print(
             f"  {base.lm.config.width} wide, rate {rate:g}, {number or 'all'} pairs: {right:.1f}%", flush=True
@@ -206,9 +214,8 @@ def tuned_fold(config: Config, arguments: Arguments, model: Any, held_out: int) 
             said = f"loss {metrics['loss']:.3f}, accuracy {metrics['accuracy']:.3f}"
             print(f"  fold {held_out}, step {i + 1}: {said}, {time.monotonic() - started:.0f} s", flush=True)
     here = np.unique(arguments.pairs[fold == held_out, 0])
-    read = jax.jit(ukp.make_reader(lm, tokens[here], real[here], 8))
     scores = np.zeros(tokens.shape[:2])
-    scores[here] = np.asarray(read(state.params, frozen))
+    scores[here] = jax.jit(ukp.make_reader(lm, 8))(tokens[here], real[here], state.params, frozen)
     return ukp.margins_of(arguments, scores)[fold == held_out].tolist()
 
 
@@ -235,8 +242,9 @@ def real_models(config: Config, folder: RunFolder, arguments: Arguments) -> dict
 
 
 def search_rate(config: Config, arguments: Arguments, base: Any, rate: float) -> float:
-    """Return the out-of-fold accuracy of a rate on other seeds."""
-    return float(np.mean(own_models(config, arguments, base, (0,), rate, config.seed + 1000) > 0))
+    """Return the out-of-fold accuracy of a rate on another seed."""
+    one = replace(config, seeds=1)
+    return float(np.mean(own_models(one, arguments, base, (0,), rate, config.seed + 1000) > 0))
 
 
 def own_ways(config: Config, folder: RunFolder, arguments: Arguments) -> dict[str, dict[int, np.ndarray]]:
@@ -249,7 +257,7 @@ def own_ways(config: Config, folder: RunFolder, arguments: Arguments) -> dict[st
         search = functools.partial(search_rate, config, arguments, base)
         tried = {rate: sub.once(f"rate_{rate:g}.json", search, rate) for rate in config.rates}
         best = max(tried, key=tried.__getitem__)
-        print(f"{width} wide: rates tried on other seeds {tried}; {best:g} is taken", flush=True)
+        print(f"{width} wide: rates tried on another seed {tried}; {best:g} is taken", flush=True)
         make = lambda base=base, best=best: own_models(
             config, arguments, base, config.numbers, best, config.seed
         ).tolist()

@@ -111,7 +111,7 @@ def test_a_run_in_miniature(monkeypatch, tmp_path):
     monkeypatch.setattr(ukp, "load_convincing_arguments", lambda: make_debates(words=True))
     text = tmp_path / "text.txt"
     text.write_text("aa bbb cccc ddddd " * 400, encoding="utf-8")
-    own = {"widths": (16,), "rates": (1e-3, 3e-3), "steps": 40, "length": 24, "arguments": 4}
+    own = {"widths": (16,), "rates": (1e-3, 3e-3), "steps": 40, "length": 32, "arguments": 4}
     small = {"vocabulary": 260, "layers": 1, "heads": 2, "pretrain_steps": 10, "held_out_tokens": 64}
     run = {"out": str(tmp_path / "run"), "text": str(text), "seeds": 2, "folds": 2, "numbers": (10, 0)}
     scaling.main(scaling.Config(**run, **own, **small, frozen=False, tuned=False))
