@@ -11,19 +11,22 @@ if TYPE_CHECKING:
     from jaxrl_align.actors.gym import greedy, make_actor, sampled
     from jaxrl_align.actors.normalisation import Normaliser, normalised
     from jaxrl_align.actors.recurrent import evaluate_recurrent_policy, make_recurrent_actor
+    from jaxrl_align.actors.scores import Scored
     from jaxrl_align.actors.text import Frozen, TextObservation, make_text_actor
     from jaxrl_align.actors.value import epsilon_greedy, make_value_actor
 
 # fmt: off
 __all__ = [
-    "Frozen", "Normaliser", "TextObservation", "epsilon_greedy", "evaluate_recurrent_policy", "greedy",
-    "make_actor", "make_recurrent_actor", "make_text_actor", "make_value_actor", "normalised", "sampled",
+    "Frozen", "Normaliser", "Scored", "TextObservation", "epsilon_greedy", "evaluate_recurrent_policy",
+    "greedy", "make_actor", "make_recurrent_actor", "make_text_actor", "make_value_actor", "normalised",
+    "sampled",
 ]
 # fmt: on
 _MODULES = {
     "gym": ("greedy", "make_actor", "sampled"),
     "normalisation": ("Normaliser", "normalised"),
     "recurrent": ("evaluate_recurrent_policy", "make_recurrent_actor"),
+    "scores": ("Scored",),
     "text": ("Frozen", "TextObservation", "make_text_actor"),
     "value": ("epsilon_greedy", "make_value_actor"),
 }

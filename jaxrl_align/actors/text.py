@@ -6,14 +6,15 @@ the value head and both policies read the two together. Masks say what is paddin
 the padding token, which may be the stop token too; if it is not, it is never sampled.
 """
 
-from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxrl_align.actors.queries import check_critic, check_fits, check_prompts, join
+from jaxrl_align.actors.scores import Score, as_scored
 from jaxrl_align.losses import Categorical, entropy, proportional_kl_coefficient, token_log_prob
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
@@ -29,9 +30,6 @@ from jaxrl_align.types import (
     Trajectory,
 )
 
-Score = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""`(reward_model, tokens[L], mask[L]) -> []`: how good a query and its response are, any pure function."""
-
 
 class Frozen(NamedTuple):
     """The frozen models that RLHF reads."""
@@ -40,6 +38,8 @@ class Frozen(NamedTuple):
     """The reference policy's language model, and the base that the trained part is laid over."""
     reward_model: Any
     """Whatever the score function reads."""
+    critic: Params | None = None
+    """The base that the trained part of a critic with its own trunk is laid over; None, it trains whole."""
 
 
 class TextObservation(NamedTuple):
@@ -53,17 +53,6 @@ class KLController(NamedTuple):
     """The weight of the KL penalty, carried from rollout to rollout."""
 
     coef: jax.Array
-
-
-def join(prompt: PaddedTokens, response: jax.Array, mask: jax.Array) -> PaddedTokens:
-    """Return the query and its response as one sequence [P + T].
-
-    Args:
-      prompt: [P] left-padded.
-      response: [T] right-padded.
-      mask: [T] 1 for a real response token.
-    """
-    return PaddedTokens(jnp.concatenate([prompt.tokens, response]), jnp.concatenate([prompt.real, mask]))
 
 
 def judge(
@@ -104,6 +93,35 @@ def judge(
     return Evaluation(token_log_prob(logits, response), entropy(logits), value, Categorical(logits))
 
 
+def prefix_values(
+    lm: LanguageModel,
+    critic: Params,
+    prompt: PaddedTokens,
+    response: jax.Array,
+    mask: jax.Array,
+    config: TextConfig,
+) -> jax.Array:
+    """Return the value of every prefix of ONE response, V(x, y_<t), in a single full pass of a critic.
+
+    It never sees the token it judges: a baseline that reads the whole answer, as the lecture prints it,
+    leaves no gradient (erratum H6).
+
+    Args:
+      lm: the critic's language model.
+      critic: `{"lm": its parameters, "value": scalar head}`.
+      prompt: [P] left-padded.
+      response: [T] right-padded.
+      mask: [T] 1 for a real response token.
+      config: lengths and special tokens.
+
+    Returns:
+      [T] the head at position P - 1 + t, one before response token t; arbitrary on padding.
+    """
+    text = join(prompt, response, mask)
+    hidden, _ = lm.encode(critic["lm"], text.tokens, text.real)
+    return apply_scalar_head(critic["value"], hidden[config.prompt_length - 1 : -1])
+
+
 def last_real(mask: jax.Array) -> jax.Array:
     """Return [T] with 1 at the last real position of a right-padded mask [T], all 0 if nothing is real."""
     return mask * (1.0 - jnp.append(mask[1:], 0.0))
@@ -142,25 +160,25 @@ def answer(
     key: chex.PRNGKey,
     kl_coef: Numeric,
     hparams: Any,
-) -> tuple[Trajectory, Metrics]:
+    critic: LanguageModel | None = None,
+) -> tuple[Trajectory, dict[str, Any]]:
     """Generate ONE response, evaluate it under the reference, score it, and return its trajectory.
 
     Returns:
-      The trajectory, leaves [T], and the sequence's `kl` [] (nats, summed), `score` [] and `stopped` [].
+      The trajectory, leaves [T], and the sequence's `kl` [] (nats, summed), `score` [] as paid, `stopped` []
+      and `rewards`, the score's parts by name.
     """
+    check_critic(params, critic)
     temperature = jnp.asarray(hparams.temperature, jnp.float32)
     policy = overlay(frozen.reference, params["lm"])
     tokens, log_prob, value, mask = generate(
-        lm, policy, prompt, key, config, temperature=temperature, value_head=params["value"]
+        lm, policy, prompt, key, config, temperature=temperature, value_head=params.get("value")
     )
+    if critic is not None:
+        value = mask * prefix_values(critic, _whole_critic(params, frozen), prompt, tokens, mask, config)
     reference = judge(lm, frozen.reference, prompt, tokens, mask, config, temperature=temperature)
     text = join(prompt, tokens, mask)
-    raw = jnp.asarray(score(frozen.reward_model, text.tokens, text.real), jnp.float32)
-    if raw.shape:
-        raise ValueError(
-            f"score must return one number for a text, shape []; got {list(raw.shape)}; take its sum, or its "
-            "value at the last real token"
-        )
+    raw, rewards = as_scored(score(frozen.reward_model, text.tokens, text.real))
     unstopped = {"replace": -hparams.stop_penalty, "subtract": raw - hparams.stop_penalty, "keep": raw}
     stopped = jnp.any((tokens == config.stop_token) & (mask > 0))
     paid = jnp.where(stopped, raw, unstopped[config.missing_stop])
@@ -177,37 +195,72 @@ def answer(
         mask=mask,
     )
     kl = jnp.sum((log_prob - reference.log_prob) * mask)
-    return trajectory, {"kl": kl, "score": paid, "stopped": stopped.astype(jnp.float32)}
+    stopped = stopped.astype(jnp.float32)
+    return trajectory, {"kl": kl, "score": paid, "stopped": stopped, "rewards": rewards}
+
+
+def summarise(trajectory: Trajectory, parts: dict[str, Any], kl_coef: jax.Array) -> Metrics:
+    """Return a rollout's metrics, as docs/metrics.md defines them.
+
+    Args:
+      trajectory: [B, T].
+      parts: what `answer` returned beside each trajectory, leaves [B].
+      kl_coef: the KL penalty's weight that was paid.
+    """
+    kl = jnp.mean(parts["kl"])
+    metrics = {
+        "objective/kl": kl,
+        "objective/kl_coef": kl_coef,
+        "objective/entropy": -jnp.mean(jnp.sum(trajectory.log_prob, 1)),
+        "objective/non_score_reward": -kl_coef * kl,
+        "objective/rlhf_reward": jnp.mean(jnp.sum(trajectory.reward, 1)),
+        "objective/scores": jnp.mean(parts["score"]),
+        "val/num_eos_tokens": jnp.sum(parts["stopped"]),
+        "response_length": jnp.mean(jnp.sum(trajectory.mask, 1)),
+    }
+    for name, part in parts["rewards"].items():
+        metrics |= {f"rewards/{name}/mean": jnp.mean(part), f"rewards/{name}/std": jnp.std(part)}
+    return metrics
+
+
+def _whole_critic(params: Params, frozen: Frozen) -> Params:
+    return params["critic"] | {"lm": overlay(frozen.critic, params["critic"]["lm"])}
 
 
 def make_text_actor(
-    lm: LanguageModel, score: Score, config: TextConfig, sample_prompts: Sampler | None = None
+    lm: LanguageModel,
+    score: Score,
+    config: TextConfig,
+    sample_prompts: Sampler | None = None,
+    *,
+    critic: LanguageModel | None = None,
 ) -> Actor:
     """Build the actor that answers prompts; its reward is a score and a KL penalty.
 
     Its parameters are `{"lm": a whole model or a part of one, "value": head}`, its frozen tree a `Frozen`.
+    With a critic of its own they are `{"lm": ..., "critic": {"lm": ..., "value": head}}`: values are read
+    from the critic, and policy and critic share no parameter (`split_params`).
 
     Args:
       lm: the language model.
       score: reads the query and the response up to its stop token.
       config: lengths and special tokens.
       sample_prompts: `key -> PaddedTokens` [B, P], for rollouts without a batch.
+      critic: the language model that a critic with its own trunk is built on, for example the reward model's;
+        None reads values from the policy's trunk.
 
     Returns:
       An `Actor`; hparams need `temperature, gamma, gae_lambda, kl_coef, kl_target, kl_horizon, stop_penalty`.
       Its metrics are means over the batch: `objective/kl` is the KL summed over each sequence.
 
     Raises:
-      ValueError: if prompt and response do not fit the model's context, a special token its vocabulary, or
-        what is sampled is no prompts; at trace time, if the frozen tree or the prompts are missing, or the
-        score is not a number.
+      ValueError: if prompt and response do not fit the models' contexts, a special token the vocabulary, the
+        policy's vocabulary the critic's, or what is sampled is no prompts; at trace time, if the frozen tree
+        or the prompts are missing, the parameters have no critic of that kind, or the score is not a number.
     """
-    _check_fits(lm, config)
+    check_fits(lm, config, critic)
     if sample_prompts is not None:
-        _check_prompts(lm, config, sample_prompts(jax.random.key(0)))
-
-    def init_params(key: chex.PRNGKey) -> Params:
-        return {"lm": lm.init(key), "value": init_scalar_head(None, lm.config.width)}
+        check_prompts(lm, config, sample_prompts(jax.random.key(0)))
 
     def init_env(key: chex.PRNGKey, hparams: Any) -> KLController:
         return KLController(jnp.asarray(hparams.kl_coef, jnp.float32))
@@ -222,84 +275,41 @@ def make_text_actor(
             if sample_prompts is None:
                 raise ValueError("this actor has no prompts; pass step(state, batch), or give sample_prompts")
             batch = sample_prompts(key_prompts)
-        prompts = _check_prompts(lm, config, batch)
+        prompts = check_prompts(lm, config, batch)
         count = len(prompts.tokens)
         trajectory, parts = jax.vmap(
-            lambda prompt, k: answer(lm, score, config, params, frozen, prompt, k, env_state.coef, hparams)
+            lambda prompt, k: answer(
+                lm, score, config, params, frozen, prompt, k, env_state.coef, hparams, critic
+            )
         )(prompts, jax.random.split(key_answers, count))
-        kl = jnp.mean(parts["kl"])
-        metrics = {
-            "objective/kl": kl,
-            "objective/kl_coef": env_state.coef,
-            "objective/entropy": -jnp.mean(jnp.sum(trajectory.log_prob, 1)),
-            "objective/non_score_reward": -env_state.coef * kl,
-            "objective/rlhf_reward": jnp.mean(jnp.sum(trajectory.reward, 1)),
-            "objective/scores": jnp.mean(parts["score"]),
-            "val/num_eos_tokens": jnp.sum(parts["stopped"]),
-            "response_length": jnp.mean(jnp.sum(trajectory.mask, 1)),
-        }
+        metrics = summarise(trajectory, parts, env_state.coef)
         coef = proportional_kl_coefficient(
-            env_state.coef, kl, target=hparams.kl_target, num_episodes=count, horizon=hparams.kl_horizon
+            env_state.coef,
+            metrics["objective/kl"],
+            target=hparams.kl_target,
+            num_episodes=count,
+            horizon=hparams.kl_horizon,
         )
         return KLController(coef), trajectory, metrics
 
     def evaluate(params: Params, frozen: Frozen, trajectory: Trajectory) -> Evaluation:
-        return judge(
-            lm,
-            overlay(frozen.reference, params["lm"]),
-            trajectory.obs.prompt,
-            trajectory.action,
-            trajectory.mask,
-            config,
-            temperature=trajectory.obs.temperature,
-            value_head=params["value"],
-        )
+        check_critic(params, critic)
+        text = trajectory.obs.prompt, trajectory.action, trajectory.mask
+        policy, temperature = overlay(frozen.reference, params["lm"]), trajectory.obs.temperature
+        judged = judge(lm, policy, *text, config, temperature=temperature, value_head=params.get("value"))
+        if critic is None:
+            return judged
+        return judged._replace(value=prefix_values(critic, _whole_critic(params, frozen), *text, config))
 
-    return Actor(init_params, init_env, rollout, evaluate, takes_batch=True)
-
-
-def _known(x: Any) -> bool:
-    """Return whether a value can be looked at, as it cannot be while a program is traced."""
-    return not isinstance(x, jax.core.Tracer)
+    init_params = functools.partial(_init_params, lm, critic)
+    actor = Actor(init_params, init_env, rollout, evaluate, takes_batch=True)
+    split = lambda params: ({"lm": params["lm"]}, {"critic": params["critic"]})
+    return actor if critic is None else actor._replace(split_params=split)
 
 
-def _check_prompts(lm: LanguageModel, config: TextConfig, prompts: Any) -> PaddedTokens:
-    length = config.prompt_length
-    if not isinstance(prompts, PaddedTokens):
-        raise ValueError(
-            f"prompts must be PaddedTokens(tokens, real) of [B, {length}]; got "
-            f"{getattr(prompts, 'dtype', type(prompts).__name__)} {np.shape(prompts)}; left_pad makes them"
-        )
-    (shape, other), kind = map(np.shape, prompts), jnp.asarray(prompts.tokens).dtype
-    if shape != other or shape[1:] != (length,) or not shape[0] or not jnp.issubdtype(kind, jnp.integer):
-        raise ValueError(
-            f"prompts must be integers and their mask, each [B, {length}], B >= 1; got {kind} {shape} and "
-            f"{other}; pad or cut them"
-        )
-    if _known(prompts.tokens) and _known(prompts.real):
-        tokens, real = map(np.asarray, prompts)
-        if not ((tokens >= 0) & (tokens < lm.config.vocab_size)).all():
-            raise ValueError(
-                f"tokens of prompts must be from 0 to {lm.config.vocab_size - 1}; got {tokens.min()} to "
-                f"{tokens.max()}; was another tokenizer used?"
-            )
-        if wrong := np.flatnonzero((real[:, -1] != 1) | (np.diff(real, axis=1) < 0).any(1)).tolist():
-            raise ValueError(
-                "every prompt must be padding, then at least one token; got holes, or none at its end, in "
-                f"rows {wrong[:5]}; left_pad makes them"
-            )
-    return prompts
-
-
-def _check_fits(lm: LanguageModel, config: TextConfig) -> None:
-    if config.prompt_length + config.response_length > lm.config.context:
-        raise ValueError(
-            f"prompt and response must fit the context; got prompt_length={config.prompt_length} + "
-            f"response_length={config.response_length} > context={lm.config.context}; shorten one of them"
-        )
-    for name in ("stop_token", "pad_token"):
-        if not 0 <= getattr(config, name) < lm.config.vocab_size:
-            raise ValueError(
-                f"{name} must lie in the vocabulary; got {getattr(config, name)}, "
-                f"vocab_size={lm.config.vocab_size}; pass the tokenizer's {name}"
-            )
+def _init_params(lm: LanguageModel, critic: LanguageModel | None, key: chex.PRNGKey) -> Params:
+    if critic is None:
+        return {"lm": lm.init(key), "value": init_scalar_head(None, lm.config.width)}
+    key, key_critic = jax.random.split(key)
+    head = init_scalar_head(None, critic.config.width)
+    return {"lm": lm.init(key), "critic": {"lm": critic.init(key_critic), "value": head}}

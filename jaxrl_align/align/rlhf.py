@@ -5,11 +5,14 @@ the same that plays CartPole. The objective is `E[r(x, y) - beta log(pi(y|x) / p
 2019, arXiv:1909.08593; Stiennon et al. 2020, arXiv:2009.01325).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
-from jaxrl_align.actors.text import Score, make_text_actor
+from jaxrl_align.actors.scores import Score
+from jaxrl_align.actors.text import make_text_actor
+from jaxrl_align.align.reward_model import RewardModel
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
 from jaxrl_align.rl.actor_critic import make_actor_critic
 from jaxrl_align.text.generation import TextConfig
@@ -38,14 +41,60 @@ class RLHFHParams(NamedTuple):
     """Penalty of a response without a stop token; see `TextConfig.missing_stop`."""
 
 
-def init_policy(lm: LanguageModel, params: Params) -> Params:
-    """Return a policy's parameters: what is trained of a language model, and a value head at zero.
+def init_policy(
+    lm: LanguageModel,
+    params: Params,
+    reward_model: RewardModel | None = None,
+    *,
+    trunk: Literal["shared", "separate"] = "shared",
+) -> Params:
+    """Return a policy's parameters: what is trained of a language model, and the critic.
+
+    The critic starts at zero, or as the reward model: its value of a prefix is then the reward model's score
+    of that prefix, `gain * (w h + b) + bias` (lecture 002, F14; as printed, a critic of whole answers, it
+    would remove the gradient: erratum H6).
 
     Args:
       lm: the language model.
       params: all of its parameters, or a part of them (`nets.adapters`).
+      reward_model: where the critic starts; None, its head at zero.
+      trunk: "shared" reads the value from the policy's own hidden states, so that a reward head there is
+        useful only as far as they are the reward model's: where the policy starts from the reward model's
+        language model, or both from one whose features the head can read. "separate" gives the critic a
+        language model of its own, the reward model's, or a copy of `params` without one; it costs that
+        much memory, and needs `make_rlhf_learner(..., critic=...)`.
+
+    Returns:
+      "shared": `{"lm", "value"}`; "separate": `{"lm", "critic": {"lm", "value"}}`.
+
+    Raises:
+      ValueError: for another trunk, or a reward head that the shared trunk's width does not fit.
     """
-    return {"lm": params, "value": init_scalar_head(None, lm.config.width)}
+    if trunk not in ("shared", "separate"):
+        raise ValueError(f'trunk must be "shared" or "separate"; got {trunk!r}')
+    if trunk == "shared":
+        return {"lm": params, "value": _value_head(reward_model, lm.config.width)}
+    if reward_model is None:
+        return {"lm": params, "critic": {"lm": params, "value": init_scalar_head(None, lm.config.width)}}
+    own = reward_model.params
+    width = own["head"]["kernel"].shape[-1]
+    return {"lm": params, "critic": {"lm": own["lm"], "value": _value_head(reward_model, width)}}
+
+
+def _value_head(reward_model: RewardModel | None, width: int) -> Params:
+    """Return a value head at zero, or the reward head with its normalisation folded in."""
+    if reward_model is None:
+        return init_scalar_head(None, width)
+    head, gain = reward_model.params["head"], reward_model.gain
+    if head["kernel"].shape != (width,):
+        raise ValueError(
+            f"a reward head on the policy's trunk must fit its width; got shape {head['kernel'].shape}, "
+            f'width={width}; give the critic its own trunk with trunk="separate"'
+        )
+    return {
+        "kernel": jnp.asarray(gain) * head["kernel"],
+        "bias": jnp.asarray(gain) * head["bias"] + jnp.asarray(reward_model.bias),
+    }
 
 
 def make_rlhf_learner(
@@ -58,6 +107,7 @@ def make_rlhf_learner(
     minibatches: int = 4,
     total_steps: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    critic: LanguageModel | None = None,
 ) -> Learner:
     """Build the learner whose `step` is all of RLHF, without callbacks.
 
@@ -66,13 +116,17 @@ def make_rlhf_learner(
 
     Args:
       lm: the language model.
-      score: `(frozen.reward_model, tokens[L], mask[L]) -> []`.
+      score: `(frozen.reward_model, tokens[L], mask[L]) -> []`, or the same with parts that are logged apart
+        (`combine_rewards`).
       config: lengths and special tokens.
       sample_prompts: `key -> PaddedTokens` [B, P].
       epochs: passes over each batch of responses.
       minibatches: gradient steps per pass; must divide the number of prompts.
       total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.
-      optimizer: an update rule without its learning rate.
+      optimizer: an update rule without its learning rate; the default clips the gradient of policy and critic
+        together.
+      critic: the language model of a critic with its own trunk, for `init_policy(..., trunk="separate")`;
+        None, the value head reads the policy's trunk.
 
     Returns:
       A `Learner`; `step(state)` draws prompts, `step(state, PaddedTokens)` takes given ones. Its metrics
@@ -82,7 +136,7 @@ def make_rlhf_learner(
       ValueError: what `actors.text.make_text_actor` refuses; at trace time, if `minibatches` does not divide
         the number of prompts.
     """
-    actor = make_text_actor(lm, score, config, sample_prompts)
+    actor = make_text_actor(lm, score, config, sample_prompts, critic=critic)
     return make_actor_critic(
         actor, epochs=epochs, minibatches=minibatches, total_steps=total_steps, optimizer=optimizer
     )

@@ -118,6 +118,25 @@ def mean_kl(evaluation: Evaluation, batch: Batch) -> jax.Array:
     return masked_mean(batch.behaviour.kl(evaluation.distribution), batch.trajectory.mask)
 
 
+def explained_variance(batch: Batch) -> jax.Array:
+    """Return how much of its target's variance the critic explained before the update.
+
+        1 - Var(target - value) / Var(target)
+
+    Args:
+      batch: [N, S]; padding does not count.
+
+    Returns:
+      [] at most 1; 0 for a constant value or where the target is constant, negative for a value that is worse
+      than none. A target that bootstraps, such as the lambda return, holds values itself and flatters the
+      critic.
+    """
+    trajectory, mask = batch.trajectory, batch.trajectory.mask
+    variance = lambda x: masked_mean(jnp.square(x - masked_mean(x, mask)), mask)
+    whole, left = variance(batch.target), variance(batch.target - trajectory.value)
+    return jnp.where(whole > 0, 1.0 - left / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+
 class ActorCritic(NamedTuple):
     """The parts of one actor-critic learner; `make_actor_critic` says what each is."""
 
@@ -171,8 +190,8 @@ def make_actor_critic(
         reported as `gradient_steps`.
 
     Returns:
-      A `Learner`. Its metrics are the rollout's, the loss's averaged over the gradient steps, and
-      `learning_rate`.
+      A `Learner`. Its metrics are the rollout's, `val/explained_variance`, the loss's averaged over the
+      gradient steps, and `learning_rate`.
 
     Raises:
       ValueError: if the actor cannot evaluate trajectories; at trace time, if `minibatches` or
@@ -209,6 +228,7 @@ def step_actor_critic(
     key, key_rollout, key_update = jax.random.split(state.key, 3)
     env_state, trajectory, rollout_metrics = roll_out(settings.actor, state, key_rollout, batch, frozen)
     data = Batch(trajectory, *settings.advantages(trajectory))
+    rollout_metrics = rollout_metrics | {"val/explained_variance": explained_variance(data)}
     if settings.segment_length is not None:
         check_divides(
             settings.segment_length, trajectory.mask.shape[1], "segment_length", "steps per rollout"

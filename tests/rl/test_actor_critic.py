@@ -10,7 +10,13 @@ from jaxrl_align.actors import gym
 from jaxrl_align.envs.tabular import make_mdp, make_tabular_environment
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import Net, make_actor_critic_net
-from jaxrl_align.rl.actor_critic import PPOHParams, gae_advantages, make_actor_critic
+from jaxrl_align.rl.actor_critic import (
+    Batch,
+    PPOHParams,
+    explained_variance,
+    gae_advantages,
+    make_actor_critic,
+)
 from jaxrl_align.rl.dynamic_programming import value_iteration
 from jaxrl_align.types import Actor, Evaluation, Trajectory
 from tests.environments import LOOP, PROBES, numbered_line
@@ -203,3 +209,36 @@ def test_one_step_rollouts_that_all_end_stay_finite():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
     assert (metrics["episodes"] == 4).all()
     assert state.params["logits"][0, 0] > state.params["logits"][0, 1]
+
+
+def test_explained_variance_by_hand():
+    """Targets 1, 2, 3, 6 have variance 3.5; what padding holds does not count."""
+    target, mask = jnp.array([[1.0, 2.0, 99.0], [3.0, 6.0, -99.0]]), jnp.array([[1.0, 1.0, 0.0]] * 2)
+    zeros = jnp.zeros((2, 3))
+
+    def explained(value, target=target):
+        trajectory = Trajectory(*[zeros] * 6, value, zeros, mask)
+        return explained_variance(Batch(trajectory, zeros, target))
+
+    for value, expected in [
+        ([[1.0, 2.0, 0.0], [3.0, 6.0, 0.0]], 1.0),
+        ([[8.0, 9.0, 0.0], [10.0, 13.0, 0.0]], 1.0),  # an offset is no variance
+        ([[0.0, 0.0, 5.0], [0.0, 0.0, 7.0]], 0.0),
+        ([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0]], 1 - 3.0 / 3.5),  # left: 0, 0, 0, 4
+        ([[-1.0, -2.0, 0.0], [-3.0, -6.0, 0.0]], -3.0),
+    ]:
+        np.testing.assert_allclose(explained(jnp.array(value)), expected, atol=1e-6)
+    assert explained(target, jnp.ones((2, 3))) == 0.0
+
+
+def test_the_rollouts_explained_variance_is_reported_before_the_update():
+    """Of the acting critic and the whole rollout, whatever is cut and shuffled after."""
+    state = LEARNER.init(jax.random.key(0), PPOHParams())
+    _, key_rollout, _ = jax.random.split(state.key, 3)
+    actor = gym.make_actor("CartPole-v1", NET, num_envs=2, num_steps=8)
+    args = state.params, None, state.env_state, key_rollout, state.hparams, None
+    trajectory = jax.jit(actor.rollout)(*args)[1]
+    target = np.asarray(gae_advantages(trajectory)[1])
+    expected = 1 - (target - np.asarray(trajectory.value)).var() / target.var()
+    got = jax.jit(LEARNER.step)(state)[1]["val/explained_variance"]
+    np.testing.assert_allclose(got, expected, atol=1e-4)

@@ -1,0 +1,57 @@
+"""The comparison of critics in miniature: it runs to its figures, and its measures are what they say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.experiments.loading import load
+from tests.experiments.test_rlhf import CORPUS, SMALL
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    load("rlhf_setup").SAMPLES = 8
+    return load("critic_init")
+
+
+@pytest.mark.slow
+def test_every_critic_is_tuned_and_reported_on_other_seeds(experiment, tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(CORPUS, encoding="utf-8")
+    config = experiment.Config(
+        out=str(tmp_path / "run"), corpus=str(corpus), tuning_seeds=1, measured_prompts=8,
+        learning_rates=(1e-4, 1e-3), **SMALL | {"seeds": 3},
+    )  # fmt: skip
+    experiment.main(config)
+    found = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    for trunk in experiment.TRUNKS:
+        assert np.shape(found[trunk]["tried"]) == (2, 2, 1)
+        assert np.shape(found[trunk]["score"]) == np.shape(found[trunk]["value"]) == (2, 2, 5)
+        zero, (explained, most) = np.array(found[trunk]["explained"])
+        np.testing.assert_allclose(zero, 0.0, atol=1e-5)
+        assert np.abs(explained).min() > 1e-4 and (explained <= most + 1e-5).all() and most.max() <= 1.0
+        assert set(found[trunk]["rates"]) <= {1e-4, 1e-3}
+    for name in ("score", "value"):
+        assert (tmp_path / "run" / f"{name}.png").stat().st_size > 5_000
+    assert "paired difference" in capsys.readouterr().out
+
+
+def test_steps_are_counted_to_the_running_means_first_crossing(experiment):
+    score = np.array([[0.0, 0, 0, 0, 0, 5, 5, 5], [0, 0, 0, 0, 0, 0, 0, 0], [9, 0, 0, 0, 0, 0, 0, 0]])
+    np.testing.assert_allclose(experiment.smooth(score)[0], [0, 0, 0, 0, 0, 1, 2, 3])
+    np.testing.assert_allclose(experiment.smooth(score)[2], [9, 4.5, 3, 2.25, 1.8, 0, 0, 0])
+    np.testing.assert_array_equal(experiment.steps_to(score, 2.0), [7, 8, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tuning_seeds": 0}, "tuning_seeds must be at least 1"),
+        ({"seeds": 5}, "seeds must be at least 6; got seeds=5"),
+        ({"minibatches": 3}, "minibatches must divide prompts_per_step"),
+    ],
+)
+def test_what_would_leave_nothing_to_report_is_refused(experiment, change, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.Config(**change)
