@@ -50,7 +50,7 @@ class Config(BaseConfig):
     """Tokens of a prompt and its argument, for the models trained here."""
     train_length: int = 160
     """Longer arguments are judged, but not learnt from."""
-    pretrain_steps: int = 800
+    pretrain_steps: int = 300
     steps: int = 200
     rates: tuple[float, ...] = (1e-3, 3e-3)
     """Of which another seed chooses one for each width."""

@@ -1,8 +1,8 @@
 """Evaluation of trained models: the likelihood of texts, scores of judged pairs, n-gram models to compare."""
 
+from jaxrl_align.evaluate.judged_pairs import PairReport, report_pairs
 from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred, text_log_prob
 from jaxrl_align.evaluate.ngrams import NGrams, count_ngrams, ngram_log_probs
-from jaxrl_align.evaluate.preferences import PairReport, report_pairs
 
 # fmt: off
 __all__ = [
