@@ -46,7 +46,8 @@ class Config(BaseConfig):
     """Of the models trained here."""
     arguments: int = 16
     """Of one side in a batch, with all judged pairs among them."""
-    length: int = 320
+    vocabulary: int = 4096
+    length: int = 288
     """Tokens of a prompt and its argument, for the models trained here."""
     train_length: int = 160
     """Longer arguments are judged, but not learnt from."""
