@@ -28,7 +28,7 @@ has nothing to find where all err alike, and then loses up to 12 points to the m
 are without noise, outvote the honest, who are not, and it believes them: only labels known from elsewhere
 help. Ties matter less: against a popular clique drop them or take them as evidence, not as a class.
 
-A reward model on these labels is not trained yet.
+`poisoned_rewards.py` trains reward models on such labels, and searches for what they like best.
 """
 
 from collections.abc import Callable

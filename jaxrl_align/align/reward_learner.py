@@ -124,7 +124,7 @@ def ranking_objective(lm: LanguageModel, loss: Callable[..., jax.Array] = all_pa
 def rating_objective(lm: LanguageModel) -> LossFn:
     """Return the objective of `Ratings` by score: `losses.score_regression`, mean over the rows.
 
-    The model learns the scale of its rows: `feedback.standardise` first takes the annotators' own away.
+    The model learns its rows' scale; `feedback.standardise_ratings` first takes the annotators' own away.
 
     Source: docs/lectures.md (F8).
     """

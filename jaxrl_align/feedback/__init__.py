@@ -29,6 +29,7 @@ from jaxrl_align.feedback.judgements import (
     TIE,
     Judgements,
     as_rows,
+    standardise_ratings,
 )
 from jaxrl_align.feedback.rows import (
     Comment,
@@ -53,5 +54,6 @@ __all__ = [
     "choose_fitting", "compare", "compare_correction", "dawid_skene", "encode_comparisons",
     "encode_rankings", "encode_ratings", "fit_sentiment", "load_convincing_arguments", "log_odds",
     "majority", "rate_comments", "read_arguments", "read_feedback", "read_votes", "soft_labels",
+    "standardise_ratings",
 ]
 # fmt: on

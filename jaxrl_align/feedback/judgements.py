@@ -1,5 +1,7 @@
-"""What a crowd said that is no single label, and all that it said as rows of feedback."""
+"""What a crowd said that is no single label, all of it as rows of feedback, and ratings on one scale."""
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,3 +67,36 @@ _ROWS: dict[Any, Any] = {
     Correction: lambda p, a, best: Correction(p, a[0], a[best]) if best else None,
     Label: lambda p, a, up: Label(p, a, bool(up)),
 }
+
+
+def standardise_ratings(rows: Sequence[Rating]) -> list[Rating]:
+    """Return ratings as z-scores of their annotator, so that every annotator has mean 0 and deviation 1.
+
+        z = (score - mean of the annotator's scores) / deviation of the annotator's scores
+
+    It takes an annotator's offset and scale away, and with them what is true of them: that one was given the
+    better answers. Rows should be dealt out evenly, and ten or more to each.
+
+    Args:
+      rows: N; those without an annotator are taken for one annotator's.
+
+    Returns:
+      N ratings in the same order, in deviations (of the population, 1 / n); 0 for an annotator with one row
+      or equal scores.
+
+    Raises:
+      ValueError: with the row's file and line, for a score that is no finite number.
+    """
+    scores: defaultdict[str | None, list[float]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if not math.isfinite(row.score):
+            where = row.source or f"rows[{i}]"
+            raise ValueError(f"{where}: score must be a finite number; got {row.score}; remove the row")
+        scores[row.annotator].append(row.score)
+    # Equal scores may have a deviation of rounding errors, which would blow them up.
+    scales = {
+        name: (np.mean(said), np.std(said) if min(said) < max(said) else np.inf)
+        for name, said in scores.items()
+    }
+    shift = lambda score, mean, deviation: float((score - mean) / deviation)
+    return [row._replace(score=shift(row.score, *scales[row.annotator])) for row in rows]

@@ -166,4 +166,16 @@ CASES = {
         ValueError,
         "rows.jsonl:7: scorer must return a finite number; got nan for 'nice'",
     ),
+    "ratings: a score of nan": (
+        lambda: feedback.standardise_ratings(
+            [feedback.Rating("p", "c", float("nan"), source="rows.jsonl:7")]
+        ),
+        ValueError,
+        "rows.jsonl:7: score must be a finite number; got nan; remove the row",
+    ),
+    "ratings: an infinite score": (
+        lambda: feedback.standardise_ratings([feedback.Rating("p", "c", s) for s in (1.0, float("inf"))]),
+        ValueError,
+        r"rows\[1\]: score must be a finite number; got inf",
+    ),
 }
