@@ -7,7 +7,8 @@ not reported.
 
 Measured (the defaults: 4 seeds choose the rates, 8 others are reported; 95% t intervals, of paired
 differences below; 28 minutes on 2 shared CPU cores; before a pair's prompt was computed once for both of its
-answers, which moves the reward model's scores in their last digits). Steps to a mean score of 1 on the choosing seeds:
+answers, which moves the reward model's scores in their last digits). Steps to a mean score of 1 on the
+choosing seeds:
 
     learning rate                1e-4    3e-4    1e-3
     shared trunk, zero           52.5    26.5    17.5
