@@ -28,6 +28,7 @@ from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.reward_learner import RewardHParams, make_reward_learner
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy
 from jaxrl_align.checks import check_divides
+from jaxrl_align.evaluate import report_pairs
 from jaxrl_align.feedback.annotators import compare
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows
@@ -231,7 +232,8 @@ def main(config: Config) -> None:
     write = lambda policy, reference: setup.write(policy, reference, test_prompts, setup.keys(8))
     written = {name: write(*pair) for name, pair in zip(STAGES, policies, strict=True)}
     test = slice(0, config.comparisons // 5)
-    longer = np.asarray(data.chosen.real.sum(-1) - data.rejected.real.sum(-1))[:, test]
+    lengths = np.stack([side.real.sum(-1)[:, test] for side in (data.chosen, data.rejected)], -1)
+    longer = lengths[..., 0] - lengths[..., 1]
     lines = {
         "annotators' agreement with the gold reward": float((gold_margin[:, test] > 0).mean()),
         "length alone (the shorter answer)": float(np.where(longer == 0, 0.5, longer < 0).mean()),
@@ -240,7 +242,9 @@ def main(config: Config) -> None:
     draw_reward_model(folder, held_out, lines)
     draw_path(folder, path, samples.gold.std(1))
     show_samples(written, [setup.tokenizer.decode(row) for row in test_prompts.tokens[0, :5]])
-    accuracy = (np.array(list(held_out.values())[-1]) > 0).mean(1)
+    margins = np.array(list(held_out.values())[-1])
+    accuracy = (margins > 0).mean(1)
+    print(f"reward model of the first seed: {report_pairs(margins[0], lengths[0])}")
     report(folder, written, accuracy, lines)
     print(f"\nfigures and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
 

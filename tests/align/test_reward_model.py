@@ -149,6 +149,16 @@ def test_completions_beside_each_other_score_as_each_behind_the_prompt(config):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+def test_a_prompt_is_computed_once_for_all_of_its_completions():
+    """40 tokens before four completions of 5: 60 are computed, where each alone would take 180."""
+    prompt = PaddedTokens(jnp.ones(40, jnp.int32), jnp.ones(40))
+    texts = PaddedTokens(jnp.ones((4, 5), jnp.int32), jnp.ones((4, 5)))
+    alone = lambda p, t: jax.vmap(lambda *c: score(LM, MODEL, *joined(p, c)))(*t)
+    together = lambda p, t: score_completions(LM, MODEL, p, t)
+    flops = [jax.jit(f).lower(prompt, texts).compile().cost_analysis()["flops"] for f in (together, alone)]
+    assert 0.2 < flops[0] / flops[1] < 0.45
+
+
 def test_the_members_of_an_ensemble_share_their_base():
     heads = {"head": jax.tree.map(lambda x: jnp.stack([x, -x, 2 * x]), HEAD)}
     members = RewardModel(heads, jnp.array([1.0, 1.0, 0.5]), jnp.array([0.0, 0.0, 3.0]))
