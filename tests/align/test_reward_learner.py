@@ -17,7 +17,7 @@ from jaxrl_align.align import (
     rating_objective,
     score,
 )
-from jaxrl_align.learner import make_optimizer
+from jaxrl_align.learner import linear_decay, make_optimizer
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.types import Comparisons, PaddedTokens, Rankings, Ratings
@@ -50,7 +50,7 @@ RANKS = jnp.array([[1, 2, 3, 4], [1, 1, 2, 3], [2, 1, 2, 3], [1, 2, 5, 5], [1, 1
 MASK = jnp.array([[1.0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
 RANKED = Rankings(PROMPT, MANY, RANKS, MASK)
 SCORED = Ratings(PROMPT, A, jnp.linspace(-2.0, 3.0, ROWS))
-LABELLED = Ratings(PROMPT, A, jnp.array([1.0, 0, 0, 1, 0.25, 1]))
+LABELLED = Ratings(PROMPT, A, jnp.array([1.0, 0, 0.45, 1, 0.25, 1]))
 
 
 @jax.jit
@@ -141,13 +141,20 @@ def test_a_step_is_the_clipped_adam_step_of_the_objective():
     optimizer = make_optimizer()
     params, opt_state = part, optimizer.init(part)
     gradient = jax.jit(jax.grad(lambda p: comparison_objective(LM)(p, WHOLE, PAIRS, KEY, hparams)[0]))
-    for rate in (0.01 / 3, 0.02 / 3, 0.01):
+    for i in range(5):
+        rate = 0.01 * float(linear_decay(jnp.int32(i), 10, 2))
         state, metrics = step(state, PAIRS, WHOLE)
         updates, opt_state = optimizer.update(gradient(params), opt_state, params)
         params = optax.apply_updates(params, jax.tree.map(lambda u, rate=rate: -rate * u, updates))
         np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, params)
     assert set(state.params) == {"head"} and bits(state.params) != bits(part)
+
+
+def test_the_learner_descends_the_objective_it_is_given():
+    learner = make_reward_learner(LM, objective=ranking_objective(LM))
+    _, metrics = jax.jit(learner.step)(learner.init(KEY, HPARAMS, WHOLE), RANKED)
+    close(metrics["loss"], run(ranking_objective, RANKED)[0])
 
 
 def test_seeds_and_smoothing_vmap_in_one_program():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.align import RewardHParams, init_reward_params, make_reward_learner
+from jaxrl_align.align import RewardHParams, init_reward_params, make_reward_learner, rating_objective
 from jaxrl_align.nets import TransformerConfig, init_lora, make_transformer, overlay, with_dropout
 from jaxrl_align.nets.blocks import Linear
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, next_token_objective
@@ -15,7 +15,7 @@ from jaxrl_align.pretrain.text_classification import (
     attach_head,
     make_text_classifier,
 )
-from jaxrl_align.types import Comparisons, PaddedTokens, TokenBatch
+from jaxrl_align.types import Comparisons, PaddedTokens, Ratings, TokenBatch
 from tests.tiny import LM, PARAMS, bits, disturb
 
 KEY = jax.random.key(0)
@@ -125,6 +125,17 @@ def test_the_learners_of_texts_draw_anew_at_every_step(case):
     step = jax.jit(lambda key: learner.step(state._replace(key=key), batch, base)[1]["loss"])
     first, again, other = (float(step(jax.random.key(i))) for i in (1, 1, 2))
     assert first == again != other
+
+
+def test_rows_of_feedback_drop_apart():
+    """Three equal rows score differently, and alike without a rate."""
+    text = PaddedTokens(TOKENS[:3, :3], ONES[:3, :3])
+    rows = Ratings(text, text, jnp.zeros(3))
+    for rate in (RATE, 0.0):
+        base, part = tuned(TINY_PARAMS, rate)
+        whole = init_reward_params(jax.random.key(9), TINY, base)
+        _, metrics = jax.jit(rating_objective(TINY))({"lm": part}, whole, rows, KEY, RewardHParams())
+        assert (metrics["max_reward"] - metrics["min_reward"] > 1e-3) == (rate > 0)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
