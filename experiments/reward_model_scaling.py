@@ -3,8 +3,30 @@
 Claim (lecture 003, F7): with enough size and data a reward model comes near a single human. The judgements
 are UKPConvArg1's: which of two arguments for the same side of a debate convinces more. A single crowd worker
 agrees with the pooled labels in 85.0% (73.9% if "equal" counts as wrong). Four folds of whole debates, so
-that every pair is judged by a model that has seen nothing of its debate; intervals are bootstrapped over the
-16 debates.
+that every pair is judged by a model that has seen nothing of its debate.
+
+Measured (`JAXRL_ALIGN_DATA=FOLDER python experiments/reward_model_scaling.py`; 4 seeds, which draw the pairs
+and the head, LoRA one; intervals bootstrapped over the 16 debates, 8 for LoRA; an hour and a half on 2 CPU
+cores that other jobs shared, its parts run apart and put together): held-out pairs that are ordered rightly
+[%], and how many more than tf-idf on the same ones.
+
+    pairs learnt from               500                2,000              8,738
+    tf-idf, Bradley-Terry       76.2 [73.8, 78.2]  77.1 [74.5, 79.3]  78.0 [75.3, 80.2]
+    own, 32 wide, 2 layers      74.9 [72.3, 77.3]  76.0 [73.7, 78.1]  75.8 [73.3, 78.0]   -2.2 [-3.7, -0.7]
+    own, 64 wide, 2 layers      75.5 [73.2, 77.6]  76.5 [74.4, 78.7]  76.7 [74.8, 78.6]   -1.2 [-2.7, +0.4]
+    SmolLM2, features frozen    80.6 [77.9, 83.2]  82.2 [79.6, 84.5]  82.0 [79.3, 84.4]   +4.0 [+1.7, +6.2]
+    SmolLM2, LoRA 8, 30 steps                                         78.9 [75.4, 82.3]   +0.6 [-1.8, +3.2]
+    the longer argument                                               75.9
+
+and of the 1,128 pairs whose lengths differ by a tenth at most (509 for LoRA), with the calibration error in
+points, first seed: tf-idf 58.3 [53.5, 63.0] and 10.4; 32 wide 60.5 and 12.3; 64 wide 62.3 [59.5, 65.7] and
+12.0; SmolLM2's features 72.5 [69.6, 75.3] and 1.9; LoRA 66.2 [60.2, 73.4] and 2.9.
+
+So size helps and data soon does not: 135 million pre-trained weights beat tf-idf outside the interval and
+come near the single human, whose 85.0% lies just above it, while models trained here know little more than
+length. LoRA was judged on two folds after 30 steps, which read 480 arguments each (half an epoch): it is
+level with tf-idf there, and says nothing of what longer tuning reaches. Rates tried for the own models, on
+one other seed: 1e-3 74.7 and 76.4, 3e-3 77.0 and 76.7 (taken); LoRA's 1e-3 alone was tried.
 """
 
 import functools
@@ -30,8 +52,8 @@ from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.runtime.mesh import use_cpu_devices
 
-HUMAN, HUMAN_EQUAL_WRONG = 0.850, 0.739
-"""Share in which a single worker agrees with the pooled label; ../shared says of the data where from."""
+HUMAN = 0.850
+"""Share in which a single worker agrees with the pooled label."""
 
 
 @dataclass(frozen=True)
@@ -313,8 +335,8 @@ def report(config: Config, folder: RunFolder, arguments: Arguments, found: dict[
     ax.axhline(HUMAN, color="#333333", linestyle=":", label="a single human")
     longer = float(np.mean(0.5 + 0.5 * np.sign(arguments.lengths[:, 0] - arguments.lengths[:, 1])))
     ax.axhline(longer, color="#999999", linestyle="--", label="the longer argument")
-    ax.set(xscale="log")
-    ax.legend(fontsize=7, loc="lower right")
+    ax.set(xscale="log", ylim=(0.62, 0.87))
+    ax.legend(fontsize=7, loc="lower right", ncols=2)
     plots.save_figure(fig, folder.path / "reward_model_scaling.png")
 
 
