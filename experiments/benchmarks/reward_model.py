@@ -4,15 +4,16 @@ Aim: at least 2 times trl's pairs a second, on GPT-2's layout (4 layers of 128, 
 weights) and on SmolLM2-135M with LoRA (rank 8 on queries and values, peft on trl's side), float32.
 
 Measured on GPT-2's layout (`python experiments/benchmarks/reward_model.py --no-real --prompt 32
---completion 32 --steps 16 --rounds 5 --peers PYTHON`; two CPU cores, an AMD EPYC on which XLA multiplies at 190 to 210 GFLOP/s;
-torch 2.13.0 with two threads, trl 1.16.0; pairs a second, medians and the range over 5 rounds):
+--completion 32 --steps 16 --rounds 5 --peers PYTHON`; two CPU cores, an AMD EPYC on which XLA multiplies at
+190 to 210 GFLOP/s; torch 2.13.0 with two threads, trl 1.16.0; pairs a second, medians and the range over 5
+rounds):
 
     ours 144; with each prompt read twice 109: 1.33 times [1.30, 1.37]; trl 113: 1.30 times [1.13, 1.34]
 
-So the factor of 2 is missed, and without sharing prompts there would be none. On this machine the LM training of
-`generation.py` is 1.19 times as fast as trl's [1.01, 1.23], where an earlier one gave 1.77. The matrix products
-of a step take 36 of our 101 ms; the rest is spread over attention (30 ms) and what the scan over layers keeps.
-SmolLM2 with LoRA is not measured yet.
+So the factor of 2 is missed, and without sharing prompts there would be none. On this machine the training of
+`generation.py` is 1.19 times as fast as trl's [1.01, 1.23], where an earlier one gave 1.77. The matrix
+products of a step take 36 of our 101 ms; the rest is spread over attention (30 ms) and what the scan over
+layers keeps. SmolLM2 with LoRA is not measured yet.
 
 Ours reads a pair's prompt once for both completions, trl reads it twice; `separate` is ours doing the same.
 """
