@@ -36,7 +36,7 @@ WINDOWED = TransformerConfig(
 )
 HEAD = disturb(init_scalar_head(None, 16), jax.random.key(4), 1.0)
 MODEL = RewardModel({"lm": PARAMS, "head": HEAD})
-LEARNER = make_reward_learner(LM, total_steps=150)
+LEARNER = make_reward_learner(LM, total_steps=300)
 step = jax.jit(LEARNER.step)
 read = jax.jit(lambda model, tokens, mask: score(LM, model, tokens, mask))
 read_all = jax.jit(jax.vmap(lambda tokens, mask: score(LM, MODEL, tokens, mask)))
@@ -213,7 +213,7 @@ def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
     state = LEARNER.init(jax.random.key(0), RewardHParams(5e-3), params)
     accuracy = lambda params: float((margins_of(params, test) > 0).mean())
     before = accuracy(state.params)
-    for key in jax.random.split(jax.random.key(1), 150):
+    for key in jax.random.split(jax.random.key(1), 300):
         state, _ = step(state, sample(key))
     assert test.chosen.tokens.shape[0] > 100
     assert before < 0.7 and accuracy(state.params) > 0.9, (before, accuracy(state.params))
