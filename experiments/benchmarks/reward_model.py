@@ -13,7 +13,7 @@ rounds):
 and with 64 + 64 tokens (`--rounds 4 --steps 8 --peers PYTHON`):
 
     GPT-2's layout   55.4; prompts read twice 48.3: 1.15 [1.09, 1.18]; trl 66.4: 0.83 times [0.78, 0.88]
-    SmolLM2, LoRA    1.7; prompts read twice 1.3: 1.32 [1.31, 1.32]; trl with peft 1.4: 1.19 times [1.18, 1.19]
+    SmolLM2, LoRA    1.7; prompts read twice 1.3: 1.32 [1.31, 1.32]; trl, peft 1.4: 1.19 times [1.18, 1.19]
 
 So the factor of 2 is missed, and without sharing prompts there would be none. On this machine the training of
 `generation.py` is 1.19 times as fast as trl's [1.01, 1.23], where an earlier one gave 1.77. The matrix
