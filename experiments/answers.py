@@ -1,7 +1,7 @@
 """A pool of answers with a hidden gold reward, and reward models trained on what a crowd says of them.
 
-`feedback_types.py` and `annotators.py` share it. The language models, their fine-tuning and the gold reward,
-`PlainProse`, are those of `rlhf.py`, smaller; every member writes its own answers at temperature 1.
+`feedback_types.py` and `poisoned_rewards.py` share it. The language models, their fine-tuning and the gold
+reward, `PlainProse`, are those of `rlhf.py`, smaller; every member writes its own answers at temperature 1.
 """
 
 import functools

@@ -25,6 +25,18 @@ def check_divides(count: int, total: int, count_name: str, total_name: str) -> N
         )
 
 
+def check_tokens(name: str, tokens: Any, vocab_size: int) -> None:
+    """Raise ValueError for a token outside the vocabulary; tokens that are traced have no values yet."""
+    if isinstance(tokens, jax.core.Tracer):
+        return
+    found = np.asarray(tokens)
+    if not ((found >= 0) & (found < vocab_size)).all():
+        raise ValueError(
+            f"{name} must be from 0 to {vocab_size - 1}; got {found.min()} to {found.max()}; was another "
+            "tokenizer used?"
+        )
+
+
 def check_hparams(hparams: Any) -> None:
     """Raise ValueError for a dictionary or a number, for a nan, and for a temperature that is not above 0.
 

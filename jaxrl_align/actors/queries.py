@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.checks import check_tokens
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.text.generation import TextConfig
 from jaxrl_align.types import PaddedTokens, Params
@@ -42,12 +43,8 @@ def check_prompts(lm: LanguageModel, config: TextConfig, prompts: Any) -> Padded
             f"{other}; pad or cut them"
         )
     if _known(prompts.tokens) and _known(prompts.real):
-        tokens, real = map(np.asarray, prompts)
-        if not ((tokens >= 0) & (tokens < lm.config.vocab_size)).all():
-            raise ValueError(
-                f"tokens of prompts must be from 0 to {lm.config.vocab_size - 1}; got {tokens.min()} to "
-                f"{tokens.max()}; was another tokenizer used?"
-            )
+        check_tokens("tokens of prompts", prompts.tokens, lm.config.vocab_size)
+        real = np.asarray(prompts.real)
         if wrong := np.flatnonzero((real[:, -1] != 1) | (np.diff(real, axis=1) < 0).any(1)).tolist():
             raise ValueError(
                 "every prompt must be padding, then at least one token; got holes, or none at its end, in "

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxrl_align.align.reward_model import RewardModel, init_reward_params, score_completions, stack_pair
+from jaxrl_align.checks import check_tokens
 from jaxrl_align.learner import LossFn, make_gradient_learner
 from jaxrl_align.losses import (
     all_pairs,
@@ -228,10 +228,4 @@ def _check_rows(batch: Any, kind: type) -> None:
 def _check_vocabulary(lm: LanguageModel, batch: Any) -> None:
     found = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, PaddedTokens))
     for texts in (x for x in found if isinstance(x, PaddedTokens)):
-        if not isinstance(texts.tokens, jax.core.Tracer):
-            tokens = np.asarray(texts.tokens)
-            if not ((tokens >= 0) & (tokens < lm.config.vocab_size)).all():
-                raise ValueError(
-                    f"tokens must be from 0 to {lm.config.vocab_size - 1}; got {tokens.min()} to "
-                    f"{tokens.max()}; is the tokenizer the model's?"
-                )
+        check_tokens("tokens", texts.tokens, lm.config.vocab_size)

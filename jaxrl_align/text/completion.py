@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.checks import check_tokens
 from jaxrl_align.data.tokenizers import left_pad
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.text.generation import (
@@ -76,11 +77,7 @@ def _check_prompts(
             f"{longest} and response_length={response_length}; shorten one of them"
         )
     rows = left_pad(prompts, bucket_length(longest), pad_token)
-    if not ((rows.tokens >= 0) & (rows.tokens < lm.config.vocab_size)).all():
-        raise ValueError(
-            f"tokens of prompts must be from 0 to {lm.config.vocab_size - 1}; got {rows.tokens.min()} to "
-            f"{rows.tokens.max()}; was another tokenizer used?"
-        )
+    check_tokens("tokens of prompts", rows.tokens, lm.config.vocab_size)
     return rows
 
 

@@ -182,5 +182,5 @@ def test_rows_of_another_kind_are_refused(objective, batch, message):
 
 def test_tokens_of_another_tokenizer_are_refused():
     foreign = PAIRS._replace(rejected=B._replace(tokens=B.tokens + VOCAB))
-    with pytest.raises(ValueError, match=f"tokens must be from 0 to {VOCAB - 1}; got .*is the token"):
+    with pytest.raises(ValueError, match=f"tokens must be from 0 to {VOCAB - 1}; got .*was another"):
         make_reward_learner(LM, sample_rows(foreign, batch_size=4))
