@@ -79,10 +79,13 @@ def with_reference(
         places = _go_round(count) if others is None else np.asarray(others)
         other = jax.tree.map(lambda x: x[places], rows.completion)
     data = Referenced(rows, jnp.zeros((count, 2)), other)
-    read = lambda row: jnp.sum(completion_log_probs(lm, params, *row), -1)
-    return data._replace(
-        log_prob=jax.lax.map(read, (rows.prompt, stack_answers(data)), batch_size=batch_size)
-    )
+
+    @jax.jit
+    def read_all(params: Params, answered: Any) -> jax.Array:
+        read = lambda row: jnp.sum(completion_log_probs(lm, params, *row), -1)
+        return jax.lax.map(read, answered, batch_size=batch_size)
+
+    return data._replace(log_prob=read_all(params, (rows.prompt, stack_answers(data))))
 
 
 def _go_round(count: int) -> np.ndarray:
