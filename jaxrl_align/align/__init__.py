@@ -1,5 +1,18 @@
 """Alignment: reward models from human feedback, rewards composed of parts, and RLHF."""
 
+from jaxrl_align.align.group_learner import (
+    DR_GRPO,
+    GRPO,
+    GSPO,
+    REINFORCE_PLUS_PLUS,
+    RLOO,
+    GroupHParams,
+    GroupMethod,
+    by_answer,
+    group_loss,
+    make_group_learner,
+    whitened_returns,
+)
 from jaxrl_align.align.host_rewards import host_reward
 from jaxrl_align.align.reward_learner import (
     RewardHParams,
@@ -25,10 +38,11 @@ from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner
 
 # fmt: off
 __all__ = [
-    "RLHFHParams", "RewardHParams", "RewardModel", "choose_completions", "combine_rewards",
-    "comparison_objective", "host_reward", "init_policy", "init_reward_params", "label_objective",
-    "make_reward_learner", "make_rlhf_learner", "model_reward", "normalise_scores", "ranking_objective",
-    "rating_objective", "score", "score_cautiously", "score_completions", "score_margins",
-    "score_members", "token_reward",
+    "DR_GRPO", "GRPO", "GSPO", "GroupHParams", "GroupMethod", "REINFORCE_PLUS_PLUS", "RLHFHParams",
+    "RLOO", "RewardHParams", "RewardModel", "by_answer", "choose_completions", "combine_rewards",
+    "comparison_objective", "group_loss", "host_reward", "init_policy", "init_reward_params",
+    "label_objective", "make_group_learner", "make_reward_learner", "make_rlhf_learner", "model_reward",
+    "normalise_scores", "ranking_objective", "rating_objective", "score", "score_cautiously",
+    "score_completions", "score_margins", "score_members", "token_reward", "whitened_returns",
 ]
 # fmt: on
