@@ -113,7 +113,8 @@ def check_answers(lm: LanguageModel, rows: Any) -> None:
         name: getattr(rows, name) for name in ("chosen", "rejected", "completion") if hasattr(rows, name)
     }
     lengths = {
-        name: (np.asarray(text.real) > 0).sum(-1) for name, text in ({"prompt": rows.prompt} | answers).items()
+        name: (np.asarray(text.real) > 0).sum(-1)
+        for name, text in ({"prompt": rows.prompt} | answers).items()
     }
     for name, length in lengths.items():
         if (empty := np.flatnonzero(length == 0)).size:
