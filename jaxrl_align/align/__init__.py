@@ -1,6 +1,6 @@
 """Alignment: reward models from human feedback, rewards composed of parts, RLHF, and preferences direct."""
 
-from jaxrl_align.align.direct import (
+from jaxrl_align.align.direct_learner import (
     DirectHParams,
     PairLogProbs,
     PairLosses,
