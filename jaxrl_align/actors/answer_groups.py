@@ -5,7 +5,7 @@ once for all of them, so does every pass that judges them again, and minibatches
 no critic; the policy's parameters are `{"lm": a whole model or a part of one}`.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -30,10 +30,10 @@ from jaxrl_align.types import (
     Trajectory,
 )
 
-Penalty = Literal["loss", "reward", "none"]
-"""Where the KL penalty towards the reference is paid. "loss": by the learner, from the reference's
-log-probabilities in the trajectory. "reward": token by token, in the trajectory's rewards. "none": nowhere;
-the reference is read only as the base of a part, and no KL is measured, which saves a forward pass."""
+Penalty = Literal["loss", "unbiased", "reward", "none"]
+"""Where the KL penalty towards the reference is paid. "loss" and "unbiased": by the learner, from the
+reference's log-probabilities in the trajectory. "reward": token by token, in the trajectory's rewards. "none":
+nowhere; the reference is read only as the base of a part, and no KL is measured, which saves a forward pass."""
 
 
 class GroupObservation(NamedTuple):
@@ -213,8 +213,8 @@ def make_group_actor(
         critic, or the score is not a number.
     """
     check_counts(group_size=group_size)
-    if penalty not in ("loss", "reward", "none"):
-        raise ValueError(f'the KL penalty must be in the "loss", the "reward" or "none"; got {penalty!r}')
+    if penalty not in get_args(Penalty):
+        raise ValueError(f"the KL penalty must be one of {', '.join(get_args(Penalty))}; got {penalty!r}")
     check_fits(lm, config, None)
     if sample_prompts is not None:
         check_prompts(lm, config, sample_prompts(jax.random.key(0)))
