@@ -32,8 +32,8 @@ from jaxrl_align.types import (
 
 Penalty = Literal["loss", "unbiased", "reward", "none"]
 """Where the KL penalty towards the reference is paid. "loss" and "unbiased": by the learner, from the
-reference's log-probabilities in the trajectory. "reward": token by token, in the trajectory's rewards. "none":
-nowhere; the reference is read only as the base of a part, and no KL is measured, which saves a forward pass."""
+reference's log-probabilities in the trajectory. "reward": token by token, in the trajectory's rewards.
+"none": nowhere; the reference is only the base under a part, and no KL is measured: one forward pass less."""
 
 
 class GroupObservation(NamedTuple):
@@ -83,9 +83,11 @@ def judge_answers(
     def judge_one(answer: PaddedTokens) -> Evaluation:
         # The hidden state before a token predicts it: the prompt's last comes first, an answer's last is not
         # needed. Positions are those of an answer that fills its room, which a real token's always are.
-        real = jnp.concatenate([prompt.real, answer.real])
-        hidden, _ = lm.encode(params, answer.tokens[:-1], real, cache, length, positions[length:-1])
-        hidden = jnp.concatenate([read[-1:], hidden])
+        hidden = read[-1:]
+        if config.response_length > 1:
+            real = jnp.concatenate([prompt.real, answer.real])
+            own, _ = lm.encode(params, answer.tokens[:-1], real, cache, length, positions[length:-1])
+            hidden = jnp.concatenate([hidden, own])
         logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
         values = jnp.zeros(logits.shape[:1])
         return Evaluation(token_log_prob(logits, answer.tokens), entropy(logits), values, Categorical(logits))

@@ -35,7 +35,7 @@ class GroupHParams(NamedTuple):
     clip_high: Numeric | None = None
     """Nor above 1 + clip_high; None takes `clip`, DAPO 0.28."""
     kl_coef: Numeric = 0.04
-    """beta, weight of the KL penalty towards the reference; fixed, unless `adapt` moves it."""
+    """beta, weight of the KL penalty towards the reference; fixed unless `adapt` moves it."""
     temperature: Numeric = 1.0
     """Of sampling, of the reference and of the update alike."""
     stop_penalty: Numeric = 1.0
@@ -85,10 +85,10 @@ class GroupMethod(NamedTuple):
     answer, as in `losses`; the batch takes the mean over its answers."""
     kl: Penalty = "loss"
     """Where the KL penalty is paid. "loss" adds k3, an estimate that is never negative, averaged over an
-    answer's tokens as `average` says; as Shao et al. print it, without the tokens' ratio, its gradient is that
-    of KL(pi_ref || pi). "unbiased" multiplies k3 by the ratio, which makes it the gradient of KL(pi || pi_ref)
-    (DeepSeek-AI 2025, arXiv:2512.02556; trl's default). "reward" takes k1, the log-ratio, from each token's
-    reward. "none" reads neither the reference nor `kl_coef`, and reports no KL."""
+    answer's tokens as `average` says; without the tokens' ratio, as Shao et al. print it, its gradient is
+    that of KL(pi_ref || pi). "unbiased" multiplies k3 by the ratio, which makes it the gradient of
+    KL(pi || pi_ref) (DeepSeek-AI 2025, arXiv:2512.02556; trl's default). "reward" takes k1, the log-ratio,
+    from each token's reward. "none" reads neither the reference nor `kl_coef`, and reports no KL."""
     average: Callable[[jax.Array, jax.Array], jax.Array] = losses.masked_mean
     """`(x [T], mask [T]) -> []` over an answer's tokens: what the loss does with its own."""
     log_ratio: Callable[[jax.Array, jax.Array], jax.Array] = lambda log_ratio, mask: log_ratio
@@ -235,7 +235,8 @@ def make_group_learner(
         at ratio 1, which no clip holds.
       total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.
       optimizer: an update rule without its learning rate.
-      adapt: `(hparams, metrics) -> hparams` after every update, for a controller of `kl_coef`.
+      adapt: `(hparams, the update's metrics) -> hparams` after every update, for a controller of `kl_coef` by
+        `kl`; None keeps it fixed.
 
     Returns:
       A `Learner`; `step(state)` draws prompts, `step(state, PaddedTokens)` takes given ones. Its metrics are

@@ -114,10 +114,9 @@ def make_tokenizer() -> Any:
 
 def make_trainer(kind: str, batch: dict[str, list], folder: str, settings: dict[str, Any]) -> Any:
     """Return trl's trainer with this batch in the place of its sampling and its rewards."""
+    import torch
     import trl
     from datasets import Dataset
-
-    import torch
 
     prompts = [p for p, group in zip(batch["prompts"], batch["answers"], strict=True) for _ in group]
     answers = [answer for group in batch["answers"] for answer in group]
@@ -158,7 +157,7 @@ def make_trainer(kind: str, batch: dict[str, list], folder: str, settings: dict[
 
 
 def answer(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a trainer's advantages of the batch, and its loss and metrics under the policy that is trained."""
+    """Return a trainer's advantages, and its loss and metrics under the policy that is trained."""
     import torch
 
     batch = draw_batch()
