@@ -11,9 +11,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.actors.judging import last_real, token_rewards
 from jaxrl_align.actors.queries import check_fits, check_prompts, draw_prompts, join
 from jaxrl_align.actors.scores import Score, as_paid, as_scored
-from jaxrl_align.actors.text import Frozen, last_real, token_rewards
+from jaxrl_align.actors.text import Frozen
 from jaxrl_align.checks import check_counts
 from jaxrl_align.losses import Categorical, entropy, token_log_prob
 from jaxrl_align.nets.adapters import overlay

@@ -33,16 +33,17 @@ from jaxrl_align.align.reward_model import (
     score_margins,
     score_members,
 )
-from jaxrl_align.align.rewards import combine_rewards, model_reward, token_reward
-from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner
+from jaxrl_align.align.rewards import combine_rewards, likelihood_reward, model_reward, token_reward
+from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner, rlhf_loss
 
 # fmt: off
 __all__ = [
     "DR_GRPO", "GRPO", "GSPO", "GroupHParams", "GroupMethod", "REINFORCE_PLUS_PLUS", "RLHFHParams",
     "RLOO", "RewardHParams", "RewardModel", "by_answer", "choose_completions", "combine_rewards",
     "comparison_objective", "group_loss", "host_reward", "init_policy", "init_reward_params",
-    "label_objective", "make_group_learner", "make_reward_learner", "make_rlhf_learner", "model_reward",
-    "normalise_scores", "ranking_objective", "rating_objective", "score", "score_cautiously",
-    "score_completions", "score_margins", "score_members", "token_reward", "whitened_returns",
+    "label_objective", "likelihood_reward", "make_group_learner", "make_reward_learner",
+    "make_rlhf_learner", "model_reward", "normalise_scores", "ranking_objective", "rating_objective",
+    "rlhf_loss", "score", "score_cautiously", "score_completions", "score_margins", "score_members",
+    "token_reward", "whitened_returns",
 ]
 # fmt: on

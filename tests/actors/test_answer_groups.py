@@ -116,7 +116,7 @@ def test_answers_are_judged_as_each_alone_and_so_are_their_gradients(model):
 
 
 def multiplications(jaxpr):
-    """Return how many multiplications a jaxpr's matrix products take, those of its scans at every step."""
+    """Return how many multiplications a jaxpr's matrix products take; a loop that may end early, T - 1 times."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     is_jaxpr = lambda x: isinstance(x, core.ClosedJaxpr | core.Jaxpr)
     total = 0
@@ -125,7 +125,8 @@ def multiplications(jaxpr):
             (contracted, _), _ = equation.params["dimension_numbers"]
             lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
             total += int(np.prod(equation.outvars[0].aval.shape) * np.prod(lengths))
-        steps = equation.params["length"] if equation.primitive.name == "scan" else 1
+        loops = {"scan": equation.params.get("length"), "while": T - 1}
+        steps = loops.get(equation.primitive.name, 1)
         inner = filter(is_jaxpr, jax.tree.leaves(equation.params, is_leaf=is_jaxpr))
         total += steps * sum(map(multiplications, inner))
     return total
