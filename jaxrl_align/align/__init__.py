@@ -14,6 +14,19 @@ from jaxrl_align.align.direct_learner import (
     simpo_objective,
     slic_objective,
 )
+from jaxrl_align.align.group_learner import (
+    DR_GRPO,
+    GRPO,
+    GSPO,
+    REINFORCE_PLUS_PLUS,
+    RLOO,
+    GroupHParams,
+    GroupMethod,
+    by_answer,
+    group_loss,
+    make_group_learner,
+    whitened_returns,
+)
 from jaxrl_align.align.host_rewards import host_reward
 from jaxrl_align.align.reference import Referenced, check_answers, with_reference
 from jaxrl_align.align.reward_learner import (
@@ -35,18 +48,20 @@ from jaxrl_align.align.reward_model import (
     score_margins,
     score_members,
 )
-from jaxrl_align.align.rewards import combine_rewards, model_reward, token_reward
-from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner
+from jaxrl_align.align.rewards import combine_rewards, likelihood_reward, model_reward, token_reward
+from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner, rlhf_loss
 
 # fmt: off
 __all__ = [
-    "DirectHParams", "PairLogProbs", "PairLosses", "RLHFHParams", "Referenced", "RewardHParams",
-    "RewardModel", "answer_log_probs", "check_answers", "choose_completions", "combine_rewards",
-    "comparison_objective", "dpo_objective", "host_reward", "init_policy", "init_reward_params",
-    "ipo_objective", "kto_objective", "label_objective", "make_direct_learner", "make_reward_learner",
+    "DR_GRPO", "DirectHParams", "GRPO", "GSPO", "GroupHParams", "GroupMethod", "PairLogProbs",
+    "PairLosses", "REINFORCE_PLUS_PLUS", "RLHFHParams", "RLOO", "Referenced", "RewardHParams",
+    "RewardModel", "answer_log_probs", "by_answer", "check_answers", "choose_completions",
+    "combine_rewards", "comparison_objective", "dpo_objective", "group_loss", "host_reward",
+    "init_policy", "init_reward_params", "ipo_objective", "kto_objective", "label_objective",
+    "likelihood_reward", "make_direct_learner", "make_group_learner", "make_reward_learner",
     "make_rlhf_learner", "model_reward", "normalise_scores", "orpo_objective", "pair_objective",
-    "ranking_objective", "rating_objective", "score", "score_cautiously", "score_completions",
-    "score_margins", "score_members", "simpo_objective", "slic_objective", "token_reward",
-    "with_reference",
+    "ranking_objective", "rating_objective", "rlhf_loss", "score", "score_cautiously",
+    "score_completions", "score_margins", "score_members", "simpo_objective", "slic_objective",
+    "token_reward", "whitened_returns", "with_reference",
 ]
 # fmt: on
