@@ -15,6 +15,20 @@ from jaxrl_align.align.direct import (
     simpo_objective,
     slic_objective,
 )
+from jaxrl_align.align.direct_learner import (
+    DirectHParams,
+    PairLogProbs,
+    PairLosses,
+    answer_log_probs,
+    dpo_objective,
+    ipo_objective,
+    kto_objective,
+    make_direct_learner,
+    orpo_objective,
+    pair_objective,
+    simpo_objective,
+    slic_objective,
+)
 from jaxrl_align.align.four_updates import (
     DRIFT,
     EXPLORATION,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl_align.align.reward_learner import check_vocabulary
+from jaxrl_align.align.reward_learner import check_text_tokens
 from jaxrl_align.align.reward_model import stack_pair
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.text.shared_prompt import completion_log_probs
@@ -108,7 +108,7 @@ def check_answers(lm: LanguageModel, rows: Any) -> None:
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rows)):
         return
-    check_vocabulary(lm, rows)
+    check_text_tokens(lm, rows)
     answers = {
         name: getattr(rows, name) for name in ("chosen", "rejected", "completion") if hasattr(rows, name)
     }
