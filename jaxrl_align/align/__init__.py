@@ -1,20 +1,6 @@
 """Alignment: reward models from human feedback, rewards composed of parts, and RLHF."""
 
 from jaxrl_align.align.best_of_n import REJECTION_SAMPLING, Best, best_of_n, expected_best
-from jaxrl_align.align.direct import (
-    DirectHParams,
-    PairLogProbs,
-    PairLosses,
-    answer_log_probs,
-    dpo_objective,
-    ipo_objective,
-    kto_objective,
-    make_direct_learner,
-    orpo_objective,
-    pair_objective,
-    simpo_objective,
-    slic_objective,
-)
 from jaxrl_align.align.direct_learner import (
     DirectHParams,
     PairLogProbs,
