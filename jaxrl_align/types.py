@@ -62,6 +62,8 @@ class Evaluation(NamedTuple):
     value: jax.Array
     distribution: Any = None
     """[T] the policy's distributions, of `losses.distributions`, for exact divergences."""
+    extra: Any = None
+    """Whatever else the actor hands to a loss of its own."""
 
 
 class Actor(NamedTuple):

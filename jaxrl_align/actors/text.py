@@ -13,12 +13,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.actors.judging import judge, last_real, prefix_values, token_rewards
 from jaxrl_align.actors.queries import check_critic, check_fits, check_prompts, join
 from jaxrl_align.actors.scores import Score, as_scored
-from jaxrl_align.losses import Categorical, entropy, proportional_kl_coefficient, token_log_prob
+from jaxrl_align.losses import proportional_kl_coefficient
 from jaxrl_align.nets.adapters import overlay
-from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
-from jaxrl_align.text.generation import TextConfig, generate, sampling_logits
+from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
+from jaxrl_align.text.generation import TextConfig, generate
 from jaxrl_align.types import (
     Actor,
     Evaluation,
@@ -43,111 +44,22 @@ class Frozen(NamedTuple):
 
 
 class TextObservation(NamedTuple):
-    """A prompt [P], and the temperature [] that its response is sampled at."""
+    """What a response was written to, and what a loss may hold it against."""
 
     prompt: PaddedTokens
+    """[P]."""
     temperature: jax.Array
+    """[] that the response is sampled at."""
+    reference_log_prob: jax.Array
+    """[T] of the response's tokens under the reference."""
+    kl_coef: jax.Array
+    """[] weight of the KL penalty in this rollout."""
 
 
 class KLController(NamedTuple):
     """The weight of the KL penalty, carried from rollout to rollout."""
 
     coef: jax.Array
-
-
-def judge(
-    lm: LanguageModel,
-    params: Params,
-    prompt: PaddedTokens,
-    response: jax.Array,
-    mask: jax.Array,
-    config: TextConfig,
-    *,
-    temperature: Numeric = 1.0,
-    value_head: Params | None = None,
-) -> Evaluation:
-    """Judge ONE response in a single full pass: log-probabilities, entropies, values and distributions.
-
-    The hidden state at position P - 1 + t predicts response token t, so values too are read one position
-    before the token they judge.
-
-    Args:
-      lm: the language model.
-      params: its parameters.
-      prompt: [P] left-padded.
-      response: [T] right-padded.
-      mask: [T] 1 for a real response token.
-      config: lengths and special tokens.
-      temperature: the sampling temperature.
-      value_head: scalar head; None reads zeros.
-
-    Returns:
-      An `Evaluation` with leaves [T], the distribution's logits [T, V].
-    """
-    text = join(prompt, response, mask)
-    hidden, _ = lm.encode(params, text.tokens, text.real)
-    hidden = hidden[config.prompt_length - 1 : -1]
-    pad_token = None if config.pad_token == config.stop_token else config.pad_token
-    logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
-    value = jnp.zeros_like(mask) if value_head is None else apply_scalar_head(value_head, hidden)
-    return Evaluation(token_log_prob(logits, response), entropy(logits), value, Categorical(logits))
-
-
-def prefix_values(
-    lm: LanguageModel,
-    critic: Params,
-    prompt: PaddedTokens,
-    response: jax.Array,
-    mask: jax.Array,
-    config: TextConfig,
-) -> jax.Array:
-    """Return the value of every prefix of ONE response, V(x, y_<t), in a single full pass of a critic.
-
-    It never sees the token it judges: a baseline that reads the whole answer, as the lecture prints it,
-    leaves no gradient (erratum H6).
-
-    Args:
-      lm: the critic's language model.
-      critic: `{"lm": its parameters, "value": scalar head}`.
-      prompt: [P] left-padded.
-      response: [T] right-padded.
-      mask: [T] 1 for a real response token.
-      config: lengths and special tokens.
-
-    Returns:
-      [T] the head at position P - 1 + t, one before response token t; arbitrary on padding.
-    """
-    text = join(prompt, response, mask)
-    hidden, _ = lm.encode(critic["lm"], text.tokens, text.real)
-    return apply_scalar_head(critic["value"], hidden[config.prompt_length - 1 : -1])
-
-
-def last_real(mask: jax.Array) -> jax.Array:
-    """Return [T] with 1 at the last real position of a right-padded mask [T], all 0 if nothing is real."""
-    return mask * (1.0 - jnp.append(mask[1:], 0.0))
-
-
-def token_rewards(
-    score: jax.Array,
-    log_prob: jax.Array,
-    reference_log_prob: jax.Array,
-    mask: jax.Array,
-    kl_coef: Numeric,
-) -> jax.Array:
-    """Return each token's reward: `-kl_coef (log pi - log pi_ref)`, plus the score at the last real token.
-
-    Args:
-      score: [] any real type; the rewards are float.
-      log_prob: [T] under the acting policy.
-      reference_log_prob: [T] under the reference.
-      mask: [T].
-      kl_coef: beta, weight of the KL penalty (Ziegler et al. 2019, arXiv:1909.08593, equation 2).
-
-    Returns:
-      [T] float32, 0 on padding.
-    """
-    penalty = -jnp.asarray(kl_coef) * (log_prob - reference_log_prob) * mask
-    return penalty + jnp.asarray(score, jnp.float32) * last_real(mask)
 
 
 def answer(
@@ -184,10 +96,10 @@ def answer(
     paid = jnp.where(stopped, raw, unstopped[config.missing_stop])
     goes_on = mask * (1.0 - last_real(mask))
     trajectory = Trajectory(
-        obs=TextObservation(prompt, temperature),
+        obs=TextObservation(prompt, temperature, reference.log_prob, jnp.asarray(kl_coef, jnp.float32)),
         action=tokens,
         log_prob=log_prob,
-        reward=token_rewards(paid, log_prob, reference.log_prob, mask, kl_coef),
+        reward=token_rewards(paid, log_prob, reference.log_prob, mask, kl_coef, config.kl_penalty),
         discount=hparams.gamma * goes_on,
         lambda_=hparams.gae_lambda * goes_on,
         value=value,
@@ -199,20 +111,24 @@ def answer(
     return trajectory, {"kl": kl, "score": paid, "stopped": stopped, "rewards": rewards}
 
 
-def summarise(trajectory: Trajectory, parts: dict[str, Any], kl_coef: jax.Array) -> Metrics:
+def summarise(
+    trajectory: Trajectory, parts: dict[str, Any], kl_coef: jax.Array, config: TextConfig
+) -> Metrics:
     """Return a rollout's metrics, as docs/metrics.md defines them.
 
     Args:
       trajectory: [B, T].
       parts: what `answer` returned beside each trajectory, leaves [B].
-      kl_coef: the KL penalty's weight that was paid.
+      kl_coef: the KL penalty's weight, in the reward or in the loss.
+      config: says which of the two.
     """
     kl = jnp.mean(parts["kl"])
+    paid = 0.0 if config.kl_penalty == "loss" else -kl_coef * kl
     metrics = {
         "objective/kl": kl,
         "objective/kl_coef": kl_coef,
         "objective/entropy": -jnp.mean(jnp.sum(trajectory.log_prob, 1)),
-        "objective/non_score_reward": -kl_coef * kl,
+        "objective/non_score_reward": jnp.asarray(paid),
         "objective/rlhf_reward": jnp.mean(jnp.sum(trajectory.reward, 1)),
         "objective/scores": jnp.mean(parts["score"]),
         "val/num_eos_tokens": jnp.sum(parts["stopped"]),
@@ -282,7 +198,7 @@ def make_text_actor(
                 lm, score, config, params, frozen, prompt, k, env_state.coef, hparams, critic
             )
         )(prompts, jax.random.split(key_answers, count))
-        metrics = summarise(trajectory, parts, env_state.coef)
+        metrics = summarise(trajectory, parts, env_state.coef, config)
         coef = proportional_kl_coefficient(
             env_state.coef,
             metrics["objective/kl"],

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 
 from jaxrl_align.actors.scores import Score, Scored, as_scored
 from jaxrl_align.align.reward_model import score
+from jaxrl_align.losses import token_log_prob
 from jaxrl_align.nets.transformer import LanguageModel
-from jaxrl_align.types import Numeric
+from jaxrl_align.types import Numeric, Params
 
 WEIGHTS = "weights"
 """Where the frozen tree of a combined reward holds weights; no part may be called so."""
@@ -49,6 +50,28 @@ def token_reward(f: Callable[[jax.Array, jax.Array], Numeric]) -> Score:
       A `Score` that reads no model.
     """
     return lambda model, tokens, mask: f(tokens, mask)
+
+
+def likelihood_reward(lm: LanguageModel, *, prompt_length: int) -> Score:
+    """Return the log-probability of the response under a frozen language model as a score, in nats.
+
+    Weighted by a drift coefficient in `combine_rewards` it holds the policy near that model, for example the
+    pre-trained one where the reference is a fine-tuned one (docs/lectures.md, B27).
+
+    Args:
+      lm: the language model.
+      prompt_length: P, tokens; what follows is the response.
+
+    Returns:
+      A `Score` that reads the model's parameters.
+    """
+
+    def log_prob(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        hidden, _ = lm.encode(params, tokens, mask)
+        logits = lm.logits(params, hidden[prompt_length - 1 : -1])
+        return jnp.sum(token_log_prob(logits, tokens[prompt_length:]) * mask[prompt_length:])
+
+    return log_prob
 
 
 def combine_rewards(scores: Mapping[str, Score], weights: Mapping[str, Numeric] | None = None) -> Score:

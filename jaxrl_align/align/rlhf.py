@@ -5,18 +5,21 @@ the same that plays CartPole. The objective is `E[r(x, y) - beta log(pi(y|x) / p
 2019, arXiv:1909.08593; Stiennon et al. 2020, arXiv:2009.01325).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from jaxrl_align.actors.scores import Score
 from jaxrl_align.actors.text import make_text_actor
+from jaxrl_align.align.ptx import add_pretraining, with_pretraining
 from jaxrl_align.align.reward_model import RewardModel
+from jaxrl_align.losses import kl_estimate, masked_mean
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
-from jaxrl_align.rl.actor_critic import make_actor_critic
+from jaxrl_align.rl.actor_critic import Batch, make_actor_critic, ppo_loss
 from jaxrl_align.text.generation import TextConfig
-from jaxrl_align.types import Learner, Numeric, Params, Sampler
+from jaxrl_align.types import Evaluation, Learner, Metrics, Numeric, Params, Sampler
 
 
 class RLHFHParams(NamedTuple):
@@ -39,6 +42,8 @@ class RLHFHParams(NamedTuple):
     """Episodes; infinity keeps beta fixed."""
     stop_penalty: Numeric = 1.0
     """Penalty of a response without a stop token; see `TextConfig.missing_stop`."""
+    pretraining_coef: Numeric = 1.0
+    """Weight of the pre-training loss, nats a token, where the learner is given `pretraining`."""
 
 
 def init_policy(
@@ -97,6 +102,24 @@ def _value_head(reward_model: RewardModel | None, width: int) -> Params:
     }
 
 
+def rlhf_loss(evaluation: Evaluation, batch: Batch, hparams: Any) -> tuple[jax.Array, Metrics]:
+    """Return PPO's loss with the KL to the reference in it, for `TextConfig(kl_penalty="loss")`.
+
+        ppo_loss + beta E[(log pi - log pi_ref)^2 / 2],   a mean over the tokens
+
+    The estimate k2 is the one whose gradient, on samples of the policy, is the KL's (`losses.kl_estimate`).
+
+    Args:
+      evaluation: [N, T] under the parameters being trained.
+      batch: [N, T] with `TextObservation`s, whose `kl_coef` is beta.
+      hparams: those of `ppo_loss`.
+    """
+    loss, metrics = ppo_loss(evaluation, batch, hparams)
+    obs, mask = batch.trajectory.obs, batch.trajectory.mask
+    kl = masked_mean(kl_estimate(evaluation.log_prob, obs.reference_log_prob, kind="k2"), mask)
+    return loss + jnp.mean(obs.kl_coef) * kl, metrics | {"loss/kl_avg": kl}
+
+
 def make_rlhf_learner(
     lm: LanguageModel,
     score: Score,
@@ -108,6 +131,8 @@ def make_rlhf_learner(
     total_steps: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
     critic: LanguageModel | None = None,
+    target_kl: Numeric | None = None,
+    pretraining: Sampler | None = None,
 ) -> Learner:
     """Build the learner whose `step` is all of RLHF, without callbacks.
 
@@ -127,6 +152,10 @@ def make_rlhf_learner(
         together.
       critic: the language model of a critic with its own trunk, for `init_policy(..., trunk="separate")`;
         None, the value head reads the policy's trunk.
+      target_kl: nats a token; an update ends at the first minibatch whose `policy/approxkl_avg` is above 1.5
+        times this. None takes every step.
+      pretraining: `key -> TokenBatch`, a multiple of the prompts in rows: PPO-ptx, which goes on predicting
+        them with a weight of `pretraining_coef`. None leaves it out.
 
     Returns:
       A `Learner`; `step(state)` draws prompts, `step(state, PaddedTokens)` takes given ones. Its metrics
@@ -137,6 +166,15 @@ def make_rlhf_learner(
         the number of prompts.
     """
     actor = make_text_actor(lm, score, config, sample_prompts, critic=critic)
+    loss = rlhf_loss if config.kl_penalty == "loss" else ppo_loss
+    if pretraining is not None:
+        actor, loss = with_pretraining(actor, lm, pretraining), add_pretraining(loss)
     return make_actor_critic(
-        actor, epochs=epochs, minibatches=minibatches, total_steps=total_steps, optimizer=optimizer
+        actor,
+        epochs=epochs,
+        minibatches=minibatches,
+        total_steps=total_steps,
+        optimizer=optimizer,
+        loss=loss,
+        target_kl=target_kl,
     )

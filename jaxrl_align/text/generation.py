@@ -1,8 +1,8 @@
 """Generation: a prompt is read at once, then tokens are written one by one into a cache of fixed size.
 
 `generate` is pure and for one prompt: RLHF rolls out with it, and `text/completion.py` serves people with
-it. The reported log-probabilities are those of the distribution that was sampled, after the temperature and
-every filter.
+it. Under `vmap` it ends as soon as every row has its stop token. The reported log-probabilities are those of
+the distribution that was sampled, after the temperature and every filter.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 
 from jaxrl_align.nets.transformer import Cache, LanguageModel, apply_scalar_head, positions_of
 from jaxrl_align.types import Numeric, PaddedTokens, Params
@@ -20,6 +21,7 @@ from jaxrl_align.types import Numeric, PaddedTokens, Params
 BARRED = -1e18
 """The logit of what is never sampled: below every other at any temperature, and finite, so that differences
 of log-probabilities, and their squares, stay numbers."""
+KLPenalty = Literal["token", "sequence", "loss"]
 COLDEST = 1e-6
 """Lower temperatures are taken as this one, at which a lead of 1e-4 nats is certain to win."""
 
@@ -39,6 +41,9 @@ class TextConfig:
     missing_stop: Literal["replace", "subtract", "keep"] = "replace"
     """The score of a response without a stop token: "replace" it by `-stop_penalty`, "subtract"
     the penalty, or "keep" it."""
+    kl_penalty: KLPenalty = "token"
+    """Where the policy pays for leaving the reference: by each token's reward, by the whole response's at its
+    last token, or in the loss."""
 
     def __post_init__(self) -> None:
         """Raise for empty queries and for tokens that are none."""
@@ -50,6 +55,8 @@ class TextConfig:
                 raise ValueError(f"{name} must be a token id; got {token}; one token may stop and pad")
         if self.missing_stop not in ("replace", "subtract", "keep"):
             raise ValueError(f"missing_stop must be replace, subtract or keep; got {self.missing_stop!r}")
+        if self.kl_penalty not in ("token", "sequence", "loss"):
+            raise ValueError(f"kl_penalty must be token, sequence or loss; got {self.kl_penalty!r}")
 
 
 @dataclass(frozen=True)
@@ -270,17 +277,38 @@ def generate(
     stops = (config.stop_token,) if stop_tokens is None else tuple(stop_tokens)
 
     slots = make_slots(prompt, config)
+    last = config.response_length - 1
 
     def draw(state: DecodeState) -> tuple[DecodeState, Response]:
         return draw_token(lm, params, state, config, filters, stops, temperature, value_head)
 
-    def write(state: DecodeState, index: jax.Array) -> tuple[DecodeState, Response]:
-        state, out = draw(state)
-        return read_token(lm, params, slots, state, out.tokens, index), out
+    def goes_on(carry: tuple[jax.Array, DecodeState, Response]) -> jax.Array:
+        return (carry[0] < last) & anywhere(carry[1].alive)
 
-    begin = read_prompt(lm, params, prompt, slots, key, config, filters)
+    def write(carry: tuple[jax.Array, DecodeState, Response]) -> tuple[jax.Array, DecodeState, Response]:
+        index, state, response = carry
+        state, out = draw(state)
+        state = read_token(lm, params, slots, state, out.tokens, config.prompt_length + index)
+        return index + 1, state, jax.tree.map(lambda x, new: x.at[index].set(new), response, out)
+
+    state = read_prompt(lm, params, prompt, slots, key, config, filters)
+    zeros = jnp.zeros(config.response_length)
+    nothing = Response(jnp.full(zeros.shape, config.pad_token, jnp.int32), zeros, zeros, zeros)
+    _, state, response = jax.lax.while_loop(goes_on, write, (jnp.zeros((), jnp.int32), state, nothing))
     # Nothing follows the last token, so it is not read.
-    state, response = jax.lax.scan(
-        write, begin, config.prompt_length + jnp.arange(config.response_length - 1)
-    )
-    return jax.tree.map(lambda x, last: jnp.append(x, last[None], 0), response, draw(state)[1])
+    return jax.tree.map(lambda x, new: x.at[last].set(new), response, draw(state)[1])
+
+
+@custom_vmap
+def anywhere(flag: jax.Array) -> jax.Array:
+    """Return whether a flag [] holds in any row of whatever it is vmapped over: one answer for all of them.
+
+    A loop that ends by it takes every row along until the last one has ended, without choosing row by row
+    between old and new.
+    """
+    return flag
+
+
+@anywhere.def_vmap
+def _anywhere_in_batch(size: int, batched: list[bool], flag: jax.Array) -> tuple[jax.Array, bool]:
+    return anywhere(jnp.any(flag) if batched[0] else flag), False

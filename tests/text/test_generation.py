@@ -11,7 +11,7 @@ from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.text.completion import bucket_length, make_completer, stream
 from jaxrl_align.text.generation import Filters, TextConfig, filter_logits, generate, penalise
 from jaxrl_align.types import PaddedTokens
-from tests.tiny import VOCAB
+from tests.tiny import BIGRAM, VOCAB, favour
 
 PAD, STOP, T = 0, 1, 6
 LM = make_transformer(TransformerConfig(VOCAB, width=16, layers=1, heads=2, context=48))
@@ -177,6 +177,37 @@ def test_filters_and_stop_tokens_change_nothing_where_they_are_off():
         for filters in (Filters(), Filters(top_k=VOCAB, top_p=1.0, min_p=0.0))
     )
     assert all(map(np.array_equal, plain, kept_all))
+
+
+def count_steps(room):
+    """Return the answers [M, B, room] of 2 members to 3 prompts, and how often a prompt's token was drawn."""
+    drawn = []
+    counted = lambda params, hidden: (
+        jax.debug.callback(drawn.append, hidden[0]),
+        BIGRAM.logits(params, hidden),
+    )[1]
+    lm = favour(STOP, 2.0, BIGRAM._replace(logits=counted))
+    tables = jax.vmap(BIGRAM.init)(jax.random.split(jax.random.key(0), 2))
+    prompts = PaddedTokens(jnp.array([[3], [4], [5]]), jnp.ones((3, 1)))
+    config = TextConfig(1, room, STOP, PAD)
+    write = lambda table, prompt, key: generate(lm, table, prompt, key, config)
+    keys = jax.random.split(jax.random.key(9), 3)
+    response = jax.jit(jax.vmap(jax.vmap(write, (None, 0, 0)), (0, None, None)))(tables, prompts, keys)
+    jax.block_until_ready(response)
+    jax.effects_barrier()
+    return response, len(drawn)
+
+
+def test_writing_ends_when_every_answer_has_ended():
+    """The longest of the 6 answers says how often they are drawn from, the last place once more."""
+    (short, calls), (long, more) = count_steps(30), count_steps(60)
+    longest = int(short.mask.sum(-1).max())
+    assert 2 < longest < 29 and (short.mask[..., -1] == 0).all()
+    assert len(set(short.mask.sum(-1).ravel().tolist())) > 2
+    assert calls == more == 6 * (longest + 1)
+    for a, b in zip(short, long, strict=True):
+        np.testing.assert_array_equal(a, b[..., :30])
+    assert (long.tokens[..., 30:] == PAD).all() and not long.mask[..., 30:].any()
 
 
 @pytest.mark.parametrize(
