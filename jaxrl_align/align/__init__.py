@@ -1,6 +1,21 @@
-"""Alignment: reward models from human feedback, rewards composed of parts, and RLHF."""
+"""Alignment: reward models from human feedback, rewards composed of parts, RLHF, and preferences direct."""
 
+from jaxrl_align.align.direct import (
+    DirectHParams,
+    PairLogProbs,
+    PairLosses,
+    answer_log_probs,
+    dpo_objective,
+    ipo_objective,
+    kto_objective,
+    make_direct_learner,
+    orpo_objective,
+    pair_objective,
+    simpo_objective,
+    slic_objective,
+)
 from jaxrl_align.align.host_rewards import host_reward
+from jaxrl_align.align.reference import Referenced, check_answers, with_reference
 from jaxrl_align.align.reward_learner import (
     RewardHParams,
     comparison_objective,
@@ -25,10 +40,13 @@ from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner, 
 
 # fmt: off
 __all__ = [
-    "RLHFHParams", "RewardHParams", "RewardModel", "choose_completions", "combine_rewards",
-    "comparison_objective", "host_reward", "init_policy", "init_reward_params", "label_objective",
-    "likelihood_reward", "make_reward_learner", "make_rlhf_learner", "model_reward", "normalise_scores",
-    "ranking_objective", "rating_objective", "rlhf_loss", "score", "score_cautiously",
-    "score_completions", "score_margins", "score_members", "token_reward",
+    "DirectHParams", "PairLogProbs", "PairLosses", "RLHFHParams", "Referenced", "RewardHParams",
+    "RewardModel", "answer_log_probs", "check_answers", "choose_completions", "combine_rewards",
+    "comparison_objective", "dpo_objective", "host_reward", "init_policy", "init_reward_params",
+    "ipo_objective", "kto_objective", "label_objective", "likelihood_reward", "make_direct_learner",
+    "make_reward_learner", "make_rlhf_learner", "model_reward", "normalise_scores",
+    "orpo_objective", "pair_objective", "ranking_objective", "rating_objective", "rlhf_loss",
+    "score", "score_cautiously", "score_completions", "score_margins", "score_members",
+    "simpo_objective", "slic_objective", "token_reward", "with_reference",
 ]
 # fmt: on

@@ -75,13 +75,12 @@ def comparison_objective(lm: LanguageModel) -> LossFn:
     def loss(
         params: Params, frozen: Any, batch: Comparisons, key: chex.PRNGKey, hparams: Any
     ) -> tuple[jax.Array, Metrics]:
-        _check_rows(batch, Comparisons)
+        check_rows(batch, Comparisons)
         scores = score_rows(lm, overlay(frozen, params), batch.prompt, stack_pair(batch), key)
         chosen, rejected = scores[:, 0], scores[:, 1]
         margin = jnp.zeros(len(chosen)) if batch.margin is None else batch.margin
-        own = jnp.zeros(len(chosen)) if batch.flip_chance is None else batch.flip_chance
-        smoothing = own + hparams.label_smoothing * (1.0 - 2.0 * own)
-        value = jnp.mean(bradley_terry(chosen, rejected, margin=margin, label_smoothing=smoothing))
+        flip = flip_chances(batch, hparams.label_smoothing)
+        value = jnp.mean(bradley_terry(chosen, rejected, margin=margin, label_smoothing=flip))
         centring = jnp.mean(reward_centring(chosen, rejected))
         return value + hparams.centring * centring, {
             "accuracy": jnp.mean((chosen > rejected).astype(jnp.float32)),
@@ -107,7 +106,7 @@ def ranking_objective(lm: LanguageModel, loss: Callable[..., jax.Array] = all_pa
     def objective(
         params: Params, frozen: Any, batch: Rankings, key: chex.PRNGKey, hparams: Any
     ) -> tuple[jax.Array, Metrics]:
-        _check_rows(batch, Rankings)
+        check_rows(batch, Rankings)
         scores = score_rows(lm, overlay(frozen, params), batch.prompt, batch.completions, key)
         better = (batch.ranks[:, :, None] < batch.ranks[:, None, :]).astype(jnp.float32)
         better = better * batch.mask[:, :, None] * batch.mask[:, None, :]
@@ -159,7 +158,7 @@ def label_objective(lm: LanguageModel) -> LossFn:
 
 
 def _score_ratings(lm: LanguageModel, params: Params, batch: Ratings, key: chex.PRNGKey) -> jax.Array:
-    _check_rows(batch, Ratings)
+    check_rows(batch, Ratings)
     one = jax.tree.map(lambda x: x[:, None], batch.completion)
     return score_rows(lm, params, batch.prompt, one, key)[:, 0]
 
@@ -201,7 +200,7 @@ def make_reward_learner(
         kind than the objective's.
     """
     if sample is not None:
-        _check_vocabulary(lm, sample(jax.random.key(0)))
+        check_vocabulary(lm, sample(jax.random.key(0)))
 
     def init_params(key: chex.PRNGKey) -> Params:
         key_lm, key_head = jax.random.split(key)
@@ -217,7 +216,14 @@ def make_reward_learner(
     )
 
 
-def _check_rows(batch: Any, kind: type) -> None:
+def flip_chances(batch: Comparisons, label_smoothing: Numeric) -> jax.Array:
+    """Return the chance [B] that each label is wrong: flipped by the row's own chance, then by another."""
+    own = jnp.zeros(len(batch.prompt.tokens)) if batch.flip_chance is None else batch.flip_chance
+    return own + label_smoothing * (1.0 - 2.0 * own)
+
+
+def check_rows(batch: Any, kind: type) -> None:
+    """Raise ValueError for a batch of another kind of feedback than an objective reads."""
     if not isinstance(batch, kind):
         raise ValueError(
             f"a batch of this objective must be {kind.__name__}; got {type(batch).__name__}; each kind of "
@@ -225,7 +231,8 @@ def _check_rows(batch: Any, kind: type) -> None:
         )
 
 
-def _check_vocabulary(lm: LanguageModel, batch: Any) -> None:
+def check_vocabulary(lm: LanguageModel, batch: Any) -> None:
+    """Raise ValueError for a token outside the vocabulary in any text of a batch."""
     found = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, PaddedTokens))
     for texts in (x for x in found if isinstance(x, PaddedTokens)):
         check_tokens("tokens", texts.tokens, lm.config.vocab_size)

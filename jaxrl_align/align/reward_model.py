@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.nets.adapters import overlay
-from jaxrl_align.nets.transformer import SHARED, LanguageModel, apply_scalar_head, init_scalar_head
+from jaxrl_align.nets.transformer import LanguageModel, apply_scalar_head, init_scalar_head
+from jaxrl_align.text.shared_prompt import encode_completions, last_place
 from jaxrl_align.types import Comparisons, Numeric, PaddedTokens, Params
 
 
@@ -43,7 +44,7 @@ def score(lm: LanguageModel, model: RewardModel, tokens: jax.Array, mask: jax.Ar
       [] float32.
     """
     hidden, _ = lm.encode(model.params["lm"], tokens, mask)
-    return _read(model, hidden[_last(mask)])
+    return _read(model, hidden[last_place(mask)])
 
 
 def score_completions(
@@ -63,15 +64,9 @@ def score_completions(
       [K] float32, each as `score` of the prompt with that completion alone.
     """
     count, length = completions.real.shape
-    tokens, real = (jnp.concatenate([p, c.reshape(-1)]) for p, c in zip(prompt, completions, strict=True))
-    segments = jnp.concatenate([jnp.full(prompt.real.shape, SHARED), jnp.repeat(jnp.arange(count), length)])
-    hidden, _ = lm.encode(model.params["lm"], tokens, real, segments=segments if count > 1 else None)
+    hidden = encode_completions(lm, model.params["lm"], prompt, completions)
     starts = prompt.real.shape[0] + length * jnp.arange(count)
-    return _read(model, hidden[starts + jax.vmap(_last)(completions.real)])
-
-
-def _last(mask: jax.Array) -> jax.Array:
-    return jnp.max(jnp.where(mask > 0, jnp.arange(mask.shape[0]), 0))
+    return _read(model, hidden[starts + jax.vmap(last_place)(completions.real)])
 
 
 def _read(model: RewardModel, hidden: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Objective functions for one example, unreduced; the caller vmaps and masks."""
 
-from jaxrl_align.losses.direct import dpo, ipo, kto, orpo, simpo, slic
+from jaxrl_align.losses.direct import dpo, ipo, kto, log_odds_ratio, orpo, simpo, slic
 from jaxrl_align.losses.distributional import (
     categorical_projection,
     categorical_q_loss,
@@ -69,8 +69,8 @@ __all__ = [
     "drift_stabilised_loss", "entropy", "expected_sarsa_error", "exploration_stabilised_loss", "gae",
     "gae_associative", "gaussian_entropy", "gaussian_kl", "gaussian_noise", "group_advantages", "grpo",
     "gspo", "huber", "importance_ratio", "ipo", "kl_estimate", "kl_penalty_surrogate", "kto",
-    "lambda_error", "lambda_returns", "leave_one_out_advantages", "masked_mean", "masking_noise",
-    "n_step_error", "n_step_returns", "next_token_loss", "orpo", "plackett_luce",
+    "lambda_error", "lambda_returns", "leave_one_out_advantages", "log_odds_ratio", "masked_mean",
+    "masking_noise", "n_step_error", "n_step_returns", "next_token_loss", "orpo", "plackett_luce",
     "proportional_kl_coefficient", "q_advantage", "q_learning_error", "quantile_regression_loss",
     "reconstruction_error", "reinforce_loss", "reward_centring", "reward_to_go", "sarsa_error",
     "score_regression", "simpo", "slic", "squared", "surrogate", "td_error", "td_target",

@@ -30,7 +30,7 @@ def dpo(
       ref_chosen_logp: [...] nats under the reference; gradient stopped.
       ref_rejected_logp: [...] the same of the other answer.
       beta: [] weight of the implicit KL penalty, > 0.
-      label_smoothing: [] in [0, 0.5), the chance that the label is flipped.
+      label_smoothing: [] or [...] in [0, 0.5), the chance that the label is flipped.
 
     Returns:
       [...] nats.
@@ -143,7 +143,28 @@ def orpo(chosen_logp: Array, rejected_logp: Array, *, beta: Numeric) -> jax.Arra
     Source: Hong et al. 2024, eq. 6.
     """
     chosen_logp, rejected_logp = same_shape(chosen_logp, rejected_logp, beta=beta)
-    return -chosen_logp - beta * jax.nn.log_sigmoid(_log_odds(chosen_logp) - _log_odds(rejected_logp))
+    return -chosen_logp - beta * jax.nn.log_sigmoid(log_odds_ratio(chosen_logp, rejected_logp))
+
+
+def log_odds_ratio(chosen_logp: Array, rejected_logp: Array) -> jax.Array:
+    """Compute how much likelier the preferred answer is, as ORPO measures it.
+
+        log odds_w - log odds_l,   odds = p / (1 - p)
+
+    Args:
+      chosen_logp: [...] nats, averaged over the tokens of the preferred answer, <= 0.
+      rejected_logp: [...] the same of the other answer.
+
+    Returns:
+      [...] nats. Probabilities above 1 - 1e-6 count as that, so that the odds stay finite.
+
+    Raises:
+      AssertionError: if the shapes differ.
+
+    Source: Hong et al. 2024, eq. 4.
+    """
+    chosen_logp, rejected_logp = same_shape(chosen_logp, rejected_logp)
+    return _log_odds(chosen_logp) - _log_odds(rejected_logp)
 
 
 def _log_odds(log_p: jax.Array) -> jax.Array:

@@ -10,10 +10,11 @@ from jaxrl_align.text.generation import (
     generate,
     sampling_logits,
 )
+from jaxrl_align.text.shared_prompt import completion_log_probs, encode_completions
 
 # fmt: off
 __all__ = [
-    "Completion", "DecodeState", "Filters", "Response", "TextConfig", "filter_logits", "generate",
-    "make_completer", "sampling_logits", "stream",
+    "Completion", "DecodeState", "Filters", "Response", "TextConfig", "completion_log_probs",
+    "encode_completions", "filter_logits", "generate", "make_completer", "sampling_logits", "stream",
 ]
 # fmt: on
