@@ -19,6 +19,8 @@ from jaxrl_align.types import TokenBatch
 ROUND = 16
 """Lengths are chosen as multiples of it."""
 QUANTILES = (0.5, 0.95, 1.0)
+SHOWN = 8
+"""Tokens of a document without a prompt that a sample goes on from."""
 
 
 class Divided(NamedTuple):
@@ -242,7 +244,7 @@ def encode_sft(
     arrays: list[TokenBatch | None] = [
         feedback.pad_demonstrations(rows, limit) if rows else None for rows in kept
     ]
-    prompts = [ids[: said.index(True)] or ids[:1] for ids, said in kept[1] or kept[0]]
+    prompts = [ids[: said.index(True) or SHOWN] for ids, said in kept[1] or kept[0]]
     report = [quantile_text("rows", counts, limit)]
     return Encoded(arrays[0], arrays[1], _unlike(prompts), (0, limit), report, skipped)
 

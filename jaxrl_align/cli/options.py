@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Ways = Literal["lora", "dora", "qlora", "ia3", "prompt", "prefix", "full"]
+Ways = Literal["lora", "dora", "qlora", "ia3", "prompt", "prefix", "head", "full"]
 RECORDED = ("command", "data_sha256")
 """What a run's `config.json` holds beside its flags."""
 
@@ -40,7 +40,7 @@ class TuningOptions:
 
     tuning: Ways = "lora"
     """An adapter on linear layers (lora, dora, ia3; qlora: lora over kernels of 4 bits), virtual tokens
-    before every text (prompt, prefix), or all weights."""
+    before every text (prompt, prefix), a reward model's head alone (head), or all weights."""
     rank: int = 8
     """Of lora, dora and qlora."""
     alpha: float | None = None

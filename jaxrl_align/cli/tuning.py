@@ -57,6 +57,8 @@ def start_tuning(options: TuningOptions, base: Base, key: chex.PRNGKey) -> Tuned
     params = base.params
     if options.tuning == "full":
         return Tuned(params, params)
+    if options.tuning == "head":
+        return Tuned({}, params)
     if options.tuning == "ia3":
         return Tuned(init_ia3(params).part, params)
     if options.tuning in ("prompt", "prefix"):
@@ -112,8 +114,10 @@ def fold(tuned: Tuned, part: Params) -> Params:
     return merge(overlay(tuned.frozen, part), dtype=jnp.float32)
 
 
-def check_merge(options: TuningOptions) -> None:
-    """Raise ValueError where there is nothing that could be folded into weights."""
+def check_tuning(options: TuningOptions) -> None:
+    """Raise ValueError for a tuning that no language model has, or one that cannot be folded into weights."""
+    if options.tuning == "head":
+        raise ValueError("--tuning head is of reward models; got it for a language model; take lora or full")
     if options.merge and options.tuning in ("prompt", "prefix"):
         raise ValueError(
             f"--merge needs an adapter of linear layers; got --tuning {options.tuning}, whose virtual tokens "
