@@ -33,14 +33,19 @@ class Tuned(NamedTuple):
     """The base with the part's constants."""
 
 
-def load_tuned_base(options: ModelOptions, tuning: TuningOptions) -> Base:
-    """Read the base, its kernels packed where the tuning wants them so; see `load_base`."""
+def load_tuned_base(options: ModelOptions, tuning: TuningOptions, *, whole: bool = False) -> Base:
+    """Read the base, its kernels packed where the tuning wants them so; see `load_base`.
+
+    Args:
+      options: which.
+      tuning: how it will be tuned.
+      whole: whether the outcome is written whole in any case.
+    """
     quantise = QUANTISED if tuning.tuning == "qlora" else None
     base = load_base(
         options.model, base=options.base, hub=options.hub, quantise=quantise, remat=options.remat
     )
-    whole = tuning.merge or tuning.tuning == "full"
-    if base.adapted and not whole:
+    if base.adapted and not (whole or tuning.merge or tuning.tuning == "full"):
         raise ValueError(
             f"{options.model} is an adapter, and a further one over both could not be opened by peft; pass "
             "--merge to write a whole model, or merge it first: jaxrl-align merge"
