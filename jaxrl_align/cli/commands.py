@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jaxrl_align
-from jaxrl_align.cli import convert, judge, learn, serve
+from jaxrl_align.cli import convert, judge, learn, scoring, serve
 from jaxrl_align.cli.config_files import suggest, with_config
 from jaxrl_align.runtime.cli import has_field, parse, user_errors
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     **{method.name: Command(kind, learn.run_direct) for kind, method in learn.METHODS.items()},
     "generate": Command(serve.Generate, serve.run_generate),
     "chat": Command(serve.Chat, serve.run_chat),
+    "score": Command(scoring.ScoreRows, scoring.run_score),
     "merge": Command(convert.Merge, convert.run_merge),
     "import": Command(convert.Import, convert.run_import),
 }

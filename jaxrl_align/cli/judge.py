@@ -1,6 +1,5 @@
 """Commands about rewards: learn a reward model from feedback, and score answers by one."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from tyro.conf import OmitArgPrefixes
 from jaxrl_align import align, evaluate, feedback
 from jaxrl_align.align.reward_model import stack_pair
 from jaxrl_align.cli.bases import Base
-from jaxrl_align.cli.datasets import Encoded, as_chat, divide_rows, encode_feedback, shuffled_batches
+from jaxrl_align.cli.datasets import Encoded, divide_rows, encode_feedback, shuffled_batches
 from jaxrl_align.cli.driving import Journey, drive
 from jaxrl_align.cli.learn import count_rows
 from jaxrl_align.cli.options import (
@@ -28,7 +27,7 @@ from jaxrl_align.cli.options import (
     learning_rate,
 )
 from jaxrl_align.cli.training import Course, Outcome, make_measure
-from jaxrl_align.cli.tuning import Tuned, load_tuned_base, start_tuning
+from jaxrl_align.cli.tuning import load_tuned_base, start_tuning
 from jaxrl_align.learner import LossFn
 from jaxrl_align.nets.adapters import merge, overlay
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
@@ -172,7 +171,9 @@ def score_texts(lm: LanguageModel, model: align.RewardModel, rows: Any, batch_si
     """Return the scores [N, K] of the completions of rows of feedback."""
     read = lambda row: align.score_completions(lm, model, *row)
     data = jax.tree.map(jnp.asarray, (rows.prompt, _completions(rows)))
-    return np.asarray(jax.jit(lambda model, data: jax.lax.map(read, data, batch_size=batch_size))(model, data))
+    return np.asarray(
+        jax.jit(lambda model, data: jax.lax.map(read, data, batch_size=batch_size))(model, data)
+    )
 
 
 def write_reward_model(

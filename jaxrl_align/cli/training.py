@@ -135,9 +135,7 @@ class Watch:
       done: steps that a continued run has behind it.
     """
 
-    def __init__(
-        self, course: Course, folder: RunFolder, options: RunOptions, steps: int, done: int
-    ) -> None:
+    def __init__(self, course: Course, folder: RunFolder, options: RunOptions, steps: int, done: int) -> None:
         self._course, self._folder, self._steps = course, folder, steps
         self.held_out: dict[int, dict[str, float]] = {}
         self.rows: list[dict[str, Any]] = []

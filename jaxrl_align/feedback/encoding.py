@@ -176,9 +176,7 @@ def choose_fitting(
     return Feedback(kept, skipped)
 
 
-def measure_rows(
-    tokenizer: Tokenizer, rows: Iterable[Row], **variables: Any
-) -> tuple[np.ndarray, list[str]]:
+def measure_rows(tokenizer: Tokenizer, rows: Iterable[Row], **variables: Any) -> tuple[np.ndarray, list[str]]:
     """Return each row's tokens, of its prompt and of its longest completion, to choose lengths by.
 
     Args:

@@ -66,7 +66,9 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
 
 def has_field(config: Any, name: str) -> bool:
     """Return whether a dataclass, or one that it is composed of, has a field of that name."""
-    kinds = {field.name: getattr(field.type, "__origin__", field.type) for field in dataclasses.fields(config)}
+    kinds = {
+        field.name: getattr(field.type, "__origin__", field.type) for field in dataclasses.fields(config)
+    }
     inner = [kind for kind in kinds.values() if dataclasses.is_dataclass(kind)]
     return name in kinds or any(has_field(kind, name) for kind in inner)
 
