@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxrl_align.actors.answer_groups import GroupObservation, judge_answers, make_group_actor
     from jaxrl_align.actors.gym import greedy, make_actor, sampled
     from jaxrl_align.actors.normalisation import Normaliser, normalised
     from jaxrl_align.actors.recurrent import evaluate_recurrent_policy, make_recurrent_actor
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
 # fmt: off
 __all__ = [
-    "Frozen", "Normaliser", "Scored", "TextObservation", "epsilon_greedy", "evaluate_recurrent_policy",
-    "greedy", "make_actor", "make_recurrent_actor", "make_text_actor", "make_value_actor", "normalised",
-    "sampled",
+    "Frozen", "GroupObservation", "Normaliser", "Scored", "TextObservation", "epsilon_greedy",
+    "evaluate_recurrent_policy", "greedy", "judge_answers", "make_actor", "make_group_actor",
+    "make_recurrent_actor", "make_text_actor", "make_value_actor", "normalised", "sampled",
 ]
 # fmt: on
 _MODULES = {
+    "answer_groups": ("GroupObservation", "judge_answers", "make_group_actor"),
     "gym": ("greedy", "make_actor", "sampled"),
     "normalisation": ("Normaliser", "normalised"),
     "recurrent": ("evaluate_recurrent_policy", "make_recurrent_actor"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from jaxrl_align.checks import check_tokens
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.text.generation import TextConfig
-from jaxrl_align.types import PaddedTokens, Params
+from jaxrl_align.types import PaddedTokens, Params, Sampler
 
 
 def join(prompt: PaddedTokens, response: jax.Array, mask: jax.Array) -> PaddedTokens:
@@ -51,6 +52,17 @@ def check_prompts(lm: LanguageModel, config: TextConfig, prompts: Any) -> Padded
                 f"rows {wrong[:5]}; left_pad makes them"
             )
     return prompts
+
+
+def draw_prompts(
+    lm: LanguageModel, config: TextConfig, sample: Sampler | None, key: chex.PRNGKey, given: Any
+) -> PaddedTokens:
+    """Return the prompts [B, P] of a rollout: those that were given, or else drawn ones."""
+    if given is None:
+        if sample is None:
+            raise ValueError("this actor has no prompts; pass step(state, batch), or give sample_prompts")
+        given = sample(key)
+    return check_prompts(lm, config, given)
 
 
 def check_fits(lm: LanguageModel, config: TextConfig, critic: LanguageModel | None) -> None:

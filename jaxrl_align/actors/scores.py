@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.text.generation import TextConfig
 from jaxrl_align.types import Numeric
 
 
@@ -32,6 +33,26 @@ def as_scored(given: Numeric | Scored) -> Scored:
     scored = given if isinstance(given, Scored) else Scored(given)
     parts = {name: _as_number(x, f"part {name!r} of score") for name, x in (scored.parts or {}).items()}
     return Scored(_as_number(scored.total, "score"), parts)
+
+
+def as_paid(
+    config: TextConfig, score: Numeric, tokens: jax.Array, mask: jax.Array, stop_penalty: Numeric
+) -> tuple[jax.Array, jax.Array]:
+    """Return what ONE response is paid, by the rule for those that did not stop, and whether it stopped.
+
+    Args:
+      config: says which token stops, and what a response without one is paid.
+      score: [] of the response.
+      tokens: [T] of the response.
+      mask: [T] 1 for a real token.
+      stop_penalty: see `TextConfig.missing_stop`.
+
+    Returns:
+      `(paid [], stopped [] float)`.
+    """
+    unstopped = {"replace": -stop_penalty, "subtract": score - stop_penalty, "keep": score}
+    stopped = jnp.any((tokens == config.stop_token) & (mask > 0))
+    return jnp.where(stopped, score, unstopped[config.missing_stop]), stopped.astype(jnp.float32)
 
 
 def _as_number(given: Any, what: str) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Alignment: reward models from human feedback, rewards composed of parts, RLHF, and preferences direct."""
+"""Alignment: reward models from human feedback, rewards composed of parts, RLHF, groups, and preferences direct."""
 
 from jaxrl_align.align.direct import (
     DirectHParams,
@@ -13,6 +13,19 @@ from jaxrl_align.align.direct import (
     pair_objective,
     simpo_objective,
     slic_objective,
+)
+from jaxrl_align.align.group_learner import (
+    DR_GRPO,
+    GRPO,
+    GSPO,
+    REINFORCE_PLUS_PLUS,
+    RLOO,
+    GroupHParams,
+    GroupMethod,
+    by_answer,
+    group_loss,
+    make_group_learner,
+    whitened_returns,
 )
 from jaxrl_align.align.host_rewards import host_reward
 from jaxrl_align.align.reference import Referenced, check_answers, with_reference
@@ -40,13 +53,15 @@ from jaxrl_align.align.rlhf import RLHFHParams, init_policy, make_rlhf_learner, 
 
 # fmt: off
 __all__ = [
-    "DirectHParams", "PairLogProbs", "PairLosses", "RLHFHParams", "Referenced", "RewardHParams",
-    "RewardModel", "answer_log_probs", "check_answers", "choose_completions", "combine_rewards",
-    "comparison_objective", "dpo_objective", "host_reward", "init_policy", "init_reward_params",
-    "ipo_objective", "kto_objective", "label_objective", "likelihood_reward", "make_direct_learner",
-    "make_reward_learner", "make_rlhf_learner", "model_reward", "normalise_scores",
-    "orpo_objective", "pair_objective", "ranking_objective", "rating_objective", "rlhf_loss",
-    "score", "score_cautiously", "score_completions", "score_margins", "score_members",
-    "simpo_objective", "slic_objective", "token_reward", "with_reference",
+    "DR_GRPO", "DirectHParams", "GRPO", "GSPO", "GroupHParams", "GroupMethod", "PairLogProbs",
+    "PairLosses", "REINFORCE_PLUS_PLUS", "RLHFHParams", "RLOO", "Referenced", "RewardHParams",
+    "RewardModel", "answer_log_probs", "by_answer", "check_answers", "choose_completions",
+    "combine_rewards", "comparison_objective", "dpo_objective", "group_loss", "host_reward",
+    "init_policy", "init_reward_params", "ipo_objective", "kto_objective", "label_objective",
+    "likelihood_reward", "make_direct_learner", "make_group_learner", "make_reward_learner",
+    "make_rlhf_learner", "model_reward", "normalise_scores", "orpo_objective", "pair_objective",
+    "ranking_objective", "rating_objective", "rlhf_loss", "score", "score_cautiously",
+    "score_completions", "score_margins", "score_members", "simpo_objective", "slic_objective",
+    "token_reward", "whitened_returns", "with_reference",
 ]
 # fmt: on

@@ -8,7 +8,7 @@ from jaxrl_align.losses.distributional import (
 )
 from jaxrl_align.losses.distributions import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 from jaxrl_align.losses.divergences import categorical_kl, entropy, gaussian_entropy, gaussian_kl, kl_estimate
-from jaxrl_align.losses.groups import dr_grpo, group_advantages, grpo, gspo, leave_one_out_advantages
+from jaxrl_align.losses.groups import dr_grpo, group_advantages, grpo, gspo, leave_one_out_advantages, rloo
 from jaxrl_align.losses.masking import masked_mean, whiten
 from jaxrl_align.losses.off_policy import VTrace, vtrace
 from jaxrl_align.losses.policies import (
@@ -72,7 +72,7 @@ __all__ = [
     "lambda_error", "lambda_returns", "leave_one_out_advantages", "log_odds_ratio", "masked_mean",
     "masking_noise", "n_step_error", "n_step_returns", "next_token_loss", "orpo", "plackett_luce",
     "proportional_kl_coefficient", "q_advantage", "q_learning_error", "quantile_regression_loss",
-    "reconstruction_error", "reinforce_loss", "reward_centring", "reward_to_go", "sarsa_error",
+    "reconstruction_error", "reinforce_loss", "reward_centring", "reward_to_go", "rloo", "sarsa_error",
     "score_regression", "simpo", "slic", "squared", "surrogate", "td_error", "td_target",
     "token_log_prob", "token_log_prob_chunked", "trajectory_return", "variance_stabilised_loss", "vtrace",
     "whiten",

@@ -30,9 +30,8 @@ def group_advantages(scores: Array, *, scale: bool = True) -> jax.Array:
     """
     (scores,) = as_floats(scores)
     chex.assert_rank(scores, 1)
-    if scores.shape[0] < 2:
-        raise ValueError(f"a group needs 2 answers or more; got {scores.shape[0]}; raise the group size")
-    scores = jax.lax.stop_gradient(scores)
+    _check_group(scores)
+    scores = _from_first(scores)
     centred = scores - jnp.mean(scores)
     return centred / (jnp.std(scores, ddof=1) + 1e-4) if scale else centred
 
@@ -56,7 +55,19 @@ def leave_one_out_advantages(scores: Array) -> jax.Array:
     """
     (scores,) = as_floats(scores)
     chex.assert_rank(scores, 1)
-    return jax.lax.stop_gradient(scores - average_baseline(scores))
+    _check_group(scores)
+    scores = _from_first(scores)
+    return scores - average_baseline(scores)
+
+
+def _check_group(scores: jax.Array) -> None:
+    if scores.shape[0] < 2:
+        raise ValueError(f"a group needs 2 answers or more; got {scores.shape[0]}; raise the group size")
+
+
+def _from_first(scores: jax.Array) -> jax.Array:
+    """Measure scores from the group's first, so that equal ones give advantages of exactly 0."""
+    return jax.lax.stop_gradient(scores - scores[0])
 
 
 def _token_losses(
@@ -86,7 +97,7 @@ def grpo(
     Args:
       log_prob: [T] nats of the tokens, under the current policy.
       behaviour_log_prob: [T] nats, under the policy that wrote them; gradient stopped.
-      advantage: [] of the whole answer, from `group_advantages`; gradient stopped.
+      advantage: [] of the whole answer, from `group_advantages`, or [T] of each token; gradient stopped.
       mask: [T] 1 for a token, 0 for padding.
       clip: [] in (0, 1).
       clip_high: [] upper clip if it differs; default `clip`.
@@ -169,4 +180,42 @@ def gspo(
     log_prob, behaviour_log_prob, mask = series(log_prob, behaviour_log_prob, mask)
     means = masked_mean(log_prob, mask), masked_mean(behaviour_log_prob, mask)
     loss = clipped_surrogate(*means, jnp.asarray(advantage), clip=clip, clip_high=clip_high)
+    return jnp.where(jnp.any(mask > 0), loss, 0.0)
+
+
+def rloo(
+    log_prob: Array,
+    behaviour_log_prob: Array,
+    advantage: Numeric,
+    mask: Array,
+    *,
+    clip: Numeric,
+    clip_high: Numeric | None = None,
+) -> jax.Array:
+    """Compute the loss of one answer taken as a single action: REINFORCE on its whole probability, clipped.
+
+        -min(s A, clip(s, 1 - clip, 1 + clip_high) A),   s = pi(y) / pi_old(y)
+
+    On the policy that wrote the answer its gradient is `-A grad log pi(y)`, the paper's; the clip holds a
+    second step on the same answers.
+
+    Args:
+      log_prob: [T] nats of the tokens, under the current policy.
+      behaviour_log_prob: [T] nats, under the policy that wrote them; gradient stopped.
+      advantage: [] of the whole answer, from `leave_one_out_advantages`; gradient stopped.
+      mask: [T] 1 for a token, 0 for padding.
+      clip: [] in (0, 1).
+      clip_high: [] upper clip if it differs; default `clip`.
+
+    Returns:
+      [] loss.
+
+    Raises:
+      AssertionError: if the shapes differ or the rank is not 1.
+
+    Source: Ahmadian et al. 2024, section 3; the clip: Schulman et al. 2017, eq. 7.
+    """
+    log_prob, behaviour_log_prob, mask = series(log_prob, behaviour_log_prob, mask)
+    new, old = (jnp.sum(jnp.where(mask > 0, x, 0.0)) for x in (log_prob, behaviour_log_prob))
+    loss = clipped_surrogate(new, old, jnp.asarray(advantage), clip=clip, clip_high=clip_high)
     return jnp.where(jnp.any(mask > 0), loss, 0.0)

@@ -34,7 +34,7 @@ class Places(NamedTuple):
     near: jax.Array | None = None
     """[L, L] True within the window, where only some layers have one; otherwise None."""
     attend_cache: jax.Array | None = None
-    """[L, S] True where a token may read a slot of the cache; None, nothing is read there."""
+    """[L, S] True where a token may read one of the cache's first S slots; None, nothing is read there."""
     near_cache: jax.Array | None = None
     """[L, S], as `near`."""
     angle: jax.Array | None = None
@@ -182,7 +182,8 @@ class Block(nn.Module):
         if cache is not None and attend_cache is not None:
             # An index, not the scan's own slices: those would copy the whole cache, members first to last.
             read = (jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False) for c in cache[:2])
-            before.append((Cache(*read), attend_cache))
+            slots = attend_cache.shape[1]
+            before.append((Cache(*(c[:, :slots] for c in read)), attend_cache))
         if not before or attend is None:
             h = _attend(query, key, value, attend, config)
         else:

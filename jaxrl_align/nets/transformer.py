@@ -199,8 +199,9 @@ def around(attend: jax.Array, near: jax.Array | None, start: Numeric) -> Places:
     """Split attention masks [L, S] into their columns for the new tokens and for the cache before `start`."""
     length, slots = attend.shape
     own = lambda m: None if m is None else jax.lax.dynamic_slice_in_dim(m, start, length, 1)
-    if isinstance(start, int) and start == 0:  # known when it is compiled: a prompt reads no cache
-        return Places(own(attend), own(near))
+    if isinstance(start, int):  # known when it is compiled: only the slots before it are read, a prompt none
+        before = lambda m: None if m is None or start == 0 else m[:, :start]
+        return Places(own(attend), own(near), before(attend), before(near))
     return Places(own(attend), own(near), attend & (jnp.arange(slots) < start)[None], near)
 
 

@@ -66,7 +66,7 @@ SURROGATES = {
     "clipped_surrogate": partial(L.clipped_surrogate, clip=0.2),
     "kl_penalty_surrogate": lambda *args: L.kl_penalty_surrogate(*args, args[0], kl_coef=1.0),
 }
-ANSWERS = {f.__name__: partial(f, clip=0.2) for f in (L.grpo, L.dr_grpo, L.gspo)}
+ANSWERS = {f.__name__: partial(f, clip=0.2) for f in (L.grpo, L.dr_grpo, L.gspo, L.rloo)}
 for side, extreme in (("huge", HUGE), ("zero", -HUGE)):
     EDGES |= {f"{name}, {side}": (f, extreme, *[ZERO] * num) for name, (f, num) in PAIRS.items()}
     for sign in (1.0, -1.0, 0.0):
@@ -97,7 +97,7 @@ def test_what_q_forbids_and_p_allows_is_infinitely_far():
     assert L.categorical_kl(jnp.zeros(2), jnp.array([0.0, -jnp.inf])) == jnp.inf
 
 
-@pytest.mark.parametrize("f", [L.grpo, L.dr_grpo, L.gspo])
+@pytest.mark.parametrize("f", [L.grpo, L.dr_grpo, L.gspo, L.rloo])
 def test_an_answer_without_tokens_costs_nothing(f):
     assert f(ZERO, ZERO, 1.0, EMPTY, clip=0.2) == 0.0
 
@@ -181,6 +181,7 @@ BF16_TYPES = {
     partial(L.grpo, clip=0.2): (X, X, SCALAR, X),
     partial(L.dr_grpo, clip=0.2): (X, X, SCALAR, X),
     partial(L.gspo, clip=0.2): (X, X, SCALAR, X),
+    partial(L.rloo, clip=0.2): (X, X, SCALAR, X),
     L.leave_one_out_advantages: (X,),
     L.all_pairs: (X,),
     L.reward_centring: (X, X),

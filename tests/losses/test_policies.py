@@ -156,12 +156,17 @@ def test_group_losses_by_hand():
     check(L.dr_grpo, -2.2 / 3, *answer, clip=0.2)
     check(L.gspo, -np.sqrt(2.0), *answer, clip=0.5)
     check(L.gspo, -1.2, *answer, clip=0.2)
+    check(L.rloo, -2.0, *answer, clip=1.5)
+    check(L.rloo, -1.3, *answer, clip=0.2, clip_high=0.3)
+    check(L.grpo, -(1.2 * 1.0 - 0.5) / 2, *answer[:2], [1.0, -0.5, 9.0], answer[3], clip=0.2)
 
 
 def test_group_advantages_by_hand():
     check(L.group_advantages, np.array([-1.0, 0.0, 1.0]) / 1.0001, [1.0, 2.0, 3.0])
     check(L.group_advantages, [-1.0, 0.0, 1.0], [1.0, 2.0, 3.0], scale=False)
     check(L.group_advantages, [0.0, 0.0], [5.0, 5.0])
+    for f in (L.group_advantages, L.leave_one_out_advantages):
+        assert not f(jnp.full(3, 0.1)).any(), "equal scores have no advantage at all"
     check(L.leave_one_out_advantages, [-1.5, 0.0, 1.5], [1.0, 2.0, 3.0])
     for f in (L.group_advantages, L.leave_one_out_advantages):
         with pytest.raises(ValueError, match="2"):

@@ -74,7 +74,7 @@ def test_padding_changes_no_masked_loss(x, log_prob, behaviour):
     for keep_mean in (False, True):
         got = L.whiten(rubbish(x), MASK, keep_mean=keep_mean)
         close(got[:T], L.whiten(x, keep_mean=keep_mean), rtol=1e-3, atol=1e-3)
-    for f in (L.grpo, L.gspo):
+    for f in (L.grpo, L.gspo, L.rloo):
         padded = f(rubbish(log_prob), rubbish(behaviour), 0.7, MASK, clip=0.2)
         close(padded, f(log_prob, behaviour, 0.7, np.ones(T, np.float32), clip=0.2))
     ranks = np.arange(T + PAD)
