@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jaxrl_align
-from jaxrl_align.cli import convert, judge, learn, scoring, serve
+from jaxrl_align.cli import convert, judge, learn, online, scoring, serve
 from jaxrl_align.cli.config_files import suggest, with_config
 from jaxrl_align.runtime.cli import has_field, parse, user_errors
 
@@ -24,6 +24,9 @@ COMMANDS: dict[str, Command] = {
     "sft": Command(learn.SFT, learn.run_sft),
     "reward": Command(judge.Reward, judge.run_reward),
     **{method.name: Command(kind, learn.run_direct) for kind, method in learn.METHODS.items()},
+    "ppo": Command(online.PPO, online.run_ppo),
+    "grpo": Command(online.GRPO, online.run_groups),
+    "rloo": Command(online.RLOO, online.run_groups),
     "generate": Command(serve.Generate, serve.run_generate),
     "chat": Command(serve.Chat, serve.run_chat),
     "score": Command(scoring.ScoreRows, scoring.run_score),

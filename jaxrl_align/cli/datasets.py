@@ -291,6 +291,12 @@ def _unlike(prompts: Sequence[list[int]]) -> list[list[int]]:
     return [list(ids) for ids in dict.fromkeys(map(tuple, prompts)) if ids]
 
 
+def count_rows(train: Any, held_out: Any) -> tuple[int, int]:
+    """Return the number of rows that train and of those that judge."""
+    count = lambda data: 0 if data is None else len(jax.tree.leaves(data)[0])
+    return count(train), count(held_out)
+
+
 def shuffled_batches(data: Any, *, batch_size: int, seed: int) -> Callable[[int, int], Any]:
     """Return `(first step, steps) -> tree [steps, B, ...]`: every row once a pass, in a fresh order each.
 

@@ -13,9 +13,14 @@ from tyro.conf import OmitArgPrefixes
 from jaxrl_align import align, evaluate, feedback
 from jaxrl_align.align.reward_model import stack_pair
 from jaxrl_align.cli.bases import Base
-from jaxrl_align.cli.datasets import Encoded, divide_rows, encode_feedback, shuffled_batches
+from jaxrl_align.cli.datasets import (
+    Encoded,
+    count_rows,
+    divide_rows,
+    encode_feedback,
+    shuffled_batches,
+)
 from jaxrl_align.cli.driving import Journey, drive
-from jaxrl_align.cli.learn import count_rows
 from jaxrl_align.cli.options import (
     DataOptions,
     LengthOptions,

@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes
 from jaxrl_align import align, feedback
 from jaxrl_align.cli.datasets import (
     Divided,
+    count_rows,
     divide_rows,
     encode_feedback,
     encode_sft,
@@ -111,12 +112,6 @@ def run_sft(options: SFT, argv: Sequence[str]) -> None:
         halve=(f"--batch-size {max(1, batch // 2)}", f"--microbatches {2 * parts}"),
     )
     drive(journey, argv)
-
-
-def count_rows(train: Any, held_out: Any) -> tuple[int, int]:
-    """Return the number of rows that train and of those that judge."""
-    count = lambda data: 0 if data is None else len(jax.tree.leaves(data)[0])
-    return count(train), count(held_out)
 
 
 @dataclass(frozen=True)

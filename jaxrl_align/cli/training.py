@@ -1,8 +1,9 @@
 """The course of a training run: steps, held-out evaluation, sample tables, the best part, writers."""
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ HELD_OUT_FILE = "held_out.json"
 SAMPLES_FILE = "samples.jsonl"
 WATCHED = re.compile("kl|score|reward$")
 """Metrics that end a run where they are not finite; of losses the loop sees to it."""
+REWARD_ERROR = re.compile(r"^ValueError: (reward .*)$", re.MULTILINE)
 SHOWN = 200
 """Characters of a prompt's end and of a completion in a printed table."""
 
@@ -88,7 +90,8 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
     done = (checkpoint.latest_step(folder.path) or 0) if folder.resume else 0
     watch = Watch(course, folder, options, steps, done)
     if done == 0:
-        watch.look(0, course.part)
+        with readable_rewards():
+            watch.look(0, course.part)
     writer = open_writers(options.writers, folder, done)
 
     def on_chunk(step: int, state: Any, metrics: History) -> None:
@@ -99,19 +102,20 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
             writer.write(step, {f"held_out/{name}": value for name, value in found.items()})
 
     try:
-        state, history = run(
-            course.learner.step,
-            course.learner.init(jax.random.key(options.seed), course.hparams, params=course.part),
-            steps,
-            chunk=1,
-            folder=folder,
-            label=str(folder.config["command"]),
-            show=course.show,
-            checkpoint_every=options.every,
-            on_chunk=on_chunk,
-            batches=course.batches,
-            frozen=course.frozen,
-        )
+        with readable_rewards():
+            state, history = run(
+                course.learner.step,
+                course.learner.init(jax.random.key(options.seed), course.hparams, params=course.part),
+                steps,
+                chunk=1,
+                folder=folder,
+                label=str(folder.config["command"]),
+                show=course.show,
+                checkpoint_every=options.every,
+                on_chunk=on_chunk,
+                batches=course.batches,
+                frozen=course.frozen,
+            )
     finally:
         writer.close()
     best = watch.best()
@@ -119,6 +123,18 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
         return Outcome(state.params, steps, history, watch.held_out, watch.rows)
     params, _ = checkpoint.restore(folder.path / "best", state.params)
     return Outcome(params, best, history, watch.held_out, watch.rows)
+
+
+@contextlib.contextmanager
+def readable_rewards() -> Iterator[None]:
+    """Turn what a compiled program makes of an error in a user's reward function back into that error."""
+    try:
+        yield
+    except Exception as error:
+        found = REWARD_ERROR.findall(str(error))
+        if isinstance(error, ValueError) or not found:
+            raise
+        raise ValueError(found[-1]) from error
 
 
 class Watch:
