@@ -1,4 +1,4 @@
-"""Alignment: reward models from human feedback, rewards composed of parts, RLHF, groups, and preferences direct."""
+"""Alignment: reward models from human feedback, rewards of several parts, RLHF, groups, direct losses."""
 
 from jaxrl_align.align.direct import (
     DirectHParams,

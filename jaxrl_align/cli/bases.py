@@ -43,7 +43,7 @@ def find_folder(name: str, hub: bool) -> Path:
     if not hub:
         if Path(name).is_file():
             raise ValueError(
-                f"a model must be a folder; got the file {name}; a GGUF file becomes one by jaxrl-align import"
+                f"a model must be a folder; got the file {name}; jaxrl-align import makes one of a GGUF file"
             )
         if not Path(name).is_dir():
             raise ValueError(f"a model must be a folder; found none at {name}; for a hub's name pass --hub")

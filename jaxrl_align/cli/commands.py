@@ -1,13 +1,14 @@
 """The commands of `jaxrl-align`, and how one is called."""
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jaxrl_align
-from jaxrl_align.cli import convert, judge, learn, online, scoring, serve
+from jaxrl_align.cli import convert, scoring, serve
 from jaxrl_align.cli.config_files import suggest, with_config
+from jaxrl_align.cli.runs import direct_losses, fine_tuning, online_methods, reward_models
 from jaxrl_align.runtime.cli import has_field, parse, user_errors
 
 
@@ -21,12 +22,14 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "sft": Command(learn.SFT, learn.run_sft),
-    "reward": Command(judge.Reward, judge.run_reward),
-    **{method.name: Command(kind, learn.run_direct) for kind, method in learn.METHODS.items()},
-    "ppo": Command(online.PPO, online.run_ppo),
-    "grpo": Command(online.GRPO, online.run_groups),
-    "rloo": Command(online.RLOO, online.run_groups),
+    "sft": Command(fine_tuning.SFT, fine_tuning.run_sft),
+    "reward": Command(reward_models.Reward, reward_models.run_reward),
+    **{
+        method.name: Command(kind, direct_losses.run_direct) for kind, method in direct_losses.METHODS.items()
+    },
+    "ppo": Command(online_methods.PPO, online_methods.run_ppo),
+    "grpo": Command(online_methods.GRPO, online_methods.run_groups),
+    "rloo": Command(online_methods.RLOO, online_methods.run_groups),
     "generate": Command(serve.Generate, serve.run_generate),
     "chat": Command(serve.Chat, serve.run_chat),
     "score": Command(scoring.ScoreRows, scoring.run_score),
@@ -35,7 +38,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run_command(argv: Sequence[str] | None = None) -> None:
     """Run `jaxrl-align COMMAND --flags`.
 
     Args:
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(overview())
         return
     if name == "--version":
-        print(jaxrl_align.__version__)
+        print(importlib.metadata.version("jaxrl-align"))
         return
     with user_errors():
         if name not in COMMANDS:
@@ -74,4 +77,4 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command()

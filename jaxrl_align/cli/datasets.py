@@ -155,7 +155,7 @@ def encode_feedback(
             rows, skipped = list(fitting.rows), [*skipped, *fitting.skipped]
         kept.append(rows)
     encode = ENCODERS[type(kept[0][0])]
-    arrays = [encode(tokenizer, rows, **how) if rows else None for rows in kept]
+    arrays: list[Any] = [encode(tokenizer, rows, **how) if rows else None for rows in kept]
     cut = int((counts[:, 0] > lengths[0]).sum())
     report = [
         quantile_text("prompts", counts[:, 0], lengths[0])
@@ -164,7 +164,7 @@ def encode_feedback(
     ]
     shown = arrays[1] or arrays[0]
     prompts = [t[r > 0].tolist() for t, r in zip(*map(np.asarray, shown.prompt), strict=True)]
-    return Encoded(*arrays, _unlike(prompts), lengths, report, skipped)
+    return Encoded(arrays[0], arrays[1], _unlike(prompts), lengths, report, skipped)
 
 
 def _prepare(rows: Sequence[Any], chat: bool) -> list[Any]:
@@ -186,7 +186,7 @@ ENCODERS: dict[type, Callable[..., Any]] = {
 
 
 def choose_lengths(counts: np.ndarray, wanted: LengthOptions, context: int) -> tuple[int, int]:
-    """Return the tokens of prompt and completion: as given, or what the rows [N, 2] need and the context holds.
+    """Return the tokens of prompt and completion: as given, or what rows [N, 2] need and the context holds.
 
     Raises:
       ValueError: if the given ones do not fit the context.

@@ -108,8 +108,8 @@ def check_tokenizers(judge: Judge, policy: Tokenizer) -> None:
     same = own.vocab_size == policy.vocab_size and own.encode(PROBE) == policy.encode(PROBE)
     if not same:
         raise ValueError(
-            f"--reward {judge.name} must read the policy's tokens; got another tokenizer; train it from a model "
-            "of the same family: jaxrl-align reward"
+            f"--reward {judge.name} must read the policy's tokens; got another tokenizer; train it from a "
+            "model of the same family: jaxrl-align reward"
         )
 
 

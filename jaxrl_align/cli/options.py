@@ -106,18 +106,18 @@ class RunOptions:
     """A .yaml or .json file of flags, such as the run/config.json of an earlier run; flags given here win."""
 
 
-def flatten(options: Any) -> dict[str, Any]:
+def flags_of(options: Any) -> dict[str, Any]:
     """Return the flags of a command's dataclass by name, those of its groups beside its own."""
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        flat |= flatten(value) if dataclasses.is_dataclass(value) else {field.name: value}
+        flat |= flags_of(value) if dataclasses.is_dataclass(value) else {field.name: value}
     return flat
 
 
 def record(command: str, options: Any, **more: Any) -> dict[str, Any]:
     """Return what a run's `config.json` holds: the command, its flags, and what else names the run."""
-    flags = {name: value for name, value in flatten(options).items() if name != "config"}
+    flags = {name: value for name, value in flags_of(options).items() if name != "config"}
     return {"command": command, **flags, **more}
 
 

@@ -24,7 +24,7 @@ from jaxrl_align.feedback.fields import (
 
 @dataclass(frozen=True)
 class ScoreRows:
-    """Score answers by a reward model or a function of your own; of pairs also say how many it orders rightly.
+    """Score answers by a reward model or a function of your own; of pairs, count those ordered rightly.
 
     Rows: {"prompt", "completion"}, or {"prompt", "chosen", "rejected"}.
     """

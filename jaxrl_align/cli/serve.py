@@ -125,7 +125,7 @@ def run_generate(options: Generate, argv: Sequence[str]) -> None:
 
 
 def complete_all(base: Base, options: Generate, prompts: Sequence[Sequence[int]]) -> list[Completion]:
-    """Complete prompts batch by batch; the last batch is filled up, so that it needs no program of its own."""
+    """Complete prompts batch by batch; the last batch is filled up, so that it shares the program."""
     settings, temperature = sampling(options.how, base)
     complete = make_completer(base.lm, **settings)
     size = min(options.batch_size, len(prompts))

@@ -54,7 +54,7 @@ def load_tuned_base(options: ModelOptions, tuning: TuningOptions, *, whole: bool
 
 
 def start_tuning(options: TuningOptions, base: Base, key: chex.PRNGKey) -> Tuned:
-    """Return what a tuning trains of a base, as it starts; it changes nothing at first, but for virtual tokens.
+    """Return what a tuning trains of a base, as it starts; only virtual tokens change anything at first.
 
     Raises:
       ValueError: for a rank or targets that the base does not have.

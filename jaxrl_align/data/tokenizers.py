@@ -174,7 +174,7 @@ class Tokenizer:
 
     def with_pad(self, token: int) -> "Tokenizer":
         """Return the same tokenizer with another padding token, by its id."""
-        text = self._backend.id_to_token(token)
+        text = str(self._backend.id_to_token(token))
         return Tokenizer(self._backend, self.special | {"pad_token": text}, self.chat_template)
 
     def save(self, path: str | Path) -> None:

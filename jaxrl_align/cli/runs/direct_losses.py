@@ -1,4 +1,4 @@
-"""Commands that learn from rows: supervised fine-tuning and the preferences' direct losses."""
+"""The commands dpo, ipo, kto, orpo, simpo and slic: preferences without a reward model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,8 @@ from jaxrl_align.cli.datasets import (
     count_rows,
     divide_rows,
     encode_feedback,
-    encode_sft,
     shuffled_batches,
 )
-from jaxrl_align.cli.driving import Journey, drive
 from jaxrl_align.cli.options import (
     DataOptions,
     LengthOptions,
@@ -28,7 +26,8 @@ from jaxrl_align.cli.options import (
     count_steps,
     learning_rate,
 )
-from jaxrl_align.cli.training import Course, make_measure, make_samples
+from jaxrl_align.cli.runs.course import Course, make_measure, make_samples
+from jaxrl_align.cli.runs.driving import Journey, drive
 from jaxrl_align.cli.tuning import (
     check_tuning,
     load_tuned_base,
@@ -38,84 +37,13 @@ from jaxrl_align.cli.tuning import (
 from jaxrl_align.feedback import Comparison, Correction, Label, Ranking
 from jaxrl_align.learner import LossFn
 from jaxrl_align.nets.adapters import overlay
-from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, next_token_objective
 from jaxrl_align.types import Params
 
 
 @dataclass(frozen=True)
-class SFT:
-    """Supervised fine-tuning: imitate texts.
+class PreferenceOptions:
+    """What the direct losses share."""
 
-    Rows: {"text"}, of which all is imitated; {"messages": [{"role", "content"}]}, of which the assistant's
-    turns are; {"prompt", "completion"}, of which the completion is.
-    """
-
-    base: OmitArgPrefixes[ModelOptions]
-    rows: OmitArgPrefixes[DataOptions]
-    tuning: OmitArgPrefixes[TuningOptions] = TuningOptions()
-    run: OmitArgPrefixes[RunOptions] = RunOptions()
-    length: int | None = None
-    """Tokens that rows are padded to; None, what they need, at most the model's context."""
-    microbatches: int = 1
-    """Parts that a batch is read in, one in memory at a time: less memory, more time, the same gradient."""
-
-
-def run_sft(options: SFT, argv: Sequence[str]) -> None:
-    """Fine-tune a model on demonstrations."""
-    check_run(options.run)
-    check_tuning(options.tuning)
-    divided = divide_rows(options.rows, feedback.read_demonstrations, options.run.seed)
-    base = load_tuned_base(options.base, options.tuning)
-    encoded = encode_sft(divided, base.tokenizer, options.rows, options.length, base.config.context)
-    tuned = start_tuning(options.tuning, base, jax.random.key(options.run.seed))
-    counts = count_rows(encoded.train, encoded.held_out)
-    steps, rate = count_steps(options.run, counts[0]), learning_rate("sft", options.run, options.tuning)
-    whole = options.tuning.tuning == "full"
-    objective = next_token_objective(base.lm, microbatches=options.microbatches)
-
-    def course() -> Course:
-        frozen, hparams = None if whole else tuned.frozen, LMHParams(rate)
-        warmup = steps // 10
-        return Course(
-            make_lm_learner(
-                base.lm, total_steps=steps, warmup_steps=warmup, microbatches=options.microbatches
-            ),
-            hparams,
-            tuned.part,
-            frozen,
-            shuffled_batches(encoded.train, batch_size=options.run.batch_size, seed=options.run.seed),
-            make_measure(objective, frozen, encoded.held_out, options.run.batch_size, hparams),
-            "loss",
-            False,
-            ("loss", "mean_token_accuracy"),
-            make_samples(base, encoded, options.run, lambda part: overlay(frozen, part)),
-        )
-
-    batch, parts = options.run.batch_size, options.microbatches
-    journey = Journey(
-        command="sft",
-        options=options,
-        base=base,
-        tuned=tuned,
-        encoded=encoded,
-        counts=counts,
-        sha256=divided.sha256,
-        steps=steps,
-        rate=rate,
-        method="supervised fine-tuning",
-        course=course,
-        write=lambda folder, part: write_language_model(
-            folder, base, tuned, part, options.tuning, options.base
-        ),
-        at_once=max(1, batch // parts),
-        length=encoded.lengths[1],
-        halve=(f"--batch-size {max(1, batch // 2)}", f"--microbatches {2 * parts}"),
-    )
-    drive(journey, argv)
-
-
-@dataclass(frozen=True)
-class _Direct:
     base: OmitArgPrefixes[ModelOptions]
     rows: OmitArgPrefixes[DataOptions]
     lengths: OmitArgPrefixes[LengthOptions] = LengthOptions()
@@ -126,13 +54,14 @@ class _Direct:
 
 
 @dataclass(frozen=True)
-class DPO(_Direct):
+class DPO:
     """Direct preference optimisation (Rafailov et al. 2023); --label-smoothing makes it conservative (cDPO).
 
     Rows: {"prompt", "chosen", "rejected"}, also without a prompt where both begin with it; rankings
     {"prompt", "completions", "ranking"} and corrections {"prompt", "completion", "correction"} become pairs.
     """
 
+    shared: OmitArgPrefixes[PreferenceOptions]
     beta: float = 0.1
     """Weight of the implicit KL penalty: more keeps the model nearer to where it started."""
     label_smoothing: float = 0.0
@@ -140,23 +69,25 @@ class DPO(_Direct):
 
 
 @dataclass(frozen=True)
-class IPO(_Direct):
-    """Identity preference optimisation (Azar et al. 2024), which does not push certain preferences to infinity.
+class IPO:
+    """Identity preference optimisation (Azar et al. 2024), bounded for certain preferences.
 
     Rows: as dpo's.
     """
 
+    shared: OmitArgPrefixes[PreferenceOptions]
     beta: float = 0.1
     """Weight of the KL penalty (the paper's tau)."""
 
 
 @dataclass(frozen=True)
-class KTO(_Direct):
+class KTO:
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024), from single answers judged good or bad.
 
     Rows: {"prompt", "completion", "label"}; of pairs the chosen answer is good and the rejected one bad.
     """
 
+    shared: OmitArgPrefixes[PreferenceOptions]
     beta: float = 0.1
     """Sharpness of the judgement."""
     desirable_weight: float = 1.0
@@ -164,23 +95,25 @@ class KTO(_Direct):
 
 
 @dataclass(frozen=True)
-class ORPO(_Direct):
+class ORPO:
     """Odds-ratio preference optimisation (Hong et al. 2024): imitation and preference at once, no reference.
 
     Rows: as dpo's.
     """
 
+    shared: OmitArgPrefixes[PreferenceOptions]
     beta: float = 0.1
     """Weight of the odds ratio (the paper's lambda)."""
 
 
 @dataclass(frozen=True)
-class SimPO(_Direct):
+class SimPO:
     """Simple preference optimisation (Meng et al. 2024), whose reward is the mean log-probability.
 
     Rows: as dpo's.
     """
 
+    shared: OmitArgPrefixes[PreferenceOptions]
     beta: float = 2.0
     """Scale of the reward."""
     margin: float = 1.0
@@ -188,12 +121,13 @@ class SimPO(_Direct):
 
 
 @dataclass(frozen=True)
-class SLiC(_Direct):
+class SLiC:
     """Sequence-likelihood calibration (Zhao et al. 2023).
 
     Rows: as dpo's.
     """
 
+    shared: OmitArgPrefixes[PreferenceOptions]
     margin: float = 1.0
     """By how many nats the chosen answer is to win (the paper's delta)."""
     target_weight: float = 0.1
@@ -255,19 +189,19 @@ def as_labels(rows: Sequence[Any]) -> list[Any]:
 
 def run_direct(options: Any, argv: Sequence[str]) -> None:
     """Fit a model to preferences by one of the direct losses."""
-    method = METHODS[type(options)]
-    check_run(options.run)
-    check_tuning(options.tuning)
-    divided = divide_rows(options.rows, feedback.read_feedback, options.run.seed)
+    method, shared = METHODS[type(options)], options.shared
+    check_run(shared.run)
+    check_tuning(shared.tuning)
+    divided = divide_rows(shared.rows, feedback.read_feedback, shared.run.seed)
     divided = as_direct(divided, isinstance(options, KTO))
-    base = load_tuned_base(options.base, options.tuning)
-    encoded = encode_feedback(divided, base.tokenizer, options.rows, options.lengths, base.config.context)
-    tuned = start_tuning(options.tuning, base, jax.random.key(options.run.seed))
+    base = load_tuned_base(shared.base, shared.tuning)
+    encoded = encode_feedback(divided, base.tokenizer, shared.rows, shared.lengths, base.config.context)
+    tuned = start_tuning(shared.tuning, base, jax.random.key(shared.run.seed))
     counts = count_rows(encoded.train, encoded.held_out)
-    steps, rate = count_steps(options.run, counts[0]), learning_rate("direct", options.run, options.tuning)
-    whole = options.tuning.tuning == "full"
-    objective = method.objective(base.lm, microbatches=options.microbatches)
-    batch, parts = options.run.batch_size, options.microbatches
+    steps, rate = count_steps(shared.run, counts[0]), learning_rate("direct", shared.run, shared.tuning)
+    whole = shared.tuning.tuning == "full"
+    objective = method.objective(base.lm, microbatches=shared.microbatches)
+    batch, parts = shared.run.batch_size, shared.microbatches
     named = {name: getattr(options, name) for name in align.DirectHParams._fields if hasattr(options, name)}
     hparams = align.DirectHParams(**named | {"learning_rate": rate})
 
@@ -284,17 +218,18 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
             hparams,
             tuned.part,
             frozen,
-            shuffled_batches(train, batch_size=batch, seed=options.run.seed),
+            shuffled_batches(train, batch_size=batch, seed=shared.run.seed),
             make_measure(objective, frozen, held_out, batch, hparams),
             "loss",
             False,
             ("loss", "rewards/margins"),
-            make_samples(base, encoded, options.run, lambda part: overlay(frozen, part)),
+            make_samples(base, encoded, shared.run, lambda part: overlay(frozen, part)),
         )
 
     journey = Journey(
         command=method.name,
         options=options,
+        shared=shared,
         base=base,
         tuned=tuned,
         encoded=encoded,
@@ -305,7 +240,7 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
         method=method.words,
         course=course,
         write=lambda folder, part: write_language_model(
-            folder, base, tuned, part, options.tuning, options.base
+            folder, base, tuned, part, shared.tuning, shared.base
         ),
         at_once=2 * max(1, batch // parts),
         length=sum(encoded.lengths),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_align.cli.training import Outcome
+from jaxrl_align.cli.runs.course import Outcome
 
 PACKAGES = ("jaxrl-align", "jax", "flax", "optax", "numpy", "tokenizers")
 LISTED = 10
@@ -94,8 +94,8 @@ def _metrics_lines(card: Card, outcome: Outcome) -> list[str]:
     if outcome.held_out:
         best, first = outcome.held_out[outcome.step], outcome.held_out.get(0, {})
         lines += [
-            f"On held-out rows, before training and at step {outcome.step} of {steps}, whose weights these are "
-            f"(the best `{card.judged_by}`):",
+            f"On held-out rows, before training and at step {outcome.step} of {steps}, whose weights these "
+            f"are (the best `{card.judged_by}`):",
             "",
             "| metric | before | after |",
             "|---|---|---|",

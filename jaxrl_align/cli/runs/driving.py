@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrl_align.cli.bases import Base
-from jaxrl_align.cli.cards import Card, print_plan, write_card
 from jaxrl_align.cli.datasets import Encoded
-from jaxrl_align.cli.estimates import estimate_memory, memory_text
-from jaxrl_align.cli.options import flatten, record
-from jaxrl_align.cli.training import Course, Outcome, follow, open_folder
+from jaxrl_align.cli.options import flags_of, record
+from jaxrl_align.cli.runs.cards import Card, print_plan, write_card
+from jaxrl_align.cli.runs.course import Course, Outcome, follow, open_folder
+from jaxrl_align.cli.runs.estimates import estimate_memory, memory_text
 from jaxrl_align.cli.tuning import Tuned, count_weights, publish
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.runtime.metrics import peak_memory
@@ -23,7 +23,9 @@ class Journey(NamedTuple):
 
     command: str
     options: Any
-    """The command's dataclass, with the groups `base`, `rows`, `tuning` and `run`."""
+    """The command's dataclass."""
+    shared: Any
+    """What of it holds the groups `base`, `rows`, `tuning` and `run`."""
     base: Base
     tuned: Tuned
     encoded: Encoded
@@ -58,9 +60,8 @@ def drive(journey: Journey, argv: Sequence[str]) -> None:
     Raises:
       ValueError: for an `out` that holds another run, and as `follow`.
     """
-    begin, options = time.monotonic(), journey.options
-    run, out = options.run, options.base.out
-    config = record(journey.command, options, data_sha256=journey.sha256)
+    begin, run, out = time.monotonic(), journey.shared.run, journey.shared.base.out
+    config = record(journey.command, journey.options, data_sha256=journey.sha256)
     print_plan(plan(journey), journey.encoded.skipped)
     folder = open_folder(out, config, run.resume)
     course = journey.course()
@@ -72,7 +73,7 @@ def drive(journey: Journey, argv: Sequence[str]) -> None:
         words = journey.write(staged, outcome.params)
         last = journey.conclude(outcome)
         data = dict(data_facts(journey)) | ({"conclusion": last} if last else {})
-        settings = flatten(options) | {"learning_rate": journey.rate, "steps": journey.steps}
+        settings = flags_of(journey.options) | {"learning_rate": journey.rate, "steps": journey.steps}
         settings = {name: value for name, value in settings.items() if name not in UNSAID}
         card = Card(journey.method, words, journey.base.name, data, settings, course.judged_by, argv)
         write_card(staged, card, outcome, time.monotonic() - begin)
@@ -97,7 +98,7 @@ UNSAID = ("model", "out", "base", "hub", "data", "held_out", "resume", "config",
 
 def data_facts(journey: Journey) -> dict[str, str]:
     """Return what is said of the rows."""
-    options, (train, held_out) = journey.options.rows, journey.counts
+    options, (train, held_out) = journey.shared.rows, journey.counts
     skipped = f", {len(journey.encoded.skipped):,} left out" if journey.encoded.skipped else ""
     return {
         "file": f"{options.data}, sha256 {journey.sha256}",
@@ -108,7 +109,7 @@ def data_facts(journey: Journey) -> dict[str, str]:
 
 def plan(journey: Journey) -> dict[str, str]:
     """Return the lines that are printed before anything is compiled."""
-    base, options, run = journey.base, journey.options, journey.options.run
+    base, options, run = journey.base, journey.shared, journey.shared.run
     config, tuned = base.config, journey.tuned
     whole = options.tuning.tuning == "full"
     trained, total = count_weights(tuned.part), count_weights(base.params)
@@ -126,7 +127,7 @@ def plan(journey: Journey) -> dict[str, str]:
         f"{journey.rate:g}",
         **journey.facts,
         "memory": describe_memory(journey, whole),
-        "folder": f"{options.base.out}; run/ has config.json, metrics.jsonl, checkpoints every {run.every} steps",
+        "folder": f"{options.base.out}; run/ holds metrics, and checkpoints every {run.every} steps",
     }
 
 

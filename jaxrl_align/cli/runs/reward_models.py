@@ -1,5 +1,6 @@
 """Commands about rewards: learn a reward model from feedback, and score answers by one."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,13 @@ from jaxrl_align import align, evaluate, feedback
 from jaxrl_align.align.reward_model import stack_pair
 from jaxrl_align.cli.bases import Base
 from jaxrl_align.cli.datasets import (
+    Divided,
     Encoded,
     count_rows,
     divide_rows,
     encode_feedback,
     shuffled_batches,
 )
-from jaxrl_align.cli.driving import Journey, drive
 from jaxrl_align.cli.options import (
     DataOptions,
     LengthOptions,
@@ -31,7 +32,8 @@ from jaxrl_align.cli.options import (
     count_steps,
     learning_rate,
 )
-from jaxrl_align.cli.training import Course, Outcome, make_measure
+from jaxrl_align.cli.runs.course import Course, Outcome, make_measure
+from jaxrl_align.cli.runs.driving import Journey, drive
 from jaxrl_align.cli.tuning import load_tuned_base, start_tuning
 from jaxrl_align.learner import LossFn
 from jaxrl_align.nets.adapters import merge, overlay
@@ -70,14 +72,7 @@ class Reward:
 def run_reward(options: Reward, argv: Sequence[str]) -> None:
     """Train a reward model."""
     check_run(options.run)
-    read = lambda path, skip_bad_rows: feedback.read_feedback(
-        path, scale=options.scale, skip_bad_rows=skip_bad_rows
-    )
-    divided = divide_rows(options.rows, read, options.run.seed)
-    ratings = [row for row in divided.train if isinstance(row, feedback.Rating)]
-    if ratings and len({row.annotator for row in ratings}) > 1:
-        change = feedback.standardise_ratings
-        divided = divided._replace(train=change(divided.train), held_out=change(divided.held_out))
+    divided = read_judgements(options)
     base = load_tuned_base(options.base, options.tuning, whole=True)
     encoded = encode_feedback(divided, base.tokenizer, options.rows, options.lengths, base.config.context)
     pad = choose_pad(base, encoded)
@@ -113,6 +108,7 @@ def run_reward(options: Reward, argv: Sequence[str]) -> None:
     journey = Journey(
         command="reward",
         options=options,
+        shared=options,
         base=base,
         tuned=tuned,
         encoded=encoded,
@@ -132,6 +128,17 @@ def run_reward(options: Reward, argv: Sequence[str]) -> None:
         conclude=lambda outcome: report_held_out(base, frozen, outcome, encoded),
     )
     drive(journey, argv)
+
+
+def read_judgements(options: Reward) -> Divided:
+    """Read feedback; ratings of several annotators come on one scale."""
+    read = functools.partial(feedback.read_feedback, scale=options.scale)
+    divided = divide_rows(options.rows, read, options.run.seed)
+    rows = [*divided.train, *divided.held_out]
+    if isinstance(rows[0], feedback.Rating) and len({row.annotator for row in rows}) > 1:
+        rows, count = feedback.standardise_ratings(rows), len(divided.train)
+        divided = divided._replace(train=rows[:count], held_out=rows[count:])
+    return divided
 
 
 def choose_objective(lm: LanguageModel, row: Any) -> LossFn:

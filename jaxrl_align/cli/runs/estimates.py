@@ -55,8 +55,9 @@ def estimate_memory(
       others: further frozen weights.
     """
     loss = next_token_objective(lm)
-    shape = jax.ShapeDtypeStruct((rows, length), jnp.float32)
-    batch = TokenBatch(jax.ShapeDtypeStruct((rows, length), jnp.int32), shape, shape)
+    real: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32)
+    tokens: Any = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    batch = TokenBatch(tokens, real, real)
 
     def residuals(part: Params, frozen: Any, batch: TokenBatch) -> Any:
         return jax.vjp(lambda p: loss(p, frozen, batch, jax.random.key(0), None)[0], part)[1]

@@ -251,7 +251,7 @@ def make_measure(
 def make_samples(
     base: Base, encoded: Encoded, options: RunOptions, whole: Callable[[Params], Params]
 ) -> tuple[list[str], Callable[[Params], list[str]]] | None:
-    """Return prompts and `params -> completions` for sample tables: the likeliest words, so that steps compare.
+    """Return prompts and `params -> completions` for sample tables: the likeliest words, to compare.
 
     Args:
       base: the model.
