@@ -92,5 +92,5 @@ def test_every_command_is_listed_and_has_help(road, capsys):
 def test_unknown_commands_and_flags_are_refused(fails, road, capsys):
     assert fails("dop --model x") == (2, "error: dop is no command; did you mean dpo?")
     with pytest.raises(SystemExit) as stop:
-        road("dpo --rnak 3")
+        road("dpo --model m --data d --out o --rnak 3")
     assert stop.value.code == 2 and "--rank" in capsys.readouterr().err

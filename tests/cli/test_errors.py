@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 
+from jaxrl_align.cli.runs import driving
 from tests.cli.conftest import write_rows
 
 SFT = "sft --model tiny --data sft.jsonl --out {out}"
@@ -19,7 +21,7 @@ PPO = "ppo --model tiny --data prompts.jsonl --reward own_rewards:spaces --out {
         (f"{SFT} --data nowhere.jsonl", "must be a JSONL file; found none at nowhere.jsonl; check the path"),
         (f"{SFT} --data own_rewards.py", "own_rewards.py:1: the row must be JSON"),
         (f"{SFT} --data prompts.jsonl", "prompts.jsonl:1: a row must have text, messages, or prompt and"),
-        (f"{SFT} --length 8", "sft.jsonl:2: a row must fit 8 tokens; 5 do not; allow more with --length"),
+        (f"{SFT} --length 8", "a row must fit 8 tokens; 5 do not; allow more with --length"),
         (f"{SFT} --length 100", "--length must be from 2 to the context of 64 tokens; got 100"),
         (f"{SFT} --held-out 1.5", "--held-out must be a share between 0 and 1, or a file; got 1.5"),
         (f"{SFT} --held-out 0.99", "--held-out 0.99 must leave rows to train on; got 6 rows of 6 prompts"),
@@ -31,7 +33,10 @@ PPO = "ppo --model tiny --data prompts.jsonl --reward own_rewards:spaces --out {
         (f"{SFT} --tuning head", "--tuning head is of reward models"),
         (f"{SFT} --tuning prompt --merge", "--merge needs an adapter of linear layers; got --tuning prompt"),
         (f"{DPO} --completion-length 3", "must fit completion_length=3; allow more or leave the row out"),
-        (f"{DPO} --prompt-length 60", "must fit the context of 64 tokens; got --prompt-length 60 and"),
+        (
+            f"{DPO} --prompt-length 60 --completion-length 16",
+            "must fit the context of 64 tokens; got --prompt-length 60 and",
+        ),
         (f"{DPO} --data sft.jsonl", "fields must be of one kind"),
         (f"{PPO} --batch-size 4 --minibatches 3", "--minibatches must divide --batch-size"),
         (f"{PPO} --response-length 64", "--prompt-length must be from 1 to 0, beside the response"),
@@ -40,9 +45,9 @@ PPO = "ppo --model tiny --data prompts.jsonl --reward own_rewards:spaces --out {
     ],
 )
 def test_it_is_said_in_a_line(fails, tmp_path, monkeypatch, line, said):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     out = tmp_path / "out"
-    code, found = fails(line.format(out=out).replace("*nothing", "*nothing"))
+    code, found = fails(line.format(out=out))
     assert code == 2 and found.startswith("error: ") and said in found, found
     assert not out.exists()
 
@@ -77,8 +82,6 @@ def test_a_folder_without_weights_is_named(fails, workshop, tmp_path):
 
 
 def test_bad_rows_are_skipped_counted_and_listed(road, tmp_path, monkeypatch, capsys):
-    from jaxrl_align.cli.runs import driving
-
     rows = [{"prompt": f"say {i}", "chosen": "a", "rejected": "b"} for i in range(4)]
     rows += [
         {"prompt": "p", "chosen": "a", "rejected": "a"},
@@ -87,8 +90,11 @@ def test_bad_rows_are_skipped_counted_and_listed(road, tmp_path, monkeypatch, ca
     write_rows(tmp_path / "rows.jsonl", rows)
     data = gzip.compress((tmp_path / "rows.jsonl").read_bytes())
     (tmp_path / "rows.jsonl.gz").write_bytes(data)
-    stop = lambda *args: (_ for _ in ()).throw(ValueError("stop"))
-    monkeypatch.setattr(driving, "follow", stop)
+
+    def follow(*args):
+        raise ValueError("nothing is compiled")
+
+    monkeypatch.setattr(driving, "follow", follow)
     with pytest.raises(SystemExit):
         road(f"dpo --model tiny --skip-bad-rows --out {tmp_path / 'out'} --data", tmp_path / "rows.jsonl.gz")
     said = capsys.readouterr().out
@@ -115,9 +121,7 @@ def test_a_reward_function_that_fails_is_shown_with_its_row(fails, tmp_path, fun
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(fails, tmp_path):
-    line = (
-        "--tuning full --held-out None --samples 0 --batch-size 2 --every 1 --steps 30 --learning-rate 1e30"
-    )
+    line = "--tuning full --held-out None --samples 0 --batch-size 2 --every 1 --learning-rate 1e30"
     code, found = fails(f"{SFT.format(out=tmp_path / 'out')} {line}")
     assert code == 2 and "is not finite at step" in found and "is intact" in found
     assert not (tmp_path / "out" / "config.json").exists()
