@@ -24,7 +24,7 @@ BELOW = {
     "data": {"types"},
     "feedback": {"types", "data"},
     "envs": {"types", "checks", "losses"},
-    "text": {"types", "checks", "nets", "data"},
+    "text": {"types", "checks", "losses", "nets", "data"},
     "actors": {"types", "checks", "losses", "nets", "envs", "text"},
     "rl": {"types", "checks", "learner", "losses"},
     "pretrain": {"types", "learner", "losses", "nets", "data"},

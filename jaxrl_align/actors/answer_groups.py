@@ -5,15 +5,16 @@ once for all of them, so does every pass that judges them again, and minibatches
 no critic; the policy's parameters are `{"lm": a whole model or a part of one}`.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.actors.judging import last_real, token_rewards
 from jaxrl_align.actors.queries import check_fits, check_prompts, draw_prompts, join
 from jaxrl_align.actors.scores import Score, as_paid, as_scored
-from jaxrl_align.actors.text import Frozen, last_real, token_rewards
+from jaxrl_align.actors.text import Frozen
 from jaxrl_align.checks import check_counts
 from jaxrl_align.losses import Categorical, entropy, token_log_prob
 from jaxrl_align.nets.adapters import overlay
@@ -30,10 +31,10 @@ from jaxrl_align.types import (
     Trajectory,
 )
 
-Penalty = Literal["loss", "reward", "none"]
-"""Where the KL penalty towards the reference is paid. "loss": by the learner, from the reference's
-log-probabilities in the trajectory. "reward": token by token, in the trajectory's rewards. "none": nowhere;
-the reference is read only as the base of a part, and no KL is measured, which saves a forward pass."""
+Penalty = Literal["loss", "unbiased", "reward", "none"]
+"""Where the KL penalty towards the reference is paid. "loss" and "unbiased": by the learner, from the
+reference's log-probabilities in the trajectory. "reward": token by token, in the trajectory's rewards.
+"none": nowhere; the reference is only the base under a part, and no KL is measured: one forward pass less."""
 
 
 class GroupObservation(NamedTuple):
@@ -83,9 +84,11 @@ def judge_answers(
     def judge_one(answer: PaddedTokens) -> Evaluation:
         # The hidden state before a token predicts it: the prompt's last comes first, an answer's last is not
         # needed. Positions are those of an answer that fills its room, which a real token's always are.
-        real = jnp.concatenate([prompt.real, answer.real])
-        hidden, _ = lm.encode(params, answer.tokens[:-1], real, cache, length, positions[length:-1])
-        hidden = jnp.concatenate([read[-1:], hidden])
+        hidden = read[-1:]
+        if config.response_length > 1:
+            real = jnp.concatenate([prompt.real, answer.real])
+            own, _ = lm.encode(params, answer.tokens[:-1], real, cache, length, positions[length:-1])
+            hidden = jnp.concatenate([hidden, own])
         logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
         values = jnp.zeros(logits.shape[:1])
         return Evaluation(token_log_prob(logits, answer.tokens), entropy(logits), values, Categorical(logits))
@@ -213,8 +216,8 @@ def make_group_actor(
         critic, or the score is not a number.
     """
     check_counts(group_size=group_size)
-    if penalty not in ("loss", "reward", "none"):
-        raise ValueError(f'the KL penalty must be in the "loss", the "reward" or "none"; got {penalty!r}')
+    if penalty not in get_args(Penalty):
+        raise ValueError(f"the KL penalty must be one of {', '.join(get_args(Penalty))}; got {penalty!r}")
     check_fits(lm, config, None)
     if sample_prompts is not None:
         check_prompts(lm, config, sample_prompts(jax.random.key(0)))

@@ -1,6 +1,6 @@
 """Alignment: reward models from human feedback, rewards of several parts, RLHF, groups, direct losses."""
 
-from jaxrl_align.align.direct import (
+from jaxrl_align.align.direct_learner import (
     DirectHParams,
     PairLogProbs,
     PairLosses,

@@ -35,7 +35,7 @@ class GroupHParams(NamedTuple):
     clip_high: Numeric | None = None
     """Nor above 1 + clip_high; None takes `clip`, DAPO 0.28."""
     kl_coef: Numeric = 0.04
-    """beta, weight of the KL penalty towards the reference; fixed, unless `adapt` moves it."""
+    """beta, weight of the KL penalty towards the reference; fixed unless `adapt` moves it."""
     temperature: Numeric = 1.0
     """Of sampling, of the reference and of the update alike."""
     stop_penalty: Numeric = 1.0
@@ -84,9 +84,11 @@ class GroupMethod(NamedTuple):
     """`(log_prob [T], behaviour_log_prob [T], advantage [T], mask [T], *, clip, clip_high) -> []` of ONE
     answer, as in `losses`; the batch takes the mean over its answers."""
     kl: Penalty = "loss"
-    """Where the KL penalty is paid: "loss" adds k3, an estimate that is never negative, averaged over an
-    answer's tokens as `average` says; "reward" takes k1, the log-ratio, from each token's reward; "none"
-    reads neither the reference nor `kl_coef`, and reports no KL."""
+    """Where the KL penalty is paid. "loss" adds k3, an estimate that is never negative, averaged over an
+    answer's tokens as `average` says; without the tokens' ratio, as Shao et al. print it, its gradient is
+    that of KL(pi_ref || pi). "unbiased" multiplies k3 by the ratio, which makes it the gradient of
+    KL(pi || pi_ref) (DeepSeek-AI 2025, arXiv:2512.02556; trl's default). "reward" takes k1, the log-ratio,
+    from each token's reward. "none" reads neither the reference nor `kl_coef`, and reports no KL."""
     average: Callable[[jax.Array, jax.Array], jax.Array] = losses.masked_mean
     """`(x [T], mask [T]) -> []` over an answer's tokens: what the loss does with its own."""
     log_ratio: Callable[[jax.Array, jax.Array], jax.Array] = lambda log_ratio, mask: log_ratio
@@ -142,7 +144,7 @@ def group_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Return a method's objective over the answers of a minibatch, and its metrics.
 
-        mean over answers of loss(y) [+ kl_coef average_t k3_t]
+        mean over answers of loss(y) [+ kl_coef average_t k3_t, or of r_t k3_t]
 
     Args:
       method: the method.
@@ -168,6 +170,8 @@ def group_loss(
     if method.kl == "reward":
         return policy, metrics | {"kl": losses.masked_mean(behaviour - reference, mask)}
     kl = losses.kl_estimate(log_prob, reference)
+    if method.kl == "unbiased":
+        kl = kl * losses.importance_ratio(log_prob, behaviour)
     penalty = jnp.mean(jax.vmap(method.average)(kl, mask))
     return policy + hparams.kl_coef * penalty, metrics | {"kl": losses.masked_mean(kl, mask)}
 
@@ -231,7 +235,8 @@ def make_group_learner(
         at ratio 1, which no clip holds.
       total_steps: the learning rate falls linearly to 0 over this many steps; None keeps it constant.
       optimizer: an update rule without its learning rate.
-      adapt: `(hparams, metrics) -> hparams` after every update, for a controller of `kl_coef`.
+      adapt: `(hparams, the update's metrics) -> hparams` after every update, for a controller of `kl_coef` by
+        `kl`; None keeps it fixed.
 
     Returns:
       A `Learner`; `step(state)` draws prompts, `step(state, PaddedTokens)` takes given ones. Its metrics are

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl_align.align.reward_learner import check_vocabulary
+from jaxrl_align.align.reward_learner import check_text_tokens
 from jaxrl_align.align.reward_model import stack_pair
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.text.shared_prompt import completion_log_probs
@@ -79,10 +79,13 @@ def with_reference(
         places = _go_round(count) if others is None else np.asarray(others)
         other = jax.tree.map(lambda x: x[places], rows.completion)
     data = Referenced(rows, jnp.zeros((count, 2)), other)
-    read = lambda row: jnp.sum(completion_log_probs(lm, params, *row), -1)
-    return data._replace(
-        log_prob=jax.lax.map(read, (rows.prompt, stack_answers(data)), batch_size=batch_size)
-    )
+
+    @jax.jit
+    def read_all(params: Params, answered: Any) -> jax.Array:
+        read = lambda row: jnp.sum(completion_log_probs(lm, params, *row), -1)
+        return jax.lax.map(read, answered, batch_size=batch_size)
+
+    return data._replace(log_prob=read_all(params, (rows.prompt, stack_answers(data))))
 
 
 def _go_round(count: int) -> np.ndarray:
@@ -105,12 +108,13 @@ def check_answers(lm: LanguageModel, rows: Any) -> None:
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rows)):
         return
-    check_vocabulary(lm, rows)
+    check_text_tokens(lm, rows)
     answers = {
         name: getattr(rows, name) for name in ("chosen", "rejected", "completion") if hasattr(rows, name)
     }
     lengths = {
-        name: (np.asarray(text.real) > 0).sum(-1) for name, text in ({"prompt": rows.prompt} | answers).items()
+        name: (np.asarray(text.real) > 0).sum(-1)
+        for name, text in ({"prompt": rows.prompt} | answers).items()
     }
     for name, length in lengths.items():
         if (empty := np.flatnonzero(length == 0)).size:

@@ -200,7 +200,7 @@ def make_reward_learner(
         kind than the objective's.
     """
     if sample is not None:
-        check_vocabulary(lm, sample(jax.random.key(0)))
+        check_text_tokens(lm, sample(jax.random.key(0)))
 
     def init_params(key: chex.PRNGKey) -> Params:
         key_lm, key_head = jax.random.split(key)
@@ -231,7 +231,7 @@ def check_rows(batch: Any, kind: type) -> None:
         )
 
 
-def check_vocabulary(lm: LanguageModel, batch: Any) -> None:
+def check_text_tokens(lm: LanguageModel, batch: Any) -> None:
     """Raise ValueError for a token outside the vocabulary in any text of a batch."""
     found = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, PaddedTokens))
     for texts in (x for x in found if isinstance(x, PaddedTokens)):

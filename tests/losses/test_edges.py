@@ -176,6 +176,7 @@ BF16_TYPES = {
     partial(L.ipo, beta=0.1): (X,) * 4,
     partial(L.kto, beta=0.1): (X,) * 4,
     partial(L.orpo, beta=0.1): (X, X),
+    L.log_odds_ratio: (X, X),
     partial(L.simpo, beta=0.1, margin=0.1): (X, X),
     partial(L.slic, delta=0.1, target_weight=0.1): (X,) * 3,
     partial(L.grpo, clip=0.2): (X, X, SCALAR, X),

@@ -90,6 +90,7 @@ def test_direct_losses_by_hand():
     )
     odds = LOG(0.5 / 0.5) - LOG(0.2 / 0.8)
     check(L.orpo, [-LOG(0.5) + 0.1 * nls(odds)], LOG([0.5]), LOG([0.2]), beta=0.1)
+    check(L.log_odds_ratio, [odds], LOG([0.5]), LOG([0.2]))
     check(L.simpo, nls([2.0 * 2.0 - 0.5]), [-1.0], [-3.0], beta=2.0, margin=0.5)
     slic = {"delta": 1.0, "target_weight": 0.1}
     check(L.slic, [0.05, 1.75], [-1.0, -3.0], [-3.0, -2.7], [-0.5, -4.5], rtol=1e-5, **slic)

@@ -1,0 +1,221 @@
+"""Libraries that write and train language models, as `peers.py` measures them.
+
+Only the standard library is imported here outside of functions; see `peers.py`.
+"""
+
+import contextlib
+import time
+from typing import Any
+
+from peers import Round
+
+
+def _gpt2(vocab: int, width: int, layers: int, heads: int, context: int, threads: int) -> Any:
+    """Return a random GPT-2 in evaluation mode, for `threads` torch threads."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=context,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def transformers_generate(
+    shape: dict[str, int], batch: int, prompt: int, new: int, sample: bool, repeats: int, threads: int
+) -> Round:
+    """Generate `new` tokens after each of `batch` prompts with the cache, no early stop, `repeats` times."""
+    import torch
+
+    model = _gpt2(**shape, threads=threads)
+    tokens = torch.randint(2, shape["vocab"], (batch, prompt))
+    arguments = {
+        "attention_mask": torch.ones_like(tokens),
+        "max_new_tokens": new,
+        "do_sample": sample,
+        "top_k": 0 if sample else None,
+        "use_cache": True,
+        "pad_token_id": 0,
+    }
+
+    @torch.inference_mode()
+    def measure() -> float:
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            written = model.generate(tokens, **arguments)
+        seconds = time.perf_counter() - begin
+        if written.shape != (batch, prompt + new):
+            raise RuntimeError(f"expected {(batch, prompt + new)} tokens, got {tuple(written.shape)}")
+        return repeats * batch * new / seconds
+
+    measure()
+    return measure
+
+
+def trl_sft(shape: dict[str, int], batch: int, length: int, steps: int, threads: int) -> Round:
+    """Fine-tune by trl's SFTTrainer with AdamW on rows of `length` tokens, `steps` steps a round."""
+    import torch
+    from trl import SFTConfig, SFTTrainer
+
+    rows = torch.randint(2, shape["vocab"], (batch * (steps + 2), length)).tolist()
+    model = _gpt2(**shape, threads=threads)
+    rate = _trl_round(SFTTrainer, SFTConfig, model, {"input_ids": rows}, batch, length, steps)
+    return lambda: rate() * length
+
+
+def trl_reward(
+    model: dict[str, int] | str,
+    targets: list[str] | None,
+    rank: int,
+    batch: int,
+    prompt: int,
+    completion: int,
+    steps: int,
+    threads: int,
+) -> Round:
+    """Train a reward model by trl's RewardTrainer with AdamW, `steps` steps a round, pairs a second.
+
+    The model is GPT-2's layout of a shape, or what a folder holds, in float32; with targets LoRA is trained.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    torch.set_num_threads(threads)
+    if isinstance(model, str):
+        kind = AutoModelForSequenceClassification
+        whole = kind.from_pretrained(model, dtype=torch.float32, num_labels=1)
+    else:
+        whole = AutoModelForSequenceClassification.from_config(_gpt2(**model, threads=threads).config)
+        whole.config.num_labels = 1
+        whole.score = torch.nn.Linear(whole.config.hidden_size, 1, bias=False)
+    whole.config.pad_token_id = 0
+    lora = None
+    if targets is not None:
+        from peft import LoraConfig
+
+        lora = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=rank, target_modules=targets)
+    count, vocab = batch * (steps + 2), whole.config.vocab_size
+    first = torch.randint(2, vocab, (count, prompt))
+    side = lambda: torch.cat([first, torch.randint(2, vocab, (count, completion))], 1).tolist()
+    rows = {"chosen_ids": side(), "rejected_ids": side()}
+    length = prompt + completion
+    return _trl_round(RewardTrainer, RewardConfig, whole, rows, batch, length, steps, peft_config=lora)
+
+
+def _trl_round(
+    trainer: Any, config: Any, model: Any, rows: dict, batch: int, length: int, steps: int, **options: Any
+) -> Round:
+    """Return the rate, rows a second, of one of trl's trainers from its second step to its last."""
+    import os
+    import tempfile
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Notes when the second and the last step begin and end."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 1:
+                self.begin = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.end = time.perf_counter()
+
+    watch = Watch()
+    made = trainer(
+        model=model,
+        args=config(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=batch,
+            max_steps=steps + 1,
+            max_length=length,
+            learning_rate=1e-3,
+            optim="adamw_torch",
+            weight_decay=0.01,
+            bf16=False,
+            fp16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=_tokenizer(PreTrainedTokenizerFast, model.config.vocab_size),
+        callbacks=[watch],
+        **options,
+    )
+
+    def measure() -> float:
+        with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
+            made.train()
+        return steps * batch / (watch.end - watch.begin)
+
+    measure()
+    return measure
+
+
+def peft_lora(
+    model: dict[str, int] | str,
+    targets: list[str],
+    rank: int,
+    batch: int,
+    length: int,
+    steps: int,
+    threads: int,
+) -> Round:
+    """Train peft's LoRA by AdamW behind a clipped norm, `steps` steps a round, tokens a second.
+
+    The model is GPT-2's layout of a shape, or what a folder holds, in float32.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    if isinstance(model, str):
+        torch.set_num_threads(threads)
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    else:
+        base = _gpt2(**model, threads=threads)
+    tuned = get_peft_model(base, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)).train()
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    rows = torch.randint(2, base.config.vocab_size, (batch, length))
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        for _ in range(steps):
+            tuned(input_ids=rows, labels=rows).loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return steps * batch * length / (time.perf_counter() - begin)
+
+    measure()
+    return measure
+
+
+def _tokenizer(kind: Any, vocab: int) -> Any:
+    """Return a tokenizer of `vocab` words, which trl wants even for rows that are tokens already."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = {f"w{i}": i for i in range(vocab)}
+    return kind(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w1")), pad_token="w0", eos_token="w1")
