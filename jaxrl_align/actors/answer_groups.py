@@ -264,6 +264,6 @@ def _check_frozen(frozen: Frozen | None, penalty: Penalty) -> None:
         raise ValueError("a reference and a reward model are needed; pass step(..., frozen=Frozen(...))")
     if frozen.reference is None and penalty != "none":
         raise ValueError(
-            f"a KL penalty in the {penalty} needs a reference; got None; pass Frozen(reference, ...), or a "
+            f"a KL penalty ({penalty}) needs a reference; got None; pass Frozen(reference, ...), or take a "
             'method with kl="none"'
         )

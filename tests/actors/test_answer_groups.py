@@ -116,7 +116,7 @@ def test_answers_are_judged_as_each_alone_and_so_are_their_gradients(model):
 
 
 def multiplications(jaxpr):
-    """Return how many multiplications a jaxpr's matrix products take; a loop that may end early, T - 1 times."""
+    """Return how many multiplications a jaxpr's matrix products take; an open loop's, T - 1 times."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     is_jaxpr = lambda x: isinstance(x, core.ClosedJaxpr | core.Jaxpr)
     total = 0
