@@ -8,13 +8,11 @@ FOLDER is a local Hugging Face folder of a model that `load_model` reads, with i
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
 
 from jaxrl_align import nets, text
-from jaxrl_align.data import Tokenizer
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import Pretrained, load_model
 
@@ -40,19 +38,6 @@ class Config:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
-
-
-def print_as_written(tokenizer: Tokenizer, tokens: Iterable[int]) -> int:
-    """Print text as its tokens come, and return their number; a character may need several tokens."""
-    written, shown = [], ""
-    for token in tokens:
-        written.append(token)
-        decoded = tokenizer.decode(written)
-        if not decoded.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(decoded[len(shown) :], end="", flush=True)
-            shown = decoded
-    print(tokenizer.decode(written)[len(shown) :])
-    return len(written)
 
 
 def main(config: Config) -> None:
@@ -90,7 +75,11 @@ def write(config: Config, model: Pretrained, lm: nets.LanguageModel, prompt: lis
     key = jax.random.key(config.seed)
     if config.stream:
         tokens = text.stream(lm, model.params, prompt, key, temperature=config.temperature, **settings)
-        return print_as_written(model.tokenizer, tokens)
+        count = 0
+        for count, piece in enumerate(text.as_written(model.tokenizer.decode, tokens)):  # noqa: B007
+            print(piece, end="", flush=True)
+        print()
+        return count
     complete = text.make_completer(lm, **settings)
     completions = complete(model.params, [prompt] * config.samples, key, config.temperature)
     for number, completion in enumerate(completions, 1):

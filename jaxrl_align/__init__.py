@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxrl_align import (
         actors,
         align,
+        cli,
         data,
         envs,
         evaluate,
@@ -29,8 +30,8 @@ __version__ = version("jaxrl-align")
 
 # fmt: off
 __all__ = [
-    "__version__", "actors", "align", "data", "envs", "evaluate", "feedback", "learner", "losses", "nets",
-    "pretrain", "rl", "runtime", "text", "types",
+    "__version__", "actors", "align", "cli", "data", "envs", "evaluate", "feedback", "learner", "losses",
+    "nets", "pretrain", "rl", "runtime", "text", "types",
 ]
 # fmt: on
 

@@ -34,6 +34,8 @@ BELOW = {
 }
 """What each room may import besides itself; experiments and tests may import everything."""
 
+BELOW["cli"] = set(BELOW)
+
 GUARDED = {"flax": "nets", "gymnax": "envs/registry.py"}
 """Packages that one place alone may import."""
 

@@ -172,6 +172,11 @@ class Tokenizer:
         finally:
             self._backend.encode_special_tokens = True
 
+    def with_pad(self, token: int) -> "Tokenizer":
+        """Return the same tokenizer with another padding token, by its id."""
+        text = str(self._backend.id_to_token(token))
+        return Tokenizer(self._backend, self.special | {"pad_token": text}, self.chat_template)
+
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as a `tokenizer.json`."""
         self._backend.save(str(path))

@@ -19,11 +19,24 @@ from jaxrl_align.feedback.crowd import (
     Asking,
     Crowd,
 )
+from jaxrl_align.feedback.demonstrations import (
+    Demonstration,
+    Dialogue,
+    Document,
+    Question,
+    pad_demonstrations,
+    pad_prompts,
+    read_demonstrations,
+    read_prompts,
+    tokenise_demonstrations,
+    tokenise_prompts,
+)
 from jaxrl_align.feedback.encoding import (
     choose_fitting,
     encode_comparisons,
     encode_rankings,
     encode_ratings,
+    measure_rows,
 )
 from jaxrl_align.feedback.judgements import (
     TIE,
@@ -49,11 +62,13 @@ from jaxrl_align.feedback.sentiment import (
 
 # fmt: off
 __all__ = [
-    "Annotator", "Asking", "Comment", "Comparison", "Consensus", "Correction", "Crowd", "Feedback",
-    "Judgements", "Label", "PlainProse", "Ranking", "Rating", "TIE", "Votes", "as_rows",
-    "choose_fitting", "compare", "compare_correction", "dawid_skene", "encode_comparisons",
-    "encode_rankings", "encode_ratings", "fit_sentiment", "load_convincing_arguments", "log_odds",
-    "majority", "rate_comments", "read_arguments", "read_feedback", "read_votes", "soft_labels",
-    "standardise_ratings",
+    "Annotator", "Asking", "Comment", "Comparison", "Consensus", "Correction", "Crowd",
+    "Demonstration", "Dialogue", "Document", "Feedback", "Judgements", "Label", "PlainProse",
+    "Question", "Ranking", "Rating", "TIE", "Votes", "as_rows", "choose_fitting", "compare",
+    "compare_correction", "dawid_skene", "encode_comparisons", "encode_rankings", "encode_ratings",
+    "fit_sentiment", "load_convincing_arguments", "log_odds", "majority", "measure_rows",
+    "pad_demonstrations", "pad_prompts", "rate_comments", "read_arguments", "read_demonstrations",
+    "read_feedback", "read_prompts", "read_votes", "soft_labels", "standardise_ratings",
+    "tokenise_demonstrations", "tokenise_prompts",
 ]
 # fmt: on

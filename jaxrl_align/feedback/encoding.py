@@ -176,6 +176,34 @@ def choose_fitting(
     return Feedback(kept, skipped)
 
 
+def measure_rows(tokenizer: Tokenizer, rows: Iterable[Row], **variables: Any) -> tuple[np.ndarray, list[str]]:
+    """Return each row's tokens, of its prompt and of its longest completion, to choose lengths by.
+
+    Args:
+      tokenizer: as `encode_comparisons`'.
+      rows: N, of any kind.
+      variables: likewise.
+
+    Returns:
+      [N, 2] int, 0 for a row that the encoders would refuse whatever the lengths; and a message for each of
+      those.
+
+    Raises:
+      ImportError: messages need `jinja2`.
+    """
+    endless = Lengths(2**31 - 1, 2**31 - 1)
+    found: list[tuple[int, int]] = []
+    refused: list[str] = []
+    for i, row in enumerate(rows):
+        try:
+            prompt, completions = _encode_row(tokenizer, row, endless, i, variables)
+            found.append((len(prompt), max(map(len, completions))))
+        except ValueError as error:
+            found.append((0, 0))
+            refused.append(str(error))
+    return np.array(found, np.int64).reshape(-1, 2), refused
+
+
 def _check_lengths(lengths: Lengths) -> Lengths:
     for name, length in zip(("prompt_length", "completion_length"), lengths, strict=True):
         if not (isinstance(length, int | np.integer) and length >= 1):
@@ -199,7 +227,7 @@ def _encode_rows(
 def _encode_row(tokenizer: Tokenizer, row: Row, lengths: Lengths, index: int, variables: Any) -> Encoded:
     """Return the prompt's last tokens that fit, and the completions."""
     try:
-        prompt, completions = _split(tokenizer, row.prompt, _completions(row), variables)
+        prompt, completions = split_row(tokenizer, row.prompt, _completions(row), variables)
         longest = max(map(len, completions))
         if not prompt or not all(completions):
             raise ValueError("prompt and completion must have a token each; got none of one; remove the row")
@@ -223,10 +251,10 @@ def _completions(row: Row) -> list[Text]:
     return [row.completion, row.correction] if isinstance(row, Correction) else [row.completion]
 
 
-def _split(
+def split_row(
     tokenizer: Tokenizer, prompt: Text, completions: Sequence[Text], variables: Any
 ) -> tuple[list[int], list[list[int]]]:
-    """Return the ids of a prompt and of each completion."""
+    """Return the ids of a prompt and of each completion, each ending in the stop token."""
     texts = [text for text in completions if isinstance(text, str)]
     if not isinstance(prompt, str) or len(texts) < len(completions):
         asked = _as_messages(prompt, "user")
@@ -234,14 +262,14 @@ def _split(
             tokenizer.encode_reply(asked, _as_messages(text, "assistant"), **variables)
             for text in completions
         ]
-        return pairs[0][0], [_end_at_stop(reply, tokenizer.stop_token) for _, reply in pairs]
+        return pairs[0][0], [until_stop(reply, tokenizer.stop_token) for _, reply in pairs]
     if tokenizer.stop_token is None:
         raise ValueError("the tokenizer must have a stop token; load_tokenizer(folder, stop_token=...)")
     stop = [tokenizer.stop_token]
     return tokenizer.encode(prompt), [ids + stop for ids in tokenizer.encode_batch(texts, special=False)]
 
 
-def _end_at_stop(ids: list[int], stop_token: int | None) -> list[int]:
+def until_stop(ids: list[int], stop_token: int | None) -> list[int]:
     """Return tokens up to the last stop token, or all where there is none."""
     behind = ids[::-1].index(stop_token) if stop_token in ids else 0
     return ids[: len(ids) - behind]

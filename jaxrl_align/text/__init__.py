@@ -1,6 +1,6 @@
 """Text from language models: generation, and completions of prompts of any lengths."""
 
-from jaxrl_align.text.completion import Completion, make_completer, stream
+from jaxrl_align.text.completion import Completion, as_written, make_completer, make_streamer, stream
 from jaxrl_align.text.generation import (
     DecodeState,
     Filters,
@@ -14,7 +14,8 @@ from jaxrl_align.text.shared_prompt import completion_log_probs, encode_completi
 
 # fmt: off
 __all__ = [
-    "Completion", "DecodeState", "Filters", "Response", "TextConfig", "completion_log_probs",
-    "encode_completions", "filter_logits", "generate", "make_completer", "sampling_logits", "stream",
+    "Completion", "DecodeState", "Filters", "Response", "TextConfig", "as_written",
+    "completion_log_probs", "encode_completions", "filter_logits", "generate", "make_completer",
+    "make_streamer", "sampling_logits", "stream",
 ]
 # fmt: on

@@ -5,7 +5,7 @@ for completion in complete(params, prompts, jax.random.key(0), temperature=0.8):
     print(tokenizer.decode(completion.tokens))
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -157,6 +157,69 @@ def _completion(
     return Completion(tokens[:kept].tolist(), log_prob[:kept].tolist(), stopped)
 
 
+def make_streamer(
+    lm: LanguageModel,
+    *,
+    response_length: int,
+    stop_tokens: Sequence[int],
+    pad_token: int | None = None,
+    filters: Filters = WHOLE,
+) -> Callable[..., Iterator[int]]:
+    """Return `(params, prompt, key, temperature=1.0) -> tokens`, one by one as they are written.
+
+    They are the same as `make_completer`'s of one prompt under the key. Every token is a call of its own, so
+    this is slower than a completer: for people who watch. It compiles once per bucket of prompt lengths.
+
+    Args:
+      lm: the language model.
+      response_length: the most tokens that are written.
+      stop_tokens: each ends the completion and is not yielded.
+      pad_token: a token that is never written; None, every token may be.
+      filters: what of the distribution is sampled.
+
+    Returns:
+      A function; at its first token it raises ValueError for what a completer refuses.
+
+    Raises:
+      ValueError: as `make_completer`.
+    """
+    fill = _check_tokens(lm, stop_tokens, pad_token)
+    shape = lambda prompt: TextConfig(prompt.tokens.shape[0], response_length, stop_tokens[0], fill)
+
+    @jax.jit
+    def read(params: Any, prompt: Any, key: Any) -> DecodeState:
+        config = shape(prompt)
+        return read_prompt(lm, params, prompt, make_slots(prompt, config), key, config, filters)
+
+    @jax.jit
+    def draw(params: Any, prompt: Any, state: DecodeState, temperature: Any) -> tuple[DecodeState, Response]:
+        stops = tuple(stop_tokens)
+        return draw_token(lm, params, state, shape(prompt), filters, stops, temperature, None)
+
+    @jax.jit
+    def follow(params: Any, prompt: Any, state: DecodeState, token: Any, index: Any) -> DecodeState:
+        return read_token(lm, params, make_slots(prompt, shape(prompt)), state, token, index)
+
+    def write(
+        params: Params, prompt: Sequence[int], key: chex.PRNGKey, temperature: float = 1.0
+    ) -> Iterator[int]:
+        check_temperature(temperature)
+        rows = _check_prompts(lm, [prompt], response_length, fill)
+        padded = jax.tree.map(lambda x: jnp.asarray(x[0]), rows)
+        state = read(params, padded, jax.random.split(key, 1)[0])
+        first = len(padded.tokens)
+        for index in range(first, first + response_length):
+            state, out = draw(params, padded, state, jnp.float32(temperature))
+            token = int(out.tokens)
+            if token in stop_tokens:
+                return
+            yield token
+            if index + 1 < first + response_length:
+                state = follow(params, padded, state, out.tokens, jnp.int32(index))
+
+    return write
+
+
 def stream(
     lm: LanguageModel,
     params: Params,
@@ -169,42 +232,30 @@ def stream(
     temperature: float = 1.0,
     filters: Filters = WHOLE,
 ) -> Iterator[int]:
-    """Yield the tokens of one completion as they are written, the same as `make_completer`'s under the key.
-
-    Every token is a call of its own, so this is slower than a completer: for people who watch.
-
-    Args:
-      lm: the language model.
-      params: its parameters.
-      prompt: token ids.
-      key: the draw.
-      response_length: the most tokens that are written.
-      stop_tokens: each ends the completion and is not yielded.
-      pad_token: a token that is never written; None, every token may be.
-      temperature: > 0.
-      filters: what of the distribution is sampled.
+    """Yield the tokens of one completion as they are written; of many, `make_streamer` compiles once.
 
     Raises:
       ValueError: at the first token, for what `make_completer` and its function refuse.
     """
-    check_temperature(temperature)
-    fill = _check_tokens(lm, stop_tokens, pad_token)
-    padded = jax.tree.map(lambda x: jnp.asarray(x[0]), _check_prompts(lm, [prompt], response_length, fill))
-    config = TextConfig(len(padded.tokens), response_length, stop_tokens[0], fill)
-    slots = make_slots(padded, config)
-    read = jax.jit(lambda p, k: read_prompt(lm, p, padded, slots, k, config, filters))
+    how = {"response_length": response_length, "stop_tokens": stop_tokens, "pad_token": pad_token}
+    yield from make_streamer(lm, filters=filters, **how)(params, prompt, key, temperature)  # type: ignore[arg-type]
 
-    @jax.jit
-    def draw(p: Any, state: DecodeState) -> tuple[DecodeState, Response]:
-        return draw_token(lm, p, state, config, filters, tuple(stop_tokens), temperature, None)
 
-    follow = jax.jit(lambda p, s, token, index: read_token(lm, p, slots, s, token, index))
-    state = read(params, jax.random.split(key, 1)[0])
-    for index in range(config.prompt_length, config.prompt_length + response_length):
-        state, out = draw(params, state)
-        token = int(out.tokens)
-        if token in stop_tokens:
-            return
-        yield token
-        if index + 1 < config.prompt_length + response_length:
-            state = follow(params, state, out.tokens, jnp.int32(index))
+def as_written(decode: Callable[[Sequence[int]], str], tokens: Iterable[int]) -> Iterator[str]:
+    """Yield a piece of text for each token as it comes, and at last what is left over.
+
+    A character that needs several tokens comes with the last of them; the pieces before are empty.
+
+    Args:
+      decode: token ids to text, such as `Tokenizer.decode`.
+      tokens: for example those of `stream`.
+    """
+    written: list[int] = []
+    shown = ""
+    for token in tokens:
+        written.append(token)
+        text = decode(written)
+        whole = shown if text.endswith("\N{REPLACEMENT CHARACTER}") else text
+        yield whole[len(shown) :]
+        shown = whole
+    yield decode(written)[len(shown) :]

@@ -1,0 +1,1 @@
+"""Training commands: from their parts to a run, a written folder and its card."""

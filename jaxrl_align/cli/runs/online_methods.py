@@ -1,0 +1,187 @@
+"""The commands ppo, grpo and rloo: a model learns from its own answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from tyro.conf import OmitArgPrefixes
+
+from jaxrl_align import align
+from jaxrl_align.actors import make_group_actor, make_text_actor
+from jaxrl_align.cli.options import (
+    DataOptions,
+    ModelOptions,
+    RunOptions,
+    TuningOptions,
+)
+from jaxrl_align.cli.runs.online import Algorithm, AnswerOptions, open_scene, run_online
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Reinforcement learning from a reward, with a critic (RLHF: Ziegler et al. 2019, Ouyang et al. 2022).
+
+    Rows: {"prompt"} or {"messages"}, and any further fields for a reward function.
+    """
+
+    base: OmitArgPrefixes[ModelOptions]
+    rows: OmitArgPrefixes[DataOptions]
+    answers: OmitArgPrefixes[AnswerOptions]
+    tuning: OmitArgPrefixes[TuningOptions] = TuningOptions()
+    run: OmitArgPrefixes[RunOptions] = RunOptions(steps=50, batch_size=32)
+    ppo_epochs: int = 2
+    """Passes over each batch of answers."""
+    minibatches: int = 2
+    """Gradient steps of a pass; fewer answers are in memory at once."""
+    clip: float = 0.2
+    """How far the ratio of new to old policy earns."""
+    value_coef: float = 0.1
+    kl_coef: float = 0.05
+    """Weight of the KL divergence from the model that training starts from, nats."""
+    kl_target: float | None = None
+    """Nats a response, that the weight is moved towards; None keeps it fixed."""
+    kl_horizon: float = 10_000.0
+    """Answers, over which the weight moves."""
+    kl_penalty: Literal["token", "sequence", "loss"] = "token"
+    """Where the divergence is paid: by each token, by the whole answer, or in the loss."""
+    target_kl: float | None = None
+    """Nats a token; an update ends at the first minibatch beyond 1.5 times this."""
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """How answers to the same prompt are compared, and how often they are learnt from."""
+
+    group_size: int = 8
+    """Answers to each prompt."""
+    updates: int = 1
+    """Passes over each batch of answers."""
+    minibatches: int = 1
+    """Gradient steps of a pass; must divide the number of prompts."""
+    clip: float | None = None
+    """None takes the method's own."""
+    kl_coef: float | None = None
+    """Weight of the KL divergence from the model that training starts from; None takes the method's own."""
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """Group relative policy optimisation (Shao et al. 2024) and its kin: answers judged by each other.
+
+    Rows: as ppo's.
+    """
+
+    base: OmitArgPrefixes[ModelOptions]
+    rows: OmitArgPrefixes[DataOptions]
+    answers: OmitArgPrefixes[AnswerOptions]
+    tuning: OmitArgPrefixes[TuningOptions] = TuningOptions()
+    run: OmitArgPrefixes[RunOptions] = RunOptions(steps=50, batch_size=4)
+    group: OmitArgPrefixes[GroupOptions] = GroupOptions()
+    method: Literal["grpo", "dr-grpo", "gspo", "reinforce++"] = "grpo"
+    """Dr. GRPO leaves out the divisions by length and deviation, GSPO clips whole answers, REINFORCE++
+    whitens over the batch."""
+
+
+@dataclass(frozen=True)
+class RLOO:
+    """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): answers judged by each other.
+
+    Rows: as ppo's.
+    """
+
+    base: OmitArgPrefixes[ModelOptions]
+    rows: OmitArgPrefixes[DataOptions]
+    answers: OmitArgPrefixes[AnswerOptions]
+    tuning: OmitArgPrefixes[TuningOptions] = TuningOptions()
+    run: OmitArgPrefixes[RunOptions] = RunOptions(steps=50, batch_size=4)
+    group: OmitArgPrefixes[GroupOptions] = GroupOptions()
+
+
+METHODS: dict[str, tuple[align.GroupMethod, str]] = {
+    "grpo": (align.GRPO, "GRPO (Shao et al. 2024, arXiv:2402.03300)"),
+    "dr-grpo": (align.DR_GRPO, "Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)"),
+    "gspo": (align.GSPO, "GSPO (Zheng et al. 2025, arXiv:2507.18071)"),
+    "reinforce++": (align.REINFORCE_PLUS_PLUS, "REINFORCE++ (Hu et al. 2025, arXiv:2501.03262)"),
+    "rloo": (align.RLOO, "RLOO (Ahmadian et al. 2024, arXiv:2402.14740)"),
+}
+
+
+def run_ppo(options: PPO, argv: Sequence[str]) -> None:
+    """Train by PPO."""
+    scene = open_scene(options, options.minibatches)
+    hparams = align.RLHFHParams(
+        scene.rate,
+        clip=options.clip,
+        value_coef=options.value_coef,
+        temperature=options.answers.temperature,
+        kl_coef=options.kl_coef,
+        kl_target=1.0 if options.kl_target is None else options.kl_target,
+        kl_horizon=np.inf if options.kl_target is None else options.kl_horizon,
+        stop_penalty=options.answers.stop_penalty,
+    )
+    learner = align.make_rlhf_learner(
+        scene.base.lm,
+        scene.score,
+        scene.config,
+        epochs=options.ppo_epochs,
+        minibatches=options.minibatches,
+        total_steps=scene.steps,
+        target_kl=options.target_kl,
+    )
+    algorithm = Algorithm(
+        "ppo",
+        "PPO (Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593)",
+        learner,
+        make_text_actor(scene.base.lm, scene.score, scene.config),
+        hparams,
+        align.init_policy(scene.base.lm, scene.tuned.part),
+        "objective/scores",
+        ("objective/scores", "objective/kl"),
+        options.minibatches,
+        options.run.batch_size // options.minibatches,
+    )
+    run_online(options, scene, algorithm, argv)
+
+
+def run_groups(options: GRPO | RLOO, argv: Sequence[str]) -> None:
+    """Train by a method that compares the answers to a prompt."""
+    group = options.group
+    scene = open_scene(options, group.minibatches)
+    name = options.method if isinstance(options, GRPO) else "rloo"
+    method, words = METHODS[name]
+    named = {"clip": group.clip, "kl_coef": group.kl_coef}
+    hparams = method.hparams._replace(
+        learning_rate=scene.rate,
+        temperature=options.answers.temperature,
+        stop_penalty=options.answers.stop_penalty,
+        **{field: value for field, value in named.items() if value is not None},
+    )
+    if group.clip is not None:
+        hparams = hparams._replace(clip_high=None)
+    learner = align.make_group_learner(
+        scene.base.lm,
+        scene.score,
+        scene.config,
+        group_size=group.group_size,
+        method=method,
+        epochs=group.updates,
+        minibatches=group.minibatches,
+        total_steps=scene.steps,
+    )
+    actor = make_group_actor(
+        scene.base.lm, scene.score, scene.config, group_size=group.group_size, penalty=method.kl
+    )
+    algorithm = Algorithm(
+        "rloo" if isinstance(options, RLOO) else "grpo",
+        words,
+        learner,
+        actor,
+        hparams,
+        {"lm": scene.tuned.part},
+        "reward",
+        ("reward", "objective/kl"),
+        group.minibatches,
+        group.group_size * options.run.batch_size // group.minibatches,
+    )
+    run_online(options, scene, algorithm, argv)

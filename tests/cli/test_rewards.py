@@ -1,0 +1,129 @@
+"""The commands `reward` and `score`, and where rewards come from."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align import align, nets
+from jaxrl_align.cli import run_command
+from jaxrl_align.runtime.huggingface import load_model, load_reward_model
+from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer, write_rows
+
+RUN = "reward --model tiny --steps 4 --every 2 --batch-size 2 --rank 2 --learning-rate 0.05"
+OTHERS = WORDS[1:] + WORDS[:1]
+
+
+@pytest.fixture(scope="module")
+def judge(workshop, tmp_path_factory):
+    """The folder of a reward model."""
+    out = tmp_path_factory.mktemp("reward") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workshop)
+        run_command([*f"{RUN} --data pairs.jsonl --held-out pairs.jsonl --out".split(), str(out)])
+    return out
+
+
+@jax.jit
+def scores_of(params, tokens, real):
+    lm = nets.make_transformer(config())
+    return jax.vmap(lambda t, m: align.score(lm, align.RewardModel(params), t, m))(tokens, real)
+
+
+def read_scores(folder, words):
+    """Return the scores of prompts with words, each text alone."""
+    tokens, real = np.zeros((2, 6, 20))
+    for row, (prompt, word) in enumerate(zip(PROMPTS, words, strict=True)):
+        ids = [*tokenizer().encode(prompt), *tokenizer().encode(f" {word}"), 1]
+        tokens[row, : len(ids)], real[row, : len(ids)] = ids, 1.0
+    params = load_reward_model(folder).params
+    return np.asarray(scores_of(params, jnp.array(tokens, jnp.int32), jnp.array(real)))
+
+
+def test_scores_are_normalised_over_the_rows_and_order_the_pairs(judge):
+    chosen, rejected = read_scores(judge, WORDS), read_scores(judge, OTHERS)
+    both = np.concatenate([chosen, rejected])
+    np.testing.assert_allclose([both.mean(), both.std()], [0.0, 1.0], atol=1e-4)
+    found = json.loads((judge / "run" / "held_out.json").read_text())
+    best = min(("2", "4"), key=lambda step: found[step]["loss"])
+    assert found[best]["accuracy"] == np.mean(chosen > rejected)
+    assert found[best]["loss"] < found["0"]["loss"]
+
+
+def test_padding_ends_no_text_where_the_stop_token_pads(judge):
+    pad = json.loads((judge / "config.json").read_text())["pad_token_id"]
+    assert pad not in (1, *tokenizer().encode(" ".join([*PROMPTS, *WORDS])))
+    assert load_reward_model(judge).tokenizer.pad_token == pad
+
+
+def test_the_base_is_merged_and_its_head_over_words_left_out(judge, monkeypatch, workshop):
+    monkeypatch.chdir(workshop)
+    start, params = load_model("tiny").params, load_reward_model(judge).params["lm"]
+    same = {
+        name: np.array_equal(leaf["kernel"], params["layers"][name]["kernel"])
+        for name, leaf in start["layers"].items()
+        if "kernel" in leaf
+    }
+    assert [name for name, equal in same.items() if not equal] == ["query", "value"]
+
+
+def test_score_reads_pairs_and_single_answers(judge, road, tmp_path, capsys):
+    road("score --data pairs.jsonl --reward", judge, "--out", tmp_path / "pairs.jsonl")
+    said = capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose([row["chosen_score"] for row in rows], read_scores(judge, WORDS), atol=1e-5)
+    np.testing.assert_allclose([row["rejected_score"] for row in rows], read_scores(judge, OTHERS), atol=1e-5)
+    share = 100 * np.mean(read_scores(judge, WORDS) > read_scores(judge, OTHERS))
+    assert "6 rows" in said and f"{share:.1f}% [" in said
+    road("score --data sft.jsonl --reward", judge, "--out", tmp_path / "single.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "single.jsonl").read_text().splitlines()]
+    assert rows[0].keys() == {"prompt", "completion", "score"}
+    np.testing.assert_allclose([row["score"] for row in rows], read_scores(judge, WORDS), atol=1e-5)
+
+
+def test_score_calls_a_function_of_the_working_directory(road, tmp_path, capsys):
+    road("score --data sft.jsonl --reward own_rewards:spaces --out", tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows] == [1.0 + (1 + len(word)) / 10 for word in WORDS]
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        ("spaaces", "own_rewards has no such function; did you mean spaces?"),
+        ("raises", "reward 'own_rewards:raises' must not raise; got KeyError: 'blue'"),
+        ("nan", "one finite number for each of 6 completions; got 6, not finite at sft.jsonl:1"),
+        ("short", "one finite number for each of 6 completions; got 1"),
+    ],
+)
+def test_a_function_that_fails_is_named(fails, function, line):
+    code, said = fails(f"score --data sft.jsonl --reward own_rewards:{function}")
+    assert code == 2 and line in said
+
+
+def test_what_is_no_reward_is_refused(fails):
+    assert (
+        "must be a reward model's folder, or module:function" in fails("score --data x --reward nowhere")[1]
+    )
+    assert "no module absent in" in fails("score --data x --reward absent:f")[1]
+    assert "must hold a sequence classifier; got LlamaForCausalLM" in fails("score --data x --reward tiny")[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "row", "metric"),
+    [
+        ("rankings", {"completions": [" a", " b", " c"], "ranking": [1, 2, 2]}, "accuracy"),
+        ("ratings", {"completion": " a", "score": 3}, "rmse"),
+        ("labels", {"completion": " a", "label": True}, "accuracy"),
+        ("corrections", {"completion": " a", "correction": " b"}, "accuracy"),
+    ],
+)
+def test_every_kind_of_feedback_trains(road, tmp_path, kind, row, metric):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": prompt} | row for prompt in PROMPTS])
+    road(f"{RUN} --tuning head --data", tmp_path / "rows.jsonl", "--out", tmp_path / "out")
+    lines = (tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and metric in json.loads(lines[0])
+    load_reward_model(tmp_path / "out")
