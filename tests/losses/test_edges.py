@@ -188,6 +188,7 @@ BF16_TYPES = {
     L.reward_centring: (X, X),
     L.score_regression: (X, X),
     L.binary_label: (X, X),
+    L.best_of_n_kl: (X,),
     L.gaussian_entropy: (X,),
     L.token_log_prob: (MATRIX, INDEX),
     L.next_token_loss: (MATRIX, INDEX),
