@@ -62,7 +62,7 @@ class DirectHParams(NamedTuple):
     desirable_weight: Numeric = 1.0
     """KTO's, of good answers."""
     undesirable_weight: Numeric = 1.0
-    """KTO's, of bad ones. Times their numbers, one of the two should be 1 to 4/3 of the other."""
+    """KTO's, of bad ones. TRL advises that weights times numbers of rows, good to bad, be 1 to 4/3."""
 
 
 class PairLogProbs(NamedTuple):
@@ -275,7 +275,7 @@ def kto_objective(lm: LanguageModel, *, microbatches: int = 1) -> LossFn:
             lm, overlay(frozen, params), rows.prompt, stack_answers(batch), key, microbatches=microbatches
         )
         log_prob, good, bad = both[:, 0], rows.value, 1.0 - rows.value
-        z = jax.lax.stop_gradient(jnp.maximum(jnp.mean(both[:, 1] - reference[:, 1]), 0.0))
+        z = jnp.maximum(jnp.mean(both[:, 1] - reference[:, 1]), 0.0)
         judge = lambda desirable: kto(
             log_prob,
             reference[:, 0],
@@ -288,7 +288,7 @@ def kto_objective(lm: LanguageModel, *, microbatches: int = 1) -> LossFn:
         rewards = hparams.beta * (log_prob - reference[:, 0])
         mean = lambda x, mask: jnp.where(jnp.sum(mask) > 0, masked_mean(x, mask), jnp.nan)
         chosen, rejected = mean(rewards, good), mean(rewards, bad)
-        return jnp.mean(good * judge(1.0) + bad * judge(0.0)), {
+        return jnp.mean(jnp.where(good > 0, judge(1.0), judge(0.0))), {
             "kl": z,
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,

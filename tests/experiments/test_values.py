@@ -83,9 +83,13 @@ def test_benchmarks_run_without_their_peers_and_say_so(experiment, capsys):
     module = experiment("tuning")
     small = {"vocab": 20, "width": 8, "layers": 1, "heads": 1, "batch": 2, "length": 5, "rank": 2}
     module.main(module.Config(**small, real=False, rounds=2))
+    module = experiment("alignment")
+    small = {"vocab": 20, "width": 8, "layers": 1, "heads": 1, "context": 16, "batch": 2, "prompts": 2}
+    module.main(module.Config(**small, prompt=3, new=3, group=2, real=False, steps=1, rounds=1))
     said = capsys.readouterr().out
     assert "give --flashbax PYTHON" in said and "give --sb3 PYTHON" in said and "give --rejax PYTHON" in said
     assert "peft is left out, give --peers PYTHON" in said
+    assert all(f"{name} is left out" in said for name in ("trl_dpo", "trl_ppo", "trl_grpo"))
 
 
 @pytest.mark.parametrize(
