@@ -5,6 +5,7 @@ once for all of them, so does every pass that judges them again, and minibatches
 no critic; the policy's parameters are `{"lm": a whole model or a part of one}`.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 import chex
@@ -16,7 +17,7 @@ from jaxrl_align.actors.queries import check_fits, check_prompts, draw_prompts, 
 from jaxrl_align.actors.scores import Score, as_paid, as_scored
 from jaxrl_align.actors.text import Frozen
 from jaxrl_align.checks import check_counts
-from jaxrl_align.losses import Categorical, entropy, token_log_prob
+from jaxrl_align.losses import entropy, token_log_prob
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel, positions_of
 from jaxrl_align.text.generation import TextConfig, generate, sampling_logits
@@ -57,7 +58,7 @@ def judge_answers(
     *,
     temperature: Numeric = 1.0,
 ) -> Evaluation:
-    """Judge G answers to ONE prompt: log-probabilities, entropies and distributions.
+    """Judge G answers to ONE prompt: log-probabilities and entropies.
 
     The prompt is read once, into a cache that all answers read; behind one another in a row of P + G T
     tokens, as `align.score_completions` packs them, each would also be compared with the others' tokens,
@@ -72,7 +73,7 @@ def judge_answers(
       temperature: the sampling temperature.
 
     Returns:
-      An `Evaluation` with leaves [G, T], the distribution's logits [G, T, V]; values are 0.
+      An `Evaluation` with leaves [G, T], values 0, and no distributions.
     """
     length = config.prompt_length
     slots = jnp.concatenate([prompt.real, jnp.ones(config.response_length)])
@@ -81,19 +82,25 @@ def judge_answers(
     read, cache = lm.encode(params, prompt.tokens, slots, room, 0, positions[:length])
     pad_token = None if config.pad_token == config.stop_token else config.pad_token
 
-    def judge_one(answer: PaddedTokens) -> Evaluation:
+    def states_before(answer: PaddedTokens) -> jax.Array:
         # The hidden state before a token predicts it: the prompt's last comes first, an answer's last is not
         # needed. Positions are those of an answer that fills its room, which a real token's always are.
-        hidden = read[-1:]
-        if config.response_length > 1:
-            real = jnp.concatenate([prompt.real, answer.real])
-            own, _ = lm.encode(params, answer.tokens[:-1], real, cache, length, positions[length:-1])
-            hidden = jnp.concatenate([hidden, own])
-        logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
-        values = jnp.zeros(logits.shape[:1])
-        return Evaluation(token_log_prob(logits, answer.tokens), entropy(logits), values, Categorical(logits))
+        if config.response_length == 1:
+            return read[-1:]
+        real = jnp.concatenate([prompt.real, answer.real])
+        own, _ = lm.encode(params, answer.tokens[:-1], real, cache, length, positions[length:-1])
+        return jnp.concatenate([read[-1:], own])
 
-    return jax.vmap(judge_one)(answers)
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def judge_one(answer: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hidden, tokens = answer
+        logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
+        return token_log_prob(logits, tokens), entropy(logits)
+
+    # One answer's logits at a time, computed again for the gradient: with SmolLM2's vocabulary they are the
+    # most of a group's memory.
+    log_prob, uncertainty = jax.lax.map(judge_one, (jax.vmap(states_before)(answers), answers.tokens))
+    return Evaluation(log_prob, uncertainty, jnp.zeros_like(log_prob))
 
 
 def answer_group(

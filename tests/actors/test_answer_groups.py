@@ -109,8 +109,6 @@ def test_answers_are_judged_as_each_alone_and_so_are_their_gradients(model):
     for name in ("log_prob", "entropy"):
         a, b = (getattr(x, name) * ANSWERS.real[None] for x in (one, other))
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
-    logits = (x.distribution.logits * ANSWERS.real[None, ..., None] for x in (one, other))
-    np.testing.assert_allclose(*logits, atol=1e-4, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient, expected)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) > 0.1
 

@@ -219,6 +219,7 @@ def test_advantages_losses_and_metrics_are_trls(name, kl):
     method, kl_coef = TRL_METHODS[name], trl.BETA if kl else 0.0
     batch, mask, advantage = trl_batch(method, kl_coef)
     np.testing.assert_allclose(advantage[..., 0].ravel(), expected["advantages"], atol=1e-5)
+    assert not np.asarray(advantage)[mask == 0].any()
     clips = {"clip": trl.CLIPS["epsilon"], "clip_high": trl.CLIPS["epsilon_high"]}
     hparams = scalars(method, kl_coef=kl_coef, **clips)
     judged = trl_evaluations()[1]["policy"]
