@@ -28,7 +28,7 @@ BELOW = {
     "actors": {"types", "checks", "losses", "nets", "envs", "text"},
     "rl": {"types", "checks", "learner", "losses"},
     "pretrain": {"types", "learner", "losses", "nets", "data"},
-    "align": {"types", "checks", "learner", "losses", "nets", "feedback", "rl", "actors", "text"},
+    "align": {"types", "checks", "learner", "losses", "nets", "feedback", "rl", "actors", "text", "pretrain"},
     "evaluate": {"types", "nets", "data", "text", "pretrain"},
     "runtime": {"types", "checks", "nets", "data"},
 }

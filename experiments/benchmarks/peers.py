@@ -60,6 +60,9 @@ INSTALL = {
     "transformers_generate": "pip install transformers torch",
     "trl_sft": "pip install trl torch",
     "trl_reward": "pip install trl torch peft",
+    "trl_dpo": "pip install trl torch",
+    "trl_grpo": "pip install trl torch peft",
+    "trl_ppo": "pip install trl==1.12.0 torch",
     "peft_lora": "pip install peft==0.21.2 transformers torch",
     "purejaxrl": "pip install gymnax==0.0.9 distrax, and give the folder of its ppo.py",
 }

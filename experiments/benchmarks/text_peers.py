@@ -71,7 +71,7 @@ def trl_sft(shape: dict[str, int], batch: int, length: int, steps: int, threads:
 
     rows = torch.randint(2, shape["vocab"], (batch * (steps + 2), length)).tolist()
     model = _gpt2(**shape, threads=threads)
-    rate = _trl_round(SFTTrainer, SFTConfig, model, {"input_ids": rows}, batch, length, steps)
+    rate = _trl_round(SFTTrainer, SFTConfig, model, {"input_ids": rows}, batch, steps, {"max_length": length})
     return lambda: rate() * length
 
 
@@ -111,12 +111,153 @@ def trl_reward(
     first = torch.randint(2, vocab, (count, prompt))
     side = lambda: torch.cat([first, torch.randint(2, vocab, (count, completion))], 1).tolist()
     rows = {"chosen_ids": side(), "rejected_ids": side()}
-    length = prompt + completion
-    return _trl_round(RewardTrainer, RewardConfig, whole, rows, batch, length, steps, peft_config=lora)
+    settings = {"max_length": prompt + completion}
+    return _trl_round(RewardTrainer, RewardConfig, whole, rows, batch, steps, settings, peft_config=lora)
+
+
+def trl_dpo(
+    model: dict[str, int], batch: int, prompt: int, completion: int, steps: int, threads: int
+) -> Round:
+    """Train by trl's DPOTrainer with AdamW, `steps` steps a round, pairs a second.
+
+    The reference's log-probabilities are computed before, once for all rows.
+    """
+    from trl import DPOConfig, DPOTrainer
+
+    count = batch * (steps + 2)
+    answers = lambda: [f" {text} {_word(1)}" for text in _texts(count, completion - 1, model["vocab"])]
+    prompts = _texts(count, prompt, model["vocab"])
+    rows = {"prompt": prompts, "chosen": answers(), "rejected": answers()}
+    settings = {"max_length": prompt + completion, "precompute_ref_log_probs": True}
+    whole = _gpt2(**model, threads=threads)
+    return _trl_round(DPOTrainer, DPOConfig, whole, rows, batch, steps, settings)
+
+
+def trl_grpo(
+    model: dict[str, int] | str,
+    targets: list[str] | None,
+    rank: int,
+    prompts: int,
+    group: int,
+    prompt: int,
+    new: int,
+    steps: int,
+    threads: int,
+) -> Round:
+    """Train by trl's GRPOTrainer with AdamW and no KL penalty, `steps` updates a round, updates a second.
+
+    The model is GPT-2's layout of a shape, or what a folder holds, in float32; with targets LoRA is trained.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    if isinstance(model, str):
+        torch.set_num_threads(threads)
+        whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    else:
+        whole = _gpt2(**model, threads=threads)
+    whole.generation_config.eos_token_id = 1
+    options = {}
+    if targets is not None:
+        from peft import LoraConfig
+
+        options["peft_config"] = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    settings = {
+        "num_generations": group,
+        "max_completion_length": new,
+        "generation_kwargs": {"min_new_tokens": new},
+    }
+    even = lambda completion_ids, **_: [float(sum(i % 2 == 0 for i in ids)) for ids in completion_ids]
+    rows = {"prompt": _texts(prompts * (steps + 2), prompt, whole.config.vocab_size)}
+    batch = prompts * group
+    rate = _trl_round(
+        GRPOTrainer, GRPOConfig, whole, rows, batch, steps, settings, reward_funcs=even, **options
+    )
+    return lambda: rate() / batch
+
+
+def trl_ppo(
+    model: dict[str, int], batch: int, prompt: int, new: int, epochs: int, steps: int, threads: int
+) -> Round:
+    """Train by trl's experimental PPOTrainer, `epochs` epochs of one minibatch, episodes a second.
+
+    Policy, reference, value model and reward model are of one shape. trl 1.12 still has this trainer.
+    """
+    import os
+    import tempfile
+
+    os.environ["HF_HUB_OFFLINE"] = os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    policy, reference = (_gpt2(**model, threads=threads) for _ in range(2))
+    policy.generation_config.eos_token_id = None
+
+    def classifier() -> Any:
+        made = AutoModelForSequenceClassification.from_config(policy.config)
+        made.score = torch.nn.Linear(made.config.hidden_size, 1, bias=False)
+        made.config.num_labels, made.config.pad_token_id = 1, 0
+        return made
+
+    rows = torch.randint(2, model["vocab"], (batch * (steps + 1), prompt)).tolist()
+    made = PPOTrainer(
+        args=PPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=batch,
+            local_rollout_forward_batch_size=batch,
+            num_mini_batches=1,
+            num_ppo_epochs=epochs,
+            total_episodes=batch * steps,
+            num_sample_generations=0,
+            response_length=new,
+            learning_rate=1e-4,
+            **_QUIET,
+        ),
+        processing_class=_tokenizer(PreTrainedTokenizerFast, model["vocab"], padding_side="left"),
+        model=policy,
+        ref_model=reference,
+        reward_model=classifier(),
+        value_model=classifier(),
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        eval_dataset=Dataset.from_dict({"input_ids": rows[:batch]}),
+    )
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
+            made.train()
+        return steps * batch / (time.perf_counter() - begin)
+
+    measure()
+    return measure
+
+
+_QUIET = {
+    "bf16": False,
+    "fp16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+"""Settings of trl's trainers that leave nothing but the training."""
 
 
 def _trl_round(
-    trainer: Any, config: Any, model: Any, rows: dict, batch: int, length: int, steps: int, **options: Any
+    trainer: Any,
+    config: Any,
+    model: Any,
+    rows: dict,
+    batch: int,
+    steps: int,
+    settings: dict[str, Any],
+    **options: Any,
 ) -> Round:
     """Return the rate, rows a second, of one of trl's trainers from its second step to its last."""
     import os
@@ -143,19 +284,11 @@ def _trl_round(
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=batch,
             max_steps=steps + 1,
-            max_length=length,
             learning_rate=1e-3,
             optim="adamw_torch",
             weight_decay=0.01,
-            bf16=False,
-            fp16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
+            **_QUIET,
+            **settings,
         ),
         train_dataset=Dataset.from_dict(rows),
         processing_class=_tokenizer(PreTrainedTokenizerFast, model.config.vocab_size),
@@ -212,10 +345,24 @@ def peft_lora(
     return measure
 
 
-def _tokenizer(kind: Any, vocab: int) -> Any:
+def _tokenizer(kind: Any, vocab: int, **settings: Any) -> Any:
     """Return a tokenizer of `vocab` words, which trl wants even for rows that are tokens already."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
 
-    words = {f"w{i}": i for i in range(vocab)}
-    return kind(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w1")), pad_token="w0", eos_token="w1")
+    made = Tokenizer(WordLevel({_word(i): i for i in range(vocab)}, unk_token=_word(1)))
+    made.pre_tokenizer = WhitespaceSplit()
+    return kind(tokenizer_object=made, pad_token=_word(0), eos_token=_word(1), **settings)
+
+
+def _word(token: int) -> str:
+    """Return a token's word; none begins another, for special tokens are found within words too."""
+    return f"w{token:05}"
+
+
+def _texts(count: int, length: int, vocab: int) -> list[str]:
+    """Return random texts of that many tokens."""
+    import torch
+
+    return [" ".join(map(_word, row)) for row in torch.randint(2, vocab, (count, length)).tolist()]

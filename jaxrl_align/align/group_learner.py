@@ -271,9 +271,15 @@ def make_group_learner(
         adapt=adapt,
     )
 
+    return without_critic(learner)
+
+
+def without_critic(learner: Learner) -> Learner:
+    """Return the learner without the metric of how much a critic explains."""
+
     def step(state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:
         state, metrics = learner.step(state, batch, frozen)
-        metrics.pop("val/explained_variance", None)  # no critic explains anything
+        metrics.pop("val/explained_variance", None)
         return state, metrics
 
     return Learner(learner.init, step)

@@ -7,7 +7,14 @@ from jaxrl_align.losses.distributional import (
     quantile_regression_loss,
 )
 from jaxrl_align.losses.distributions import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
-from jaxrl_align.losses.divergences import categorical_kl, entropy, gaussian_entropy, gaussian_kl, kl_estimate
+from jaxrl_align.losses.divergences import (
+    best_of_n_kl,
+    categorical_kl,
+    entropy,
+    gaussian_entropy,
+    gaussian_kl,
+    kl_estimate,
+)
 from jaxrl_align.losses.groups import dr_grpo, group_advantages, grpo, gspo, leave_one_out_advantages, rloo
 from jaxrl_align.losses.masking import masked_mean, whiten
 from jaxrl_align.losses.off_policy import VTrace, vtrace
@@ -63,18 +70,18 @@ from jaxrl_align.losses.values import (
 # fmt: off
 __all__ = [
     "Categorical", "DiagonalGaussian", "MultiCategorical", "TanhGaussian", "VTrace",
-    "adapt_kl_coefficient", "all_pairs", "average_baseline", "binary_label", "bradley_terry",
-    "categorical_kl", "categorical_projection", "categorical_q_loss", "clipped_surrogate",
-    "clipped_value_loss", "discounted_returns", "double_q_error", "dpo", "dr_grpo",
-    "drift_stabilised_loss", "entropy", "expected_sarsa_error", "exploration_stabilised_loss", "gae",
-    "gae_associative", "gaussian_entropy", "gaussian_kl", "gaussian_noise", "group_advantages", "grpo",
-    "gspo", "huber", "importance_ratio", "ipo", "kl_estimate", "kl_penalty_surrogate", "kto",
-    "lambda_error", "lambda_returns", "leave_one_out_advantages", "log_odds_ratio", "masked_mean",
-    "masking_noise", "n_step_error", "n_step_returns", "next_token_loss", "orpo", "plackett_luce",
-    "proportional_kl_coefficient", "q_advantage", "q_learning_error", "quantile_regression_loss",
-    "reconstruction_error", "reinforce_loss", "reward_centring", "reward_to_go", "rloo", "sarsa_error",
-    "score_regression", "simpo", "slic", "squared", "surrogate", "td_error", "td_target",
-    "token_log_prob", "token_log_prob_chunked", "trajectory_return", "variance_stabilised_loss", "vtrace",
-    "whiten",
+    "adapt_kl_coefficient", "all_pairs", "average_baseline", "best_of_n_kl", "binary_label",
+    "bradley_terry", "categorical_kl", "categorical_projection", "categorical_q_loss",
+    "clipped_surrogate", "clipped_value_loss", "discounted_returns", "double_q_error", "dpo",
+    "dr_grpo", "drift_stabilised_loss", "entropy", "expected_sarsa_error",
+    "exploration_stabilised_loss", "gae", "gae_associative", "gaussian_entropy", "gaussian_kl",
+    "gaussian_noise", "group_advantages", "grpo", "gspo", "huber", "importance_ratio", "ipo",
+    "kl_estimate", "kl_penalty_surrogate", "kto", "lambda_error", "lambda_returns",
+    "leave_one_out_advantages", "log_odds_ratio", "masked_mean", "masking_noise", "n_step_error",
+    "n_step_returns", "next_token_loss", "orpo", "plackett_luce", "proportional_kl_coefficient",
+    "q_advantage", "q_learning_error", "quantile_regression_loss", "reconstruction_error",
+    "reinforce_loss", "reward_centring", "reward_to_go", "rloo", "sarsa_error", "score_regression",
+    "simpo", "slic", "squared", "surrogate", "td_error", "td_target", "token_log_prob",
+    "token_log_prob_chunked", "trajectory_return", "variance_stabilised_loss", "vtrace", "whiten",
 ]
 # fmt: on

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.losses._arrays import as_floats, bounded_exp, same_shape
-from jaxrl_align.types import Array
+from jaxrl_align.types import Array, Numeric
 
 
 def entropy(logits: Array) -> jax.Array:
@@ -83,6 +83,23 @@ def kl_estimate(log_prob: Array, log_prob_ref: Array, *, kind: Literal["k1", "k2
     if kind == "k3":
         return bounded_exp(log_ratio) - 1.0 - log_ratio
     raise ValueError(f'kind must be "k1", "k2" or "k3"; got {kind!r}')
+
+
+def best_of_n_kl(n: Numeric) -> jax.Array:
+    """Compute how far choosing the best of n samples moves a policy.
+
+        KL(best of n || pi) = log n - (n - 1) / n
+
+    Args:
+      n: [...] samples, >= 1.
+
+    Returns:
+      [...] nats; exact without ties among the scores, otherwise a bound from above.
+
+    Source: Stiennon et al. 2020, appendix G.3; Beirami et al. 2024 (arXiv:2401.01879), on the bound.
+    """
+    (n,) = as_floats(n)
+    return jnp.log(n) - (n - 1.0) / n
 
 
 def gaussian_entropy(log_std: Array) -> jax.Array:

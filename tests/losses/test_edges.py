@@ -130,7 +130,7 @@ BF16_CASES = {
 
 @pytest.mark.parametrize("name", BF16_CASES)
 def test_bfloat16_is_computed_in_float32(name):
-    """bfloat16 inputs give exactly what the same numbers in float32 give, and their gradients are finite."""
+    """bfloat16 inputs give what the same numbers in float32 give, to the compiler's rounding."""
     f, num = BF16_CASES[name]
     keys = jax.random.split(jax.random.key(0), num)
     arguments = [jnp.abs(jax.random.normal(key, (8,))).astype(jnp.bfloat16) for key in keys]
@@ -143,7 +143,7 @@ def test_bfloat16_is_computed_in_float32(name):
     got, gradients = both(*arguments)
     wide, _ = both(*(x.astype(jnp.float32) for x in arguments))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(got))
-    jax.tree.map(np.testing.assert_array_equal, got, wide)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-6), got, wide)
     assert all(np.all(np.isfinite(g)) for g in gradients)
 
 
@@ -188,6 +188,7 @@ BF16_TYPES = {
     L.reward_centring: (X, X),
     L.score_regression: (X, X),
     L.binary_label: (X, X),
+    L.best_of_n_kl: (X,),
     L.gaussian_entropy: (X,),
     L.token_log_prob: (MATRIX, INDEX),
     L.next_token_loss: (MATRIX, INDEX),

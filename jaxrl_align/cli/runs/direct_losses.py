@@ -208,7 +208,7 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
     def course() -> Course:
         frozen = None if whole else tuned.frozen
         train, held_out = (
-            read_reference(base.lm, base.params, rows, max(1, batch // parts), method.referenced)
+            refer(base.lm, base.params, rows, max(1, batch // parts), method.referenced)
             for rows in (encoded.train, encoded.held_out)
         )
         return Course(
@@ -263,7 +263,7 @@ def as_direct(divided: Divided, labels: bool) -> Divided:
     return divided._replace(train=train, held_out=held_out)
 
 
-def read_reference(lm: Any, params: Params, rows: Any, batch_size: int, referenced: bool) -> Any:
+def refer(lm: Any, params: Params, rows: Any, batch_size: int, referenced: bool) -> Any:
     """Return rows on the host, with the reference's log-probabilities where a loss reads them."""
     if rows is None or not referenced:
         if rows is not None:
