@@ -9,9 +9,9 @@ import pytest
 from jaxrl_align.cli.datasets import choose_lengths, divide_rows, shuffled_batches, whole_batches
 from jaxrl_align.cli.judges import load_judge
 from jaxrl_align.cli.options import DataOptions, LengthOptions
-from jaxrl_align.feedback import read_feedback, read_prompts
+from jaxrl_align.feedback import read_demonstrations, read_feedback, read_prompts
 from jaxrl_align.runtime.huggingface import load_model
-from tests.cli.conftest import write_rows
+from tests.cli.conftest import PROMPTS, write_rows
 
 RUN = "--model tiny --data prompts.jsonl --samples 0 --rank 2 --response-length 4 --every 3 --batch-size 4"
 
@@ -34,7 +34,7 @@ def test_rloo_follows_a_python_reward(road, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["grpo", "dr-grpo", "gspo", "reinforce++"])
+@pytest.mark.parametrize("method", ["grpo", "dr-grpo", "gspo", "reinforce++", "best-of-group"])
 def test_group_methods_run(road, tmp_path, method):
     settings = f"--method {method} --steps 3 --group-size 2 --updates 2 --minibatches 2"
     road(f"grpo {RUN} {settings} --reward own_rewards:knows --out", tmp_path / "out")
@@ -115,3 +115,19 @@ def test_whole_prompts_are_held_out(tmp_path):
 def test_lengths_are_what_rows_need_and_the_context_holds(given, context, chosen):
     counts = np.array([[20, 5], [30, 12]])
     assert choose_lengths(counts, LengthOptions(*given), context) == chosen
+
+
+def test_best_of_n_keeps_the_highest_score_and_writes_rows_that_sft_reads(road, tmp_path, capsys):
+    out = tmp_path / "best.jsonl"
+    how = "--reward own_rewards:spaces --n 4 --batch-size 4 --tokens 6 --out"
+    road(f"best-of-n --model tiny --data prompts.jsonl {how}", out)
+    said = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    own = load_judge("own_rewards:spaces").function
+    assert [row["prompt"] for row in rows] == PROMPTS and rows[0]["word"] == " red"
+    scores = own([], [row["completion"] for row in rows])
+    np.testing.assert_allclose([row["score"] for row in rows], scores, rtol=1e-6)
+    means = [float(line.split("score ")[1].split(",")[0]) for line in said[:3]]
+    assert means == sorted(means) and means[2] == pytest.approx(np.mean(scores), rel=1e-3)
+    assert said[1].endswith("at most 0.19 nats away") and said[0].startswith("best of 1: ")
+    assert len(read_demonstrations(out).rows) == 6
