@@ -20,6 +20,7 @@ def read_metrics(out):
     return [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_rloo_follows_a_python_reward(road, tmp_path):
     """The reward grows with each space and letter, so that the held-out mean must rise."""
     out = tmp_path / "out"
