@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_align.cli import convert, scoring, serve
+from jaxrl_align.cli import choosing, convert, scoring, serve
 from jaxrl_align.cli.config_files import suggest, with_config
 from jaxrl_align.cli.runs import direct_losses, fine_tuning, online_methods, reward_models
 from jaxrl_align.runtime.cli import has_field, parse, user_errors
@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "ppo": Command(online_methods.PPO, online_methods.run_ppo),
     "grpo": Command(online_methods.GRPO, online_methods.run_groups),
     "rloo": Command(online_methods.RLOO, online_methods.run_groups),
+    "best-of-n": Command(choosing.BestOfN, choosing.run_best_of_n),
     "generate": Command(serve.Generate, serve.run_generate),
     "chat": Command(serve.Chat, serve.run_chat),
     "score": Command(scoring.ScoreRows, scoring.run_score),

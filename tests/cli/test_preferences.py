@@ -87,3 +87,18 @@ def test_ratings_are_no_preferences(fails, tmp_path):
     code, line = fails(f"dpo --model tiny --out {tmp_path / 'out'} --data", tmp_path / "rows.jsonl")
     assert code == 2 and "rows must be pairs or rankings; got a Rating" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_dpo_on_a_published_model_writes_an_adapter_that_is_read_again(road, tmp_path, real_folder, capsys):
+    out = tmp_path / "out"
+    settings = "--held-out None --samples 1 --sample-tokens 4 --steps 2 --every 2 --batch-size 2"
+    road(f"dpo --data pairs.jsonl --chat {settings} --out {out} --model", real_folder)
+    said = capsys.readouterr().out
+    assert "lora: 460,800 of 134,515,008 weights" in said and "is no setting" not in said
+    model = load_model(real_folder)
+    part, constants = load_adapter(out, model.config, model.params)
+    b = np.asarray(part["layers"]["query"]["lora"]["b"])
+    assert np.isfinite(b).all() and 1e-6 < np.abs(b).max() < 1e-3  # two steps of 1e-4 at most
+    road("generate --prompt Hello --chat --tokens 4 --model", out)
+    assert "1 completions" in capsys.readouterr().out

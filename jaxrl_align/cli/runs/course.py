@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -128,6 +129,7 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
 @contextlib.contextmanager
 def readable_rewards() -> Iterator[None]:
     """Turn what a compiled program makes of an error in a user's reward function back into that error."""
+    logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)  # it would print the traceback
     try:
         yield
     except Exception as error:

@@ -78,9 +78,9 @@ class GRPO:
     tuning: OmitArgPrefixes[TuningOptions] = TuningOptions()
     run: OmitArgPrefixes[RunOptions] = RunOptions(steps=50, batch_size=4)
     group: OmitArgPrefixes[GroupOptions] = GroupOptions()
-    method: Literal["grpo", "dr-grpo", "gspo", "reinforce++"] = "grpo"
+    method: Literal["grpo", "dr-grpo", "gspo", "reinforce++", "best-of-group"] = "grpo"
     """Dr. GRPO leaves out the divisions by length and deviation, GSPO clips whole answers, REINFORCE++
-    whitens over the batch."""
+    whitens over the batch, best-of-group imitates the best answer (rejection sampling, expert iteration)."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,10 @@ METHODS: dict[str, tuple[align.GroupMethod, str]] = {
     "dr-grpo": (align.DR_GRPO, "Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)"),
     "gspo": (align.GSPO, "GSPO (Zheng et al. 2025, arXiv:2507.18071)"),
     "reinforce++": (align.REINFORCE_PLUS_PLUS, "REINFORCE++ (Hu et al. 2025, arXiv:2501.03262)"),
+    "best-of-group": (
+        align.REJECTION_SAMPLING,
+        "fine-tuning on the best of each group (Dong et al. 2023, RAFT, arXiv:2304.06767)",
+    ),
     "rloo": (align.RLOO, "RLOO (Ahmadian et al. 2024, arXiv:2402.14740)"),
 }
 
