@@ -124,6 +124,7 @@ def test_every_rating_lends_its_answer_to_one_other_row():
         seen.append(row)
         row = other[row]
     assert sorted(seen) == list(range(ROWS)) and row == 0
+    assert len({*((other - np.arange(ROWS)) % ROWS)}) > 1, "not all from the row before"
     again = with_reference(BIGRAM, TABLE, Ratings(PROMPT, numbered(), VALUE))
     assert bits(again) == bits(data)
 
@@ -208,7 +209,7 @@ def test_kto_holds_z_at_0_and_says_what_a_batch_has_none_of():
 
 def written_dpo(params):
     new, flip = {name: nats(params, STEPS[name]) for name in "ab"}, 0.2 + 0.6 * FLIP
-    gap = 0.3 * ((new["a"] - OLD["a"]) - (new["b"] - OLD["b"]))
+    gap = 5.0 * ((new["a"] - OLD["a"]) - (new["b"] - OLD["b"]))
     return jnp.mean((1 - flip) * jax.nn.softplus(-gap) + flip * jax.nn.softplus(gap))
 
 
@@ -218,11 +219,11 @@ def written_kto(params):
 
 
 @pytest.mark.parametrize(
-    ("objective", "batch", "written"),
-    [(dpo_objective, REFERENCED, written_dpo), (kto_objective, FAR, written_kto)],
+    ("objective", "batch", "written", "beta"),
+    [(dpo_objective, REFERENCED, written_dpo, 5.0), (kto_objective, FAR, written_kto, 0.3)],
     ids=["dpo", "kto"],
 )
-def test_a_step_by_hand(objective, batch, written):
+def test_a_step_by_hand(objective, batch, written, beta):
     """Adam's first step behind a global norm of 1, at a rate that rises; KTO's z has no gradient.
 
     In four parts, one in memory at a time, the step is the same.
@@ -230,9 +231,10 @@ def test_a_step_by_hand(objective, batch, written):
     gradient = jax.jit(jax.grad(written))(POLICY)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
     scale = min(1.0, 1.0 / norm)
+    assert (norm > 1.5) == (beta > 1.0), "one of the two is clipped"
     for parts in (1, 3):
         learner = make_direct_learner(BIGRAM, objective=objective(BIGRAM, microbatches=parts), warmup_steps=3)
-        state = learner.init(KEY, HPARAMS._replace(learning_rate=0.04), POLICY)
+        state = learner.init(KEY, HPARAMS._replace(learning_rate=0.04, beta=beta), POLICY)
         state, metrics = jax.jit(learner.step)(state, batch)
         close(metrics["grad_norm"], norm, 1e-4)
         close(metrics["learning_rate"], 0.01)
@@ -318,6 +320,8 @@ def test_8_vmapped_members_equal_8_single_runs():
         for name in history:
             close(metrics[name][i], history[name])
     assert np.ptp(members.params, 0).max() > 0.1, "the members must differ"
+    fall = 0.1 * np.array([1.0, 7 / 8, 6 / 8, 5 / 8])
+    close(metrics["learning_rate"], np.asarray(spreads)[:, None] * fall)
 
 
 def test_a_step_compiles_once_and_leaves_the_device_never():

@@ -42,7 +42,7 @@ def use(objective, batch):
 
 
 PAIRS = Comparisons(**GOOD)
-LEFT = PaddedTokens(jnp.array([[0, 0, 5, 6], [7, 8, 0, 0]]), jnp.array([[0.0, 0, 1, 1], [1, 1, 0, 0]]))
+LEFT = PaddedTokens(jnp.array([[9, 9, 5, 6], [7, 8, 9, 9]]), jnp.array([[0.0, 0, 1, 1], [1, 1, 0, 0]]))
 CASES = {
     "preferences: another tokenizer's tokens": (
         lambda: refer(rejected=text([20], [3])),
@@ -113,6 +113,16 @@ CASES = {
         lambda: use(align.kto_objective, Ratings(*GOOD.values())),
         ValueError,
         "must hold the reference's log-probabilities; got Ratings alone; sample from with_reference",
+    ),
+    "DPO: ratings with a reference": (
+        lambda: use(align.dpo_objective, align.Referenced(Ratings(*GOOD.values()), jnp.zeros((2, 2)))),
+        ValueError,
+        "a batch of this objective must be Comparisons; got Ratings; each kind of feedback",
+    ),
+    "KTO: pairs with a reference": (
+        lambda: use(align.kto_objective, align.Referenced(PAIRS, jnp.zeros((2, 2)))),
+        ValueError,
+        "a batch of this objective must be Ratings; got Comparisons; each kind of feedback",
     ),
     "IPO: ratings": (
         lambda: use(align.ipo_objective, Ratings(*GOOD.values())),
