@@ -19,6 +19,7 @@ from jaxrl_align.align import (
     RLOO,
     group_loss,
     make_group_learner,
+    whitened_returns,
 )
 from jaxrl_align.nets import init_lora, make_transformer, overlay
 from jaxrl_align.pretrain.lm import sample_rows
@@ -156,6 +157,15 @@ def test_a_whole_step_by_hand(name):
     assert metrics["learning_rate"] == 6.0 and metrics["clip_ratio/region_mean"] > 0
 
 
+def test_whitened_returns_by_hand():
+    """Rewards to go over two answers of two tokens and one, mean 0 and deviation 1 over the three."""
+    reward, mask = jnp.array([[[1.0, 2.0], [-3.0, 0.0]]]), jnp.array([[[1.0, 1.0], [1.0, 0.0]]])
+    to_go = np.array([3.0, 2.0, -3.0])
+    expected = (to_go - to_go.mean()) / to_go.std()
+    made = whitened_returns(reward, mask)
+    np.testing.assert_allclose(made, [[expected[:2], [expected[2], 0.0]]], atol=1e-5)
+
+
 ORIGIN = json.loads(trl.FIXTURE.read_text(encoding="utf-8"))
 TRL_LM = make_transformer(trl.CONFIG)
 TRL_METHODS = {
@@ -276,7 +286,7 @@ def test_k3_times_the_ratio_has_the_gradient_of_the_kl_and_k3_alone_that_of_the_
 
 
 SAMPLE = sample_rows(PROMPTS, batch_size=4)
-LEARNER = make(sample_prompts=SAMPLE, minibatches=2)
+LEARNER = make(sample_prompts=SAMPLE, minibatches=2, total_steps=40)
 step = jax.jit(LEARNER.step)
 
 
@@ -291,6 +301,7 @@ def test_many_steps_compile_once_and_hold_no_callback_and_no_frozen_weights():
             state, metrics = step(state, None, FROZEN)
     assert state.step == 20 and step._cache_size() == 1
     assert optax.tree.get(state.opt_state, "count") == 40
+    assert metrics["learning_rate"] == pytest.approx(1e-2 * 21 / 40)
     assert all(np.isfinite(value) for value in metrics.values())
     assert "val/explained_variance" not in metrics and "loss/value_avg" not in metrics
     weights = sum(x.size for x in jax.tree.leaves((state.params, state.env_state)))
