@@ -12,9 +12,11 @@ RATES = {
     "sft": (2e-5, 3e-4),
     "reward": (1e-5, 3e-4),
     "direct": (1e-6, 1e-4),
-    "online": (1e-6, 1e-4),
+    "ppo": (5e-6, 3e-4),
+    "groups": (5e-6, 1e-3),
 }
-"""Learning rates of each kind of training: of all weights, and of a LoRA. The virtual tokens of a prompt or
+"""Learning rates of each kind of training: of all weights, and of a LoRA. They suit the tens of updates that
+a laptop takes; PPO takes several gradient steps an update, the group methods one. The virtual tokens of a prompt or
 prefix, and IA3's vectors, take ten times the LoRA's: they are few, and start far from where they end."""
 
 

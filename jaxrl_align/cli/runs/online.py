@@ -86,7 +86,7 @@ class Algorithm(NamedTuple):
     """Sequences in memory at once."""
 
 
-def open_scene(options: Any, minibatches: int) -> Scene:
+def open_scene(options: Any, kind: str, minibatches: int) -> Scene:
     """Read model, reward and prompts."""
     check_run(options.run)
     check_tuning(options.tuning)
@@ -120,7 +120,7 @@ def open_scene(options: Any, minibatches: int) -> Scene:
         config,
         Frozen(tuned.frozen, judge.model),
         steps,
-        learning_rate("online", options.run, options.tuning),
+        learning_rate(kind, options.run, options.tuning),
     )
 
 

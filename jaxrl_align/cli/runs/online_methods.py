@@ -113,7 +113,7 @@ METHODS: dict[str, tuple[align.GroupMethod, str]] = {
 
 def run_ppo(options: PPO, argv: Sequence[str]) -> None:
     """Train by PPO."""
-    scene = open_scene(options, options.minibatches)
+    scene = open_scene(options, "ppo", options.minibatches)
     hparams = align.RLHFHParams(
         scene.rate,
         clip=options.clip,
@@ -151,7 +151,7 @@ def run_ppo(options: PPO, argv: Sequence[str]) -> None:
 def run_groups(options: GRPO | RLOO, argv: Sequence[str]) -> None:
     """Train by a method that compares the answers to a prompt."""
     group = options.group
-    scene = open_scene(options, group.minibatches)
+    scene = open_scene(options, "groups", group.minibatches)
     name = options.method if isinstance(options, GRPO) else "rloo"
     method, words = METHODS[name]
     named = {"clip": group.clip, "kl_coef": group.kl_coef}
