@@ -16,8 +16,8 @@ RATES = {
     "groups": (5e-6, 1e-3),
 }
 """Learning rates of each kind of training: of all weights, and of a LoRA. They suit the tens of updates that
-a laptop takes; PPO takes several gradient steps an update, the group methods one. The virtual tokens of a prompt or
-prefix, and IA3's vectors, take ten times the LoRA's: they are few, and start far from where they end."""
+a laptop takes; PPO takes several gradient steps an update, the group methods one. The virtual tokens of a
+prompt or prefix, and IA3's vectors, take ten times a LoRA's: they are few, and start far from their end."""
 
 
 @dataclass(frozen=True)
