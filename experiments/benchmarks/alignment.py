@@ -15,6 +15,7 @@ Measured (`python experiments/benchmarks/alignment.py --steps 8 --rounds 4 --pee
 threads, trl 1.16.0, peft 0.21.2; medians and the range over the rounds):
 
     DPO             108 pairs/s; trl 94.5: 1.15 times [1.11, 1.34]
+    PPO             50.0 episodes/s; trl 1.12.0 18.1: 2.74 times [1.95, 2.84]
     GRPO            7.32 updates/s; trl 3.10: 2.35 times [2.18, 2.48]
     GRPO, SmolLM2   0.09 updates/s; trl 0.05: 2.04 times [1.58, 2.06]
 
