@@ -288,7 +288,7 @@ def kto_objective(lm: LanguageModel, *, microbatches: int = 1) -> LossFn:
         rewards = hparams.beta * (log_prob - reference[:, 0])
         mean = lambda x, mask: jnp.where(jnp.sum(mask) > 0, masked_mean(x, mask), jnp.nan)
         chosen, rejected = mean(rewards, good), mean(rewards, bad)
-        return jnp.mean(jnp.where(good > 0, judge(1.0), judge(0.0))), {
+        return jnp.mean(good * judge(1.0) + bad * judge(0.0)), {
             "kl": z,
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
