@@ -21,6 +21,7 @@ from jaxrl_align.align import (
     score,
     score_margins,
 )
+from jaxrl_align.align.rounds import fit_reward
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.text.generation import TextConfig
@@ -116,6 +117,15 @@ def test_the_reward_model_learns_from_all_rounds_and_is_scaled_by_the_newest(sta
     model = normalise_scores(LM, model_of(after, False), *twice)
     np.testing.assert_allclose(after.env_state.gain, model.gain, rtol=1e-4)
     np.testing.assert_allclose(after.env_state.bias, model.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_the_room_of_later_rounds_is_never_learnt_from(states):
+    """The first round's fit is the same with room for two more rounds and without."""
+    settings, base = LEARNER.step.args[0], {"lm": TABLE, "head": START["reward"]["head"]}
+    fit = lambda rows: fit_reward(settings, START["reward"], base, rows, 0, jax.random.key(7), HPARAMS.reward)
+    fits = [jax.jit(fit)(rows_of(states[0][1], part))[0] for part in (slice(None), slice(0, N))]
+    jax.tree.map(np.testing.assert_array_equal, *fits)
+    assert jnp.abs(fits[0]["head"]["kernel"] - START["reward"]["head"]["kernel"]).max() > 0.1
 
 
 def test_the_policy_is_trained_on_the_newest_reward_model(states):
