@@ -10,9 +10,9 @@ and on SmolLM2-135M, LoRA of rank 8 on queries and values, peft on trl's side, G
 
 trl 1.16 has no PPO any more; `--ppo-peers` names an interpreter with 1.12.
 
-Measured (`python experiments/benchmarks/alignment.py --rounds 4 --peers PYTHON`, the real model with
-3 rounds; two CPU cores, an AMD EPYC on which XLA multiplies at 190 to 210 GFLOP/s; torch 2.13.0 with two
-threads, trl 1.16.0, peft 0.21.2; medians and the range over the rounds):
+Measured (`python experiments/benchmarks/alignment.py --rounds 4 --peers PYTHON --ppo-peers PYTHON`, the real
+model with 3 rounds; two CPU cores, an AMD EPYC on which XLA multiplies at 190 to 210 GFLOP/s; torch 2.13.0
+with two threads, trl 1.16.0, peft 0.21.2; medians and the range over the rounds):
 
     DPO             108 pairs/s; trl 94.5: 1.15 times [1.11, 1.34]
     PPO             50.0 episodes/s; trl 1.12.0 18.1: 2.74 times [1.95, 2.84]

@@ -225,6 +225,11 @@ def make_group_actor(
     check_counts(group_size=group_size)
     if penalty not in get_args(Penalty):
         raise ValueError(f"the KL penalty must be one of {', '.join(get_args(Penalty))}; got {penalty!r}")
+    if config.kl_penalty != "token":
+        raise ValueError(
+            f"groups say where the KL is paid by penalty=; got TextConfig(kl_penalty={config.kl_penalty!r}), "
+            "which is PPO's; leave it out and choose the method's kl"
+        )
     check_fits(lm, config, None)
     if sample_prompts is not None:
         check_prompts(lm, config, sample_prompts(jax.random.key(0)))

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_align.actors.judging import judge, last_real, prefix_values, token_rewards
-from jaxrl_align.actors.queries import check_critic, check_fits, check_prompts, join
-from jaxrl_align.actors.scores import Score, as_scored
+from jaxrl_align.actors.queries import check_critic, check_fits, check_prompts, draw_prompts, join
+from jaxrl_align.actors.scores import Score, as_paid, as_scored
 from jaxrl_align.losses import proportional_kl_coefficient
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
@@ -91,9 +91,7 @@ def answer(
     reference = judge(lm, frozen.reference, prompt, tokens, mask, config, temperature=temperature)
     text = join(prompt, tokens, mask)
     raw, rewards = as_scored(score(frozen.reward_model, text.tokens, text.real))
-    unstopped = {"replace": -hparams.stop_penalty, "subtract": raw - hparams.stop_penalty, "keep": raw}
-    stopped = jnp.any((tokens == config.stop_token) & (mask > 0))
-    paid = jnp.where(stopped, raw, unstopped[config.missing_stop])
+    paid, stopped = as_paid(config, raw, tokens, mask, hparams.stop_penalty)
     goes_on = mask * (1.0 - last_real(mask))
     trajectory = Trajectory(
         obs=TextObservation(prompt, temperature, reference.log_prob, jnp.asarray(kl_coef, jnp.float32)),
@@ -107,7 +105,6 @@ def answer(
         mask=mask,
     )
     kl = jnp.sum((log_prob - reference.log_prob) * mask)
-    stopped = stopped.astype(jnp.float32)
     return trajectory, {"kl": kl, "score": paid, "stopped": stopped, "rewards": rewards}
 
 
@@ -187,11 +184,7 @@ def make_text_actor(
         if frozen is None:
             raise ValueError("a reference and a reward model are needed; pass step(..., frozen=Frozen(...))")
         key_prompts, key_answers = jax.random.split(key)
-        if batch is None:
-            if sample_prompts is None:
-                raise ValueError("this actor has no prompts; pass step(state, batch), or give sample_prompts")
-            batch = sample_prompts(key_prompts)
-        prompts = check_prompts(lm, config, batch)
+        prompts = draw_prompts(lm, config, sample_prompts, key_prompts, batch)
         count = len(prompts.tokens)
         trajectory, parts = jax.vmap(
             lambda prompt, k: answer(

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 
 from jaxrl_align.actors.scores import Score, Scored, as_scored
 from jaxrl_align.align.reward_model import score
-from jaxrl_align.losses import token_log_prob
 from jaxrl_align.nets.transformer import LanguageModel
-from jaxrl_align.types import Numeric, Params
+from jaxrl_align.text.shared_prompt import completion_log_probs
+from jaxrl_align.types import Numeric, PaddedTokens, Params
 
 WEIGHTS = "weights"
 """Where the frozen tree of a combined reward holds weights; no part may be called so."""
@@ -67,9 +67,9 @@ def likelihood_reward(lm: LanguageModel, *, prompt_length: int) -> Score:
     """
 
     def log_prob(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        hidden, _ = lm.encode(params, tokens, mask)
-        logits = lm.logits(params, hidden[prompt_length - 1 : -1])
-        return jnp.sum(token_log_prob(logits, tokens[prompt_length:]) * mask[prompt_length:])
+        prompt = PaddedTokens(tokens[:prompt_length], mask[:prompt_length])
+        response = PaddedTokens(tokens[None, prompt_length:], mask[None, prompt_length:])
+        return jnp.sum(completion_log_probs(lm, params, prompt, response))
 
     return log_prob
 

@@ -106,7 +106,7 @@ def make_rounds_learner(
         sees it. `align.host_reward` makes one of a Python function of texts.
       config: lengths and special tokens.
       sample_prompts: `key -> PaddedTokens` [B, P].
-      rounds: how many there is room for.
+      rounds: how many there is room for; further ones take the place of the last.
       comparisons: N of each round, a multiple of B.
       reward_steps: gradient steps of the reward model a round.
       reward_batch: comparisons in each.
@@ -260,9 +260,10 @@ def fit_reward(
 ) -> tuple[Params, Metrics]:
     """Fit the reward model to the comparisons of all rounds so far, `place` of the newest round's first."""
     key_init, key_rows = jax.random.split(key)
+    known = jnp.minimum(place + settings.comparisons, len(rows.prompt.tokens))
 
     def step(state: State, key: chex.PRNGKey) -> tuple[State, Metrics]:
-        index = jax.random.randint(key, (settings.reward_batch,), 0, place + settings.comparisons)
+        index = jax.random.randint(key, (settings.reward_batch,), 0, known)
         return settings.reward.step(state, jax.tree.map(lambda x: x[index], rows), base)
 
     keys = jax.random.split(key_rows, settings.reward_steps)

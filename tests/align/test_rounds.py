@@ -128,6 +128,17 @@ def test_the_room_of_later_rounds_is_never_learnt_from(states):
     assert jnp.abs(fits[0]["head"]["kernel"] - START["reward"]["head"]["kernel"]).max() > 0.1
 
 
+def test_a_round_too_many_learns_from_the_room_there_is(states):
+    """It takes the place of the last one, and no row is drawn from beyond it."""
+    settings, rows = LEARNER.step.args[0], rows_of(states[0][3], slice(None))
+    base = {"lm": TABLE, "head": START["reward"]["head"]}
+    fit = lambda place: fit_reward(
+        settings, START["reward"], base, rows, place, jax.random.key(7), HPARAMS.reward
+    )
+    last, beyond = jax.jit(jax.vmap(lambda place: fit(place)[0]))(jnp.array([2 * N, 3 * N]))["head"]["kernel"]
+    np.testing.assert_array_equal(last, beyond)
+
+
 def test_the_policy_is_trained_on_the_newest_reward_model(states):
     """The same four steps of RLHF from where the policy stood, on the round's own reward model."""
     before, after = states[0][1:3]

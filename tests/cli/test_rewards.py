@@ -52,6 +52,25 @@ def test_scores_are_normalised_over_the_rows_and_order_the_pairs(judge):
     assert found[best]["loss"] < found["0"]["loss"]
 
 
+def test_what_fills_up_a_shorter_ranking_is_not_normalised_over(road, tmp_path):
+    """Three answers of one prompt and two of the others: their scores alone have mean 0 and deviation 1."""
+    rows = [
+        {
+            "prompt": p,
+            "completions": [f" {a}", f" {b}", " red"][: 2 + (i == 2)],
+            "ranking": [1, 2, 3][: 2 + (i == 2)],
+        }
+        for i, (p, a, b) in enumerate(zip(PROMPTS, WORDS, OTHERS, strict=True))
+    ]
+    write_rows(tmp_path / "rankings.jsonl", rows)
+    ending = "--held-out None --steps 1 --every 1 --tuning head --data"
+    road(f"{RUN} {ending}", tmp_path / "rankings.jsonl", "--out", tmp_path / "out")
+    first, second = (read_scores(tmp_path / "out", words) for words in (WORDS, OTHERS))
+    third = read_scores(tmp_path / "out", ["red"] * len(WORDS))[2:3]
+    scores = np.concatenate([first, second, third])
+    np.testing.assert_allclose([scores.mean(), scores.std()], [0.0, 1.0], atol=1e-4)
+
+
 def test_padding_ends_no_text_where_the_stop_token_pads(judge):
     pad = json.loads((judge / "config.json").read_text())["pad_token_id"]
     assert pad not in (1, *tokenizer().encode(" ".join([*PROMPTS, *WORDS])))

@@ -27,6 +27,11 @@ def step(params=None, frozen=WHOLE, prompts=PROMPTS, **settings):
 
 
 CASES = {
+    "groups: a KL penalty of PPO's": (
+        lambda: make(text.TextConfig(prompt_length=3, response_length=2, kl_penalty="sequence")),
+        ValueError,
+        r"groups say where the KL is paid by penalty=; got TextConfig\(kl_penalty='sequence'\)",
+    ),
     "groups: of one, for GRPO": (
         lambda: make(group_size=1),
         ValueError,

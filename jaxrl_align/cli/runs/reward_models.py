@@ -197,6 +197,8 @@ def write_reward_model(
     if normalise:
         rows = jax.tree.map(lambda x: x[:SCALED_BY], encoded.train)
         scores = score_texts(base.lm, align.RewardModel(whole), rows)
+        if isinstance(rows, Rankings):  # what fills a shorter ranking up has a score, but is no answer
+            scores = scores[np.asarray(rows.mask) > 0]
         gain = 1.0 / max(float(scores.std()), 1e-6)
         bias = -float(scores.mean()) * gain
     save_reward_model(
