@@ -40,7 +40,8 @@ class Config:
 
     out: str = "runs/align"
     resume: bool = False
-    seed: int = 0
+    seed: int = 1
+    """Seed 0 chose the learning rate of DPO."""
     model: str = ""
     """A Hugging Face folder of a chat model; empty takes the one that `make model` made."""
     labels: str = "vader"
@@ -69,7 +70,7 @@ class Config:
     """Each of 16 comparisons."""
     ppo_rate: float = 1e-3
     grpo_rate: float = 1e-3
-    dpo_rate: float = 2e-3
+    dpo_rate: float = 1e-3
     judged: int = 8
     """Sentences on each of 16 held-out topics in an evaluation."""
     evaluations: int = 2
