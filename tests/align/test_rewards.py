@@ -174,7 +174,8 @@ def test_the_host_gets_texts_without_padding_and_what_stands_behind_the_stop_tok
     # The table has other padding, another order and a repetition: rows are found by their tokens.
     order = [3, 1, 5, 0, 2, 4, 1]
     table = left_pad([TOKENIZER.encode(WORDS[i]) for i in order], P + 3, PAD)
-    trajectory, metrics = roll(make_host(f, prompts=table, columns={"answer": [ANSWERS[i] for i in order]}))
+    host = make_host(f, prompts=table, columns={"answer": [ANSWERS[i] for i in order]})
+    trajectory, metrics = roll(host, key=1)
     ((prompts, completions, answer),) = f.calls
     assert prompts == WORDS and answer == ANSWERS
     said = [ids[len(word) :] for ids, word in zip(texts_of(trajectory), WORDS, strict=True)]

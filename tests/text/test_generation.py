@@ -9,7 +9,16 @@ import pytest
 
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.text.completion import bucket_length, make_completer, stream
-from jaxrl_align.text.generation import Filters, TextConfig, filter_logits, generate, penalise
+from jaxrl_align.text.generation import (
+    BARRED,
+    Filters,
+    TextConfig,
+    filter_logits,
+    generate,
+    invert_sum,
+    penalise,
+    sample_token,
+)
 from jaxrl_align.types import PaddedTokens
 from tests.tiny import BIGRAM, VOCAB, favour
 
@@ -25,6 +34,31 @@ PROBABILITY = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 def kept(filters, probability=PROBABILITY):
     """Return the probabilities after the filter."""
     return np.asarray(jax.nn.softmax(filter_logits(jnp.log(jnp.asarray(probability)), filters)))
+
+
+@pytest.mark.parametrize(
+    "share, index", [(0.0, 1), (0.19, 1), (0.21, 3), (0.49, 3), (0.51, 4), (1 - 2**-23, 4)]
+)
+def test_a_share_of_the_whole_finds_its_index(share, index):
+    """Weights 0, 1, 0, 1.5, 2.5, 0: what weighs nothing is passed over, at either end too."""
+    assert int(invert_sum(jnp.array([0.0, 1.0, 0.0, 1.5, 2.5, 0.0]), jnp.float32(share))) == index
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+    """300 logits in three blocks, one of them barred whole, the last one short: a chi-squared test."""
+    logits = np.random.default_rng(0).normal(size=300)
+    logits[128:256], logits[7] = BARRED, BARRED
+    probability = np.exp(logits) / np.exp(logits).sum()
+    count = 200_000
+    draw = jax.jit(jax.vmap(sample_token, (0, None)))
+    drawn = draw(jax.random.split(jax.random.key(0), count), jnp.asarray(logits, jnp.float32))
+    found = np.bincount(drawn, minlength=300)
+    possible = probability > 0
+    assert found.shape == (300,) and not found[~possible].any()
+    expected = count * probability[possible]
+    statistic = np.sum((found[possible] - expected) ** 2 / expected)
+    free = possible.sum() - 1
+    assert abs(statistic - free) < 4 * np.sqrt(2 * free)
 
 
 @pytest.mark.parametrize(
