@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rlhf
-from panels import save_panels
+import rlhf_setup
+from four_updates_report import POLICIES, draw, report
 from rlhf_setup import Setup
 
 from jaxrl_align.actors.text import Frozen
@@ -27,15 +28,15 @@ from jaxrl_align.align import (
     model_reward,
 )
 from jaxrl_align.pretrain.lm import sample_rows
-from jaxrl_align.runtime import cli, metrics
+from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import train_members
-from jaxrl_align.runtime.mesh import use_cpu_devices
-from jaxrl_align.types import Learner, Params, PaddedTokens
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.types import Learner, Params
 
 WINDOW = 10
 """Last steps over which a run's score, entropy and KL are averaged."""
-EVERY = 20
+EVERY = 40
 """Steps between two measurements of the gold reward."""
 MEASURES = {"score": "reward", "entropy": "entropy", "KL": "objective/kl"}
 """What is compared -> the learner's metric."""
@@ -62,15 +63,15 @@ class Config(rlhf.Config):
     """The stages before, as in `rlhf.py`, and the updates that are compared."""
 
     out: str = "runs/four_updates"
-    seeds: int = 8
+    seeds: int = 6
     """Of the stages before, which all updates share; the first are for the choice of rates."""
     tuning_seeds: int = 2
     vocab_size: int = 512
     width: int = 64
     pretrain_steps: int = 300
-    rlhf_steps: int = 100
+    rlhf_steps: int = 80
     prompts_per_step: int = 8
-    group_size: int = 8
+    group_size: int = 4
     """Answers to each prompt."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Tried for each update."""
@@ -83,23 +84,15 @@ class Config(rlhf.Config):
         self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, group_size=2, batches=2)
 
 
-class Run(NamedTuple):
-    """One member of the comparison."""
-
-    arm: str
-    rate: float
-    seed: int
-
-
 class Race(NamedTuple):
-    """What the members [K] of a training came to."""
+    """What every arm came to, leaves [A, R, M, ...]: A arms, R rates, M seeds."""
 
     params: Params
-    """{"lm": leaves [K, ...]}."""
-    history: dict[str, np.ndarray]
-    """Of each of `MEASURES` [K, steps]; the score is that of the reward model, without an arm's offset."""
+    """{"lm": leaves [A, R, M, ...]}, at the end."""
+    curves: dict[str, np.ndarray]
+    """By measure [A, R, M, steps]; the score is the reward model's, without an arm's offset."""
     gold: np.ndarray
-    """[K, times] at `gold_steps`."""
+    """[A, R, M, times] on held-out prompts, at `gold_steps`."""
 
 
 def gold_steps(config: Config) -> list[int]:
@@ -125,49 +118,61 @@ def settings(arms: Sequence[Arm], rates: Sequence[float]) -> UpdateHParams:
 
 
 def take(models: Frozen, arms: Sequence[Arm], seeds: np.ndarray) -> Frozen:
-    """Return the frozen models of members [K]: their seed's, the reward model raised by their arm's offset."""
+    """Return the frozen models of members [K]: their seed's, whose reward is raised by their arm's offset."""
     models = jax.tree.map(lambda x: x[seeds], models)
     offset = jnp.array([arm.offset for arm in arms])
     reward = models.reward_model
     return models._replace(reward_model=reward._replace(bias=reward.bias + offset))
 
 
-def race(
-    setup: Setup, folder: RunFolder, models: Frozen, runs: Sequence[Run], test: PaddedTokens | None = None
-) -> Race:
-    """Train all runs in one program, from the SFT policy, which is the drift's model too.
+def ask_all(setup: Setup, params: Params, reference: Params) -> np.ndarray:
+    """Let policies answer held-out prompts, all seeds of one setting at a time.
 
     Args:
       setup: of the stages before.
-      folder: of this training.
-      models: of every seed.
-      runs: K members.
-      test: [M, N, P] held-out prompts of every seed, on whose answers the gold reward is measured; None
-        measures none.
+      params: leaves [K M, ...], of M seeds each.
+      reference: leaves [M, ...].
+
+    Returns:
+      [2, K M] the mean gold reward, and the mean KL to the reference in nats an answer.
     """
-    config, arms = setup.config, [ARMS[run.arm] for run in runs]
-    seeds = np.array([run.seed for run in runs])
+    seeds = setup.config.seeds
+    asked = setup.draw_prompts(rlhf_setup.SAMPLES, setup.test_prompts, 7)
+    whole, rows = jax.jit(jax.vmap(functools.partial(init_policy, setup.lm))), []
+    for first in range(0, len(jax.tree.leaves(params)[0]), seeds):
+        policies = whole(jax.tree.map(lambda x, i=first: np.asarray(x[i : i + seeds]), params))
+        samples = setup.write(policies, reference, asked, setup.keys(5))
+        rows.append((samples.gold.mean(1), samples.kl.mean(1)))
+    return np.concatenate(rows, axis=1)
+
+
+def race(setup: Setup, folder: RunFolder, models: Frozen) -> Race:
+    """Train every arm at every rate from every seed's SFT policy, in one program.
+
+    The SFT policy is also the model that the drift is measured from.
+    """
+    config, rates = setup.config, setup.config.learning_rates
+    shape = len(ARMS), len(rates), config.seeds
+    runs = list(itertools.product(ARMS.values(), rates, range(config.seeds)))
+    arms, seeds = [arm for arm, _, _ in runs], np.array([seed for _, _, seed in runs])
     frozen = take(models, arms, seeds)
-    keys, asked = setup.keys(5)[seeds], jax.tree.map(lambda x: x[seeds], test)
-    whole = jax.jit(jax.vmap(functools.partial(init_policy, setup.lm)))
 
     def evaluate(step: int, params: Params) -> None:
-        if test is not None and step in gold_steps(config):
-            gold = setup.write(whole(params["lm"]), frozen.reference, asked, keys).gold
-            folder.write_json(f"gold_{step:05d}.json", gold.mean(1))
+        if step in gold_steps(config):
+            folder.write_json(f"gold_{step:05d}.json", ask_all(setup, params["lm"], models.reference)[0])
 
     start = {"lm": frozen.reference}
     evaluate(0, start)
     how = {"keys": setup.keys(6)[seeds], "params": start, "frozen": frozen, "folder": folder, "chunk": 10}
-    how |= {"label": folder.path.name, "show": ("reward", "objective/kl")}
+    how |= {"label": "four updates", "show": ("reward", "objective/kl")}
     how |= {"on_chunk": lambda step, state, _: evaluate(step, state.params)}
-    hparams = settings(arms, [run.rate for run in runs])
-    steps = config.rlhf_steps
+    hparams, steps = settings(arms, [rate for _, rate, _ in runs]), config.rlhf_steps
     trained = train_members(make_learner(setup, steps), hparams, config, steps, **how)
-    history = {name: np.asarray(trained.history[metric]).T for name, metric in MEASURES.items()}
-    history["score"] = history["score"] - np.array([[arm.offset] for arm in arms])
-    gold = rlhf.read_steps(folder, "gold")
-    return Race(trained.state.params, history, np.array([gold[step] for step in sorted(gold)]).T)
+    fold = lambda x: np.asarray(x).reshape(*shape, *x.shape[1:])
+    curves = {name: fold(np.asarray(trained.history[metric]).T) for name, metric in MEASURES.items()}
+    curves["score"] = curves["score"] - np.array([arm.offset for arm in ARMS.values()]).reshape(-1, 1, 1, 1)
+    gold = np.array(list(rlhf.read_steps(folder, "gold").values())).T
+    return Race(jax.tree.map(fold, trained.state.params), curves, fold(gold))
 
 
 def gradient_variance(
@@ -179,13 +184,13 @@ def gradient_variance(
 
     Args:
       setup: of the stages before.
-      params: {"lm": leaves [M, ...]} of the policies.
+      params: {"lm": leaves [K, ...]} of the policies.
       models: of every seed.
-      seeds: [M] of the policies.
+      seeds: [K] of the policies.
       arms: A of them.
 
     Returns:
-      [A, M].
+      [A, K].
     """
     learner, count = make_learner(setup, None, optimizer=optax.identity()), setup.config.batches
     each = [arm for arm in arms for _ in seeds]
@@ -201,106 +206,37 @@ def gradient_variance(
         (total, squares), _ = jax.lax.scan(add, zero, jax.random.split(key, count))
         return (squares - optax.tree.norm(total, squared=True) / count) / (count - 1)
 
-    tile = lambda x: jnp.tile(x, (len(arms), *[1] * (x.ndim - 1)))
+    tile = lambda x: np.tile(x, (len(arms), *[1] * (x.ndim - 1)))
     keys = jnp.tile(setup.keys(21)[seeds], len(arms))
-    found = jax.jit(jax.vmap(one))(jax.tree.map(tile, params), frozen, keys, hparams)
-    return np.asarray(found).reshape(len(arms), len(seeds))
+    members = shard_members((jax.tree.map(tile, params), frozen, keys, hparams))
+    return np.asarray(jax.jit(jax.vmap(one))(*members)).reshape(len(arms), len(seeds))
 
 
-def last(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the last `WINDOW` of steps [..., steps]."""
-    return values[..., -WINDOW:].mean(-1)
+def compare_gradients(setup: Setup, found: Race, models: Frozen) -> dict[str, dict[str, np.ndarray]]:
+    """Return the variance of the first three arms' gradients, {policy: {arm: [M]}}, for the reported seeds.
 
-
-def tune(setup: Setup, folder: RunFolder, models: Frozen) -> tuple[dict[str, float], dict[str, Any]]:
-    """Train every arm at every rate on the tuning seeds.
-
-    Returns:
-      The rate of each arm, that of the highest score at the end; and by measure what all came to, by arm a
-      list over the rates of means over seeds.
-    """
-    config, rates = setup.config, setup.config.learning_rates
-    runs = [Run(*run) for run in itertools.product(ARMS, rates, range(config.tuning_seeds))]
-    found = race(setup, folder.sub("tuning"), models, runs)
-    shape = len(ARMS), len(rates), config.tuning_seeds
-    ends = {name: last(values).reshape(shape).mean(-1) for name, values in found.history.items()}
-    best = ends["score"].argmax(-1)
-    return {arm: rates[i] for arm, i in zip(ARMS, best, strict=True)}, {
-        name: dict(zip(ARMS, values.tolist(), strict=True)) for name, values in ends.items()
-    }
-
-
-def compare(setup: Setup, folder: RunFolder, base: Params, models: Frozen) -> dict[str, Any]:
-    """Choose the rates, train all arms on the other seeds, and measure what each stabiliser is for.
-
-    Returns:
-      `rates` and `tried` as `tune` returns them; by measure `curves` {arm: [M, steps]}, `gold` among them
-      [M, times]; `ends` {arm: [M]}, where "KL to the pre-trained" is measured at the end; and `gradients`
-      {policy: {arm: [M]}}, each arm's variance at the first policy and at the last of the variance arm.
+    The policies are the first, and the variance arm's last one at the middle rate.
     """
     config = setup.config
-    rates, tried = tune(setup, folder, models)
     seeds = np.arange(config.tuning_seeds, config.seeds)
-    runs = [Run(arm, rates[arm], seed) for arm in ARMS for seed in seeds]
-    test = setup.draw_prompts(rlhf.rlhf_setup.SAMPLES, setup.test_prompts, 7)
-    found = race(setup, folder.sub("reported"), models, runs, test)
-    by_arm = lambda x: dict(
-        zip(ARMS, np.asarray(x).reshape(len(ARMS), len(seeds), *x.shape[1:]), strict=True)
-    )
-    curves = {name: by_arm(x) for name, x in (found.history | {"gold": found.gold}).items()}
-    tiled = np.tile(seeds, len(ARMS))
-    policy = jax.jit(jax.vmap(functools.partial(init_policy, setup.lm)))(found.params["lm"])
-    asked, bases = jax.tree.map(lambda x: x[tiled], (test, base))
-    far = setup.write(policy, bases, asked, setup.keys(5)[tiled]).kl.mean(1)
-    ends = {name: {arm: last(x) for arm, x in by.items()} for name, by in curves.items() if name != "gold"}
-    ends |= {"gold": {arm: x[:, -1] for arm, x in curves["gold"].items()}}
-    ends |= {"KL to the pre-trained": by_arm(far)}
-    start = {"lm": jax.tree.map(lambda x: x[seeds], models.reference)}
-    place = list(ARMS).index("variance") * len(seeds)
-    end = jax.tree.map(lambda x: x[place : place + len(seeds)], found.params)
+    place = list(ARMS).index("variance"), len(config.learning_rates) // 2
+    last = jax.tree.map(lambda x: x[(*place, seeds)], found.params)
+    first = {"lm": jax.tree.map(lambda x: np.asarray(x)[seeds], models.reference)}
+    policies = jax.tree.map(lambda *x: np.concatenate(x), first, last)
     names = list(ARMS)[:3]
-    spread = lambda params: gradient_variance(setup, params, models, seeds, [ARMS[name] for name in names])
-    gradients = {
-        name: dict(zip(names, spread(params), strict=True))
-        for name, params in (("first policy", start), ("last policy", end))
+    rows = gradient_variance(setup, policies, models, np.tile(seeds, 2), [ARMS[name] for name in names])
+    halves = np.split(rows, 2, axis=1)
+    return {
+        policy: dict(zip(names, half, strict=True)) for policy, half in zip(POLICIES, halves, strict=True)
     }
-    return {"rates": rates, "tried": tried, "curves": curves, "ends": ends, "gradients": gradients}
 
 
-def report(config: Config, folder: RunFolder, found: dict[str, Any]) -> None:
-    """Print the rates tried, what every update came to and what the gradients vary; draw the curves."""
-    print(f"means over the last {WINDOW} steps on {config.tuning_seeds} tuning seeds, by learning rate:")
-    print(" " * 22 + "".join(f"{rate:>24g}" for rate in config.learning_rates))
-    tried = found["tried"]
-    for arm in ARMS:
-        ends = zip(*(tried[name][arm] for name in MEASURES), strict=True)
-        print(f"  {arm:20}" + "".join(f"{s:9.2f} {e:6.2f} {k:7.1f}" for s, e, k in ends))
-    print("  (score, entropy [nats a token], KL to SFT [nats an answer])")
-    seeds = config.seeds - config.tuning_seeds
-    print(f"at the rate of the highest score, {seeds} other seeds, 95% t intervals, paired below:")
-    print(" " * 22 + f"{'rate':>8}" + "".join(f"{name:>22}" for name in found["ends"]))
-    for arm in ARMS:
-        cells = (metrics.mean_text(by[arm], ".2f") for by in found["ends"].values())
-        print(f"  {arm:20}{found['rates'][arm]:8g}" + "".join(f"{cell:>22}" for cell in cells))
-    for a, b in itertools.pairwise(ARMS):
-        cells = (metrics.mean_text(by[b] - by[a], "+.2f") for by in found["ends"].values())
-        print(f"  {b + ' less ' + a:28}" + "".join(f"{cell:>22}" for cell in cells))
-    for policy, by in found["gradients"].items():
-        for arm in list(by)[1:]:
-            mean, half = metrics.mean_interval(np.log(by[arm] / by["vanilla"]))
-            low, high = np.exp([mean - half, mean + half])
-            print(f"variance of the gradient, {policy}, {arm} over vanilla: ", end="")
-            print(f"{np.exp(mean):.2f} [{low:.2f}, {high:.2f}]")
-    labels = {"score": "reward model's score [deviations]", "gold": "gold reward, held-out prompts"}
-    labels |= {"entropy": "entropy [nats a token]", "KL": "KL to SFT [nats an answer]"}
-    steps = {name: np.arange(config.rlhf_steps) for name in MEASURES} | {"gold": np.array(gold_steps(config))}
-    panels = {
-        label: {arm: (steps[name], ys.T) for arm, ys in found["curves"][name].items()}
-        for name, label in labels.items()
-    }
-    title = f"Four updates, {seeds} seeds, 95% t intervals"
-    save_panels(folder.path / "four_updates.png", "steps", panels, title=title)
-    folder.write_json("results.json", found)
+def measure_ends(setup: Setup, found: Race, base: Params) -> dict[str, np.ndarray]:
+    """Return what every run came to, by measure [A, R, M], its KL to the pre-trained model among them."""
+    unfold = lambda x: x.reshape(-1, *x.shape[3:])
+    far = ask_all(setup, jax.tree.map(unfold, found.params["lm"]), base)[1].reshape(found.gold.shape[:3])
+    ends = {name: curve[..., -WINDOW:].mean(-1) for name, curve in found.curves.items()}
+    return ends | {"gold": found.gold[..., -1], "KL to pre-trained": far}
 
 
 def main(config: Config) -> None:
@@ -313,7 +249,14 @@ def main(config: Config) -> None:
     sft, _ = rlhf.fine_tune(setup, folder, base)
     data, _, samples = rlhf.annotate(setup, sft)
     model, _ = rlhf.learn_reward(setup, folder, sft, data, samples)
-    report(config, folder, compare(setup, folder, base, Frozen(sft, model)))
+    models = Frozen(sft, model)
+    found = race(setup, folder.sub("updates"), models)
+    ends, gradients = measure_ends(setup, found, base), compare_gradients(setup, found, models)
+    report(config, list(ARMS), ends, gradients)
+    curves = found.curves | {"gold": found.gold}
+    draw(config, folder, list(ARMS), curves, gold_steps(config))
+    results = {"arms": list(ARMS), "rates": config.learning_rates, "ends": ends, "curves": curves}
+    folder.write_json("results.json", results | {"gradients": gradients})
     print(f"figure and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
 
 

@@ -39,12 +39,12 @@ def draw_curves(ax: Any, curves: Curves, *, marks: int = 5) -> None:
 def save_panels(
     path: str | os.PathLike, x_label: str, panels: Mapping[str, Curves], *, title: str, columns: int = 2
 ) -> None:
-    """Write a figure with a panel for each quantity, one legend for all.
+    """Write a figure with a panel for each quantity, and one legend where all have the same curves.
 
     Args:
       path: of the PNG.
       x_label: what lies along every x, with its unit.
-      panels: the y label, with its unit -> curves, the same names in each.
+      panels: the y label, with its unit -> curves.
       title: what the figure shows.
       columns: panels side by side.
     """
@@ -53,6 +53,7 @@ def save_panels(
     rows = -(-len(panels) // columns)
     fig.set_size_inches(4.6 * columns, 3.0 * rows + 0.6)
     fig.suptitle(title)
+    shared = len({tuple(curves) for curves in panels.values()}) == 1
     for ax, (y_label, curves) in zip(
         fig.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False
     ):
@@ -60,5 +61,8 @@ def save_panels(
         ax.set(xlabel=x_label, ylabel=y_label)
         ax.grid(True, color="#dddddd", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)
+        if not shared:
+            ax.legend(fontsize=8)
+    if shared:
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)
     plots.save_figure(fig, path)

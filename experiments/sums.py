@@ -1,12 +1,13 @@
-"""A world of sums for `non_differentiable.py`: a tiny model, shown what its demonstrators wrote, right or not.
+"""The sums of `non_differentiable.py`: a tiny model, shown what demonstrators wrote, right or not.
 
 A prompt is "a+b=" of two digits; an answer is a number of up to two digits and the stop token. Two kinds of
-demonstrators: *guessers* write every number from 0 to 18 equally often, so that one answer in 19 is right;
-*rivals* write the sum and the number after it, equally often.
+demonstrators: *guessers* write the sum and the 18 numbers after it equally often, so that one answer in 19 is
+right; *rivals* write the sum and the number after it, equally often.
 """
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +15,14 @@ import numpy as np
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.text.generation import TextConfig
 from jaxrl_align.text.shared_prompt import completion_log_probs
-from jaxrl_align.types import PaddedTokens, Params, TokenBatch
+from jaxrl_align.types import PaddedTokens, Params, Sampler, TokenBatch
 
 STOP, PLUS, EQUALS, VOCAB = 1, 12, 13, 14
 """Padding is 0, the digits are 2 to 11."""
 TEXT = TextConfig(prompt_length=4, response_length=3, stop_token=STOP, missing_stop="keep")
-NUMBERS = 19
-CHOICES = 2 * NUMBERS
+SPREADS = {"exact": 19, "rivals": 2}
+"""Task -> how many numbers its demonstrators write, from the sum on."""
+CHOICES = 38
 """Demonstrations of each prompt: each guess twice, or each rival 19 times."""
 
 
@@ -42,8 +44,8 @@ def read_answer(tokens: list[int]) -> str:
     return "".join(signs.get(token) or str(token - 2) for token in tokens[:until])
 
 
-ANSWERS = np.array([write_number(number) for number in range(NUMBERS + 1)], np.int32)
-"""[20, T]."""
+ANSWERS = np.array([write_number(number) for number in range(37)], np.int32)
+"""[37, T] of the numbers from 0 to 36."""
 PAIRS = np.array([(a, b) for a in range(10) for b in range(10)], np.int32)
 """[100, 2]."""
 
@@ -55,16 +57,27 @@ def prompts() -> PaddedTokens:
     return PaddedTokens(jnp.asarray(tokens), jnp.ones(tokens.shape))
 
 
-def demonstrations(rivals: bool) -> TokenBatch:
-    """Return what one kind of demonstrators wrote, rows [100 * CHOICES, P + T]."""
-    sums = PAIRS.sum(1)[:, None]
-    numbers = sums + np.arange(CHOICES) % 2 if rivals else np.tile(np.arange(NUMBERS), (len(sums), 2))
-    answers = ANSWERS[numbers]
+def demonstrations(spread: int) -> TokenBatch:
+    """Return what demonstrators of a spread wrote, leaves [100, CHOICES, P + T], neighbours side by side."""
+    answers = ANSWERS[PAIRS.sum(1)[:, None] + np.arange(CHOICES)[None] % spread]
     asked = np.repeat(np.asarray(prompts().tokens)[:, None], CHOICES, 1)
-    tokens = np.concatenate([asked, answers], -1).reshape(-1, TEXT.prompt_length + TEXT.response_length)
+    tokens = np.concatenate([asked, answers], -1)
     real = (tokens > 0).astype(np.float32)
-    predict = real * (np.arange(tokens.shape[1]) >= TEXT.prompt_length)
+    predict = real * (np.arange(tokens.shape[-1]) >= TEXT.prompt_length)
     return TokenBatch(jnp.asarray(tokens), jnp.asarray(real), jnp.asarray(predict, jnp.float32))
+
+
+def sample_pairs(data: TokenBatch, *, batch_size: int) -> Sampler:
+    """Return a sampler of demonstrations, two neighbours of each prompt: every batch balances rivals."""
+
+    def sample(key: chex.PRNGKey) -> TokenBatch:
+        key_prompt, key_choice = jax.random.split(key)
+        prompt = jax.random.randint(key_prompt, (batch_size // 2,), 0, len(PAIRS))
+        choice = 2 * jax.random.randint(key_choice, (batch_size // 2,), 0, CHOICES // 2)
+        places = jnp.tile(prompt, 2), jnp.concatenate([choice, choice + 1])
+        return jax.tree.map(lambda x: x[places], data)
+
+    return sample
 
 
 def score(paid: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
