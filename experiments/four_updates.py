@@ -36,7 +36,7 @@ from jaxrl_align.types import Learner, Params
 
 WINDOW = 10
 """Last steps over which a run's score, entropy and KL are averaged."""
-EVERY = 40
+EVERY = 20
 """Steps between two measurements of the gold reward."""
 MEASURES = {"score": "reward", "entropy": "entropy", "KL": "objective/kl"}
 """What is compared -> the learner's metric."""
@@ -69,7 +69,7 @@ class Config(rlhf.Config):
     vocab_size: int = 512
     width: int = 64
     pretrain_steps: int = 300
-    rlhf_steps: int = 80
+    rlhf_steps: int = 60
     prompts_per_step: int = 8
     group_size: int = 4
     """Answers to each prompt."""

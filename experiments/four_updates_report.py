@@ -84,4 +84,5 @@ def draw(
         panels[label] = {arm: (x, ys.T) for arm, ys in zip(arms, values, strict=True)}
     seeds = config.seeds - config.tuning_seeds
     title = f"Four updates at learning rate {config.learning_rates[middle]:g}, {seeds} seeds, 95% t intervals"
-    save_panels(folder.path / "four_updates.png", "steps", panels, title=title)
+    bounds = {labels[name]: (0.0, np.inf) for name in ("entropy", "KL")}
+    save_panels(folder.path / "four_updates.png", "steps", panels, title=title, bounds=bounds)

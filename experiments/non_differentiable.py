@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import rlhf
 import sums
-from non_differentiable_report import draw, report
+from non_differentiable_report import BEST, draw, report
 from rlhf_setup import Setup
 
 from jaxrl_align.actors.scores import Score
@@ -200,22 +200,23 @@ def match_pattern(config: Config, folder: RunFolder) -> dict[str, Any]:
     drawn = setup.draw_prompts(POOL[0], setup.test_prompts, 9)
     each = jax.tree.map(lambda x: np.repeat(x, POOL[1], 1), drawn)
     pool = hits(setup, setup.write(policy(params), params, each, setup.keys(10)))
-    found["best"] = {n: best_of(pool.reshape(-1, *POOL), n)[members] for n in (1, 8, 64)}
+    found["best"] = {n: best_of(pool.reshape(-1, *POOL), n)[members] for n in (1, *BEST)}
     return found
 
 
 def recorder(folder: RunFolder, lm: LanguageModel) -> Callable[..., None]:
     """Return `(step, params [K, ...])`, which writes what each member's answers to the sums are.
 
-    In `likelihood_<step>.json`, [K, 3]: the mean probability of the sum and of the number after it, and the
-    share of prompts to which the sum is the likelier of the two.
+    In `likelihood_<step>.json`, [K, 5]: the mean probability of the sum and of the number after it, the share
+    of prompts to which the sum is the likelier of the two, and the chance that it is among 8 and 64 answers.
     """
 
     @jax.jit
     @jax.vmap
     def read(params: Params) -> jax.Array:
         p = sums.likelihoods(lm, params)
-        return jnp.append(p.mean(0), jnp.mean(p[:, 0] > p[:, 1]))
+        among = [jnp.mean(1.0 - (1.0 - p[:, 0]) ** n) for n in BEST]
+        return jnp.stack([*p.mean(0), jnp.mean(p[:, 0] > p[:, 1]), *among])
 
     return lambda step, params: folder.write_json(f"likelihood_{step:05d}.json", read(params))
 
@@ -224,7 +225,7 @@ def add_numbers(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Reward sums by pure functions of tokens: guessers' exact answers, and one of two rivals.
 
     Returns:
-      By task `tried` and `rates` as above; `sft`, `paths` {method}: (steps [n], [n, M, 3] as `recorder`
+      By task `tried` and `rates` as above; `sft`, `paths` {method}: (steps [n], [n, M, 5] as `recorder`
       writes them); and `kl` {method: [M]}.
     """
     lm, seeds = sums.make_model(config.sums_width), config.seeds
@@ -255,7 +256,7 @@ def add_numbers(config: Config, folder: RunFolder) -> dict[str, Any]:
         on_chunk = lambda step, state, _, note=note: note(step, state.params["lm"])
         trained = align(world, config, own, name, config.sums_steps, on_chunk)
         at, path = split(rlhf.read_steps(own, "likelihood"))
-        path = path.reshape(len(at), len(config.learning_rates), -1, 3)
+        path = path.reshape(len(at), len(config.learning_rates), -1, 3 + len(BEST))
         for i, task in enumerate(PAID):
             first = i * seeds
             tuning = range(first, first + config.tuning_seeds)

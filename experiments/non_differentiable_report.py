@@ -9,6 +9,9 @@ from jaxrl_align.losses import best_of_n_kl
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.metrics import mean_interval, mean_text
 
+BEST = (8, 64)
+"""Answers among which the best one is chosen, by the reward."""
+
 
 def share_text(x: Any) -> str:
     """Return the mean of members' shares [M] and its 95% t interval, within 0 and 100, in percent."""
@@ -35,6 +38,10 @@ def report(config: Any, found: dict[str, Any]) -> None:
         texts = mean_text(row["KL"]), mean_text(row["gold"], ".2f")
         cells = share_text(row["hits"]), *texts, share_text(row["distinct"])
         print(f"  {name:18}" + "".join(f"{x:>{w}}" for x, w in zip(cells, (22, 16, 16, 22), strict=True)))
+    for name, row in pattern["rows"].items():
+        if name != "RL":
+            gain = 100.0 * (pattern["rows"]["RL"]["hits"] - row["hits"])
+            print(f"  RL - {name}: {mean_text(gain, '+.1f')} points of hits")
     for n, hit in pattern["best"].items():
         print(f"  {f'best of {n}':18}{share_text(hit):>22}{f'<= {best_of_n_kl(n):.1f}':>16}")
     for name, texts in pattern["texts"].items():
@@ -42,11 +49,22 @@ def report(config: Any, found: dict[str, Any]) -> None:
     for task in ("exact", "rivals"):
         rows = found[task]
         report_rates(config, task, rows["tried"], rows["rates"])
-        print(f"  {'':18}{'p(sum) [%]':>22}{'p(sum + 1) [%]':>22}{'sum likelier [%]':>22}{'KL [nats]':>16}")
+        heads = [*(f"{what} [%]" for what in ("p(sum)", "p(sum + 1)", "sum likelier")), "KL [nats]"]
+        print(f"  {'':18}" + "".join(f"{head:>22}" for head in heads))
         ends = {"start": rows["sft"][1][-1]} | {name: path[-1] for name, (_, path) in rows["paths"].items()}
         for name, end in ends.items():
             kl = mean_text(rows["kl"][name], ".2f") if name in rows["kl"] else ""
-            print(f"  {name:18}" + "".join(f"{share_text(x):>22}" for x in end.T) + f"{kl:>16}")
+            print(f"  {name:18}" + "".join(f"{share_text(x):>22}" for x in end.T[:3]) + f"{kl:>22}")
+        for n, chance in zip(BEST, ends["start"].T[3:], strict=True):
+            print(f"  {f'best of {n}':18}{share_text(chance):>22}{f'<= {best_of_n_kl(n):.1f}':>66}")
+        print_gains(ends)
+
+
+def print_gains(ends: dict[str, Any]) -> None:
+    """Print how much likelier RL makes the exact answer than each other row does, paired over members."""
+    for name, end in ends.items():
+        if name != "RL":
+            print(f"  RL - {name}: {mean_text(100.0 * (ends['RL'] - end)[:, 0], '+.1f')} points of p(sum)")
 
 
 def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
@@ -69,4 +87,7 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
         f"probability [%]; SFT to step {before[-1]}, then RL": pair,
     }
     title = f"Rewards without a gradient, {config.seeds - config.tuning_seeds} seeds, 95% t intervals"
-    save_panels(folder.path / "non_differentiable.png", "steps", panels, title=title, columns=3)
+    bounds = dict.fromkeys(panels, (0.0, 100.0))
+    save_panels(
+        folder.path / "non_differentiable.png", "steps", panels, title=title, columns=3, bounds=bounds
+    )
