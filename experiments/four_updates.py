@@ -139,8 +139,9 @@ def ask_all(setup: Setup, params: Params, reference: Params) -> np.ndarray:
     seeds = setup.config.seeds
     asked = setup.draw_prompts(rlhf_setup.SAMPLES, setup.test_prompts, 7)
     whole, rows = jax.jit(jax.vmap(functools.partial(init_policy, setup.lm))), []
+    params = jax.tree.map(np.asarray, params)
     for first in range(0, len(jax.tree.leaves(params)[0]), seeds):
-        policies = whole(jax.tree.map(lambda x, i=first: np.asarray(x[i : i + seeds]), params))
+        policies = whole(jax.tree.map(lambda x, i=first: x[i : i + seeds], params))
         samples = setup.write(policies, reference, asked, setup.keys(5))
         rows.append((samples.gold.mean(1), samples.kl.mean(1)))
     return np.concatenate(rows, axis=1)
