@@ -69,7 +69,7 @@ class Config(rlhf.Config):
     pretrain_steps: int = 300
     pattern: str = r'^[^"]*"[^"]+"[^"]*\.$'
     """Rewarded where it is found in a finished answer: exactly one quoted name, a full stop at the end."""
-    rlhf_steps: int = 100
+    rlhf_steps: int = 60
     prompts_per_step: int = 8
     group_size: int = 8
     """Answers to each prompt."""
@@ -79,7 +79,7 @@ class Config(rlhf.Config):
     sums_sft_steps: int = 1000
     sums_sft_learning_rate: float = 3e-3
     sums_steps: int = 300
-    sums_prompts_per_step: int = 32
+    sums_prompts_per_step: int = 16
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
