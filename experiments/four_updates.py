@@ -29,8 +29,8 @@ other jobs shared; gold reward of SFT 3.12 +- 0.06, entropy 3.57 +- 0.07 nats a 
   by 0.69 +- 0.55, where the baseline takes any offset away.
 - Entropy (B26) holds as a claim on entropy: it even rises above the SFT policy's, by 1.08 +- 0.39. Here that
   buys nothing: score and gold are lower than without, and the KL is no smaller.
-- Drift (B27) holds: less KL than the variance arm at every rate and than the exploration arm at the upper two,
-  entropy as at the start (-0.15 +- 0.27), and no less gold for the 0.44 of score that it gives up.
+- Drift (B27) holds: less KL than the variance arm at every rate and than the exploration arm at the upper
+  two, entropy as at the start (-0.15 +- 0.27), and no less gold for the 0.44 of score that it gives up.
 
 Rates tried, gold reward on the 2 choosing seeds at 3e-4, 1e-3, 3e-3: vanilla 3.89, 4.18, 2.39; raised by 2
 3.50, 3.74, 2.18; variance 3.80, 4.18, 3.24; exploration 3.51, 3.55, 1.74; drift 3.72, 4.04, 4.05. So drift

@@ -34,7 +34,6 @@ from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import train_members, with_data
-from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.text.generation import TextConfig
 from jaxrl_align.types import PaddedTokens, Params
 
@@ -273,7 +272,7 @@ def add_numbers(config: Config, folder: RunFolder) -> dict[str, Any]:
 def main(config: Config) -> None:
     """Run both worlds, and report."""
     started = time.monotonic()
-    use_cpu_devices()
+    # On one device: a program that spans several waits for ever for a reward on the host.
     folder = config.open_folder()
     found = {"pattern": match_pattern(config, folder), **add_numbers(config, folder)}
     report(config, found)
