@@ -84,7 +84,7 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
     panels = {
         "answers that match the pattern [%]": hits,
         "probability of the exact answer [%]": right,
-        f"probability [%]; SFT to step {before[-1]}, then RL": pair,
+        f"probability [%]; RL from {before[-1]} on": pair,
     }
     title = f"Rewards without a gradient, {config.seeds - config.tuning_seeds} seeds, 95% t intervals"
     bounds = dict.fromkeys(panels, (0.0, 100.0))
