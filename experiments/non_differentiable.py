@@ -13,7 +13,7 @@ Measured (`python experiments/non_differentiable.py`: 2 seeds choose the rates, 
 intervals, cut at 0 and 100; 11 minutes of CPU time):
 
                        pattern, held-out prompts                             exact               rivals
-                       hits [%]            KL            gold   distinct     p(sum) [%]          p(sum), p(+ 1)
+                       hits [%]            KL            gold   distinct     p(sum) [%]          p(sum, + 1)
     start              5.9 [4.8, 6.9]      0             3.16   97%          2.7 [2.6, 2.9]      49.3, 49.6
     RL                 85.9 [74.8, 97.1]   8.6 +- 0.5    2.38   68%          49.5 [41.8, 57.1]   93.8, 2.9
     SFT on the best    91.8 [75.9, 100]    14.9 +- 4.7   2.18   16%          62.0 [51.9, 72.1]   95.0, 2.4
