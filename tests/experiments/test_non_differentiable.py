@@ -1,6 +1,7 @@
 """Rewards without a gradient in miniature: the sums by hand, hits and the best of n, and a whole run."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -55,14 +56,13 @@ def test_likelihoods_are_those_of_the_whole_answers():
     lm = sums.make_model(16)
     params = lm.init(jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
-    found = sums.likelihoods(lm, params)
+    found = jax.jit(sums.likelihoods, static_argnums=0)(lm, params)
+    read = jax.jit(lambda *text: jax.nn.log_softmax(lm.logits(params, lm.encode(params, *text)[0])))
     for place, (a, b) in ((7, (0, 7)), (58, (5, 8))):
         for i in (0, 1):
             tokens, mask = ask(a, b, a + b + i)
-            count = int(mask.sum())
-            hidden, _ = lm.encode(params, tokens[:count], jnp.ones(count))
-            log_probs = jax.nn.log_softmax(lm.logits(params, hidden))
-            total = sum(float(log_probs[t - 1, tokens[t]]) for t in range(4, count))
+            log_probs = read(tokens, mask.astype(jnp.float32))
+            total = sum(float(log_probs[t - 1, tokens[t]]) for t in range(4, int(mask.sum())))
             np.testing.assert_allclose(found[place, i], np.exp(total), rtol=1e-4)
 
 
@@ -96,7 +96,9 @@ def test_shares_stay_between_none_and_all():
     assert report.share_text([1.0, 0.9]) == "95.0 [31.5, 100.0]"
 
 
-def test_a_run_in_miniature(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A run in miniature, of RL alone, whose language models are not trained before."""
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(CORPUS, encoding="utf-8")
     start = lambda setup, folder, *_: (jax.vmap(setup.lm.init)(setup.keys(0)), None)
@@ -105,21 +107,30 @@ def test_a_run_in_miniature(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "POOL", (2, 64))
     monkeypatch.setattr(experiment, "METHODS", {"RL": experiment.METHODS["RL"]})
     sizes = SMALL | {"seeds": 3, "rlhf_steps": 2, "prompts_per_step": 2}
-    config = experiment.Config(
+    return experiment.Config(
         out=str(tmp_path / "run"), corpus=str(corpus), tuning_seeds=1, group_size=4, learning_rates=(3e-3,),
         sums_width=16, sums_sft_steps=60, sums_steps=40, sums_prompts_per_step=16, pattern="a", **sizes,
     )  # fmt: skip
-    experiment.main(config)
-    found = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
-    assert np.shape(found["pattern"]["rows"]["RL"]["hits"]) == (2,)
-    before, after = (
-        np.array(x) for x in (found["rivals"]["sft"][1][-1], found["rivals"]["paths"]["RL"][1][-1])
-    )
+
+
+def test_fine_tuning_cannot_part_rivals_and_rl_can(config):
+    rivals = experiment.add_numbers(config, config.open_folder())["rivals"]
+    before, after = rivals["sft"][1][-1], rivals["paths"]["RL"][1][-1]
     odds = lambda p: np.log(p[:, 0] / p[:, 1])
+    assert before.shape == after.shape == (2, 5)
     assert (np.abs(odds(before)) < 0.7).all(), "equally often shown, equally likely"
     assert (odds(after) > odds(before)).all(), "RL parts them"
+
+
+@pytest.mark.slow
+def test_a_run_in_miniature(config, capsys):
+    experiment.main(config)
+    out = Path(config.out)
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert np.shape(found["pattern"]["rows"]["RL"]["hits"]) == (2,)
+    assert np.shape(found["exact"]["paths"]["RL"][1]) == (10, 2, 5)
     assert "best of 64" in capsys.readouterr().out
-    assert (tmp_path / "run" / "non_differentiable.png").stat().st_size > 5_000
+    assert (out / "non_differentiable.png").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize(
