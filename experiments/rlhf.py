@@ -13,14 +13,23 @@ hold; the reward model is right on 0.757 +- 0.020 of held-out comparisons, the a
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import rlhf_setup
-from rlhf_report import STAGES, Samples, draw_losses, draw_path, draw_reward_model, report, show_samples
+from rlhf_report import (
+    CONTROLS,
+    STAGES,
+    Samples,
+    draw_losses,
+    draw_path,
+    draw_reward_model,
+    report,
+    show_samples,
+)
 from rlhf_setup import Setup
 
 from jaxrl_align.actors.text import Frozen, join
@@ -78,6 +87,8 @@ class Config(MembersConfig):
     lora: bool = False
     """RLHF trains a LoRA adapter; the reference is the same model with the adapter off."""
     lora_rank: int = 8
+    controls: bool = False
+    """Also run RLHF with the stop penalty alone and with the reward model alone."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
@@ -170,9 +181,14 @@ def learn_reward(
 
 
 def align(
-    setup: Setup, folder: RunFolder, params: Any, model: rm.RewardModel, prompts: PaddedTokens
+    setup: Setup,
+    folder: RunFolder,
+    params: Any,
+    model: rm.RewardModel,
+    prompts: PaddedTokens,
+    learner: Learner | None = None,
 ) -> tuple[Any, Any, dict[int, dict]]:
-    """Run RLHF from the SFT policy.
+    """Run RLHF from the SFT policy, in the folder's `rlhf`; None takes the setup's own learner.
 
     Returns:
       The policies [M, ...], the reference they are laid over, and a dict from step to gold reward, KL and
@@ -203,8 +219,20 @@ def align(
     how = {"folder": folder, "label": "4/4 RLHF        ", "show": ("objective/scores", "objective/kl")}
     how |= {"chunk": 5, "on_chunk": lambda step, state, _: evaluate(step, state.params)}
     how |= {"keys": keys, "params": start, "frozen": Frozen(reference, model)}
-    trained = train_members(setup.rlhf, hparams, config, config.rlhf_steps, **how)
+    trained = train_members(learner or setup.rlhf, hparams, config, config.rlhf_steps, **how)
     return trained.state.params, reference, read_steps(folder, "evaluation")
+
+
+def align_controls(
+    setup: Setup, folder: RunFolder, params: Any, model: rm.RewardModel, prompts: PaddedTokens
+) -> dict[str, tuple[Any, Any]]:
+    """Run RLHF on either half of its reward; return each policy and its reference, as `align` does."""
+    silent = model._replace(gain=jnp.zeros_like(model.gain), bias=jnp.zeros_like(model.bias))
+    unpunished = setup.make_rlhf(replace(setup.text, missing_stop="keep"))
+    policies = {}
+    for name, reward, learner in zip(CONTROLS, (silent, model), (setup.rlhf, unpunished), strict=True):
+        policies[name] = align(setup, folder.sub(name), params, reward, prompts, learner)[:2]
+    return policies
 
 
 def read_steps(folder: RunFolder, name: str) -> dict[int, Any]:
@@ -228,9 +256,12 @@ def main(config: Config) -> None:
     policies, reference, path = align(setup, folder, sft, model, test_prompts)
 
     whole = jax.vmap(functools.partial(init_policy, setup.lm))
-    policies = (whole(base), sft), (whole(sft), sft), (policies, reference)
+    pairs = (whole(base), sft), (whole(sft), sft), (policies, reference)
+    named = dict(zip(STAGES, pairs, strict=True))
+    if config.controls:
+        named |= align_controls(setup, folder, sft, model, test_prompts)
     write = lambda policy, reference: setup.write(policy, reference, test_prompts, setup.keys(8))
-    written = {name: write(*pair) for name, pair in zip(STAGES, policies, strict=True)}
+    written = {name: write(*pair) for name, pair in named.items()}
     test = slice(0, config.comparisons // 5)
     lengths = np.stack([side.real.sum(-1)[:, test] for side in (data.chosen, data.rejected)], -1)
     longer = lengths[..., 0] - lengths[..., 1]

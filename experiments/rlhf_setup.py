@@ -18,7 +18,7 @@ from jaxrl_align.feedback.annotators import PlainProse
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import sample_rows, sample_windows
 from jaxrl_align.text.generation import TextConfig
-from jaxrl_align.types import PaddedTokens
+from jaxrl_align.types import Learner, PaddedTokens
 
 SAMPLES = 256
 """Answers per member and evaluation; one program writes them all."""
@@ -47,16 +47,21 @@ class Setup:
         # Built here, before any training, so that what cannot work is refused at once.
         self.windows = sample_windows(self.corpus, batch_size=16, length=config.context - 1)
         self.score = functools.partial(rm.score, self.lm)
-        self.rlhf = make_rlhf_learner(
+        self.rlhf = self.make_rlhf(self.text)
+        self._answer = jax.jit(jax.vmap(self._answer_member))
+
+    def make_rlhf(self, text: TextConfig) -> Learner:
+        """Build RLHF's learner; `text` says what an answer without a stop token is paid."""
+        config = self.config
+        return make_rlhf_learner(
             self.lm,
             self.score,
-            self.text,
+            text,
             sample_rows(self.prompts, batch_size=config.prompts_per_step),
             epochs=config.epochs,
             minibatches=config.minibatches,
             total_steps=config.rlhf_steps,
         )
-        self._answer = jax.jit(jax.vmap(self._answer_member))
 
     def keys(self, purpose: int) -> jax.Array:
         """Return one key per member."""
