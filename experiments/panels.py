@@ -1,0 +1,68 @@
+"""Figures of several panels, whose curves are told apart without colour: by line, marker and legend."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrl_align.runtime import plots
+from jaxrl_align.runtime.metrics import mean_interval
+
+LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+MARKERS = "osD^v"
+
+Curves = Mapping[str, tuple[Any, Any]]
+"""Name -> (positions [n], one column per member [n, M])."""
+
+
+def draw_curves(ax: Any, curves: Curves, *, marks: int = 5) -> None:
+    """Draw means over members, and their 95% t intervals as error bars at a few places, side by side.
+
+    Args:
+      ax: matplotlib axes.
+      curves: up to 5.
+      marks: error bars of each curve.
+    """
+    for i, (name, (x, ys)) in enumerate(curves.items()):
+        x, (mean, half) = np.asarray(x), mean_interval(ys, axis=1)
+        kind: dict[str, Any] = {"color": plots.COLORS[i % len(plots.COLORS)], "marker": MARKERS[i]}
+        every = max(1, len(x) // marks)
+        places = (
+            slice(min(i * every // len(curves), len(x) - 1), None, every) if len(x) > marks else slice(None)
+        )
+        ax.plot(x, mean, linestyle=LINES[i], color=kind["color"], linewidth=1.3)
+        ax.errorbar(x[places], mean[places], half[places], linestyle="", markersize=4, capsize=2, **kind)
+        ax.plot([], [], linestyle=LINES[i], markersize=4, label=name, **kind)
+
+
+def save_panels(
+    path: str | os.PathLike, x_label: str, panels: Mapping[str, Curves], *, title: str, columns: int = 2
+) -> None:
+    """Write a figure with a panel for each quantity, and one legend where all have the same curves.
+
+    Args:
+      path: of the PNG.
+      x_label: what lies along every x, with its unit.
+      panels: the y label, with its unit -> curves.
+      title: what the figure shows.
+      columns: panels side by side.
+    """
+    fig, first = plots.figure("", "")
+    first.remove()
+    rows = -(-len(panels) // columns)
+    fig.set_size_inches(4.6 * columns, 3.0 * rows + 0.6)
+    fig.suptitle(title)
+    shared = len({tuple(curves) for curves in panels.values()}) == 1
+    for ax, (y_label, curves) in zip(
+        fig.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False
+    ):
+        draw_curves(ax, curves)
+        ax.set(xlabel=x_label, ylabel=y_label)
+        ax.grid(True, color="#dddddd", linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+        if not shared:
+            ax.legend(fontsize=8)
+    if shared:
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)
+    plots.save_figure(fig, path)
