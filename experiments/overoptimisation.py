@@ -55,7 +55,7 @@ class Config(AnswersConfig):
     seeds: int = 8
     """Members whose results are reported."""
     vocab_size: int = 512
-    comparisons: tuple[int, ...] = (16, 1024)
+    comparisons: tuple[int, ...] = (32, 1024)
     """Of each reward model; the smaller sets are the beginning of the largest."""
     annotator_temperature: float = 1.0
     """Noise of the annotators' choice, in units of the gold reward."""
@@ -71,7 +71,7 @@ class Config(AnswersConfig):
     """Tried for PPO, in rising order."""
     kl_coefs: tuple[float, ...] = (0.0, 0.03, 0.1)
     """Of PPO, for a score of deviation 1; they stay as they are."""
-    policy_steps: int = 100
+    policy_steps: int = 120
     prompts_per_step: int = 16
     epochs: int = 2
     minibatches: int = 2
@@ -80,7 +80,7 @@ class Config(AnswersConfig):
         """Refuse what would fail after minutes of training."""
         super().__post_init__()
         least = {"comparisons": 1, "prompts": max(self.comparisons), "kl_coefs": 0, "policy_rates": 0}
-        self.require(**least, policy_steps=5)
+        self.require(**least, policy_steps=20)
         if min(self.kl_coefs) > 0:
             raise ValueError(f"kl_coefs must hold 0, where the curves are taken; got {self.kl_coefs}")
         if list(self.policy_rates) != sorted(self.policy_rates):
@@ -206,7 +206,7 @@ def optimise(
 
     evaluate(0, start)
     how = {"keys": setup.keys(6)[seeds], "params": start, "frozen": frozen, "folder": folder}
-    how |= {"label": folder.path.name, "show": ("objective/scores", "objective/kl"), "chunk": 5}
+    how |= {"label": folder.path.name, "show": ("objective/scores", "objective/kl"), "chunk": 10}
     how |= {"on_chunk": lambda step, state, _: evaluate(step, state.params)}
     train_members(learner, hparams, config, config.policy_steps, **how)
     path = list(rlhf.read_steps(folder, "evaluation").values())

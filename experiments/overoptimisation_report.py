@@ -69,8 +69,10 @@ def fit_all(curve: Curve, form: str) -> list[Fit]:
 def find_peak(curve: Curve) -> dict[str, np.ndarray]:
     """Return where each member's gold reward peaks, and what is left of it at the end, [M] each.
 
-    A member's place is the peak of the other members' mean, so that no member's noise chooses its own.
+    A member's place is the peak of the other members' mean, so that no member's noise chooses its own. The
+    start, where nothing is gained yet, is none.
     """
+    curve = Curve(*(x[curve.root_kl.max(1) > 0] for x in curve))
     others = curve.gold.sum(1, keepdims=True) - curve.gold
     place = others.argmax(0), np.arange(curve.gold.shape[1])
     root_kl, gold, proxy = (x[place] for x in curve)
@@ -79,6 +81,7 @@ def find_peak(curve: Curve) -> dict[str, np.ndarray]:
         "gold there": gold,
         "share real": gold / proxy,
         "end at sqrt KL": curve.root_kl[-1],
+        "gold at end": curve.gold[-1],
         "gold, end - peak": curve.gold[-1] - gold,
         "score, end - peak": curve.proxy[-1] - proxy,
     }
@@ -102,8 +105,8 @@ def report_law(curve: Curve) -> dict[str, Any]:
     """Print one method's peak and fits; return them."""
     peak = find_peak(curve)
     fits = {form: fit_all(curve, form) for form in METHODS}
-    print("    " + "".join(f"{name:20}" for name in peak))
-    print("    " + "".join(f"{mean_text(x, '.2f'):20}" for x in peak.values()))
+    print("    " + "".join(f"{name:18}" for name in peak))
+    print("    " + "".join(f"{mean_text(x, '.2f'):18}" for x in peak.values()))
     for form, law in zip(METHODS, ("d (alpha - beta d)", "d (alpha - beta log d)"), strict=True):
         alpha, beta, r2 = (list(column) for column in zip(*fits[form], strict=True))
         cells = f"alpha {mean_text(alpha, '.2f')}, beta {mean_text(beta, '.3f')}, R^2 {range_text(r2)}"

@@ -33,7 +33,7 @@ from jaxrl_align.checks import check_divides
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Params
 
 
@@ -58,6 +58,7 @@ class Config(rlhf.Config):
     reward_learning_rate: float = 1e-3
     rlhf_steps: int = 60
     """Of all rounds together."""
+    prompts_per_step: int = 16
     policy_rates: tuple[float, ...] = (3e-4, 1e-3)
     """Tried for each arm that has a rate of its own."""
     kl_coefs: tuple[float, ...] = (0.0, 0.1)
@@ -133,7 +134,10 @@ class States(NamedTuple):
 
 
 def take_rounds(setup: Setup, sft: Params, arm: Arm, runs: Sequence[Run]) -> States:
-    """Go through all rounds of an arm, every member in one program."""
+    """Go through all rounds of an arm, every member in one program.
+
+    On one device: a program of several, which wait for each other, can hang at a reward on the host.
+    """
     config = setup.config
     learner = make_rounds_learner(
         setup.lm,
@@ -172,9 +176,9 @@ def take_rounds(setup: Setup, sft: Params, arm: Arm, runs: Sequence[Run]) -> Sta
 
     seeds = np.array([run.seed for run in runs])
     keys, head_keys = setup.two_keys(6)
-    given = keys[seeds], head_keys[seeds], jax.tree.map(lambda x: x[seeds], sft)
+    given = keys[seeds], head_keys[seeds], jax.tree.map(lambda x: np.asarray(x)[seeds], sft)
     traced = tuple(jnp.array([getattr(run, name) for run in runs]) for name in ("rate", "kl_coef"))
-    return jax.jit(jax.vmap(member))(*shard_members((*given, *traced)))
+    return jax.jit(jax.vmap(member))(*given, *traced)
 
 
 def measure(setup: Setup, sft: Params, states: States, seeds: np.ndarray) -> dict[str, np.ndarray]:

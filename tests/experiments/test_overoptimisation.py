@@ -33,7 +33,7 @@ SMALL = {
     "reward_steps": 4,
     "learning_rates": (1e-2,),
     "policy_rates": (1e-3,),
-    "policy_steps": 10,
+    "policy_steps": 20,
     "prompts_per_step": 4,
     "kl_coefs": (0.0, 0.5),
 }
