@@ -1,6 +1,42 @@
-"""Over-optimisation.
+"""Over-optimisation: how far a reward model can be optimised before the reward that is meant falls.
 
-TODO
+Claims (lectures 001 and 003, F12: the KL term, which the lectures omit; Gao et al. 2022, arXiv:2210.10760):
+without the term the learnt score goes on rising while the gold reward falls; a better reward model is
+fooled later; with d the square root of the KL divergence from the fine-tuned policy the gold reward gained
+is `d (alpha - beta d)` for best-of-n and `d (alpha - beta log d)` for PPO; a KL penalty only stops earlier
+on the same way. Models, answers and the gold reward are those of `rlhf.py`, smaller (width 64, one layer).
+Noisy annotators give 16 comparisons, too few to learn from, so that the gold reward falls within the run,
+or 1,024. All KL coefficients, both reward models and all seeds of PPO train in one program; no score is
+replaced where an answer does not end, so that all that PPO is paid was learnt. The KL divergence of
+best-of-n is not measured but `log n - (n - 1) / n`, which is exact without equal scores and otherwise a
+bound from above.
+
+Measured (`python experiments/overoptimisation.py`: 8 seeds, each with its own models; 95% t intervals;
+gains in deviations of the fine-tuned policy's answers; 16 minutes on 2 cores that four jobs shared).
+Without a penalty; a seed's peak is where the others' mean is highest, n is at most 256, and "share" is what
+the gold reward gained there of what the score gained:
+
+                              peak at d       gold there      share           end at d        gold at end
+      16 pairs   best of n    2.13            +0.72 +- 0.23   0.40 +- 0.12    2.13            +0.72 +- 0.23
+                 PPO          3.72 +- 0.78    -0.09 +- 0.37  -0.09 +- 0.37    7.49 +- 0.98    -0.64 +- 0.72
+    1024 pairs   best of n    1.78            +1.03 +- 0.12   0.77 +- 0.14    2.13            +0.98 +- 0.20
+                 PPO          8.64 +- 0.46    +1.05 +- 0.13   0.53 +- 0.11    9.44 +- 0.77    +0.75 +- 0.61
+
+The score keeps rising where the gold reward does not: holds. On 16 comparisons (64.4 +- 3.8% of held-out
+pairs right) PPO ends with a score of +1.79 +- 0.25, 2.42 +- 0.75 above the gold reward; the fall itself,
+-0.55 +- 0.66 from the peak, is within the interval. On 1,024 (80.7 +- 2.1%) the gold reward is 1.39 +- 1.19
+higher at the end: a better model is fooled later. Best-of-n does not fall by n = 256.
+
+The laws hold for best-of-n on 1,024: R^2 0.99 [lowest 0.97, highest 1.00]; on 16 0.84 [0.20, 1.00]. PPO's
+does not: R^2 0.60 [0.25, 0.98] and 0.79 [0.60, 0.88], no better than with d in place of log d (-0.03 +-
+0.04, -0.03 +- 0.06): its first steps go far and gain little. A penalty does more than stop earlier: with
+1,024 pairs the last policies at 0.03 and 0.1 have 0.62 +- 0.17 and 0.50 +- 0.10 more gold reward than the
+free run had as far away (+1.34 +- 0.15 at d = 4.85, the best of all); with 16 pairs there is no difference
+(-0.06 +- 0.48, -0.21 +- 0.51).
+
+Rates tried on 2 other seeds: reward models 1e-4, 3e-4, 1e-3: 53.2 (taken), 50.3, 48.7% with 16 pairs, 77.0,
+79.6 (taken), 77.3% with 1,024; PPO, by the score on 16 pairs, 3e-4 +2.21, 1e-3 +2.39 (taken). Tried first:
+32 pairs, 6 seeds, 80 steps of 32 prompts: peak +0.39 +- 0.72 at d = 5.0, end -0.12 +- 1.07.
 """
 
 import functools
@@ -41,6 +77,7 @@ from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
+from jaxrl_align.runtime.metrics import mean_text
 from jaxrl_align.types import Comparisons, Params
 
 MARGIN = 0.1
@@ -55,7 +92,7 @@ class Config(AnswersConfig):
     seeds: int = 8
     """Members whose results are reported."""
     vocab_size: int = 512
-    comparisons: tuple[int, ...] = (32, 1024)
+    comparisons: tuple[int, ...] = (16, 1024)
     """Of each reward model; the smaller sets are the beginning of the largest."""
     annotator_temperature: float = 1.0
     """Noise of the annotators' choice, in units of the gold reward."""
@@ -71,7 +108,7 @@ class Config(AnswersConfig):
     """Tried for PPO, in rising order."""
     kl_coefs: tuple[float, ...] = (0.0, 0.03, 0.1)
     """Of PPO, for a score of deviation 1; they stay as they are."""
-    policy_steps: int = 120
+    policy_steps: int = 100
     prompts_per_step: int = 16
     epochs: int = 2
     minibatches: int = 2
@@ -109,6 +146,13 @@ def annotate(config: Config, pool: Pool, member: int, count: int) -> Comparisons
     a, b = (jax.tree.map(lambda x, i=i: x[:, i], texts) for i in (0, 1))
     rows = rm.choose_completions(prompts, a, b, first)
     return repeat_rows(jax.tree.map(lambda x: x[:count], rows), max(config.comparisons))
+
+
+def agreement(config: Config, pool: Pool) -> np.ndarray:
+    """Return the chance [M] that a comparison prefers what the gold reward does, where that differs."""
+    gap = np.abs(np.diff(pool.train.gold[..., :2], axis=-1)[..., 0])
+    chance = 1.0 / (1.0 + np.exp(-gap / config.annotator_temperature))
+    return (chance * (gap > 0)).sum(1) / (gap > 0).sum(1)
 
 
 def learn_rewards(config: Config, folder: RunFolder, pool: Pool) -> tuple[rm.RewardModel, np.ndarray]:
@@ -206,7 +250,7 @@ def optimise(
 
     evaluate(0, start)
     how = {"keys": setup.keys(6)[seeds], "params": start, "frozen": frozen, "folder": folder}
-    how |= {"label": folder.path.name, "show": ("objective/scores", "objective/kl"), "chunk": 10}
+    how |= {"label": folder.path.name, "show": ("objective/scores", "objective/kl"), "chunk": 5}
     how |= {"on_chunk": lambda step, state, _: evaluate(step, state.params)}
     train_members(learner, hparams, config, config.policy_steps, **how)
     path = list(rlhf.read_steps(folder, "evaluation").values())
@@ -237,6 +281,8 @@ def main(config: Config) -> None:
     setup = make_setup(config)
     folder = config.open_folder()
     pool = make_pool(config, folder, setup)
+    labels = mean_text(100 * agreement(config, pool)[: config.seeds])
+    print(f"\nannotators agree with the gold reward on {labels}% of the pairs")
     models, accuracy = learn_rewards(config, folder, pool)
     rate = tune(config, folder, setup, pool, models)
     sizes, seeds = range(len(config.comparisons)), range(config.seeds)

@@ -72,7 +72,7 @@ def find_peak(curve: Curve) -> dict[str, np.ndarray]:
     A member's place is the peak of the other members' mean, so that no member's noise chooses its own. The
     start, where nothing is gained yet, is none.
     """
-    curve = Curve(*(x[curve.root_kl.max(1) > 0] for x in curve))
+    curve = Curve(*(x[curve.proxy.any(1)] for x in curve))
     others = curve.gold.sum(1, keepdims=True) - curve.gold
     place = others.argmax(0), np.arange(curve.gold.shape[1])
     root_kl, gold, proxy = (x[place] for x in curve)

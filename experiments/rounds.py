@@ -54,7 +54,7 @@ class Config(rlhf.Config):
     """Of all rounds together."""
     annotator_temperature: float = 1.0
     reward_steps: int = 100
-    """Each time that a reward model is fitted."""
+    """Of all rounds together."""
     reward_learning_rate: float = 1e-3
     rlhf_steps: int = 60
     """Of all rounds together."""
@@ -69,6 +69,7 @@ class Config(rlhf.Config):
         super().__post_init__()
         self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, rounds=2, kl_coefs=0, policy_rates=0)
         check_divides(self.rounds, self.rlhf_steps, "rounds", "rlhf_steps")
+        check_divides(self.rounds, self.reward_steps, "rounds", "reward_steps")
         check_divides(
             self.rounds * self.prompts_per_step, self.comparisons, "rounds times prompts", "comparisons"
         )
@@ -146,7 +147,7 @@ def take_rounds(setup: Setup, sft: Params, arm: Arm, runs: Sequence[Run]) -> Sta
         sample_rows(setup.prompts, batch_size=config.prompts_per_step),
         rounds=arm.parts if arm.keep else 1,
         comparisons=config.comparisons // arm.parts,
-        reward_steps=config.reward_steps,
+        reward_steps=config.reward_steps // arm.parts,
         policy_steps=config.rlhf_steps // arm.parts,
         writer=arm.writer,
         epochs=config.epochs,

@@ -100,6 +100,13 @@ def test_the_smaller_sets_begin_the_larger_and_prefer_the_better(monkeypatch):
     np.testing.assert_array_equal(many.chosen.tokens, texts)
 
 
+def test_agreement_by_hand():
+    """Gaps 0, which does not count, and log 3, log 4 at temperature 1: chances 3 / 4 and 4 / 5."""
+    gold = np.array([[[2.0, 2.0], [0.0, np.log(3.0)], [np.log(4.0), 0.0]]])
+    pool = SimpleNamespace(train=SimpleNamespace(gold=gold))
+    np.testing.assert_allclose(over.agreement(over.Config(**SMALL), pool), [0.775])
+
+
 def test_every_run_has_its_own_models_coefficient_and_seed(monkeypatch):
     """Rows [comparisons, seed] of the models; the reference is the seed's; all runs of a seed share keys."""
     seen, pool = {}, make_tiny_pool()

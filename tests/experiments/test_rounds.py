@@ -113,6 +113,7 @@ def test_every_arm_spends_the_same(config, monkeypatch):
         (spent[name],) = built.value.args
         assert arm.parts * spent[name]["comparisons"] == config.comparisons
         assert arm.parts * spent[name]["policy_steps"] == config.rlhf_steps
+        assert arm.parts * spent[name]["reward_steps"] == config.reward_steps
     rooms = [row["rounds"] * row["comparisons"] for row in spent.values()]
     assert rooms == [16, 16, 8, 16]
     assert [row["writer"] for row in spent.values()] == ["policy"] * 3 + ["reference"]
@@ -161,6 +162,7 @@ def test_a_run_in_miniature_continues_to_the_same_result(config, monkeypatch, ca
     ("change", "message"),
     [
         ({"rounds": 3}, "rounds must divide rlhf_steps"),
+        ({"reward_steps": 3}, "rounds must divide reward_steps"),
         ({"comparisons": 12}, "rounds times prompts must divide comparisons"),
         ({"seeds": 2}, "seeds must be at least 3"),
     ],
