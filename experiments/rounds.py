@@ -1,6 +1,14 @@
-"""Rounds of collecting, reward model and policy.
+"""Rounds of collecting comparisons, fitting the reward model and training the policy, against one round.
 
-TODO
+Claim (lectures 001 and 003, F16: ChatGPT was made in several rounds): a reward model that was fitted once is
+wrong where the policy goes, so that comparisons of the policy's own newest answers help. Models, prompts and
+the hidden gold reward are those of `rlhf.py`, smaller (width 64, one layer, noisier annotators). Every arm
+spends 512 comparisons, 100 steps of the reward model and 60 steps of PPO: at once, or a quarter in each of 4
+rounds, which learn from the comparisons of all rounds so far, from the newest alone, or, to part the policy's
+own answers from all else that rounds change, from answers that the fine-tuned policy gives in every round. A
+step of `align.make_rounds_learner` is a round.
+
+MEASURED
 """
 
 import itertools
