@@ -89,11 +89,22 @@ class Pool(NamedTuple):
     test: Answers
 
 
-def make_pool(config: AnswersConfig, folder: RunFolder) -> Pool:
-    """Pre-train and fine-tune all members, and let them answer prompts of training and of held-out text."""
+def make_setup(config: AnswersConfig) -> Setup:
+    """Return the text, models and prompts of all members, reported ones and others."""
     names = ("out", "seed", "resume", "corpus", "vocab_size", "width", "layers", "heads", "pretrain_steps")
     fields = {name: getattr(config, name) for name in (*names, "sft_steps")}
-    setup = Setup(rlhf.Config(**fields, seeds=config.seeds + config.tuning_seeds))
+    return Setup(rlhf.Config(**fields, seeds=config.seeds + config.tuning_seeds))
+
+
+def make_pool(config: AnswersConfig, folder: RunFolder, setup: Setup | None = None) -> Pool:
+    """Pre-train and fine-tune all members, and let them answer prompts of training and of held-out text.
+
+    Args:
+      config: of the run.
+      folder: of the run.
+      setup: what `make_setup` returned, for experiments that go on with it; None makes it.
+    """
+    setup = make_setup(config) if setup is None else setup
     params, _ = rlhf.pretrain(setup, folder)
     params, _ = rlhf.fine_tune(setup, folder, params)
     policy = jax.vmap(functools.partial(init_policy, setup.lm))(params)
@@ -124,7 +135,22 @@ def fit_and_score(
     objective: Callable[[LanguageModel], LossFn],
     rates: Sequence[float],
 ) -> np.ndarray:
-    """Train a reward model for every setting and member, and score the held-out answers.
+    """Train as `fit_rewards`, and return the scores [S, M, N, G] of the held-out answers."""
+    params = fit_rewards(pool, config, folder, members, data, objective, rates)
+    scores = score_answers(pool.lm, params, pool.test, np.tile(np.array(members), len(data)))
+    return scores.reshape(len(data), len(members), *scores.shape[1:])
+
+
+def fit_rewards(
+    pool: Pool,
+    config: AnswersConfig,
+    folder: RunFolder,
+    members: Sequence[int],
+    data: Sequence[Sequence[Any]],
+    objective: Callable[[LanguageModel], LossFn],
+    rates: Sequence[float],
+) -> Params:
+    """Train a reward model for every setting and member.
 
     Args:
       pool: models and answers.
@@ -136,7 +162,7 @@ def fit_and_score(
       rates: S learning rates.
 
     Returns:
-      The scores [S, M, N, G].
+      The reward models' parameters, leaves [S M, ...], the member varying fastest.
     """
     count, index = len(data), np.array(members)
     rows = jax.tree.map(lambda *x: np.stack(x), *(member for setting in data for member in setting))
@@ -156,9 +182,7 @@ def fit_and_score(
     hparams = RewardHParams(jnp.repeat(jnp.asarray(rates), len(index)))
     how = {"keys": jnp.tile(keys, count), "params": jax.tree.map(tile, start), "frozen": rows}
     how |= {"folder": folder, "label": folder.path.name, "chunk": max(1, config.reward_steps // 4)}
-    trained = train_members(learner, hparams, config, config.reward_steps, **how)
-    scores = score_answers(pool.lm, trained.state.params, pool.test, np.tile(index, count))
-    return scores.reshape(count, len(index), *scores.shape[1:])
+    return train_members(learner, hparams, config, config.reward_steps, **how).state.params
 
 
 def score_answers(lm: LanguageModel, params: Params, answers: Answers, members: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from rlhf_report import (
 )
 from rlhf_setup import Setup
 
-from jaxrl_align.actors.text import Frozen, join
+from jaxrl_align.actors.text import Frozen
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.reward_learner import RewardHParams, make_reward_learner
 from jaxrl_align.align.rlhf import RLHFHParams, init_policy
@@ -202,15 +202,13 @@ def align(
         part, constants = jax.vmap(adapt)(lora_keys, params)
         reference = jax.vmap(overlay)(params, constants)
     start = jax.vmap(functools.partial(init_policy, setup.lm))(part)
-    read = lambda model, prompt, text: setup.score(model, *join(prompt, *text))
-    score = jax.jit(jax.vmap(jax.vmap(read, (None, 0, 0))))
     folder = folder.sub("rlhf")
 
     def evaluate(step: int, policy: Any) -> None:
         if step > 20 and step % 20:  # most of the way is made early
             return
         samples = setup.write(policy, reference, prompts, setup.keys(5))
-        scores = score(model, samples.prompts, samples.completions)
+        scores = setup.score_answers(model, samples)
         rows = {"gold": samples.gold, "kl": samples.kl, "score": scores}
         folder.write_json(f"evaluation_{step:05d}.json", {k: np.mean(v, 1) for k, v in rows.items()})
 

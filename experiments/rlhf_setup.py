@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from rlhf_report import Samples
 
+from jaxrl_align.actors.queries import join
 from jaxrl_align.actors.text import Frozen, answer
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, make_rlhf_learner
@@ -49,6 +50,8 @@ class Setup:
         self.score = functools.partial(rm.score, self.lm)
         self.rlhf = self.make_rlhf(self.text)
         self._answer = jax.jit(jax.vmap(self._answer_member))
+        read = lambda model, prompt, text: self.score(model, *join(prompt, *text))
+        self._score = jax.jit(jax.vmap(jax.vmap(read, (None, 0, 0))))
 
     def make_rlhf(self, text: TextConfig) -> Learner:
         """Build RLHF's learner; `text` says what an answer without a stop token is paid."""
@@ -111,3 +114,7 @@ class Setup:
             for member in zip(texts, stopped, strict=True)
         ]
         return Samples(prompts, completions, kl, np.array(gold), texts)
+
+    def score_answers(self, models: rm.RewardModel, samples: Samples) -> np.ndarray:
+        """Return the score [M, N] that each member's reward model gives its answers."""
+        return np.asarray(self._score(models, samples.prompts, samples.completions))

@@ -14,7 +14,7 @@ Source: Ouyang et al. 2022; Bai et al. 2022 (arXiv:2204.05862), section 4.5; doc
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -74,6 +74,7 @@ class Rounds(NamedTuple):
     reward_steps: int
     reward_batch: int
     policy_steps: int
+    writer: Literal["policy", "reference"]
     reward: Learner
     policy: Learner
 
@@ -89,6 +90,7 @@ def make_rounds_learner(
     reward_steps: int = 100,
     reward_batch: int = 32,
     policy_steps: int = 50,
+    writer: Literal["policy", "reference"] = "policy",
     epochs: int = 4,
     minibatches: int = 4,
     reward_optimizer: optax.GradientTransformation | None = None,
@@ -111,6 +113,8 @@ def make_rounds_learner(
       reward_steps: gradient steps of the reward model a round.
       reward_batch: comparisons in each.
       policy_steps: steps of RLHF a round.
+      writer: whose answers are compared; "reference" leaves the policy's own out of all rounds, to measure
+        what they are worth.
       epochs: of RLHF, passes over each batch of responses.
       minibatches: of RLHF, gradient steps per pass.
       reward_optimizer: an update rule without its learning rate.
@@ -124,12 +128,13 @@ def make_rounds_learner(
 
       | metric | what it is |
       |---|---|
-      | `gold` | mean gold reward of the answers that were compared, those of the policy before the round |
+      | `gold` | mean gold reward of the answers that were compared, the writer's before the round |
       | `reward_model/accuracy_before` | share of the new comparisons that the old reward model orders so |
       | `reward_model/accuracy_after` | the same of the new one, on what it was fitted to |
 
     Raises:
-      ValueError: as `make_rlhf_learner`; for counts below 1 or comparisons that are no multiple of B.
+      ValueError: as `make_rlhf_learner`; for counts below 1, comparisons that are no multiple of B, or
+        another writer.
     """
     check_counts(
         rounds=rounds,
@@ -138,6 +143,8 @@ def make_rounds_learner(
         reward_batch=reward_batch,
         policy_steps=policy_steps,
     )
+    if writer not in ("policy", "reference"):
+        raise ValueError(f"writer must be policy or reference; got {writer!r}")
     check_fits(lm, config, None)
     prompts = check_prompts(lm, config, sample_prompts(jax.random.key(0)))
     check_divides(len(prompts.tokens), comparisons, "prompts of a sample", "comparisons of a round")
@@ -151,6 +158,7 @@ def make_rounds_learner(
         reward_steps,
         reward_batch,
         policy_steps,
+        writer,
         make_reward_learner(lm, total_steps=reward_steps, optimizer=reward_optimizer),
         make_rlhf_learner(
             lm,
@@ -191,7 +199,8 @@ def take_round(
         raise ValueError("a base and the gold reward's model are needed; pass step(..., frozen=Frozen(...))")
     key, key_collect, key_reward, key_policy = jax.random.split(state.key, 4)
     old, params, hparams = state.env_state, state.params, state.hparams
-    new, gold = collect(settings, params["policy"], frozen, key_collect, hparams.annotator_temperature)
+    writer = params["policy"] if settings.writer == "policy" else {"lm": frozen.reference}
+    new, gold = collect(settings, writer, frozen, key_collect, hparams.annotator_temperature)
     place = state.step * settings.comparisons
     write = lambda rows, x: jax.lax.dynamic_update_slice_in_dim(rows, x, place, 0)
     rows = jax.tree.map(write, old.rows, new)

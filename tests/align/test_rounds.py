@@ -163,6 +163,19 @@ def test_the_policy_is_trained_on_the_newest_reward_model(states):
     assert jnp.abs(stale["lm"] - params["lm"]).max() > 1e-4, "the old reward model trains another policy"
 
 
+@pytest.mark.parametrize("writer", ["policy", "reference"])
+def test_the_writers_answers_are_compared(writer):
+    """Of two policies that differ, the rows differ, or not where the reference writes."""
+    learner = make(rounds=1, reward_steps=1, policy_steps=1, writer=writer)
+    state = learner.init(jax.random.key(0), HPARAMS, START)
+    policy = {**START["policy"], "lm": TABLE.at[:, 3].add(9.0)}
+    other = state._replace(params={**state.params, "policy": policy})
+    step = jax.jit(lambda state: learner.step(state, None, FROZEN)[0].env_state.rows.chosen.tokens)
+    mine, theirs = step(state), step(other)
+    assert (mine == theirs).all() == (writer == "reference")
+    assert ((theirs == 3).mean() > 0.9) == (writer == "policy")
+
+
 @pytest.mark.slow
 def test_rounds_raise_the_gold_reward_that_the_policy_never_sees():
     """Over 8 seeds at once; noisy annotators."""
@@ -186,6 +199,7 @@ def test_rounds_raise_the_gold_reward_that_the_policy_never_sees():
         ({"comparisons": 12}, "prompts of a sample must divide comparisons of a round; got .*=12"),
         ({"rounds": 0}, "rounds must be"),
         ({"reward_steps": 0}, "reward_steps must be"),
+        ({"writer": "critic"}, "writer must be policy or reference; got 'critic'"),
     ],
 )
 def test_rounds_that_cannot_be_are_refused(arguments, message):

@@ -1,0 +1,172 @@
+"""Rounds: the hidden reward, which reward model is measured where, what each arm spends, and a miniature."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.experiments.loading import load
+from tests.experiments.test_rlhf import CORPUS, SMALL
+
+load("rlhf_setup").SAMPLES = 8
+rounds = load("rounds")
+tables = load("rounds_report")
+TINY = SMALL | {
+    "seeds": 3,
+    "tuning_seeds": 1,
+    "rounds": 2,
+    "comparisons": 16,
+    "rlhf_steps": 4,
+    "policy_rates": (1e-3,),
+    "kl_coefs": (0.0, 5.0),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounds")
+    corpus = folder / "corpus.txt"
+    corpus.write_text(CORPUS, encoding="utf-8")
+    return rounds.Config(out=str(folder / "run"), corpus=str(corpus), **TINY)
+
+
+def test_the_score_is_the_hidden_reward_of_ended_and_of_cut_answers(config):
+    setup = rounds.Setup(config)
+    rng, stop = np.random.default_rng(0), setup.text.stop_token
+    prompts = np.asarray(setup.prompts.tokens[:4])
+    sentences = np.asarray(setup.responses.tokens[:4])
+    answers = np.where(sentences == stop, setup.text.pad_token, sentences)
+    answers[2:] = rng.integers(3, 280, answers[2:].shape)
+    ends = np.array([20, 5, 7, 20])
+    answers[1, 4] = answers[2, 6] = stop
+    mask = (np.arange(answers.shape[1]) < ends[:, None]).astype(float)
+    expected = [
+        setup.gold(setup.tokenizer.decode(row[:end]), stop in row[:end])
+        for row, end in zip(answers, ends, strict=True)
+    ]
+    real = np.concatenate([np.asarray(setup.prompts.real[:4]), mask], 1)
+    score = jax.jit(jax.vmap(lambda *text: rounds.gold_score(setup)(None, *text)))
+    found = score(jnp.asarray(np.concatenate([prompts, answers], 1)), jnp.asarray(real))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert len(set(expected)) > 2
+
+
+def test_order_by_hand():
+    """Pairs (2, 1) right, (1, 3) wrong, (1, 1) of equal gold not counted; then an equal score."""
+    gold = np.array([[2.0, 1.0, 1.0, 3.0, 1.0, 1.0], [1.0, 2.0, 0.0, 1.0, 2.0, 3.0]])
+    scores = np.array([[5.0, 0.0, 2.0, 1.0, 7.0, 0.0], [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]])
+    np.testing.assert_allclose(rounds.order(scores, gold), [0.5, 2.5 / 3])
+
+
+def test_fresh_and_stale_are_the_next_reward_model_and_the_policys_own(config):
+    """Model i orders rightly the answers of the policy before it, and all others wrongly."""
+    gold, seeds = np.array([[1.0, 2.0, 3.0, 5.0], [4.0, 1.0, 0.0, 2.0]]), np.array([2, 0])
+    number = np.tile(np.arange(4), (2, 1))
+    states = rounds.States(number, rounds.RewardModel(number, number, number))
+
+    def write(policy, reference, prompts, keys):
+        assert prompts.shape == (2, 2) and (prompts[:, 0] == prompts[:, 1]).all()
+        np.testing.assert_array_equal(reference, [30, 10])
+        return SimpleNamespace(gold=gold + policy[0], kl=policy[:, None] * np.ones((2, 4)), number=policy)
+
+    setup = SimpleNamespace(
+        draw_prompts=lambda *_: np.arange(3)[:, None],
+        test_prompts=None,
+        keys=lambda _: np.arange(3),
+        write=write,
+        score_answers=lambda model, samples: (
+            gold * np.where(model.gain == samples.number + 1, 1, -1)[:, None]
+        ),
+    )
+    found = rounds.measure(setup, np.array([10, 20, 30]), states, seeds)
+    np.testing.assert_array_equal(found["fresh"], [[1.0, 1.0]] * 3 + [[np.nan, np.nan]])
+    np.testing.assert_array_equal(found["stale"], [[np.nan, np.nan]] + [[0.0, 0.0]] * 3)
+    np.testing.assert_allclose(found["gold"], gold.mean(1) + np.arange(4.0)[:, None])
+    np.testing.assert_array_equal(found["kl"], number.T)
+    path = tables.Path(np.array([0, 5, 10, 15]), **found)
+    steps, accuracy = path.accuracy()
+    np.testing.assert_array_equal(steps, [0, 5, 5, 10, 10, 15])
+    np.testing.assert_array_equal(accuracy[:, 0], [1, 0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(path.last()["stale - fresh"], [-100.0, -100.0])
+
+
+def test_every_arm_spends_the_same(config, monkeypatch):
+    class Built(Exception):
+        pass
+
+    spent = {}
+
+    def build(*_, **settings):
+        raise Built(settings)
+
+    monkeypatch.setattr(rounds, "make_rounds_learner", build)
+    setup = rounds.Setup(config)
+    for name, arm in rounds.list_arms(config).items():
+        with pytest.raises(Built) as built:
+            rounds.take_rounds(setup, None, arm, [])
+        (spent[name],) = built.value.args
+        assert arm.parts * spent[name]["comparisons"] == config.comparisons
+        assert arm.parts * spent[name]["policy_steps"] == config.rlhf_steps
+        assert arm.parts * spent[name]["reward_steps"] == config.reward_steps
+    rooms = [row["rounds"] * row["comparisons"] for row in spent.values()]
+    assert rooms == [16, 16, 8, 16]
+    assert [row["writer"] for row in spent.values()] == ["policy"] * 3 + ["reference"]
+
+
+def test_rates_are_chosen_on_the_tuning_seeds(config, monkeypatch):
+    """One round is best at the first rate, several at the second; arms without a rate take the latter's."""
+    config = dataclasses.replace(config, policy_rates=(0.1, 0.2))
+    asked = []
+
+    def run_arm(setup, sft, arm, runs):
+        asked.extend(run.seed for run in runs)
+        sign = 1 if arm.parts == 1 else -1
+        return {"gold": [[9.0, 9.0, 0.0, 0.0], [sign * (0.15 - run.rate) for run in runs]]}
+
+    monkeypatch.setattr(rounds, "run_arm", run_arm)
+    folder = SimpleNamespace(once=lambda name, make, *args: make(*args))
+    rates = rounds.tune(SimpleNamespace(config=config), folder, None)
+    assert list(rates.values()) == [0.1, 0.2, 0.2, 0.2] and set(asked) == {0}
+
+
+@pytest.mark.slow
+def test_a_run_in_miniature_continues_to_the_same_result(config, monkeypatch, capsys):
+    arms = dict(itertools.islice(rounds.list_arms(config).items(), 2))
+    monkeypatch.setattr(rounds, "list_arms", lambda _: arms)
+    monkeypatch.setattr(rounds, "tune", lambda *_: dict.fromkeys(arms, 1e-2))
+    rounds.main(config)
+    out = Path(config.out)
+    first = (out / "results.json").read_text(encoding="utf-8")
+    found = json.loads(first)["arms"]
+    starts = {str(row["gold by round"][0]) for arms in found.values() for row in arms.values()}
+    assert len(starts) == 1, "every arm and coefficient starts at the same policies"
+    for name in ("1 round", "2 rounds"):
+        free, held = (found[coef][name] for coef in ("0.0", "5.0"))
+        np.testing.assert_allclose(free["KL by round"][0], 0.0, atol=1e-4)
+        assert (np.array(free["KL [nats]"]) > np.array(held["KL [nats]"])).all()
+    assert np.shape(found["0.0"]["2 rounds"]["accuracy"]["fresh, stale, ..."]) == (4, 2)
+    assert (out / "rounds.png").stat().st_size > 20_000
+    (out / "results.json").unlink()
+    rounds.main(dataclasses.replace(config, resume=True))
+    assert (out / "results.json").read_text(encoding="utf-8") == first
+    assert "gold - 1 round" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounds": 3}, "rounds must divide rlhf_steps"),
+        ({"reward_steps": 3}, "rounds must divide reward_steps"),
+        ({"comparisons": 12}, "rounds times prompts must divide comparisons"),
+        ({"seeds": 2}, "seeds must be at least 3"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **change)
