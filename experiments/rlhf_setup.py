@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from rlhf_report import Samples
 
+from jaxrl_align.actors.queries import join
 from jaxrl_align.actors.text import Frozen, answer
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, make_rlhf_learner
@@ -18,7 +19,7 @@ from jaxrl_align.feedback.annotators import PlainProse
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import sample_rows, sample_windows
 from jaxrl_align.text.generation import TextConfig
-from jaxrl_align.types import PaddedTokens
+from jaxrl_align.types import PaddedTokens, TokenBatch
 
 SAMPLES = 256
 """Answers per member and evaluation; one program writes them all."""
@@ -43,7 +44,7 @@ class Setup:
         shown = cut_sentences(shuffled, self.tokenizer, rng, **lengths)
         held_out = max(1, len(shown.prompt.tokens) // 5)
         self.prompts, self.responses = jax.tree.map(lambda x: jnp.asarray(x[held_out:]), shown)
-        self.test_prompts = jax.tree.map(lambda x: x[:held_out], shown.prompt)
+        self.test_prompts, self.test_responses = jax.tree.map(lambda x: x[:held_out], shown)
         # Built here, before any training, so that what cannot work is refused at once.
         self.windows = sample_windows(self.corpus, batch_size=16, length=config.context - 1)
         self.score = functools.partial(rm.score, self.lm)
@@ -57,6 +58,8 @@ class Setup:
             total_steps=config.rlhf_steps,
         )
         self._answer = jax.jit(jax.vmap(self._answer_member))
+        read = lambda model, prompt, text: self.score(model, *join(prompt, *text))
+        self._score = jax.jit(jax.vmap(jax.vmap(read, (None, 0, 0))))
 
     def keys(self, purpose: int) -> jax.Array:
         """Return one key per member."""
@@ -106,3 +109,13 @@ class Setup:
             for member in zip(texts, stopped, strict=True)
         ]
         return Samples(prompts, completions, kl, np.array(gold), texts)
+
+    def score_answers(self, models: rm.RewardModel, samples: Samples) -> np.ndarray:
+        """Return the score [M, N] that each member's reward model gives its answers."""
+        return np.asarray(self._score(models, samples.prompts, samples.completions))
+
+
+def as_demonstrations(prompts: PaddedTokens, responses: PaddedTokens) -> TokenBatch:
+    """Return prompts [N, P] and responses [N, T] as rows [N, P + T] whose responses alone are predicted."""
+    tokens, real = (jnp.concatenate(pair, 1) for pair in zip(prompts, responses, strict=True))
+    return TokenBatch(tokens, real, real.at[:, : prompts.tokens.shape[1]].set(0.0))
