@@ -1,13 +1,20 @@
-"""Tables and figures of `rlhf_vs_sft.py`."""
+"""Measures, tables and figures of `rlhf_vs_sft.py`."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from answers import pair_accuracy
+from rlhf_setup import Setup
 
 from jaxrl_align.runtime import metrics, plots
 from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.types import PaddedTokens
 
+STAGES = ("pre-trained", "SFT", "SFT, longer", "RLHF")
+COMPARED = ((1, 0), (3, 1), (3, 2), (3, 0), (2, 1))
+"""Pairs of stages that the judge compares."""
 PATH = {
     "loss": ("held-out demonstrations", "cross-entropy [nats a token]", ".3f"),
     "divergence": ("token frequencies", "divergence from demonstrations [nats]", ".3f"),
@@ -16,6 +23,66 @@ PATH = {
     "gold": ("gold reward", "gold reward", ".2f"),
 }
 """Measure along fine-tuning -> its heading, axis and format."""
+
+
+def format_shares(setup: Setup, tokens: PaddedTokens) -> dict[str, np.ndarray]:
+    """Return the shares [...] of answers [..., N, C] that stop, and that stop after a full stop."""
+    stop = (np.asarray(tokens.tokens) == setup.text.stop_token) & (np.asarray(tokens.real) > 0)
+    texts = np.asarray(tokens.tokens).reshape(-1, tokens.tokens.shape[-1])
+    whole = np.array([setup.tokenizer.decode(row).rstrip().endswith(".") for row in texts])
+    stopped = stop.any(-1)
+    return {"stops": stopped.mean(-1), "sentence": (stopped & whole.reshape(stopped.shape)).mean(-1)}
+
+
+def token_divergence(a: PaddedTokens, b: PaddedTokens, vocab_size: int) -> float:
+    """Return the Jensen-Shannon divergence of two texts' token frequencies, in nats from 0 to log 2."""
+    count = lambda x: np.bincount(np.asarray(x.tokens)[np.asarray(x.real) > 0], minlength=vocab_size)
+    p, q = (counts / counts.sum() for counts in map(count, (a, b)))
+    middle = (p + q) / 2
+    kl = lambda x: np.sum(x * np.log(np.where(x > 0, x, 1.0) / np.where(x > 0, middle, 1.0)))
+    return float(kl(p) + kl(q)) / 2
+
+
+def win_rate(scores: np.ndarray, i: int, j: int) -> np.ndarray:
+    """Return how often stage i's answers [..., N, stages, each] score above stage j's; equal ones, half."""
+    gap = scores[..., i, :, None] - scores[..., j, None, :]
+    return (0.5 + 0.5 * np.sign(gap)).mean((-3, -2, -1))
+
+
+def summarise(
+    setup: Setup, tokens: PaddedTokens, gold: np.ndarray, scores: np.ndarray, taught: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return the stages' measures, their win rates, and how often judge and reward models are right.
+
+    Args:
+      setup: of the run.
+      tokens: [M, N, G, C] the test answers, G = stages x each.
+      gold: [M, N, G].
+      scores: [M, N, G] the judge's.
+      taught: source -> scores [M, N, G].
+    """
+    split = lambda x: np.asarray(x).reshape(*x.shape[:2], len(STAGES), -1, *x.shape[3:])
+    texts, reward, length = jax.tree.map(split, tokens), split(gold), split(tokens.real.sum(-1))
+    stages = {}
+    for i, name in enumerate(STAGES):
+        own = jax.tree.map(lambda x, i=i: x[:, :, i].reshape(len(x), -1, x.shape[-1]), texts)
+        means = {"gold": reward[:, :, i].mean((1, 2)), "length": length[:, :, i].mean((1, 2))}
+        stages[name] = means | format_shares(setup, own)
+    wins = {
+        f"{STAGES[i]} > {STAGES[j]}": {"judge": win_rate(split(scores), i, j), "gold": win_rate(reward, i, j)}
+        for i, j in COMPARED
+    }
+    among = {name: np.s_[:, :, [i]] for i, name in enumerate(STAGES) if i != 2}
+    among |= {"all three": np.s_[:, :, [0, 1, 3]]}
+    flat = lambda x, of: split(x)[of].reshape(*x.shape[:2], -1)
+    right = lambda x: {name: pair_accuracy(flat(x, of), flat(gold, of)) for name, of in among.items()}
+    judged = {"judge": right(scores), "the shorter answer": right(-tokens.real.sum(-1))}
+    return {
+        "stages": stages,
+        "wins": wins,
+        "judge": judged,
+        "taught": {name: right(x) for name, x in taught.items()},
+    }
 
 
 def percent(shares: Any) -> str:
@@ -55,6 +122,8 @@ def report(folder: RunFolder, tried: Mapping[str, Any], found: Mapping[str, Any]
         gains = (taught[name][place] - taught["pre-trained"][place] for place in places)
         cells = (metrics.mean_text(100 * gain, "+.1f") for gain in gains)
         print(f"  {name + ' less pre-trained':26}" + "".join(f"{cell:>24}" for cell in cells))
+    for name, right in found["labels"].items():
+        print(f"  annotators agree with the gold reward on {percent(right)}% of answers of {name}")
     print(f"\n  {'fine-tuning, step':18}" + "".join(f"{head:>26}" for head, _, _ in PATH.values()))
     for step, row in found["path"].items():
         cells = (metrics.mean_text(row[key], form) for key, (_, _, form) in PATH.items())
@@ -127,6 +196,6 @@ def draw_cloning(folder: RunFolder, taught: Mapping[str, Any], path: Mapping[int
         x = np.arange(len(row)) + 0.18 * (i - 1)
         lessons.errorbar(x, mean, half, fmt="os^"[i], color=plots.COLORS[i], capsize=2, label=name)
     lessons.set_xticks(range(len(row)), list(row), fontsize=8)
-    lessons.set(title="reward models, by whose answers taught", ylabel="right pairs [%]")
+    lessons.set(title="reward models", ylabel="right by gold [%]", xlabel="test pairs of answers of")
     lessons.legend(fontsize=8, title="taught by answers of", title_fontsize=8)
     plots.save_figure(fig, folder.path / "cloning.png")

@@ -17,7 +17,7 @@ from tests.experiments.test_rlhf import CORPUS, SMALL
 load("rlhf_setup").SAMPLES = 8
 experiment = load("dpo_vs_ppo")
 SIZE = SMALL | {"seeds": 3, "tuning_seeds": 1, "rlhf_steps": 3, "prompts_per_step": 4, "group_size": 2}
-SIZE |= {"pairs_per_step": 4, "best_of": 2, "direct_rates": (1e-3,), "online_rates": (1e-3,)}
+SIZE |= {"pairs_per_step": 4, "best_of": 2}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_rate_is_chosen_on_other_seeds_than_are_reported(config, monkeypatch
 
     monkeypatch.setattr(experiment, "train", train)
     monkeypatch.setattr(experiment, "measure", measure)
-    config = dataclasses.replace(config, direct_rates=(0.3, 0.1, 0.2))
+    config = dataclasses.replace(config, ladder=(0.9, 0.3, 0.1, 0.2, 0.9))
     world = SimpleNamespace(setup=SimpleNamespace(config=config))
     found = experiment.compare(world, SimpleNamespace(sub=lambda name: None), "DPO")
     assert ran == [([0, 0, 0], [0.3, 0.1, 0.2]), ([1, 2], [0.1, 0.1])]
@@ -153,6 +153,7 @@ def test_the_best_of_two_by_hand(config, world, monkeypatch):
     [
         ({"methods": ("PPO", "TRPO")}, "methods must be PPO and then any of .*got PPO, TRPO"),
         ({"methods": ("DPO",)}, "methods must be PPO and then any of .*got DPO"),
+        ({"ladder": (1e-3,)}, "ladder must hold at least 5 learning rates"),
         ({"group_size": 3}, "group_size must divide prompts_per_step"),
         ({"seeds": 2}, "seeds must be at least 3; got seeds=2"),
     ],

@@ -15,7 +15,7 @@ from tests.experiments.test_answers import FakeFolder, make_tiny_pool
 from tests.experiments.test_rlhf import CORPUS, SMALL
 
 load("rlhf_setup").SAMPLES = 8
-experiment = load("rlhf_vs_sft")
+experiment, measures = load("rlhf_vs_sft"), load("rlhf_vs_sft_report")
 SIZE = SMALL | {"seeds": 3, "tuning_seeds": 1, "comparisons": 10, "rlhf_steps": 2, "measured": (0, 2)}
 BEST_AND_WORST = (np.argmax, np.argmin)
 SIZE |= {"sft_rates": (1e-3,), "rlhf_rates": (1e-3,), "reward_rates": (1e-3,), "longer": 2}
@@ -26,9 +26,9 @@ def test_the_divergence_of_token_frequencies_by_hand():
     text = lambda *tokens: PaddedTokens(np.array([tokens]), np.array([[1.0, 1.0, 0.0]]))
     half = 0.5 * np.log(2.0) + 0.5 * np.log(0.5 / 0.75)
     rest = np.log(1.0 / 0.75)
-    assert experiment.token_divergence(text(0, 1, 2), text(1, 1, 0), 4) == pytest.approx((half + rest) / 2)
-    assert experiment.token_divergence(text(0, 0, 2), text(1, 1, 0), 4) == pytest.approx(np.log(2.0))
-    assert experiment.token_divergence(text(0, 1, 3), text(1, 0, 2), 4) == pytest.approx(0.0)
+    assert measures.token_divergence(text(0, 1, 2), text(1, 1, 0), 4) == pytest.approx((half + rest) / 2)
+    assert measures.token_divergence(text(0, 0, 2), text(1, 1, 0), 4) == pytest.approx(np.log(2.0))
+    assert measures.token_divergence(text(0, 1, 3), text(1, 0, 2), 4) == pytest.approx(0.0)
 
 
 def test_format_is_a_stop_after_a_full_stop():
@@ -38,7 +38,7 @@ def test_format_is_a_stop_after_a_full_stop():
     setup = SimpleNamespace(tokenizer=tokenizer, text=SimpleNamespace(stop_token=1))
     tokens = np.array([[[5, 6, 1], [5, 1, 0], [5, 5, 6], [5, 6, 1]]])
     real = np.array([[[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 0]]])
-    shares = experiment.format_shares(setup, PaddedTokens(tokens, real))
+    shares = measures.format_shares(setup, PaddedTokens(tokens, real))
     np.testing.assert_array_equal(shares["stops"], [0.5])
     np.testing.assert_array_equal(shares["sentence"], [0.25])
 
@@ -46,8 +46,8 @@ def test_format_is_a_stop_after_a_full_stop():
 def test_wins_by_hand():
     """Stage 1 scores 3 and 0 against stage 0's 1 and 0: of four pairs two and a half are won."""
     scores = np.array([[[[1.0, 0.0], [3.0, 0.0]]]])
-    np.testing.assert_array_equal(experiment.win_rate(scores, 1, 0), [2.5 / 4])
-    np.testing.assert_array_equal(experiment.win_rate(scores, 0, 1), [1.5 / 4])
+    np.testing.assert_array_equal(measures.win_rate(scores, 1, 0), [2.5 / 4])
+    np.testing.assert_array_equal(measures.win_rate(scores, 0, 1), [1.5 / 4])
 
 
 def test_annotators_compare_the_two_answers_that_they_are_given():
@@ -119,7 +119,7 @@ def test_a_run_in_miniature_continues_to_the_same_result(tmp_path, capsys):
     out = Path(config.out)
     first = (out / "results.json").read_text(encoding="utf-8")
     results = json.loads(first)
-    assert list(results["stages"]) == list(experiment.STAGES)
+    assert list(results["stages"]) == list(measures.STAGES)
     assert list(results["taught"]) == list(experiment.SOURCES)
     assert np.shape(results["wins"]["RLHF > SFT"]["judge"]) == (2,)
     assert list(results["path"]) == ["0", "2"]
