@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rlhf_setup
 from rlhf_report import (
@@ -30,7 +29,7 @@ from rlhf_report import (
     report,
     show_samples,
 )
-from rlhf_setup import Setup
+from rlhf_setup import Setup, as_demonstrations
 
 from jaxrl_align.actors.text import Frozen
 from jaxrl_align.align import reward_model as rm
@@ -45,7 +44,7 @@ from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members, with_data
 from jaxrl_align.runtime.mesh import use_cpu_devices
-from jaxrl_align.types import Comparisons, Learner, PaddedTokens, TokenBatch
+from jaxrl_align.types import Comparisons, Learner, PaddedTokens
 
 
 @dataclass(frozen=True)
@@ -114,17 +113,33 @@ def pretrain(setup: Setup, folder: RunFolder) -> tuple[Any, np.ndarray]:
     return trained.state.params, trained.history["loss"]
 
 
-def fine_tune(setup: Setup, folder: RunFolder, params: Any) -> tuple[Any, np.ndarray]:
-    """Imitate the demonstrations, completions alone; return parameters [M, ...] and the loss [steps, M]."""
+def fine_tune(
+    setup: Setup,
+    folder: RunFolder,
+    params: Any,
+    *,
+    rate: Any = None,
+    steps: int | None = None,
+    **options: Any,
+) -> tuple[Any, np.ndarray]:
+    """Imitate the demonstrations, completions alone; return parameters [M, ...] and the loss [steps, M].
+
+    Args:
+      setup: of the run.
+      folder: of the run, or of this training where there are several.
+      params: [M, ...].
+      rate: [M] or one for all; None, the configuration's, as with `steps`.
+      steps: until the rate has fallen to 0.
+      options: of `train_members`, in place of those here.
+    """
     config = setup.config
-    tokens, real = (jnp.concatenate(pair, 1) for pair in zip(setup.prompts, setup.responses, strict=True))
-    data = TokenBatch(tokens, real, real.at[:, : config.prompt_length].set(0.0))
-    sample = sample_rows(data, batch_size=32)
-    learner = make_lm_learner(setup.lm, sample, total_steps=config.sft_steps, warmup_steps=10)
+    rate = config.sft_learning_rate if rate is None else rate
+    steps = config.sft_steps if steps is None else steps
+    sample = sample_rows(as_demonstrations(setup.prompts, setup.responses), batch_size=32)
+    learner = make_lm_learner(setup.lm, sample, total_steps=steps, warmup_steps=10)
     how = {"chunk": 20, "folder": folder.sub("sft"), "label": "2/4 fine-tune   "}
-    how |= {"keys": setup.keys(1), "params": params}
-    hparams = LMHParams(config.sft_learning_rate)
-    trained = train_members(learner, hparams, config, config.sft_steps, **how)
+    how |= {"keys": setup.keys(1), "params": params} | options
+    trained = train_members(learner, LMHParams(rate), config, steps, **how)
     return trained.state.params, trained.history["loss"]
 
 
@@ -208,8 +223,7 @@ def align(
         if step > 20 and step % 20:  # most of the way is made early
             return
         samples = setup.write(policy, reference, prompts, setup.keys(5))
-        scores = setup.score_answers(model, samples)
-        rows = {"gold": samples.gold, "kl": samples.kl, "score": scores}
+        rows = {"gold": samples.gold, "kl": samples.kl, "score": setup.score_answers(model, samples)}
         folder.write_json(f"evaluation_{step:05d}.json", {k: np.mean(v, 1) for k, v in rows.items()})
 
     evaluate(0, start)
