@@ -10,9 +10,9 @@ Measured (4 seeds, 95% t intervals, two and a half minutes on 2 shared CPU cores
 pre-trained, 3.72 +- 0.11 after SFT, 4.69 +- 0.03 after RLHF at 9.1 +- 2.8 nats from SFT, so both inequalities
 hold; the reward model is right on 0.738 +- 0.026 of held-out comparisons, the annotators themselves on 0.786.
 
-The gain is the reward model's (`--controls`, twice as long): from the same seeds the stop penalty alone, every
-score 0, comes to 3.70 +- 0.12 (-0.02 +- 0.15 against SFT, paired), and the reward model alone, which scores an
-answer without a stop token like any other, to 4.69 +- 0.06 (+0.00 +- 0.04 against both together).
+The gain is the reward model's (`--controls`, about twice as long): from the same seeds the stop penalty
+alone, every score 0, comes to 3.70 +- 0.12 (-0.02 +- 0.15 against SFT, paired), and the reward model alone,
+which scores an answer without a stop token like any other, to 4.69 +- 0.06 (+0.00 +- 0.04 against RLHF).
 """
 
 import functools
