@@ -108,7 +108,7 @@ def test_the_reward_models_score_is_all_that_is_paid(world, method, name):
 
 
 def test_the_rate_is_chosen_on_other_seeds_than_are_reported(config, monkeypatch):
-    """Gold falls with the rate on the tuning seed, and rises on the others."""
+    """Gold falls with the rate on the two tuning seeds, and rises on the others."""
     ran = []
 
     def train(world, folder, method, seeds, rates):
@@ -116,14 +116,14 @@ def test_the_rate_is_chosen_on_other_seeds_than_are_reported(config, monkeypatch
         return np.asarray(rates), 0.0
 
     def measure(world, policy, seeds):
-        return {"gold": np.where(seeds < 1, -policy, policy)}
+        return {"gold": np.where(seeds < 2, -policy, policy)}
 
     monkeypatch.setattr(experiment, "train", train)
     monkeypatch.setattr(experiment, "measure", measure)
-    config = dataclasses.replace(config, ladder=(0.9, 0.3, 0.1, 0.2, 0.9))
+    config = dataclasses.replace(config, seeds=4, tuning_seeds=2, ladder=(0.9, 0.3, 0.1, 0.2, 0.9))
     world = SimpleNamespace(setup=SimpleNamespace(config=config))
     found = experiment.compare(world, SimpleNamespace(sub=lambda name: None), "DPO")
-    assert ran == [([0, 0, 0], [0.3, 0.1, 0.2]), ([1, 2], [0.1, 0.1])]
+    assert ran == [([0, 1] * 3, [0.3, 0.3, 0.1, 0.1, 0.2, 0.2]), ([2, 3], [0.1, 0.1])]
     assert found["rate"] == 0.1
     np.testing.assert_array_equal(found["gold"], [0.1, 0.1])
 
