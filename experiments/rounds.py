@@ -9,7 +9,7 @@ policy's own answers from all else that rounds change, from answers that the fin
 every round. A step of `align.make_rounds_learner` is a round.
 
 Measured (`python experiments/rounds.py`: 6 seeds, 2 others choose the rates; 95% t intervals, differences
-paired; 15 minutes on 2 cores that four jobs shared). The fine-tuned policy's gold reward is 3.12 +- 0.05;
+paired; 17 minutes on 2 cores that four jobs shared). The fine-tuned policy's gold reward is 3.12 +- 0.05;
 accuracy is on pairs of the policy's own answers to held-out prompts, that of the first reward model on the
 first policy's and of the last one on the last policy's:
 
@@ -24,12 +24,12 @@ first policy's and of the last one on the last policy's:
       newest comparisons     3.99 +- 0.25   +0.23 +- 0.33    9.6 +- 1.7    72.5 +- 5.2    62.3 +- 5.1
       first policy's answers 3.83 +- 0.28   +0.08 +- 0.37    8.8 +- 2.8    72.5 +- 5.2    66.8 +- 5.0
 
-So the claim does not hold here: 4 rounds end within the interval of one, and the policy's own answers teach
-nothing that the first policy's do not (+0.30 +- 0.88 and +0.12 +- 0.26 of gold reward). The reason stands
-in the last columns: what one reward model, fitted once, orders rightly falls by 13.5 +- 4.6 points where
-the policy goes, but a model refitted on these very answers orders them no better than the one before did
-(+1.4 +- 3.2 and +0.9 +- 3.0 points, in the mean over the rounds). The answers have become harder to tell
-apart, with 128 noisy comparisons a round; the reward model is not stale.
+So the claim is not seen here: no arm of 4 rounds differs from one round outside the interval, nor do the
+policy's own answers from the first policy's (+0.30 +- 0.88 and +0.12 +- 0.26 of gold reward). What one
+reward model, fitted once, orders rightly does fall by 13.5 +- 4.6 points where the policy goes (coefficient
+0); but a model refitted on these very answers orders them no better than the one before did (+1.4 +- 3.2
+and +0.9 +- 3.0 points, in the mean over the rounds). So the fall is not what 128 new comparisons a round
+can mend; the answers may have become harder to tell apart.
 
 Rates tried on the 2 other seeds, gold reward at the end, both coefficients: 1 round 3e-4 3.91 (taken), 1e-3
 3.77; 4 rounds 3e-4 3.64, 1e-3 3.92 (taken), which the two other arms take too. Tried first: 100 steps of
