@@ -28,29 +28,30 @@ class Path(NamedTuple):
         return np.stack([self.steps[:-1], self.steps[1:]], 1).ravel(), rows.reshape(-1, rows.shape[-1])
 
     def last(self) -> dict[str, np.ndarray]:
-        """Return what stands in the table, [M] each."""
-        mean = self.fresh[:-1].mean(0), self.stale[1:].mean(0)
+        """Return the columns of the table, [M] each; `refitted` compares two models on the same answers."""
+        between = slice(1, -1)
+        refitted = (self.fresh - self.stale)[between]
         columns = {"gold": self.gold[-1], "KL [nats]": self.kl[-1]}
-        return columns | {
-            "fresh [%]": 100 * mean[0],
-            "stale [%]": 100 * mean[1],
-            "stale - fresh": 100 * (mean[1] - mean[0]),
-        }
+        columns |= {"first [%]": 100 * self.fresh[0], "last [%]": 100 * self.stale[-1]}
+        return columns | ({"refitted": 100 * refitted.mean(0)} if len(refitted) else {})
 
 
 def report(found: dict[float, dict[str, Path]]) -> dict[str, Any]:
     """Print each arm's end, and the gold reward less that of one round; return all of it.
+
+    The accuracy is that of the first reward model on the first policy's answers and of the last one on the
+    last policy's; `refitted` is what fitting the model anew adds on a policy's own answers, in the mean.
 
     Args:
       found: by coefficient of the KL penalty and arm, the arm of one round first.
     """
     results: dict[str, Any] = {}
     for coef, arms in found.items():
-        print(f"\nKL coefficient {coef:g}: at the end; accuracy of reward models, the mean over the rounds")
+        print(f"\nKL coefficient {coef:g}: at the end; accuracy of reward models")
         one = next(iter(arms.values()))
         print(
             f"  {'':34}{'gold':16}{'gold - 1 round':18}"
-            + "".join(f"{name:16}" for name in list(one.last())[1:])
+            + "".join(f"{name:16}" for name in ("KL [nats]", "first [%]", "last [%]", "refitted"))
         )
         results[str(coef)] = {}
         for name, path in arms.items():
@@ -68,16 +69,15 @@ def report(found: dict[float, dict[str, Path]]) -> dict[str, Any]:
 
 
 def draw(path: str | os.PathLike, found: dict[float, dict[str, Path]]) -> None:
-    """Draw gold reward, KL and the reward models' accuracy by steps of PPO, a row for each coefficient."""
+    """Draw gold reward, KL and accuracy by steps of PPO, a row for each coefficient beta of the KL penalty.
+
+    The accuracy is that of the newest reward model on the policy's answers, before and after it is refitted.
+    """
     panels: dict[str, Any] = {}
     for coef, arms in found.items():
-        panels[f"gold reward, coefficient {coef:g}"] = {k: (x.steps, x.gold) for k, x in arms.items()}
-        panels[f"KL from the start [nats], coefficient {coef:g}"] = {
-            k: (x.steps, x.kl) for k, x in arms.items()
-        }
-        panels[f"accuracy on the policy's answers, coefficient {coef:g}"] = {
-            k: x.accuracy() for k, x in arms.items()
-        }
+        panels[f"gold reward, beta = {coef:g}"] = {k: (x.steps, x.gold) for k, x in arms.items()}
+        panels[f"KL from the start [nats], beta = {coef:g}"] = {k: (x.steps, x.kl) for k, x in arms.items()}
+        panels[f"reward model's accuracy, beta = {coef:g}"] = {k: x.accuracy() for k, x in arms.items()}
     seeds = next(iter(next(iter(found.values())).values())).gold.shape[1]
     title = f"One round and several, of equal comparisons and steps; {seeds} seeds, 95% intervals"
     save_panels(path, "steps of PPO", panels, title=title, columns=3)

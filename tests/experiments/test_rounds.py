@@ -93,7 +93,10 @@ def test_fresh_and_stale_are_the_next_reward_model_and_the_policys_own(config):
     steps, accuracy = path.accuracy()
     np.testing.assert_array_equal(steps, [0, 5, 5, 10, 10, 15])
     np.testing.assert_array_equal(accuracy[:, 0], [1, 0, 1, 0, 1, 0])
-    np.testing.assert_array_equal(path.last()["stale - fresh"], [-100.0, -100.0])
+    last = path.last()
+    np.testing.assert_array_equal([last[k][0] for k in ("first [%]", "last [%]", "refitted")], [100, 0, 100])
+    one = tables.Path(path.steps[:2], *(x[:2] for x in path[1:])).last()
+    assert "refitted" not in one and (one["last [%]"] == 0).all()
 
 
 def test_every_arm_spends_the_same(config, monkeypatch):
