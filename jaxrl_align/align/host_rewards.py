@@ -71,7 +71,8 @@ def host_reward(
     the numbers copied back. It has no gradient, cannot be exported to where there is no Python, and is called
     once for a whole batch, that of all members under `vmap` included. JAX takes it for pure: equal texts
     must get equal rewards, and it may be called twice or, where nothing reads the reward, not at all. Prefer
-    `token_reward` for what tokens can say.
+    `token_reward` for what tokens can say. Keep it on one device: a program that spans several of one process
+    (members sharded over CPU devices, say) can wait for the host for ever.
 
     Args:
       f: `f(prompts=[...], completions=[...], **columns) -> N finite numbers`, all lists of N, called by

@@ -3,9 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from jaxrl_align.align import reward_model as rm
 from tests.experiments.loading import load
 
 SMALL = {
@@ -77,6 +81,30 @@ def test_refuses_before_any_training(rlhf, config, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         rlhf.main(dataclasses.replace(config, out=str(out), **change))
     assert not out.exists()
+
+
+def test_the_controls_are_halves_of_the_reward(rlhf, config, monkeypatch):
+    """One pays 0 for every answer that stops; the other pays all that the model says, stopped or not."""
+    setup = rlhf.Setup(config)
+    params = setup.lm.init(jax.random.key(0))
+    model = rm.RewardModel(rm.init_reward_params(jax.random.key(1), setup.lm, params), 2.0, 0.5)
+    text = jnp.arange(2, 8), jnp.ones(6)
+    folders, made = [], []
+
+    def align(setup, folder, params, model, prompts, learner):
+        folders.append(folder)
+        return (float(setup.score(model, *text)), learner is setup.rlhf, None)
+
+    monkeypatch.setattr(rlhf, "align", align)
+    monkeypatch.setattr(rlhf.Setup, "make_rlhf", lambda self, text: made.append(text.missing_stop))
+    setup.rlhf = object()
+    paid = rlhf.align_controls(setup, SimpleNamespace(sub=str), params, model, None)
+    assert paid == {
+        "stop penalty alone": (0.0, True),
+        "reward model alone": (float(setup.score(model, *text)), False),
+    }
+    assert made == ["keep"] and setup.text.missing_stop == "replace" and folders == list(paid)
+    assert paid["reward model alone"][0] != 0.0
 
 
 def test_refuses_an_empty_corpus(rlhf, config, tmp_path):

@@ -1,0 +1,359 @@
+"""Every direct and every group method against PPO: the same start, the same labels, equal compute.
+
+RLHF as in `rlhf.py`, smaller (width 64, one layer): from one SFT policy a seed and 820 noisy comparisons of
+its own answers. Direct methods learn from these rows, PPO and the group methods from the reward model fitted
+to them (right on 0.763 +- 0.059 of held-out rows, the annotators on 0.801), and are paid its score alone.
+Compute is counted in tokens read forward (1) and backward (2 more), the reward model or the reference's
+log-probabilities included, and each method takes as many steps as come to PPO's 616,000. Batches hold 32
+answers (8 prompts by 4) or 32 pairs, 2 epochs of 2 minibatches online. Coefficients are the presets' and were
+not tuned. For comparison, "imitation" goes on fine-tuning, on the chosen answers, and the best of 16 SFT
+answers is taken by the reward model.
+
+Measured (`python experiments/dpo_vs_ppo.py`: 6 seeds, 95% t intervals, differences paired by seed; 19 minutes
+on 2 CPU cores that four jobs shared, most of it compilation):
+
+                          rate  steps   gold reward     less PPO's      reward model     KL to SFT [nats]
+    SFT                                 3.15 +- 0.08   -1.30 +- 0.09   +0.02 +- 0.04
+    best of 16                          4.04 +- 0.08   -0.42 +- 0.07   +1.13 +- 0.07      1.8, at most
+    PPO                   0.003    40   4.46 +- 0.06                   +1.33 +- 0.24     14.8 +- 3.0
+    GRPO                  0.001    48   4.14 +- 0.10   -0.32 +- 0.10   +1.46 +- 0.27     26.9 +- 7.9
+    Dr. GRPO              0.001    48   4.22 +- 0.12   -0.23 +- 0.11   +1.67 +- 0.34     44.8 +- 12.9
+    GSPO                  0.001    48   4.16 +- 0.14   -0.30 +- 0.12   +1.47 +- 0.31     30.2 +- 9.1
+    RLOO                  0.003    48   4.37 +- 0.11   -0.09 +- 0.10   +1.34 +- 0.25     17.4 +- 3.6
+    REINFORCE++           0.003    48   4.36 +- 0.11   -0.09 +- 0.11   +1.70 +- 0.34     33.2 +- 9.3
+    rejection sampling    0.0003   52   3.92 +- 0.08   -0.54 +- 0.12   +1.02 +- 0.16     19.4 +- 8.4
+    DPO                   0.003   106   3.65 +- 0.25   -0.81 +- 0.25   +0.74 +- 0.10     20.7 +- 4.9
+    cDPO                  0.001   106   3.71 +- 0.09   -0.74 +- 0.07   +0.60 +- 0.15      5.7 +- 1.1
+    IPO                   0.0003  106   3.53 +- 0.25   -0.93 +- 0.29   +0.36 +- 0.28      8.0 +- 2.8
+    KTO                   0.003    96   3.67 +- 0.09   -0.79 +- 0.12   +0.61 +- 0.13     10.4 +- 0.6
+    ORPO                  0.0003  114   3.31 +- 0.07   -1.15 +- 0.06   +0.19 +- 0.10      0.6 +- 0.0
+    SimPO                 0.0003  114   3.05 +- 0.19   -1.41 +- 0.20   -0.11 +- 0.33      8.8 +- 1.3
+    SLiC                  0.003   114   3.45 +- 0.13   -1.00 +- 0.11   +0.37 +- 0.21      9.4 +- 0.7
+    imitation             0.003   114   3.30 +- 0.07   -1.15 +- 0.06   +0.24 +- 0.11      3.2 +- 0.2
+
+PPO has the highest gold reward; RLOO and REINFORCE++ are not told from it. GRPO, Dr. GRPO and GSPO get as
+much from the reward model or more, at two to three times PPO's KL, and less gold: their presets hold them
+less. Every direct method stays below the best of 16 (cDPO by 0.33 +- 0.07), which trains nothing. Of them
+cDPO (+0.41 +- 0.03), KTO (+0.36 +- 0.10), DPO (+0.34 +- 0.23) and SLiC (+0.15 +- 0.07) beat imitation, IPO
+and ORPO are not told from it, and SimPO is below it, no better than the SFT policy. The reward model scores
+their policies low too: they found less, and were not misled more. This is one small world, in which an answer
+costs as much to write as to read and 820 pairs are read four times; it ranks no method elsewhere.
+
+Rates tried, by the gold reward of 2 other seeds (their SFT policies: 3.06):
+
+                          1e-4    3e-4    1e-3    3e-3    1e-2
+    PPO                                   4.21    4.27    0.63
+    GRPO                          3.71    3.91    3.54
+    Dr. GRPO                      3.93    4.06    3.12
+    GSPO                          3.55    3.79    2.87
+    RLOO                                  4.04    4.07    0.78
+    REINFORCE++                           4.14    4.23    3.99
+    rejection sampling            3.58    3.09    3.09
+    DPO                           3.52    3.66    3.67
+    cDPO                          3.49    3.65    3.58
+    IPO                   3.19    3.34    2.50
+    KTO                           3.43    3.54    3.56
+    ORPO                          3.19    3.18    3.16
+    SimPO                 2.63    2.98    2.83
+    SLiC                          2.58    3.18    3.25
+    imitation                     3.16    3.17    3.18
+
+Before lower rates took their place, GRPO, Dr. GRPO, GSPO and rejection sampling had been tried at 1e-2 (1.93,
+1.51, 1.84, 1.61), IPO and SimPO at 3e-3 (1.99, 1.96).
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rlhf
+import rlhf_setup
+from dpo_vs_ppo_report import draw, report
+from rlhf_setup import Setup
+
+from jaxrl_align import align
+from jaxrl_align.actors.text import Frozen
+from jaxrl_align.align import DirectHParams, GroupMethod, RewardModel, RLHFHParams
+from jaxrl_align.checks import check_divides
+from jaxrl_align.learner import LossFn
+from jaxrl_align.losses import best_of_n_kl
+from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.pretrain.lm import sample_rows
+from jaxrl_align.runtime import cli, metrics
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import train_members, with_data
+from jaxrl_align.runtime.mesh import use_cpu_devices
+from jaxrl_align.types import Comparisons, Learner, Params, Ratings
+
+DIRECT: dict[str, tuple[Callable[[LanguageModel], LossFn], DirectHParams]] = {
+    "DPO": (align.dpo_objective, DirectHParams()),
+    "cDPO": (align.dpo_objective, DirectHParams(label_smoothing=0.2)),
+    "IPO": (align.ipo_objective, DirectHParams()),
+    "KTO": (align.kto_objective, DirectHParams()),
+    "ORPO": (align.orpo_objective, DirectHParams()),
+    "SimPO": (align.simpo_objective, DirectHParams(beta=2.0)),
+    "SLiC": (align.slic_objective, DirectHParams()),
+    "imitation": (align.orpo_objective, DirectHParams(beta=0.0)),
+}
+"""Name -> objective and hyperparameters; ORPO without its odds ratio imitates the chosen answers. The
+annotators err in about a fifth of the labels, which is cDPO's smoothing."""
+REFERENCED = ("DPO", "cDPO", "IPO", "KTO")
+GROUPS: dict[str, GroupMethod] = {
+    "GRPO": align.GRPO,
+    "Dr. GRPO": align.DR_GRPO,
+    "GSPO": align.GSPO,
+    "RLOO": align.RLOO,
+    "REINFORCE++": align.REINFORCE_PLUS_PLUS,
+    "rejection sampling": align.REJECTION_SAMPLING,
+}
+METHODS = ("PPO", *GROUPS, *DIRECT)
+FIRST = {"PPO": 2, "RLOO": 2, "REINFORCE++": 2, "IPO": 0, "SimPO": 0}
+"""Method -> where on the ladder of rates it begins, if not at 1: so that the best tried has neighbours."""
+MEASURES = ("gold", "score", "kl", "length")
+CHUNKS = 2
+"""Entries into Python for each training, so that its steps are timed without the compilation."""
+
+
+@dataclass(frozen=True)
+class Config(rlhf.Config):
+    """The stages that all methods share, and the budget that each of them has."""
+
+    out: str = "runs/dpo_vs_ppo"
+    seeds: int = 8
+    """The first choose the rates, the others are reported."""
+    tuning_seeds: int = 2
+    vocab_size: int = 512
+    width: int = 64
+    layers: int = 1
+    pretrain_steps: int = 300
+    comparisons: int = 1024
+    reward_steps: int = 40
+    reward_learning_rate: float = 1e-3
+    rlhf_steps: int = 40
+    """PPO's; the budget of the others is what these and the reward model cost."""
+    pairs_per_step: int = 32
+    """Rows of a direct method's step."""
+    group_size: int = 4
+    """Answers to a prompt; the group methods write as many answers a step as PPO does."""
+    best_of: int = 16
+    """Of the answers of the SFT policy, for comparison."""
+    ladder: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    """Learning rates; each method tries three neighbours."""
+    methods: tuple[str, ...] = METHODS
+    """PPO, which the others are compared with, comes first."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail after minutes of training."""
+        super().__post_init__()
+        self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, group_size=2, best_of=2, ladder=0)
+        check_divides(self.group_size, self.prompts_per_step, "group_size", "prompts_per_step")
+        groups = self.prompts_per_step // self.group_size
+        check_divides(self.minibatches, groups, "minibatches", "prompts_per_step / group_size")
+        if len(self.ladder) < 5:
+            raise ValueError(f"ladder must hold at least 5 learning rates; got {self.ladder}")
+        unknown = set(self.methods) - set(METHODS)
+        if unknown or self.methods[:1] != ("PPO",):
+            raise ValueError(
+                f"methods must be PPO and then any of {', '.join(METHODS[1:])}; got {', '.join(self.methods)}"
+            )
+
+    def rates(self, method: str) -> tuple[float, ...]:
+        """Return the learning rates that a method tries."""
+        first = FIRST.get(method, 1)
+        return self.ladder[first : first + 3]
+
+
+class World(NamedTuple):
+    """What all methods start from: M members."""
+
+    setup: Setup
+    sft: Params
+    models: RewardModel
+    """Fitted to the comparisons, normalised."""
+    labels: Comparisons
+    """[M, N, ...], without the rows that are held out from the reward model."""
+
+
+class Passes(NamedTuple):
+    """Compute in token passes: one token read forward is 1, its backward pass 2 more."""
+
+    step: int
+    once: int
+    """Before the first step: the reward model, or the reference's log-probabilities."""
+
+
+def count_passes(config: Config, method: str) -> Passes:
+    """Return a method's cost; answers count in full length, for generation seldom ends before it."""
+    read = lambda answers: config.prompt_length + answers * config.response_length
+    if method in DIRECT:
+        rows = config.comparisons - config.comparisons // 5
+        if method == "KTO":  # two ratings a comparison, each read beside another's answer
+            rows *= 2
+        return Passes(3 * config.pairs_per_step * read(2), rows * read(2) * (method in REFERENCED))
+    once = config.reward_steps * 3 * 32 * read(2) + config.comparisons * read(1)
+    answers = config.prompts_per_step
+    if method == "PPO":  # generate, reference, score, update
+        return Passes(answers * read(1) * (3 + 3 * config.epochs), once)
+    group = read(config.group_size)
+    judged = GROUPS[method].kl != "none"
+    shared = answers // config.group_size * group * (1 + judged + 3 * config.epochs)
+    return Passes(shared + answers * read(1), once)
+
+
+def count_steps(config: Config, method: str) -> int:
+    """Return how many steps a method can afford, a multiple of `CHUNKS`."""
+    ppo, own = count_passes(config, "PPO"), count_passes(config, method)
+    steps = (ppo.once + config.rlhf_steps * ppo.step - own.once) // own.step
+    return max(CHUNKS, steps - steps % CHUNKS)
+
+
+def rows_of(world: World, method: str) -> Any:
+    """Return what a direct method learns from, leaves [M, rows, ...]."""
+    rows: Any = world.labels
+    if method == "KTO":
+        both = jax.tree.map(lambda *x: jnp.concatenate(x, 1), rows.chosen, rows.rejected)
+        label = jnp.zeros(both.real.shape[:2]).at[:, : rows.chosen.real.shape[1]].set(1.0)
+        rows = Ratings(jax.tree.map(lambda x: jnp.concatenate([x, x], 1), rows.prompt), both, label)
+    if method not in REFERENCED:
+        return rows
+    return jax.jit(jax.vmap(functools.partial(align.with_reference, world.setup.lm)))(world.sft, rows)
+
+
+def prepare(world: World, method: str) -> tuple[Learner, Any, Params, Any]:
+    """Return a method's learner, its hyperparameters, and for all members its start and frozen tree.
+
+    The reward is the reward model's alone: a penalty for missing stop tokens would say more than the labels.
+    """
+    setup, config, lm = world.setup, world.setup.config, world.setup.lm
+    steps = count_steps(config, method)
+    if method in DIRECT:
+        objective, hparams = DIRECT[method]
+        make = lambda rows: align.make_direct_learner(
+            lm,
+            sample_rows(rows, batch_size=config.pairs_per_step),
+            objective=objective(lm),
+            total_steps=steps,
+        )
+        return with_data(make), hparams, world.sft, rows_of(world, method)
+    text = dataclasses.replace(setup.text, missing_stop="keep")
+    how = {"epochs": config.epochs, "minibatches": config.minibatches, "total_steps": steps}
+    frozen = Frozen(world.sft, world.models)
+    if method == "PPO":
+        prompts = sample_rows(setup.prompts, batch_size=config.prompts_per_step)
+        learner = align.make_rlhf_learner(lm, setup.score, text, prompts, **how)
+        hparams = RLHFHParams(kl_coef=config.kl_coef, kl_target=config.kl_target)
+        return learner, hparams, jax.vmap(functools.partial(align.init_policy, lm))(world.sft), frozen
+    prompts = sample_rows(setup.prompts, batch_size=config.prompts_per_step // config.group_size)
+    how |= {"group_size": config.group_size, "method": GROUPS[method]}
+    learner = align.make_group_learner(lm, setup.score, text, prompts, **how)
+    return learner, GROUPS[method].hparams, {"lm": world.sft}, frozen
+
+
+def train(
+    world: World, folder: RunFolder, method: str, seeds: np.ndarray, rates: np.ndarray
+) -> tuple[Params, float]:
+    """Train all runs of a method, [K] seeds at [K] rates, in one program.
+
+    Returns:
+      The language models [K, ...], and the seconds that a step of one run took.
+    """
+    config = world.setup.config
+    learner, hparams, start, frozen = prepare(world, method)
+    steps, ends = count_steps(config, method), [(0, time.perf_counter())]
+    take = lambda tree: jax.tree.map(lambda x: x[seeds], tree)
+    how = {"keys": world.setup.keys(6)[seeds], "params": take(start), "frozen": take(frozen)}
+    how |= {"chunk": steps // CHUNKS, "on_chunk": lambda step, *_: ends.append((step, time.perf_counter()))}
+    how |= {"folder": folder, "label": method, "show": ("loss", "objective/kl", "rewards/margins")}
+    hparams = hparams._replace(learning_rate=jnp.asarray(rates))
+    params = train_members(learner, hparams, config, steps, **how).state.params
+    after_compilation = np.diff(np.array(ends[1:]), axis=0).sum(0) if len(ends) > 2 else (1, np.nan)
+    took = folder.once("seconds.json", lambda: after_compilation[1] / after_compilation[0] / len(seeds))
+    return (params if method in DIRECT else params["lm"]), took
+
+
+def measure(world: World, policy: Params, seeds: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the means over answers to held-out prompts, [K] each, of language models [K, ...]."""
+    setup = world.setup
+    take = lambda tree: jax.tree.map(lambda x: x[seeds], tree)
+    prompts = take(setup.draw_prompts(rlhf_setup.SAMPLES, setup.test_prompts, 7))
+    policy = jax.vmap(functools.partial(align.init_policy, setup.lm))(policy)
+    samples = setup.write(policy, take(world.sft), prompts, setup.keys(8)[seeds])
+    rows = (
+        samples.gold,
+        setup.score_answers(take(world.models), samples),
+        samples.kl,
+        samples.completions.real.sum(-1),
+    )
+    return {name: np.mean(row, 1) for name, row in zip(MEASURES, rows, strict=True)}
+
+
+def compare(world: World, folder: RunFolder, method: str) -> dict[str, Any]:
+    """Choose a method's rate on the tuning seeds, and train the others at it.
+
+    Returns:
+      The `rates` tried, their `tried` gold reward [R, tuning seeds], the `rate` chosen, `steps`, `seconds` of
+      a step, and the measures [seeds] of the others.
+    """
+    config = world.setup.config
+    rates, tuning = config.rates(method), np.arange(config.tuning_seeds)
+    seeds = np.arange(config.tuning_seeds, config.seeds)
+    runs = np.tile(tuning, len(rates)), np.repeat(rates, len(tuning))
+    policy, _ = train(world, folder.sub("tuning"), method, *runs)
+    tried = measure(world, policy, runs[0])["gold"].reshape(len(rates), -1)
+    rate = rates[int(tried.mean(-1).argmax())]
+    policy, took = train(world, folder.sub("reported"), method, seeds, np.full(len(seeds), rate))
+    about = {"rates": rates, "tried": tried, "rate": rate, "steps": count_steps(config, method)}
+    return about | {"seconds": took} | measure(world, policy, seeds)
+
+
+def best_of_n(world: World) -> dict[str, np.ndarray]:
+    """Return the measures of the SFT answers that score best of n; the KL is the bound `best_of_n_kl`."""
+    setup, n = world.setup, world.setup.config.best_of
+    seeds = np.arange(setup.config.tuning_seeds, setup.config.seeds)
+    take = lambda tree: jax.tree.map(lambda x: x[seeds], tree)
+    prompts = take(setup.draw_prompts(rlhf_setup.SAMPLES // 4, setup.test_prompts, 7))
+    prompts = jax.tree.map(lambda x: np.repeat(x, n, axis=1), prompts)
+    policy = jax.vmap(functools.partial(align.init_policy, setup.lm))(take(world.sft))
+    samples = setup.write(policy, take(world.sft), prompts, setup.keys(9)[seeds])
+    scores = setup.score_answers(take(world.models), samples)
+    rows = samples.gold, scores, np.full(scores.shape, best_of_n_kl(n)), samples.completions.real.sum(-1)
+    chosen = scores.reshape(len(seeds), -1, n).argmax(-1)[..., None]
+    pick = lambda x: np.take_along_axis(np.asarray(x).reshape(len(seeds), -1, n), chosen, -1).mean((1, 2))
+    return {name: pick(row) for name, row in zip(MEASURES, rows, strict=True)}
+
+
+def main(config: Config) -> None:
+    """Train the stages that all methods share, then every method."""
+    started = time.monotonic()
+    use_cpu_devices()
+    setup = Setup(config)
+    folder = config.open_folder()
+    base, _ = rlhf.pretrain(setup, folder)
+    sft, _ = rlhf.fine_tune(setup, folder, base)
+    data, margin, samples = rlhf.annotate(setup, sft)
+    models, held_out = rlhf.learn_reward(setup, folder, sft, data, samples)
+    rows = config.comparisons // 5
+    world = World(setup, sft, models, jax.tree.map(lambda x: x[:, rows:], data))
+    seeds = np.arange(config.tuning_seeds, config.seeds)
+    right = np.mean(np.array(list(held_out.values())[-1])[seeds] > 0, 1)
+    print(f"reward model right on {metrics.mean_text(right, '.3f')} of held-out comparisons,", end=" ")
+    print(f"the annotators on {metrics.mean_text(np.mean(margin[seeds] > 0, 1), '.3f')} of all")
+    start = jax.tree.map(lambda x: x[seeds], sft)
+    levels = {"SFT": measure(world, start, seeds), f"best of {config.best_of}": best_of_n(world)}
+    tuning = np.arange(config.tuning_seeds)
+    levels["SFT"]["tried"] = measure(world, jax.tree.map(lambda x: x[tuning], sft), tuning)["gold"]
+    found = {method: compare(world, folder.sub(method), method) for method in config.methods}
+    report(folder, levels, found)
+    pick = lambda family: {name: row for name, row in found.items() if name == "PPO" or name in family}
+    draw(folder, levels, {"PPO and group methods": pick(GROUPS), "PPO and direct methods": pick(DIRECT)})
+    print(f"\nfigure and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)

@@ -1,0 +1,127 @@
+"""Who is preferred, what the reward head learns, what the table says, and a whole run in miniature."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl_align import nets
+from jaxrl_align.types import PaddedTokens
+from tests.cli.conftest import config as tiny_config
+from tests.cli.conftest import tokenizer
+from tests.experiments.loading import load
+
+reward, report, task = load("align_reward"), load("align_report"), load("align_task")
+experiment = load("align")
+TOPICS, ANSWERS, LENGTH = 5, 6, 3
+
+
+def make_written(seed=0):
+    """Return answers whose only token, first feature and VADER score tell which they are."""
+    rng = np.random.default_rng(seed)
+    number = np.arange(TOPICS * ANSWERS).reshape(TOPICS, ANSWERS)
+    vader = rng.permutation(number.size).reshape(number.shape) / number.size
+    features = rng.normal(size=(TOPICS, ANSWERS, 4))
+    features[..., 0] = number
+    features[..., 1] = vader
+    tokens = np.repeat(number[..., None], LENGTH, -1)
+    zeros = np.zeros(number.shape)
+    return task.Written(tokens, np.ones(tokens.shape), features, zeros, vader, zeros, [])
+
+
+def test_annotators_without_noise_prefer_the_more_cheerful_of_one_topic():
+    written = make_written()
+    prompt = np.repeat(np.arange(TOPICS)[:, None], 2, 1)
+    asked = SimpleNamespace(prompts=PaddedTokens(prompt, np.ones(prompt.shape)))
+    rows, features = reward.compare_sentences(asked, written, np.random.default_rng(1), 3, 1e-6)
+    assert features.shape == (TOPICS * 3 * ANSWERS // 2, 2, 4)
+    chosen, rejected = (np.asarray(side.tokens)[:, 0] for side in (rows.chosen, rows.rejected))
+    np.testing.assert_array_equal(features[:, :, 0], np.stack([chosen, rejected], 1))
+    topic = np.asarray(rows.prompt.tokens)[:, 0]
+    np.testing.assert_array_equal(chosen // ANSWERS, topic)
+    np.testing.assert_array_equal(rejected // ANSWERS, topic)
+    assert (written.vader.ravel()[chosen] > written.vader.ravel()[rejected]).all()
+    # Every answer is compared three times.
+    np.testing.assert_array_equal(np.bincount(np.concatenate([chosen, rejected])), [3] * TOPICS * ANSWERS)
+    assert len(set(topic[: TOPICS * 2])) > 2  # in random order
+
+
+def test_the_head_finds_the_feature_that_decides_and_its_scores_are_normalised():
+    written = make_written()
+    flat = written.features.reshape(-1, 4)
+    rng = np.random.default_rng(2)
+    a, b = rng.integers(0, len(flat), (2, 400))
+    first = flat[a, 1] > flat[b, 1]
+    pairs = np.stack(
+        [np.where(first[:, None], flat[a], flat[b]), np.where(first[:, None], flat[b], flat[a])], 1
+    )
+    head = reward.fit_head(pairs, flat, reward.HeadHParams())
+    score = np.asarray(task.score_features(head, written.features))
+    np.testing.assert_allclose([score.mean(), score.std()], [0, 1], atol=1e-5)
+    assert np.corrcoef(score.ravel(), written.vader.ravel())[0, 1] > 0.95
+
+
+def test_agreement_and_gains_by_hand():
+    """Topic one: 2 of 3 pairs; two: 1 of the 2 that VADER orders, the other tied; three: it orders none."""
+    vader = np.array([[0.1, 0.2, 0.3], [0.0, 0.0, 1.0], [0.5, 0.5, 0.5]])
+    score = np.array([[1.0, 3.0, 2.0], [0.0, 1.0, 1.0], [1.0, 2.0, 3.0]])
+    np.testing.assert_allclose(report.agreement(score, vader), [2 / 3, 1 / 2])
+    start = {"vader": vader, "zero_shot": vader, "score": score, "kl": 0 * vader}
+    row = {"vader": vader + [[1], [2], [3]], "zero_shot": vader, "score": score - 1, "kl": 0 * vader + 4}
+    found = report.gains(row, start)
+    half = 4.302653 / 3**0.5  # Student's t, two degrees of freedom, deviation 1
+    np.testing.assert_allclose(found["vader"], [2.0, half], rtol=1e-5)
+    np.testing.assert_allclose([found["zero_shot"], found["score"], found["kl"]], [[0, 0], [-1, 0], [4, 0]])
+    score[1] = [0.0, 2.0, 1.0]
+    best = report.best_of({"vader": vader, "score": score})
+    assert best["n"] == [1, 2]
+    # The better of two, by topic: 0.3, 0.2, 0.2; 0, 1, 0; 0.5 thrice.
+    np.testing.assert_allclose(best["vader"], [0, np.mean([0.7, 1.0, 1.5]) / 3 - vader.mean()], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, message", [({"labels": "mr"}, "vader or sst2"), ({"ppo_steps": 3}, "evaluations must divide")]
+)
+def test_what_would_fail_after_minutes_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.Config(**change)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of bytes with random weights."""
+    from jaxrl_align.runtime.huggingface import save_model
+
+    pytest.importorskip("safetensors")
+    pytest.importorskip("vaderSentiment")
+    shape = dataclasses.replace(tiny_config(), context=160, layers=2)
+    path = tmp_path_factory.mktemp("align") / "model"
+    params = nets.make_transformer(shape).init(jax.random.key(0))
+    save_model(path, shape, params, stop_tokens=[1], tokenizer=tokenizer())
+    return path
+
+
+@pytest.mark.slow
+def test_a_run_in_miniature_continues_to_the_same_result(folder, tmp_path, capsys):
+    small = {"prompt_length": 100, "response_length": 4, "answers": 4, "comparisons": 48, "judged": 2}
+    steps = {"ppo_steps": 2, "grpo_steps": 2, "dpo_steps": 2, "evaluations": 1}
+    config = experiment.Config(out=str(tmp_path / "run"), model=str(folder), **small, **steps)
+    experiment.main(config)
+    out = Path(config.out)
+    first = (out / "result.json").read_text(encoding="utf-8")
+    result = json.loads(first)
+    assert set(result["methods"]) == {"PPO", "GRPO", "DPO"}
+    for path in result["methods"].values():
+        assert list(path) == ["0", "2"]
+        np.testing.assert_allclose(path["0"]["kl"], 0.0, atol=1e-4)
+        assert path["2"]["kl"][0] != 0.0
+    assert (out / "align.png").stat().st_size > 5_000
+    for path in [*(out / "dpo").iterdir(), out / "result.json"]:
+        path.unlink()
+    experiment.main(dataclasses.replace(config, resume=True))
+    assert (out / "result.json").read_text(encoding="utf-8") == first
+    assert "on held-out topics the reward model orders" in capsys.readouterr().out
