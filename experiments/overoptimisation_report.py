@@ -45,7 +45,7 @@ class Fit(NamedTuple):
     alpha: float
     beta: float
     r2: float
-    """Share of the variance around the mean that is explained, at most 1; 0 is as good as the mean."""
+    """Share of the variance around the mean that is explained, at most 1; nan where nothing varies."""
 
 
 def columns(d: np.ndarray, form: str) -> np.ndarray:
@@ -57,8 +57,8 @@ def fit(d: np.ndarray, reward: np.ndarray, form: str) -> Fit:
     """Fit a form by least squares to one member's points [n]; one at d = 0, where R = 0, says nothing."""
     d, reward = d[d > 0], reward[d > 0]
     coefs = np.linalg.lstsq(columns(d, form), reward, rcond=None)[0]
-    rest = np.sum((reward - columns(d, form) @ coefs) ** 2)
-    return Fit(float(coefs[0]), float(coefs[1]), float(1 - rest / np.sum((reward - reward.mean()) ** 2)))
+    rest, total = np.sum((reward - columns(d, form) @ coefs) ** 2), np.sum((reward - reward.mean()) ** 2)
+    return Fit(float(coefs[0]), float(coefs[1]), float(1 - rest / total) if total else float("nan"))
 
 
 def fit_all(curve: Curve, form: str) -> list[Fit]:
