@@ -5,10 +5,25 @@ of human ratings (Hutto & Gilbert 2014), a black box without a gradient, prefer 
 sentences, with noise; `--labels sst2` takes people's judgements of film reviews in their place. A reward
 model learns the comparisons on the model's own features; PPO and GRPO follow it, DPO the comparisons
 themselves. Judged on topics that none of them saw: by VADER, and by the start itself, asked whether a
-sentence is positive, which no method saw.
+sentence makes it happy or sad, a judge that no method saw.
 
 Claims: a policy aligned with human feedback beats the model it started from, by a judge that it never saw
 (lectures F12, F13); the further it goes, in sqrt KL, the more it gains, up to a point.
+
+Measured (`make align`: one run, 95% t intervals over the 16 held-out topics, gains paired by topic; 25 minutes
+of CPU time): the reward model orders 67 +- 9% of the pairs of the start's sentences as VADER does, the start,
+asked, 72 +- 7%.
+
+             VADER [-1, 1]    the start, asked    reward model [deviations]    KL [nats]
+    start     0.21             0.35
+    PPO      +0.40 +- 0.12    +0.23 +- 0.06       +1.60 +- 0.33                14.1 +- 1.8
+    GRPO     +0.28 +- 0.10    +0.19 +- 0.08       +1.20 +- 0.27                 4.4 +- 0.8
+    DPO      +0.21 +- 0.06    +0.06 +- 0.04       +0.53 +- 0.17                 1.4 +- 0.4
+
+Both claims hold, as far as one run can tell; no turning point was reached. The methods are not ranked by
+this: they take different numbers of answers and stop at different distances, and choosing the best of 8
+answers by the reward model (+0.31 at 1.2 nats at most) beats each at its distance. Another seed chose DPO's
+rate: 3e-4, 1e-3, 2e-3 gained 0.02, 0.15 and 0.12 by VADER; the other rates and coefficients were not tuned.
 """
 
 import time
@@ -151,7 +166,7 @@ def judge_part(task: Task, config: Config, part: Params, head: Params) -> dict[s
     """Return what the judges say of sentences on held-out topics, columns [N, G], and the sentences."""
     written = task.write(part, HELD_OUT, jax.random.key(99), config.judged)
     score = score_features(head, written.features)
-    return {name: getattr(written, name) for name in ("vader", "zero_shot", "kl", "texts")} | {"score": score}
+    return {name: getattr(written, name) for name in ("vader", "happy", "kl", "texts")} | {"score": score}
 
 
 def run_method(

@@ -12,7 +12,7 @@ from jaxrl_align.runtime import plots
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.metrics import mean_interval
 
-JUDGES = {"vader": "VADER", "zero_shot": "the start itself, asked", "score": "the reward model"}
+JUDGES = {"vader": "VADER", "happy": "the start, asked", "score": "the reward model"}
 SAMPLES = (0, 6, 14)
 """Topics of which a sentence is printed."""
 
@@ -30,8 +30,8 @@ def agreement(score: np.ndarray, vader: np.ndarray) -> np.ndarray:
 
 def print_reward(start: dict[str, Any]) -> None:
     """Say how the reward model judges what the start writes on held-out topics."""
-    score, vader, zero_shot = (np.array(start[name]) for name in ("score", "vader", "zero_shot"))
-    for name, said in (("the reward model", score), ("the start itself, asked,", zero_shot)):
+    score, vader, happy = (np.array(start[name]) for name in ("score", "vader", "happy"))
+    for name, said in (("the reward model", score), ("the start, asked,", happy)):
         mean, half = mean_interval(agreement(said, vader))
         r = np.corrcoef(said.ravel(), vader.ravel())[0, 1]
         print(
@@ -69,7 +69,7 @@ def report(folder: RunFolder, paths: dict[str, dict[int, Any]]) -> None:
     means = {name: float(np.mean(start[name])) for name in JUDGES}
     results = {name: {s: gains(row, start) for s, row in path.items()} for name, path in paths.items()}
     best = best_of(start)
-    print(f"\nstart: VADER {means['vader']:.2f}, the start itself, asked: {means['zero_shot']:.2f} positive")
+    print(f"\nstart: VADER {means['vader']:.2f}, the start, asked: {means['happy']:.2f}")
     print("gain on held-out topics, paired by topic, 95% t intervals over them:")
     print(f"{'':8}" + "".join(f"{name:26}" for name in (*JUDGES.values(), "KL [nats]")))
     for name, path in results.items():

@@ -32,9 +32,11 @@ HELD_OUT = [
     "a noisy street", "grandparents",
 ]
 # fmt: on
-ZERO_SHOT = "Sentence: {}\nThe sentiment of this sentence, positive or negative, is"
+ASKED = "{}\nThis makes me feel"
+"""What the model that all start from goes on with: " happy" or " sad". Of five wordings, the one that agreed
+best with VADER on other sentences of the start."""
 READ_LENGTH = 56
-"""Tokens of `ZERO_SHOT` with a sentence in it."""
+"""Tokens of `ASKED` with a sentence in it."""
 ROWS = 40
 """Answers that are written side by side."""
 
@@ -52,8 +54,8 @@ class Written(NamedTuple):
     """[N, G] nats, log pi - log pi_start summed over the answer."""
     vader: np.ndarray
     """[N, G] in [-1, 1]."""
-    zero_shot: np.ndarray
-    """[N, G] in [0, 1], the probability that the model that all start from calls it positive."""
+    happy: np.ndarray
+    """[N, G] in [0, 1], the probability that it makes the start happy rather than sad."""
     texts: list[list[str]]
 
 
@@ -90,11 +92,9 @@ class Task:
             missing_stop="keep",
         )
         self.prompts = self.ask(TOPICS)
-        self._words = np.array(
-            [self.tokenizer.encode(w, special=False)[0] for w in (" positive", " negative")]
-        )
+        self._words = np.array([self.tokenizer.encode(w, special=False)[0] for w in (" happy", " sad")])
         self._write = jax.jit(jax.vmap(self._answer_one, (None, None, None, 0, 0)))
-        self._read = jax.jit(jax.vmap(self._call_positive, (None, 0)))
+        self._read = jax.jit(jax.vmap(self._feel_happy_one, (None, 0)))
 
     def ask(self, topics: Sequence[str], opening: bool = True) -> PaddedTokens:
         """Return prompts [N, P]: a request for a sentence, and the first words of the answer."""
@@ -126,12 +126,12 @@ class Task:
             for topic, *group in zip(topics, tokens, real, strict=True)
         ]
         vader = np.array([[self._vader.polarity_scores(t)["compound"] for t in group] for group in texts])
-        zero_shot = self.call_positive([t for group in texts for t in group]).reshape(vader.shape)
-        return Written(tokens, real, features, kl, vader, zero_shot, texts)
+        happy = self.feel_happy([t for group in texts for t in group]).reshape(vader.shape)
+        return Written(tokens, real, features, kl, vader, happy, texts)
 
-    def call_positive(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the probability [N] with which the model, asked, calls each sentence positive."""
-        rows = [self.tokenizer.encode(ZERO_SHOT.format(text))[-READ_LENGTH:] for text in texts]
+    def feel_happy(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the probability [N] that each sentence makes the model happy rather than sad."""
+        rows = [self.tokenizer.encode(ASKED.format(text))[-READ_LENGTH:] for text in texts]
         padded = left_pad(rows, READ_LENGTH, self.text.pad_token)
         blocks = np.resize(np.arange(len(rows)), (-(-len(rows) // ROWS), ROWS))
         read = lambda block: self._read(self.base, jax.tree.map(lambda x: jnp.asarray(x[block]), padded))
@@ -173,10 +173,10 @@ class Task:
         read = lambda answer: self._features_one(read_params, join(prompt, *answer))
         return written.tokens, written.mask, jax.vmap(read)(answers), kl
 
-    def _call_positive(self, base: Params, text: PaddedTokens) -> jax.Array:
+    def _feel_happy_one(self, base: Params, text: PaddedTokens) -> jax.Array:
         hidden, _ = self.lm.encode(base, text.tokens, text.real)
-        positive, negative = self.lm.logits(base, hidden[-1])[self._words]
-        return jax.nn.sigmoid(positive - negative)
+        happy, sad = self.lm.logits(base, hidden[-1])[self._words]
+        return jax.nn.sigmoid(happy - sad)
 
 
 def score_features(head: Params, features: Any) -> Any:

@@ -70,12 +70,12 @@ def test_agreement_and_gains_by_hand():
     vader = np.array([[0.1, 0.2, 0.3], [0.0, 0.0, 1.0], [0.5, 0.5, 0.5]])
     score = np.array([[1.0, 3.0, 2.0], [0.0, 1.0, 1.0], [1.0, 2.0, 3.0]])
     np.testing.assert_allclose(report.agreement(score, vader), [2 / 3, 1 / 2])
-    start = {"vader": vader, "zero_shot": vader, "score": score, "kl": 0 * vader}
-    row = {"vader": vader + [[1], [2], [3]], "zero_shot": vader, "score": score - 1, "kl": 0 * vader + 4}
+    start = {"vader": vader, "happy": vader, "score": score, "kl": 0 * vader}
+    row = {"vader": vader + [[1], [2], [3]], "happy": vader, "score": score - 1, "kl": 0 * vader + 4}
     found = report.gains(row, start)
     half = 4.302653 / 3**0.5  # Student's t, two degrees of freedom, deviation 1
     np.testing.assert_allclose(found["vader"], [2.0, half], rtol=1e-5)
-    np.testing.assert_allclose([found["zero_shot"], found["score"], found["kl"]], [[0, 0], [-1, 0], [4, 0]])
+    np.testing.assert_allclose([found["happy"], found["score"], found["kl"]], [[0, 0], [-1, 0], [4, 0]])
     score[1] = [0.0, 2.0, 1.0]
     best = report.best_of({"vader": vader, "score": score})
     assert best["n"] == [1, 2]
