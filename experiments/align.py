@@ -10,9 +10,9 @@ sentence makes it happy or sad, a judge that no method saw.
 Claims: a policy aligned with human feedback beats the model it started from, by a judge that it never saw
 (lectures F12, F13); the further it goes, in sqrt KL, the more it gains, up to a point.
 
-Measured (`make align`: one run, 95% t intervals over the 16 held-out topics, gains paired by topic; 25 minutes
-of CPU time): the reward model orders 67 +- 9% of the pairs of the start's sentences as VADER does, the start,
-asked, 72 +- 7%.
+Measured (`make align`: one run, 95% t intervals over the 16 held-out topics, gains paired by topic; 25
+minutes of CPU time): the reward model orders 67 +- 9% of the pairs of the start's sentences as VADER does,
+the start, asked, 72 +- 7%.
 
              VADER [-1, 1]    the start, asked    reward model [deviations]    KL [nats]
     start     0.21             0.35
