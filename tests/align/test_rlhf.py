@@ -132,7 +132,7 @@ def test_before_the_first_update_nothing_has_moved(temperature, lora):
 def test_50_more_pads_change_neither_metrics_nor_gradient():
     """The room for answers grows from 8 to 58, and every answer stops before."""
     wide = make_single(TextConfig(P, T + 50, missing_stop="keep"))
-    state = start(SINGLE, entropy_coef=0.1, learning_rate=1.0)
+    state = start(SINGLE, key=1, entropy_coef=0.1, learning_rate=1.0)
     wide_step = jax.jit(lambda state: wide.step(state, None, FROZEN))
     states, metrics = zip(*(step(state) for step in (single_step, wide_step)), strict=True)
     assert metrics[0]["val/num_eos_tokens"] == B, "an answer did not stop: favour the stop token more"
@@ -153,7 +153,7 @@ def make_batch():
     params = init_policy(BIGRAM, disturb(table, jax.random.key(2), 0.1))
     frozen = Frozen(table, jnp.float32(1.0))
     hparams = jax.tree.map(jnp.float32, RLHFHParams())
-    start = actor.init_env(None, hparams), jax.random.key(0), hparams
+    start = actor.init_env(None, hparams), jax.random.key(3), hparams
     trajectory = jax.jit(actor.rollout)(params, frozen, *start, jax.tree.map(lambda x: x[:4], PROMPTS))[1]
     return actor, params, frozen, Batch(trajectory, *gae_advantages(trajectory))
 
