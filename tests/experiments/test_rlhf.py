@@ -115,7 +115,9 @@ def test_refuses_an_empty_corpus(rlhf, config, tmp_path):
 
 
 @pytest.mark.slow
-def test_refuses_the_folder_of_another_configuration(rlhf, config):
+def test_refuses_the_folder_of_another_configuration(rlhf, config, tmp_path):
+    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    config.open_folder()
     before = (Path(config.out) / "config.json").read_bytes()
     with pytest.raises(ValueError, match="made with width=16, but this run has width=32.*--out"):
         rlhf.main(dataclasses.replace(config, width=32, resume=True))
