@@ -47,6 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 import rlhf
 from rlhf_setup import Setup
+from stages import StagesConfig
 
 from jaxrl_align.actors.text import Frozen, make_text_actor
 from jaxrl_align.align import RLHFHParams, init_policy, make_rlhf_learner, model_reward
@@ -66,16 +67,13 @@ WINDOW = 5
 
 
 @dataclass(frozen=True)
-class Config(rlhf.Config):
+class Config(StagesConfig):
     """The stages before RLHF, and the critics that are compared."""
 
     out: str = "runs/critic_init"
     seeds: int = 12
-    """Of the stages before RLHF, which all critics share; the first are for the choice of rates."""
     tuning_seeds: int = 4
-    vocab_size: int = 512
-    width: int = 64
-    pretrain_steps: int = 300
+    layers: int = 2
     rlhf_steps: int = 80
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     """Tried for each critic; policy and critic learn at the same one."""
@@ -87,7 +85,7 @@ class Config(rlhf.Config):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         super().__post_init__()
-        self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, measured_prompts=2)
+        self.require(measured_prompts=2)
 
 
 class Run(NamedTuple):

@@ -76,6 +76,7 @@ import rlhf
 import rlhf_setup
 from dpo_vs_ppo_report import draw, report
 from rlhf_setup import Setup
+from stages import StagesConfig
 
 from jaxrl_align import align
 from jaxrl_align.actors.text import Frozen
@@ -121,17 +122,10 @@ CHUNKS = 2
 
 
 @dataclass(frozen=True)
-class Config(rlhf.Config):
+class Config(StagesConfig):
     """The stages that all methods share, and the budget that each of them has."""
 
     out: str = "runs/dpo_vs_ppo"
-    seeds: int = 8
-    """The first choose the rates, the others are reported."""
-    tuning_seeds: int = 2
-    vocab_size: int = 512
-    width: int = 64
-    layers: int = 1
-    pretrain_steps: int = 300
     comparisons: int = 1024
     reward_steps: int = 40
     reward_learning_rate: float = 1e-3
@@ -151,7 +145,7 @@ class Config(rlhf.Config):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         super().__post_init__()
-        self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, group_size=2, best_of=2, ladder=0)
+        self.require(group_size=2, best_of=2, ladder=0)
         check_divides(self.group_size, self.prompts_per_step, "group_size", "prompts_per_step")
         groups = self.prompts_per_step // self.group_size
         check_divides(self.minibatches, groups, "minibatches", "prompts_per_step / group_size")
@@ -301,8 +295,8 @@ def compare(world: World, folder: RunFolder, method: str) -> dict[str, Any]:
       a step, and the measures [seeds] of the others.
     """
     config = world.setup.config
-    rates, tuning = config.rates(method), np.arange(config.tuning_seeds)
-    seeds = np.arange(config.tuning_seeds, config.seeds)
+    rates, tuning = config.rates(method), config.tuning
+    seeds = config.reported
     runs = np.tile(tuning, len(rates)), np.repeat(rates, len(tuning))
     policy, _ = train(world, folder.sub("tuning"), method, *runs)
     tried = measure(world, policy, runs[0])["gold"].reshape(len(rates), -1)
@@ -315,7 +309,7 @@ def compare(world: World, folder: RunFolder, method: str) -> dict[str, Any]:
 def best_of_n(world: World) -> dict[str, np.ndarray]:
     """Return the measures of the SFT answers that score best of n; the KL is the bound `best_of_n_kl`."""
     setup, n = world.setup, world.setup.config.best_of
-    seeds = np.arange(setup.config.tuning_seeds, setup.config.seeds)
+    seeds = setup.config.reported
     take = lambda tree: jax.tree.map(lambda x: x[seeds], tree)
     prompts = take(setup.draw_prompts(rlhf_setup.SAMPLES // 4, setup.test_prompts, 7))
     prompts = jax.tree.map(lambda x: np.repeat(x, n, axis=1), prompts)
@@ -340,13 +334,13 @@ def main(config: Config) -> None:
     models, held_out = rlhf.learn_reward(setup, folder, sft, data, samples)
     rows = config.comparisons // 5
     world = World(setup, sft, models, jax.tree.map(lambda x: x[:, rows:], data))
-    seeds = np.arange(config.tuning_seeds, config.seeds)
+    seeds = config.reported
     right = np.mean(np.array(list(held_out.values())[-1])[seeds] > 0, 1)
     print(f"reward model right on {metrics.mean_text(right, '.3f')} of held-out comparisons,", end=" ")
     print(f"the annotators on {metrics.mean_text(np.mean(margin[seeds] > 0, 1), '.3f')} of all")
     start = jax.tree.map(lambda x: x[seeds], sft)
     levels = {"SFT": measure(world, start, seeds), f"best of {config.best_of}": best_of_n(world)}
-    tuning = np.arange(config.tuning_seeds)
+    tuning = config.tuning
     levels["SFT"]["tried"] = measure(world, jax.tree.map(lambda x: x[tuning], sft), tuning)["gold"]
     found = {method: compare(world, folder.sub(method), method) for method in config.methods}
     report(folder, levels, found)

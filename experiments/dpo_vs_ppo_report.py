@@ -52,14 +52,8 @@ def draw(folder: RunFolder, levels: Mapping[str, Any], panels: Mapping[str, Mapp
       levels: policies without training, name -> measures [seeds].
       panels: title -> method -> measures [seeds].
     """
-    fig, first = plots.figure("", "")
-    first.remove()
-    fig.set_size_inches(11, 4.6)
-    shared = None
-    for i, (title, rows) in enumerate(panels.items()):
-        shared = ax = fig.add_subplot(1, len(panels), i + 1, sharex=shared, sharey=shared)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="#dddddd", linewidth=0.6)
+    fig, axes = plots.panels(1, len(panels), size=(11, 4.6), sharex=True, sharey=True)
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
         for k, (name, row) in enumerate({**levels, **rows}.items()):
             x = metrics.mean_interval(np.sqrt(np.maximum(row["kl"], 0.0)))
             y = metrics.mean_interval(row["gold"])

@@ -53,6 +53,7 @@ import rlhf
 import rlhf_setup
 from four_updates_report import POLICIES, draw, report
 from rlhf_setup import Setup
+from stages import StagesConfig
 
 from jaxrl_align.actors.text import Frozen
 from jaxrl_align.align import (
@@ -97,16 +98,12 @@ ARMS = {
 
 
 @dataclass(frozen=True)
-class Config(rlhf.Config):
+class Config(StagesConfig):
     """The stages before, as in `rlhf.py`, and the updates that are compared."""
 
     out: str = "runs/four_updates"
     seeds: int = 6
-    """Of the stages before, which all updates share; the first are for the choice of rates."""
-    tuning_seeds: int = 2
-    vocab_size: int = 512
-    width: int = 64
-    pretrain_steps: int = 300
+    layers: int = 2
     rlhf_steps: int = 60
     prompts_per_step: int = 8
     group_size: int = 4
@@ -119,7 +116,7 @@ class Config(rlhf.Config):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         super().__post_init__()
-        self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, group_size=2, batches=2)
+        self.require(group_size=2, batches=2)
 
 
 class Race(NamedTuple):
@@ -257,7 +254,7 @@ def compare_gradients(setup: Setup, found: Race, models: Frozen) -> dict[str, di
     The policies are the first, and the variance arm's last one at the middle rate.
     """
     config = setup.config
-    seeds = np.arange(config.tuning_seeds, config.seeds)
+    seeds = config.reported
     place = list(ARMS).index("variance"), len(config.learning_rates) // 2
     last = jax.tree.map(lambda x: x[(*place, seeds)], found.params)
     first = {"lm": jax.tree.map(lambda x: np.asarray(x)[seeds], models.reference)}

@@ -52,6 +52,7 @@ import rlhf
 import sums
 from non_differentiable_report import BEST, draw, report
 from rlhf_setup import Setup
+from stages import StagesConfig
 
 from jaxrl_align.actors.scores import Score
 from jaxrl_align.actors.text import Frozen
@@ -93,17 +94,11 @@ POOL = 16, 64
 
 
 @dataclass(frozen=True)
-class Config(rlhf.Config):
+class Config(StagesConfig):
     """The stages before, as in `rlhf.py`; what is rewarded; and the world of sums."""
 
     out: str = "runs/non_differentiable"
     seeds: int = 6
-    tuning_seeds: int = 2
-    """The first of the seeds, on whom alone the rates are chosen."""
-    vocab_size: int = 512
-    width: int = 64
-    layers: int = 1
-    pretrain_steps: int = 300
     pattern: str = r'^[^"]*"[^"]+"[^"]*\.$'
     """Rewarded where it is found in a finished answer: exactly one quoted name, a full stop at the end."""
     rlhf_steps: int = 60
@@ -121,7 +116,7 @@ class Config(rlhf.Config):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         super().__post_init__()
-        self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, group_size=2)
+        self.require(group_size=2)
         try:
             re.compile(self.pattern)
         except re.error as error:

@@ -59,18 +59,15 @@ def save_panels(
       columns: panels side by side.
       bounds: y label -> what the quantity can be at least and at most, where it is bounded.
     """
-    fig, first = plots.figure("", "")
-    first.remove()
     rows = -(-len(panels) // columns)
-    fig.set_size_inches(4.6 * columns, 3.0 * rows + 0.6)
+    fig, axes = plots.panels(rows, columns, size=(4.6 * columns, 3.0 * rows + 0.6))
     fig.suptitle(title)
     shared = len({tuple(curves) for curves in panels.values()}) == 1
-    axes = fig.subplots(rows, columns, squeeze=False).flat
     for ax, (y_label, curves) in zip(axes, panels.items(), strict=False):
         draw_curves(ax, curves, bounds=(bounds or {}).get(y_label, (-np.inf, np.inf)))
-        ax.set(xlabel=x_label, ylabel=y_label)
-        ax.grid(True, color="#dddddd", linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_xlabel(x_label, fontsize=10)
+        ax.set_ylabel(y_label, fontsize=10)
+        ax.tick_params(labelsize=9)
         if not shared:
             ax.legend(fontsize=8)
     if shared:

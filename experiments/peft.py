@@ -217,16 +217,12 @@ def report(config: Config, name: str, results: dict[str, Any]) -> dict[str, Any]
 
 def draw(path: Any, tables: dict[str, dict[str, Any]], title: str) -> None:
     """Draw accuracy and forgetting against the trained parameters, a row of axes for each task."""
-    fig, first = plots.figure("", "")
-    first.remove()
-    fig.set_size_inches(11, 4.2 * len(tables))
+    fig, axes = plots.panels(len(tables), 2, size=(11, 4.2 * len(tables)))
     for i, (task, table) in enumerate(tables.items()):
         for j, (what, label) in enumerate(
             (("accuracy", "accuracy [%]"), ("forgetting", "forgetting [nats a token]"))
         ):
-            ax = fig.add_subplot(len(tables), 2, 2 * i + j + 1)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.grid(color="#dddddd", linewidth=0.6)
+            ax = axes[2 * i + j]
             for k, (way, row) in enumerate(table.items()):
                 mean, half = metrics.mean_interval(row[what])
                 color = plots.COLORS[KINDS.index(kind_of(way))]

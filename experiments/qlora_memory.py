@@ -196,10 +196,9 @@ def report_quality(name: str, found: dict[str, Any]) -> None:
 
 def draw(path: Any, memory: dict[str, Any], larger: dict[str, Any]) -> None:
     """Draw stacked bars: measured on the published model, and of the compiled step at 65B."""
-    fig, left = plots.figure("", "MB", title="measured step")
-    fig.set_size_inches(10, 4)
-    left.set_subplotspec(fig.add_gridspec(1, 2)[0])
-    right = fig.add_subplot(1, 2, 2, ylabel="GB", title="compiled for Llama 65B, 1 x 512 tokens")
+    fig, (left, right) = plots.panels(1, 2, size=(10, 4))
+    left.set(ylabel="MB", title="measured step")
+    right.set(ylabel="GB", title="compiled for Llama 65B, 1 x 512 tokens")
     at_65b = {way: sizes["65B"] for way, sizes in larger.items()}
     for ax, rows, unit in ((left, memory, 1e6), (right, at_65b, GB)):
         bottom = np.zeros(len(rows))

@@ -71,6 +71,7 @@ import rlhf_setup
 from answers import Answers, Pool, choose_rates, fit_and_score, pair_accuracy
 from rlhf_setup import Setup, as_demonstrations
 from rlhf_vs_sft_report import draw_cloning, draw_judged, format_shares, report, summarise, token_divergence
+from stages import StagesConfig
 
 from jaxrl_align.actors.text import Frozen
 from jaxrl_align.align import RewardModel, RLHFHParams, choose_completions, comparison_objective, init_policy
@@ -87,16 +88,11 @@ SOURCES = ("pre-trained", "SFT", "half of each")
 
 
 @dataclass(frozen=True)
-class Config(rlhf.Config):
+class Config(StagesConfig):
     """The stages, the judge, and the reward models that are taught by different answers."""
 
     out: str = "runs/rlhf_vs_sft"
-    seeds: int = 8
-    """The first choose the rates, the others are reported."""
-    tuning_seeds: int = 2
-    width: int = 64
-    layers: int = 1
-    pretrain_steps: int = 300
+    vocab_size: int = 1024
     longer: int = 4
     """Times the steps of fine-tuning that the control without RLHF takes."""
     measured: tuple[int, ...] = (0, 5, 10, 20, 50, 100)
@@ -117,7 +113,7 @@ class Config(rlhf.Config):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         super().__post_init__()
-        self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, measured=0, longer=2, comparisons=10)
+        self.require(measured=0, longer=2, comparisons=10)
         if self.comparisons % 2:
             raise ValueError(f"comparisons must be even, two to a prompt; got {self.comparisons}")
 
@@ -170,7 +166,7 @@ def clone(setup: Setup, folder: RunFolder, base: Params, rate: float) -> tuple[P
 def tune_cloning(setup: Setup, folder: RunFolder, base: Params) -> dict[str, np.ndarray]:
     """Fine-tune the tuning seeds at every rate; return the gold reward of their answers [R, seeds]."""
     config = setup.config
-    seeds = np.tile(np.arange(config.tuning_seeds), len(config.sft_rates))
+    seeds = np.tile(config.tuning, len(config.sft_rates))
     take = lambda tree: jax.tree.map(lambda x: x[seeds], tree)
     rates = jnp.repeat(jnp.asarray(config.sft_rates), config.tuning_seeds)
     how = {"rate": rates, "keys": setup.keys(1)[seeds]}

@@ -132,21 +132,9 @@ def report(folder: RunFolder, tried: Mapping[str, Any], found: Mapping[str, Any]
     folder.write_json("results.json", {"tried": tried, **found})
 
 
-def panels(count: int, width: float) -> tuple[Any, list[Any]]:
-    """Return a figure with `count` axes side by side."""
-    fig, first = plots.figure("", "")
-    first.remove()
-    fig.set_size_inches(width, 3.8)
-    axes = [fig.add_subplot(1, count, i + 1) for i in range(count)]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(color="#dddddd", linewidth=0.6)
-    return fig, axes
-
-
 def draw_judged(folder: RunFolder, found: Mapping[str, Any]) -> None:
     """Write judged.png: gold reward of the stages, and win rates by the judge and by the gold reward."""
-    fig, (left, right) = panels(2, 11)
+    fig, (left, right) = plots.panels(1, 2, size=(11, 3.8))
     names = list(found["stages"])
     mean, half = metrics.mean_interval([found["stages"][name]["gold"] for name in names], axis=1)
     left.errorbar(range(len(names)), mean, half, fmt="o", color="black", capsize=3)
@@ -175,7 +163,7 @@ def draw_cloning(folder: RunFolder, taught: Mapping[str, Any], path: Mapping[int
       path: step -> measures [seeds].
       least: the divergence between two samples of demonstrations.
     """
-    fig, (loss, apart, form, lessons) = panels(4, 16)
+    fig, (loss, apart, form, lessons) = plots.panels(1, 4, size=(16, 3.8))
     steps = list(path)
     for ax, key in ((loss, "loss"), (apart, "divergence")):
         plots.curve_with_interval(ax, steps, np.array([row[key] for row in path.values()]), key)

@@ -49,6 +49,7 @@ import rlhf
 import rlhf_setup
 from rlhf_setup import Setup
 from rounds_report import Path, draw, report
+from stages import StagesConfig
 
 from jaxrl_align.actors.scores import Score
 from jaxrl_align.actors.text import Frozen
@@ -71,17 +72,10 @@ from jaxrl_align.types import Params
 
 
 @dataclass(frozen=True)
-class Config(rlhf.Config):
+class Config(StagesConfig):
     """The stages before, the rounds, and what is swept."""
 
     out: str = "runs/rounds"
-    seeds: int = 8
-    """Of the stages before; the first are for the choice of rates."""
-    tuning_seeds: int = 2
-    vocab_size: int = 512
-    width: int = 64
-    layers: int = 1
-    pretrain_steps: int = 300
     rounds: int = 4
     comparisons: int = 512
     """Of all rounds together."""
@@ -100,7 +94,7 @@ class Config(rlhf.Config):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         super().__post_init__()
-        self.require(tuning_seeds=1, seeds=self.tuning_seeds + 2, rounds=2, kl_coefs=0, policy_rates=0)
+        self.require(rounds=2, kl_coefs=0, policy_rates=0)
         check_divides(self.rounds, self.rlhf_steps, "rounds", "rlhf_steps")
         check_divides(self.rounds, self.reward_steps, "rounds", "reward_steps")
         check_divides(

@@ -44,6 +44,23 @@ def figure(x_label: str, y_label: str, *, title: str = "") -> tuple[Any, Any]:
     Raises:
       ImportError: matplotlib is not installed.
     """
+    fig, (ax,) = panels(1, 1, size=(6.4, 4.0))
+    ax.set(xlabel=x_label, ylabel=y_label, title=title)
+    return fig, ax
+
+
+def panels(rows: int, columns: int, *, size: tuple[float, float], **share: Any) -> tuple[Any, list[Any]]:
+    """Return a new matplotlib figure as `figure` does, with several axes, row after row.
+
+    Args:
+      rows: of axes.
+      columns: of axes.
+      size: width and height of the whole, inches.
+      share: matplotlib's `sharex` and `sharey`.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
     try:
         from cycler import cycler
         from matplotlib import rc_context
@@ -52,10 +69,9 @@ def figure(x_label: str, y_label: str, *, title: str = "") -> tuple[Any, Any]:
         raise ImportError("figures need matplotlib: pip install jaxrl-align[plots]") from error
     style: Any = _STYLE | {"axes.prop_cycle": cycler(color=COLORS)}
     with rc_context(style):
-        fig = Figure(figsize=(6.4, 4.0), layout="constrained")
-        ax = fig.subplots()
-        ax.set(xlabel=x_label, ylabel=y_label, title=title)
-    return fig, ax
+        fig = Figure(figsize=size, layout="constrained")
+        axes = fig.subplots(rows, columns, squeeze=False, **share)
+    return fig, list(axes.flat)
 
 
 def curve_with_interval(ax: Any, x: ArrayLike, ys: ArrayLike, label: str) -> None:
