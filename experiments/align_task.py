@@ -11,11 +11,12 @@ import numpy as np
 from jaxrl_align.actors.answer_groups import judge_answers
 from jaxrl_align.actors.queries import join
 from jaxrl_align.align import RewardModel
-from jaxrl_align.data.tokenizers import left_pad
+from jaxrl_align.data.tokenizers import left_pad, right_pad
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.text.generation import TextConfig, generate
+from jaxrl_align.text.shared_prompt import completion_log_probs
 from jaxrl_align.types import PaddedTokens, Params
 
 # fmt: off
@@ -92,7 +93,8 @@ class Task:
             missing_stop="keep",
         )
         self.prompts = self.ask(TOPICS)
-        self._words = np.array([self.tokenizer.encode(w, special=False)[0] for w in (" happy", " sad")])
+        words = [self.tokenizer.encode(word, special=False) for word in (" happy", " sad")]
+        self._words = right_pad(words, max(map(len, words)), self.text.pad_token)
         self._write = jax.jit(jax.vmap(self._answer_one, (None, None, None, 0, 0)))
         self._read = jax.jit(jax.vmap(self._feel_happy_one, (None, 0)))
 
@@ -174,8 +176,7 @@ class Task:
         return written.tokens, written.mask, jax.vmap(read)(answers), kl
 
     def _feel_happy_one(self, base: Params, text: PaddedTokens) -> jax.Array:
-        hidden, _ = self.lm.encode(base, text.tokens, text.real)
-        happy, sad = self.lm.logits(base, hidden[-1])[self._words]
+        happy, sad = jnp.sum(completion_log_probs(self.lm, base, text, self._words), 1)
         return jax.nn.sigmoid(happy - sad)
 
 

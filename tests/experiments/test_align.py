@@ -125,3 +125,61 @@ def test_a_run_in_miniature_continues_to_the_same_result(folder, tmp_path, capsy
     experiment.main(dataclasses.replace(config, resume=True))
     assert (out / "result.json").read_text(encoding="utf-8") == first
     assert "on held-out topics the reward model orders" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    """The task of a tiny model whose vocabulary is bytes, and a part that has moved."""
+    made = task.Task(str(folder), 2, 100, 4, 0)
+    part = jax.tree.map(lambda x: x + 0.3, made.lora)
+    return made, part, made.write(part, ["rain", "the sea"], jax.random.key(1), 3)
+
+
+def read_row(prompt, answer):
+    """Return the real tokens of a prompt and of its answer, in turn."""
+    keep = lambda text: np.asarray(text.tokens)[np.asarray(text.real) > 0]
+    return keep(prompt), keep(answer)
+
+
+def test_what_is_written_is_judged_by_hand(tiny):
+    """Row by row without padding: divergence, features of the answer alone after one of two layers, score."""
+    made, part, written = tiny
+    head = {"kernel": np.arange(8.0), "bias": 0.5}
+    policy = nets.merge(nets.overlay(made.base, part))
+    half = nets.make_transformer(dataclasses.replace(made.lm.config, layers=1))
+    shallow = made.base | {"layers": jax.tree.map(lambda x: x[:1], made.base["layers"])}
+    prompts = made.ask(["rain", "the sea"])
+    for topic in range(2):
+        prompt = jax.tree.map(lambda x, i=topic: x[i], prompts)
+        for i in range(3):
+            answer = PaddedTokens(written.tokens[topic, i], written.real[topic, i])
+            asked, said = read_row(prompt, answer)
+            row = np.concatenate([asked, said])
+            gap = (
+                log_prob(made.lm, policy, row)[-len(said) :] - log_prob(made.lm, made.base, row)[-len(said) :]
+            )
+            np.testing.assert_allclose(written.kl[topic, i], gap.sum(), atol=1e-4)
+            mean = np.mean(half.encode(shallow, row)[0][len(asked) :], 0)
+            np.testing.assert_allclose(written.features[topic, i], mean, atol=1e-4)
+            text = PaddedTokens(*(np.concatenate(pair) for pair in zip(prompt, answer, strict=True)))
+            score = made.score(made.reward_model(head), text.tokens, text.real)
+            np.testing.assert_allclose(score, mean @ head["kernel"] + 0.5, atol=1e-3)
+    assert np.abs(written.kl).max() > 1e-3 and len(set(written.texts[0])) > 1
+    assert all(text.startswith("The sea") for text in written.texts[1])
+
+
+def log_prob(lm, params, row):
+    """Return the log-probability of each token of a row after the first."""
+    logits = jax.nn.log_softmax(lm.logits(params, lm.encode(params, row)[0]))
+    return np.take_along_axis(np.asarray(logits)[:-1], row[1:, None], 1)[:, 0]
+
+
+def test_the_start_is_asked_whether_a_sentence_makes_it_happy(tiny):
+    made = tiny[0]
+    said = made.feel_happy(["Rain falls.", "I sing!"])
+    for sentence, found in zip(["Rain falls.", "I sing!"], said, strict=True):
+        asked = made.tokenizer.encode(task.ASKED.format(sentence))
+        words = [made.tokenizer.encode(word, special=False) for word in (" happy", " sad")]
+        each = [log_prob(made.lm, made.base, np.array(asked + word))[-len(word) :].sum() for word in words]
+        np.testing.assert_allclose(found, 1 / (1 + np.exp(each[1] - each[0])), atol=1e-5)
+    assert said[0] != said[1]
