@@ -29,7 +29,7 @@ BELOW = {
     "rl": {"types", "checks", "learner", "losses"},
     "pretrain": {"types", "learner", "losses", "nets", "data"},
     "align": {"types", "checks", "learner", "losses", "nets", "feedback", "rl", "actors", "text", "pretrain"},
-    "evaluate": {"types", "nets", "data", "text", "pretrain"},
+    "evaluate": {"types", "checks", "losses", "nets", "data", "text", "pretrain", "runtime"},
     "runtime": {"types", "checks", "nets", "data"},
 }
 """What each room may import besides itself; experiments and tests may import everything."""
