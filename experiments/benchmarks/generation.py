@@ -3,25 +3,22 @@
 Aim: with GPT-2's layout (4 layers of 128, 4 heads, 256 tokens, float32) at least 3 times transformers'
 generation of 32 tokens after 32, and at least 1.5 times the training of trl on 32 rows of 64.
 
-Measured (`python experiments/benchmarks/generation.py --rounds 5 --peers PYTHON`, once with `--no-training`
-and once with `--no-generation`; two shared CPU cores; torch 2.13.0, transformers 5.23.0, trl 1.16.0 with one
-and with two torch threads, the better of each round counts; medians and the range over 5 rounds):
+Measured (`python experiments/benchmarks/generation.py --rounds 5 --peers PYTHON`; two CPU cores, an AMD EPYC
+on which XLA multiplies at 190 to 210 GFLOP/s; torch 2.13.0, transformers 5.24.0, trl 1.16.0 with one and with
+two torch threads, the better of each round counts; medians and the range over 5 rounds):
 
-    generation, batch 32, greedy   31,900 new tokens/s; transformers 8,600 and 12,200: 2.70 times [2.35, 3.13]
-                          sampled  28,700; 8,300 and 10,100: 2.84 times [2.63, 2.93]
-    generation, batch 1, greedy    7,360; 1,290 and 1,270: 5.7 times [3.1, 6.2]
-                         sampled   6,960; 1,130 and 1,060: 6.1 times [3.8, 6.5]
-    training, AdamW                28,700 tokens/s; trl 10,100 and 15,500: 1.77 times [1.66, 1.89]
+    generation, batch 32, greedy   14,700 new tokens/s; transformers 6,620 and 7,720: 1.85 times [1.57, 2.29]
+                          sampled  19,600; 6,690 and 8,010: 2.19 times [1.79, 3.21]
+    generation, batch 1, greedy    5,150; 765 and 615: 6.7 times [4.8, 8.6]
+                         sampled   4,790; 700 and 593: 6.7 times [6.2, 7.0]
+    training, AdamW                15,100 tokens/s; trl 8,820 and 13,000: 1.13 times [0.93, 1.40]
 
-Since training was measured, attention and norms are recomputed in the backward pass: two thirds of the
-memory, and 1.001 [0.984, 1.007] of the speed (14 paired rounds on an idle machine, 4 layers of 256).
-
-So the factor of 3 is missed at batch 32 beside two torch threads, and reached beside one. The floor is the
-work over this machine's own rates at these shapes: at batch 32 4.0 ms for the prompts (1.71 GFLOP at 429 a
-second) and 7.8 ms for 31 single tokens (1.72 GFLOP at 221; 297 MB at 198 GB/s would take 1.5 ms), 87,000
-tokens a second, of which we reach 37%; at batch 1 26%; in training 35% of 82,600 (10.3 GFLOP at 416 a
-second). What is missing at batch 32 is mostly each layer's keys and values, which XLA cuts out of the cache
-into a copy before it multiplies.
+So both factors are missed at batch 32. On a machine whose products ran at 416 GFLOP/s the same lines gave
+2.70 (greedy), 2.84 (sampled, with the draw of that time) and 1.77 times (training). The floor is the work
+over this machine's own rates at these shapes: at batch 32 8.4 ms for the prompts (1.71 GFLOP at 203 a
+second) and 16.8 ms for 31 single tokens (1.72 GFLOP at 103), 40,600 tokens a second, of which we reach 36
+to 48%; at batch 1 24%; in training 37% of 40,700. What is missing at batch 32 is mostly each layer's keys
+and values, which XLA cuts out of the cache into a copy before it multiplies.
 """
 
 import time
