@@ -41,6 +41,11 @@ PPO = "ppo --model tiny --data prompts.jsonl --reward own_rewards:spaces --out {
         (f"{PPO} --batch-size 4 --minibatches 3", "--minibatches must divide --batch-size"),
         (f"{PPO} --response-length 64", "--prompt-length must be from 1 to 0, beside the response"),
         (f"{PPO} --reward own_rewards:nothing", "own_rewards has no such function; there are"),
+        (f"{PPO} --critic reward-model", "needs a reward model; got --reward own_rewards:spaces, a function"),
+        (
+            f"{PPO} --pretraining prompts.jsonl",
+            "prompts.jsonl:1: a row must have text, messages, or prompt and",
+        ),
         (f"{PPO} --hub --model x/y", "needs huggingface_hub"),
     ],
 )

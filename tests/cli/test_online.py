@@ -6,10 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrl_align.actors import make_text_actor
+from jaxrl_align.align import RLHFHParams
 from jaxrl_align.cli.datasets import choose_lengths, divide_rows, shuffled_batches, whole_batches
 from jaxrl_align.cli.judges import load_judge
 from jaxrl_align.cli.options import DataOptions, LengthOptions
+from jaxrl_align.cli.runs.online import open_scene
+from jaxrl_align.cli.runs.online_methods import PPO, start_critic
 from jaxrl_align.feedback import read_demonstrations, read_feedback, read_prompts
+from jaxrl_align.runtime.cli import parse
 from jaxrl_align.runtime.huggingface import load_model
 from tests.cli.conftest import PROMPTS, write_rows
 
@@ -51,6 +56,32 @@ def test_ppo_learns_from_a_reward_model_that_reward_wrote(road, tmp_path):
     assert rows[0]["objective/kl_coef"] == pytest.approx(0.05) and rows[0]["objective/kl"] < 1e-3
     assert rows[1]["objective/kl_coef"] < 0.05  # far below its target
     load_model(out)
+
+
+@pytest.mark.slow
+def test_ppo_starts_its_critic_from_the_reward_model_and_goes_on_predicting_texts(road, tmp_path):
+    judge, out = tmp_path / "judge", tmp_path / "out"
+    road("reward --model tiny --data pairs.jsonl --steps 2 --every 2 --batch-size 2 --rank 2 --out", judge)
+    line = f"{RUN} --steps 6 --reward {judge} --tuning full --critic reward-model --pretraining sft.jsonl"
+    road(f"ppo {line} --pretraining-coef 50 --learning-rate 0.02 --minibatches 1 --out", out)
+    rows = read_metrics(out)
+    assert rows[-1]["loss/pretraining_avg"] < rows[0]["loss/pretraining_avg"] - 0.5
+    assert "sft.jsonl, sha256" in json.loads((out / "run" / "config.json").read_text())["data_sha256"]
+
+    options = parse(PPO, f"{line} --out {tmp_path / 'other'}".split(), prog="ppo")
+    scene = open_scene(options, "ppo", options.minibatches)
+    critic = start_critic(options, scene)
+    frozen = scene.frozen._replace(critic=critic.frozen)
+    actor = make_text_actor(scene.base.lm, scene.score, scene.config, critic=critic.lm)
+    hparams, key = RLHFHParams(), jax.random.key(0)
+    batch = jax.tree.map(lambda x: x[:2], scene.encoded.train)
+    state = actor.init_env(key, hparams)
+    _, trajectory, _ = actor.rollout(critic.params, frozen, state, key, hparams, batch)
+    obs, tokens = trajectory.obs, trajectory.action
+    whole = [np.concatenate([obs.prompt.tokens, tokens[:, :2]], 1)]
+    real = np.concatenate([obs.prompt.real, trajectory.mask[:, :2]], 1)
+    score = jax.vmap(lambda t, r: scene.score(scene.judge.model, t, r))(*whole, real)
+    np.testing.assert_allclose(trajectory.value[:, 2], score * trajectory.mask[:, 2], atol=1e-5)
 
 
 def test_a_reward_model_of_other_tokens_is_refused(fails, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ class Journey(NamedTuple):
     halve: Sequence[str]
     """Settings that halve the activations."""
     others: Any = None
-    """Further frozen weights."""
+    """Further arrays in memory."""
     facts: Mapping[str, str] = {}
     """Further lines of the plan."""
     conclude: Callable[[Outcome], str] = lambda outcome: ""

@@ -52,7 +52,7 @@ def estimate_memory(
       frozen: what the part is laid over; None, the part is whole.
       rows: that are in memory at once.
       length: tokens.
-      others: further frozen weights.
+      others: further arrays.
     """
     loss = next_token_objective(lm)
     real: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32)

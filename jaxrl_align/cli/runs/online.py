@@ -1,7 +1,7 @@
 """What the commands that learn from their own answers share: prompts, rewards, held-out answers."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -84,6 +84,10 @@ class Algorithm(NamedTuple):
     minibatches: int
     at_once: int
     """Sequences in memory at once."""
+    others: Any = None
+    """Further arrays in memory."""
+    facts: Mapping[str, str] = {}
+    """Further lines of the plan."""
 
 
 def open_scene(options: Any, kind: str, minibatches: int) -> Scene:
@@ -181,8 +185,11 @@ def run_online(options: Any, scene: Scene, algorithm: Algorithm, argv: Sequence[
             f"--minibatches {2 * algorithm.minibatches}",
             f"--response-length {answers.response_length // 2}",
         ),
-        others=scene.judge.model,
-        facts={"reward": f"{answers.reward}, {where}; answers of at most {answers.response_length} tokens"},
+        others=(scene.judge.model, algorithm.others),
+        facts={
+            "reward": f"{answers.reward}, {where}; answers of at most {answers.response_length} tokens",
+            **algorithm.facts,
+        },
     )
     drive(journey, argv)
 

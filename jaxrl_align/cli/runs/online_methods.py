@@ -1,21 +1,28 @@
 """The commands ppo, grpo and rloo: a model learns from its own answers."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 from tyro.conf import OmitArgPrefixes
 
-from jaxrl_align import align
+from jaxrl_align import align, feedback
 from jaxrl_align.actors import make_group_actor, make_text_actor
+from jaxrl_align.cli.datasets import divide_rows, encode_sft
 from jaxrl_align.cli.options import (
     DataOptions,
     ModelOptions,
     RunOptions,
     TuningOptions,
 )
-from jaxrl_align.cli.runs.online import Algorithm, AnswerOptions, open_scene, run_online
+from jaxrl_align.cli.runs.online import Algorithm, AnswerOptions, Scene, open_scene, run_online
+from jaxrl_align.cli.tuning import start_tuning
+from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.pretrain.lm import sample_rows
+from jaxrl_align.types import Params, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,14 @@ class PPO:
     """Where the divergence is paid: by each token, by the whole answer, or in the loss."""
     target_kl: float | None = None
     """Nats a token; an update ends at the first minibatch beyond 1.5 times this."""
+    critic: Literal["head", "trunk", "reward-model"] = "head"
+    """Where values come from: a head on the policy; a model of the critic's own, tuned as the policy is, from
+    --model; or from the reward model, whose scores are the first values."""
+    pretraining: str | None = None
+    """Texts that the policy goes on learning to predict (PPO-ptx, Ouyang et al. 2022): rows as sft's, one
+    drawn for each answer."""
+    pretraining_coef: float = 1.0
+    """Weight of their loss, nats a token."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +126,65 @@ METHODS: dict[str, tuple[align.GroupMethod, str]] = {
 }
 
 
+class Critic(NamedTuple):
+    """A policy's parameters with its critic, and what the critic is laid over."""
+
+    params: Params
+    lm: LanguageModel | None = None
+    """Of a trunk of its own."""
+    frozen: Params | None = None
+    trained: Params | None = None
+    """What of the trunk trains."""
+
+
+def start_critic(options: PPO, scene: Scene) -> Critic:
+    """Return the critic as it starts.
+
+    Raises:
+      ValueError: for a reward that is no model, where the critic is to start from one.
+    """
+    base, part = scene.base, scene.tuned.part
+    if options.critic == "head":
+        return Critic(align.init_policy(base.lm, part))
+    key = jax.random.key(options.run.seed + 1)
+    if options.critic == "trunk":
+        own = start_tuning(options.tuning, base, key)
+        critic = align.init_policy(base.lm, own.part, trunk="separate")["critic"]
+        return Critic({"lm": part, "critic": critic}, base.lm, own.frozen, own.part)
+    judge = scene.judge
+    if judge.model is None or judge.lm is None:
+        raise ValueError(
+            f"--critic reward-model needs a reward model; got --reward {judge.name}, a function; take "
+            "--critic trunk"
+        )
+    source = base._replace(config=judge.lm.config, lm=judge.lm, params=judge.model.params["lm"])
+    own = start_tuning(options.tuning, source, key)
+    params = align.init_policy(base.lm, part, judge.model, trunk="separate")
+    params["critic"]["lm"] = own.part
+    return Critic(params, judge.lm, own.frozen, own.part)
+
+
+def read_pretraining(options: PPO, scene: Scene) -> tuple[TokenBatch | None, str]:
+    """Return the texts [N, L] that the policy goes on predicting, if any, and the SHA-256 of all data.
+
+    Raises:
+      ValueError: for rows that `sft` would refuse.
+    """
+    if options.pretraining is None:
+        return None, scene.sha256
+    rows = dataclasses.replace(options.rows, data=options.pretraining, held_out=None)
+    divided = divide_rows(rows, feedback.read_demonstrations, options.run.seed)
+    texts = encode_sft(divided, scene.base.tokenizer, rows, None, scene.base.config.context).train
+    return texts, f"{scene.sha256}; {options.pretraining}, sha256 {divided.sha256}"
+
+
 def run_ppo(options: PPO, argv: Sequence[str]) -> None:
     """Train by PPO."""
     scene = open_scene(options, "ppo", options.minibatches)
+    critic = start_critic(options, scene)
+    texts, sha256 = read_pretraining(options, scene)
+    batch = options.run.batch_size
+    facts = {} if texts is None else {"pretraining": f"{options.pretraining}, {len(texts.tokens):,} rows"}
     hparams = align.RLHFHParams(
         scene.rate,
         clip=options.clip,
@@ -123,6 +194,7 @@ def run_ppo(options: PPO, argv: Sequence[str]) -> None:
         kl_target=1.0 if options.kl_target is None else options.kl_target,
         kl_horizon=np.inf if options.kl_target is None else options.kl_horizon,
         stop_penalty=options.answers.stop_penalty,
+        pretraining_coef=options.pretraining_coef,
     )
     learner = align.make_rlhf_learner(
         scene.base.lm,
@@ -132,19 +204,25 @@ def run_ppo(options: PPO, argv: Sequence[str]) -> None:
         minibatches=options.minibatches,
         total_steps=scene.steps,
         target_kl=options.target_kl,
+        critic=critic.lm,
+        pretraining=None if texts is None else sample_rows(jax.device_put(texts), batch_size=batch),
     )
     algorithm = Algorithm(
         "ppo",
         "PPO (Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593)",
         learner,
-        make_text_actor(scene.base.lm, scene.score, scene.config),
+        make_text_actor(scene.base.lm, scene.score, scene.config, critic=critic.lm),
         hparams,
-        align.init_policy(scene.base.lm, scene.tuned.part),
+        critic.params,
         "objective/scores",
         ("objective/scores", "objective/kl"),
         options.minibatches,
-        options.run.batch_size // options.minibatches,
+        batch // options.minibatches,
+        # Its gradient and the optimiser's two moments beside what trains of the critic.
+        (critic.frozen, [critic.trained] * 4, texts),
+        facts,
     )
+    scene = scene._replace(frozen=scene.frozen._replace(critic=critic.frozen), sha256=sha256)
     run_online(options, scene, algorithm, argv)
 
 
