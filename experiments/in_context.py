@@ -1,0 +1,296 @@
+"""In-context learning: examples in the prompt, and no weight moves.
+
+Claims (lectures 000, 001, 003; E1 to E3): a model does a task from a few examples in its context, without an
+update; the context locates a concept that the model already has; its limits are the context and complex
+tasks, which need gradients.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import in_context_concepts as concepts
+import in_context_functions as functions
+import in_context_words as words
+import jax
+import jax.numpy as jnp
+import numpy as np
+from in_context_report import draw, report
+
+from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
+from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, predict_row
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import MembersConfig, train_members, with_data
+from jaxrl_align.types import Params, TokenBatch
+
+Part = Literal["functions", "words", "concepts"]
+
+
+@dataclass(frozen=True)
+class Config(MembersConfig):
+    """Small transformers, each trained on prompts of one kind."""
+
+    out: str = "runs/in_context"
+    seeds: int = 4
+    parts: tuple[Part, ...] = ("functions", "words", "concepts")
+    width: int = 64
+    layers: int = 2
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    """Of all three; it rises over a twentieth of the steps and falls linearly to 0."""
+    tests: int = 512
+    """Prompts that are read after training, for each seed."""
+    dimension: int = 5
+    """Of a function's x."""
+    points: int = 16
+    """Pairs of a prompt of functions."""
+    noise: float = 0.5
+    """Standard deviation of y about w x in the second world of functions; the first has none."""
+    function_steps: int = 6_000
+    examples: int = 13
+    """Of a prompt of words; the context ends there."""
+    word_steps: int = 6_000
+    tuned_examples: tuple[int, ...] = (2, 4, 8, 12, 32, 128)
+    """Numbers of examples that the model of words is fine-tuned on instead."""
+    tuned_steps: int = 60
+    tuned_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    """Tried; the best on the first quarter of the held-out tasks is reported on the others."""
+    tuned_tasks: int = 32
+    concepts: int = 6
+    """Hidden Markov models that pre-training mixes."""
+    states: int = 6
+    symbols: int = 12
+    example_length: int = 4
+    """Symbols of an example of a concept."""
+    concept_examples: int = 12
+    concept_steps: int = 3_000
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail after minutes of training."""
+        self.require(seeds=2, points=2, examples=2, concept_examples=2, tuned_tasks=4, dimension=1)
+
+
+def learn_functions(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Train on functions without and with noise, and read fresh prompts.
+
+    Returns:
+      `squared` {world: {predictor: [M, K]}}, squared errors over d by the number of pairs before.
+    """
+    lm = functions.make_reader(config.points, config.width, config.layers)
+    shape = {"points": config.points, "dimension": config.dimension}
+    steps = config.function_steps
+    learner = with_data(
+        lambda noise: functions.make_function_learner(
+            lm, noise, prompts=config.batch_size, steps=steps, **shape
+        )
+    )
+    worlds = {"without noise": 0.0, "with noise": config.noise}
+    noise = jnp.repeat(jnp.array(list(worlds.values())), config.seeds)
+    keys = jnp.tile(config.keys(), len(worlds))
+    own = folder.sub("functions")
+    trained = train_members(
+        learner,
+        LMHParams(config.learning_rate),
+        config,
+        steps,
+        keys=keys,
+        frozen=noise,
+        folder=own,
+        label="functions",
+        checkpoint_every=max(1, steps // 4),
+    )
+
+    @jax.jit
+    @jax.vmap
+    def read(params: Params, key: Any, noise: Any) -> dict[str, jax.Array]:
+        pairs = functions.draw_pairs(key, noise, prompts=config.tests, **shape)
+        said = {
+            "transformer": jax.vmap(lambda p: functions.predict(lm, params, p))(pairs),
+            "least squares": jax.vmap(lambda p: functions.ridge(p, 1e-6))(pairs),
+            "ridge, Bayes": jax.vmap(lambda p: functions.ridge(p, noise**2 + 1e-6))(pairs),
+        }
+        squared = lambda y: jnp.mean(jnp.square(y - pairs.y), 0) / config.dimension
+        return {name: squared(y) for name, y in said.items()}
+
+    found = read(trained.state.params, jnp.tile(config.keys(1), len(worlds)), noise)
+    fold = lambda x, i: np.asarray(x)[i * config.seeds : (i + 1) * config.seeds]
+    return {
+        "squared": {world: {name: fold(x, i) for name, x in found.items()} for i, world in enumerate(worlds)}
+    }
+
+
+def make_reader_of_words(config: Config) -> LanguageModel:
+    """Build the model that reads prompts of words."""
+    context = 1 + config.examples * words.EXAMPLE
+    return make_transformer(TransformerConfig(words.VOCAB, config.width, config.layers, 4, context))
+
+
+def learn_words(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Train on word tasks of three fields, and read tasks of these and of the fourth.
+
+    Returns:
+      `right` {tasks: {reader: [M, K]}}, shares of right labels by the number of examples before; and what
+      `tune_on_examples` returns.
+    """
+    lm, steps = make_reader_of_words(config), config.word_steps
+    known, held_out = jnp.arange(words.FIELDS - 1), jnp.array([words.FIELDS - 1])
+    how = {"prompts": config.batch_size, "examples": config.examples}
+    learner = make_lm_learner(
+        lm,
+        lambda key: words.as_tokens(words.draw_prompts(key, known, **how)),
+        total_steps=steps,
+        warmup_steps=steps // 20,
+    )
+    own = folder.sub("words")
+    options = {"folder": own, "label": "words", "checkpoint_every": max(1, steps // 4)}
+    params = train_members(learner, LMHParams(config.learning_rate), config, steps, **options).state.params
+
+    @jax.jit
+    @jax.vmap
+    def read(params: Params, key: Any) -> dict[str, dict[str, jax.Array]]:
+        found = {}
+        for name, fields in {"known fields": known, "a held-out field": held_out}.items():
+            asked = words.draw_prompts(key, fields, prompts=config.tests, examples=config.examples)
+            rows = words.as_tokens(asked).tokens
+            said = jax.vmap(lambda row: words.label_log_probs(lm, params, row))(rows)
+            prior = jnp.zeros(words.FIELDS).at[fields].set(1.0)
+            exact = jax.vmap(lambda one, prior=prior: words.bayes(one, prior))(asked)
+            open_minded = jax.vmap(lambda one: words.bayes(one, jnp.ones(words.FIELDS)))(asked)
+            right = lambda p, asked=asked: jnp.mean(p.argmax(-1) == asked.labels, 0)
+            found[name] = {
+                "transformer": right(said),
+                "Bayes, these fields": right(exact),
+                "Bayes, any field": right(open_minded),
+            }
+        return found
+
+    return {"right": jax.tree.map(np.asarray, read(params, config.keys(1)))} | tune_on_examples(
+        config, lm, params
+    )
+
+
+def tune_on_examples(config: Config, lm: LanguageModel, params: Params) -> dict[str, Any]:
+    """Fine-tune the model of words on examples of a held-out task instead of showing them.
+
+    Returns:
+      `tuned` [M, len(tuned_examples)] shares of right labels without an example before, at the rate taken for
+      each number; `tried` [len(tuned_examples), R] shares on the tasks that choose it.
+    """
+    field = jnp.array([words.FIELDS - 1])
+    most, rates = max(config.tuned_examples), config.tuned_rates
+
+    def one(key: Any, params: Params, rate: Any, count: Any) -> jax.Array:
+        key_task, key_words, key_test, key_init, key_rows = jax.random.split(key, 5)
+        task = words.draw_task(key_task, field)
+        shown = words.as_tokens(
+            jax.tree.map(lambda x: x[:, None], words.draw_examples(key_words, task, most))
+        )
+
+        def sample(key: Any) -> TokenBatch:
+            index = jax.random.randint(key, (min(16, most),), 0, count)
+            return jax.tree.map(lambda x: x[index], shown)
+
+        learner = make_lm_learner(lm, sample, total_steps=config.tuned_steps)
+        state = learner.init(key_init, LMHParams(rate), params)._replace(key=key_rows)
+        state, _ = jax.lax.scan(lambda s, _: (learner.step(s)[0], None), state, None, config.tuned_steps)
+        asked = jax.tree.map(lambda x: x[:, None], words.draw_examples(key_test, task, 64))
+        rows = words.as_tokens(asked).tokens
+        said = jax.vmap(lambda row: words.label_log_probs(lm, state.params, row))(rows)
+        return jnp.mean(said.argmax(-1) == asked.labels)
+
+    tasks = jax.vmap(one, (0, None, None, None))
+    members = jax.vmap(
+        lambda key, p, rate, n: tasks(jax.random.split(key, config.tuned_tasks), p, rate, n),
+        (0, 0, None, None),
+    )
+    run = jax.jit(members)
+    keys = config.keys(2)
+    found = np.array([[run(keys, params, rate, n) for rate in rates] for n in config.tuned_examples])
+    first = config.tuned_tasks // 4
+    tried = found[..., :first].mean((2, 3))
+    best = tried.argmax(1)
+    rest = found[np.arange(len(best)), best][..., first:].mean(-1)
+    return {"tuned": rest.T, "tried": tried}
+
+
+def learn_concepts(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Train on documents of a mixture of concepts, and read documents of these and of new ones.
+
+    Returns:
+      `nats` {documents: {reader: [M, K]}} nats a symbol by the number of examples before; `posterior` [M, K]
+      probability of the true concept, exactly.
+    """
+    shape = {"examples": config.concept_examples, "length": config.example_length}
+    context = 1 + config.concept_examples * (config.example_length + 1)
+    lm = make_transformer(TransformerConfig(config.symbols + 1, config.width, config.layers, 4, context))
+    size = {"concepts": 2 * config.concepts, "states": config.states, "symbols": config.symbols}
+    worlds = jax.vmap(lambda key: concepts.draw_concepts(key, **size))(config.keys(3))
+    split = lambda world, part: world._replace(start=world.start[part], move=world.move[part])
+    known, new = (
+        split(worlds, np.s_[:, part]) for part in (np.s_[: config.concepts], np.s_[config.concepts :])
+    )
+    steps = config.concept_steps
+    learner = with_data(
+        lambda world: make_lm_learner(
+            lm,
+            lambda key: concepts.draw_documents(key, world, documents=config.batch_size, **shape)[0],
+            total_steps=steps,
+            warmup_steps=steps // 20,
+        )
+    )
+    own = folder.sub("concepts")
+    options = {"frozen": known, "folder": own, "label": "concepts", "checkpoint_every": max(1, steps // 4)}
+    params = train_members(learner, LMHParams(config.learning_rate), config, steps, **options).state.params
+    by_example = lambda nats: nats.reshape(-1, config.concept_examples, config.example_length + 1)[
+        ..., :-1
+    ].mean((0, 2))
+    flat = jnp.full(config.concepts, -jnp.log(config.concepts))
+
+    @jax.jit
+    @jax.vmap
+    def read(params: Params, key: Any, written: Any, known: Any) -> dict[str, jax.Array]:
+        rows, which = concepts.draw_documents(key, written, documents=config.tests, **shape)
+        said = jax.vmap(lambda row: predict_row(lm, params, row)[0])(rows)
+        exact = jax.vmap(lambda t: concepts.read_exactly(known, t, flat))(rows.tokens)
+        sure = jnp.log(jax.nn.one_hot(which, config.concepts))
+        told = jax.vmap(lambda t, prior: concepts.read_exactly(written, t, prior))(rows.tokens, sure)
+        alone = rows.tokens[:, 1:].reshape(-1, config.example_length + 1)
+        alone = jnp.concatenate([jnp.full((len(alone), 1), concepts.DELIMITER), alone], 1)
+        unread = jax.vmap(lambda t: concepts.read_exactly(known, t, flat).nats)(alone)
+        begin = slice(None, None, config.example_length + 1)
+        return {
+            "transformer": by_example(said),
+            "exact posterior": by_example(exact.nats),
+            "told the concept": by_example(told.nats),
+            "examples unread": by_example(unread.reshape(exact.nats.shape)),
+            "posterior": jnp.take_along_axis(exact.posterior[:, begin], which[:, None, None], 2).mean((0, 2)),
+        }
+
+    found = {
+        name: jax.tree.map(np.asarray, read(params, config.keys(4), written, known))
+        for name, written in {"known concepts": known, "new concepts": new}.items()
+    }
+    posterior = found["known concepts"]["posterior"]
+    return {
+        "nats": {name: {k: x for k, x in row.items() if k != "posterior"} for name, row in found.items()},
+        "posterior": posterior,
+    }
+
+
+PARTS = {"functions": learn_functions, "words": learn_words, "concepts": learn_concepts}
+
+
+def main(config: Config) -> None:
+    """Run the parts, and report."""
+    started = time.monotonic()
+    folder = config.open_folder()
+    found = {name: PARTS[name](config, folder) for name in config.parts}
+    report(config, found)
+    draw(folder, config, found)
+    folder.write_json("results.json", found)
+    print(f"figure and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)

@@ -1,0 +1,82 @@
+"""Tables and figure of `in_context.py`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from panels import save_panels
+
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.metrics import mean_text
+
+SHOWN = (0, 1, 2, 4, 5, 8, 11, 12, 15)
+"""Numbers of examples that the tables show."""
+
+
+def ours_first(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return readers' curves, the transformer's first: a jitted function returns a dict sorted by name."""
+    return dict(sorted(rows.items(), key=lambda row: row[0] != "transformer"))
+
+
+def print_rows(title: str, rows: Mapping[str, np.ndarray], spec: str, scale: float = 1.0) -> None:
+    """Print curves [M, K] at some numbers of examples, with their intervals over seeds."""
+    length = next(iter(rows.values())).shape[1]
+    at = [k for k in SHOWN if k < length]
+    print(f"\n{title}, by the number of examples before")
+    print(f"  {'':22}" + "".join(f"{k:>16}" for k in at))
+    for name, x in ours_first(rows).items():
+        print(f"  {name:22}" + "".join(f"{mean_text(scale * x[:, k], spec):>16}" for k in at))
+
+
+def report(config: Any, found: dict[str, Any]) -> None:
+    """Print what each part came to, 95% t intervals over the seeds."""
+    for world, rows in found.get("functions", {}).get("squared", {}).items():
+        print_rows(f"functions {world}: squared error over d", rows, ".3f")
+        best = rows["ridge, Bayes"]
+        print_rows("  transformer less ridge", {"paired": rows["transformer"] - best}, "+.3f")
+    if "words" in found:
+        for tasks, rows in found["words"]["right"].items():
+            print_rows(f"words, {tasks}: right labels [%]", rows, ".1f", 100.0)
+        print("\nfine-tuned on examples of a held-out task instead, right labels [%]")
+        for i, n in enumerate(config.tuned_examples):
+            tried = ", ".join(
+                f"{r:g}: {100 * x:.0f}"
+                for r, x in zip(config.tuned_rates, found["words"]["tried"][i], strict=True)
+            )
+            print(f"  {n:5} examples  {mean_text(100 * found['words']['tuned'][:, i])}   rates {tried}")
+    if "concepts" in found:
+        for documents, rows in found["concepts"]["nats"].items():
+            print_rows(f"{documents}: nats a symbol", rows, ".3f")
+        print_rows("the true concept's posterior", {"exact": found["concepts"]["posterior"]}, ".3f")
+
+
+def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
+    """Write in_context.png: a panel for each world."""
+    panels: dict[str, Any] = {}
+    curves = lambda rows, scale=1.0: {
+        name: (np.arange(x.shape[1]), scale * x.T) for name, x in ours_first(rows).items()
+    }
+    for world, rows in found.get("functions", {}).get("squared", {}).items():
+        panels[f"squared error / d, {world}"] = curves(rows)
+    if "words" in found:
+        rows = found["words"]["right"]["a held-out field"]
+        shown = {name: rows[name] for name in ("transformer", "Bayes, any field")}
+        panels["right labels, held-out tasks [%]"] = curves(shown, 100.0) | {
+            "fine-tuned instead": (
+                np.array(config.tuned_examples)[:4],
+                100.0 * found["words"]["tuned"].T[:4],
+            ),
+            "transformer, known fields": curves(found["words"]["right"]["known fields"], 100.0)[
+                "transformer"
+            ],
+        }
+    if "concepts" in found:
+        panels["nats a symbol, known concepts"] = curves(found["concepts"]["nats"]["known concepts"])
+        panels["nats a symbol, new concepts"] = curves(found["concepts"]["nats"]["new concepts"])
+    save_panels(
+        folder.path / "in_context.png",
+        "examples in the context",
+        panels,
+        title=f"in-context learning, no update; {config.seeds} seeds, 95%",
+        bounds={"right labels, held-out tasks [%]": (0.0, 100.0)},
+    )

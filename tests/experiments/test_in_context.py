@@ -1,0 +1,134 @@
+"""In-context learning in miniature: what can be known of each world, by hand, and a whole run."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.experiments.loading import load
+
+functions = load("in_context_functions")
+words = load("in_context_words")
+concepts = load("in_context_concepts")
+load("in_context_report")
+experiment = load("in_context")
+
+
+def test_ridge_is_the_closed_form_of_the_pairs_before():
+    pairs = functions.draw_pairs(jax.random.key(0), 0.0, prompts=2, points=6, dimension=3)
+    one = jax.tree.map(lambda x: x[1], pairs)
+    found = np.asarray(functions.ridge(one, 0.3))
+    x, y = map(np.asarray, one)
+    assert found[0] == 0.0
+    for k in range(1, 6):
+        w = np.linalg.inv(x[:k].T @ x[:k] + 0.3 * np.eye(3)) @ x[:k].T @ y[:k]
+        assert found[k] == pytest.approx(x[k] @ w, rel=1e-4)
+    exact = np.asarray(functions.ridge(one, 1e-6))  # without noise 3 pairs tell all
+    np.testing.assert_allclose(exact[3:], y[3:], atol=1e-2)
+    noisy = functions.draw_pairs(jax.random.key(0), 2.0, prompts=500, points=6, dimension=3)
+    quiet = functions.draw_pairs(jax.random.key(0), 0.0, prompts=500, points=6, dimension=3)
+    assert float(jnp.std(noisy.y - quiet.y)) == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_prediction_reads_the_pairs_before_and_its_own_x_alone():
+    lm = functions.make_reader(4, 8, 1)
+    learner = functions.make_function_learner(lm, 0.0, prompts=2, points=4, dimension=2, steps=10)
+    params = learner.init(jax.random.key(0), experiment.LMHParams(1e-3)).params
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
+    pairs = jax.tree.map(
+        lambda x: x[0], functions.draw_pairs(jax.random.key(2), 0.0, prompts=1, points=4, dimension=2)
+    )
+    said = lambda pairs: np.asarray(functions.predict(lm, params, pairs))
+    base = said(pairs)
+    y = said(pairs._replace(y=pairs.y.at[2].add(1.0)))
+    np.testing.assert_array_equal(y[:3], base[:3])
+    assert y[3] != base[3]
+    x = said(pairs._replace(x=pairs.x.at[2].add(1.0)))
+    np.testing.assert_array_equal(x[:2], base[:2])
+    assert x[2] != base[2] and x[3] != base[3]
+
+
+def label_of(task, words):
+    """Return a sentence's label under (field, half, pair)."""
+    field, half, pair = task
+    return pair[half[words[field]]]
+
+
+def test_the_posterior_over_word_tasks_is_that_of_a_count():
+    asked = words.draw_prompts(jax.random.key(3), jnp.array([1, 3]), prompts=3, examples=5)
+    halves = [h for h in itertools.product((0, 1), repeat=4) if sum(h) == 2]
+    pairs = list(itertools.combinations(range(8), 2))
+    tasks = list(itertools.product((1, 3), halves, pairs))
+    assert len(words.TASK_FIELDS) == 4 * len(halves) * len(pairs)
+    prior = jnp.array([0.0, 1.0, 0.0, 1.0])
+    for row, labels in zip(*map(np.asarray, asked), strict=True):
+        found = np.asarray(words.bayes(words.Prompts(jnp.array(row), jnp.array(labels)), prior))
+        left = tasks
+        for k in range(5):
+            votes = np.bincount([label_of(task, row[k]) for task in left], minlength=8)
+            np.testing.assert_allclose(found[k], votes / votes.sum(), atol=1e-6)
+            left = [task for task in left if label_of(task, row[k]) == labels[k]]
+        assert left  # the prompt's own task fits
+
+
+def test_a_prompt_of_words_as_tokens_by_hand():
+    row = words.as_tokens(words.Prompts(jnp.array([[[0, 1, 2, 3], [3, 0, 0, 1]]]), jnp.array([[7, 2]])))
+    assert row.tokens[0].tolist() == [0, 2, 7, 12, 17, 1, 25, 5, 6, 10, 15, 1, 20]
+    assert row.predict[0].tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+    task = words.Task(jnp.array(2), jnp.array([0, 1, 1, 0]), jnp.array([5, 3]))
+    shown = words.draw_examples(jax.random.key(0), task, 50)
+    decided = np.asarray(shown.words)[:, 2]
+    np.testing.assert_array_equal(shown.labels, np.where(np.isin(decided, (1, 2)), 3, 5))
+
+
+def test_the_exact_posterior_is_a_sum_over_all_paths():
+    world = concepts.draw_concepts(jax.random.key(0), concepts=3, states=2, symbols=4)
+    rows, which = concepts.draw_documents(jax.random.key(1), world, documents=4, examples=2, length=3)
+    assert rows.tokens.shape == (4, 9) and (rows.tokens[:, ::4] == concepts.DELIMITER).all()
+    start, move, emit = (np.exp(np.asarray(x, np.float64)) for x in world)
+
+    def chance(concept, said):
+        """Return the probability of one example's first symbols."""
+        paths = itertools.product(range(2), repeat=len(said))
+        step = lambda i, path: start[concept, path[0]] if i == 0 else move[concept, path[i - 1], path[i]]
+        return sum(np.prod([step(i, p) * emit[p[i], s] for i, s in enumerate(said)]) for p in paths)
+
+    def before(tokens, i):
+        """Return each concept's chance of the first example and i symbols of the second."""
+        return np.array([chance(c, tokens[1:4]) * chance(c, tokens[5 : 5 + i]) for c in range(3)])
+
+    flat = jnp.full(3, -jnp.log(3.0))
+    for tokens in np.asarray(rows.tokens):
+        exact = concepts.read_exactly(world, jnp.array(tokens), flat)
+        for i in range(3):
+            odds, further = (before(tokens, n) for n in (i, i + 1))
+            np.testing.assert_allclose(exact.posterior[4 + i], odds / odds.sum(), rtol=2e-3, atol=1e-5)
+            assert float(exact.nats[4 + i]) == pytest.approx(
+                -np.log(further.sum() / odds.sum()), rel=1e-3, abs=1e-4
+            )
+
+
+@pytest.mark.slow
+def test_a_run_in_miniature(tmp_path):
+    small = {"function_steps": 60, "word_steps": 40, "concept_steps": 60, "tests": 64, "tuned_tasks": 4}
+    small |= {"tuned_steps": 3, "tuned_examples": (2, 4), "tuned_rates": (1e-3,), "layers": 1, "width": 16}
+    config = experiment.Config(out=str(tmp_path / "run"), seeds=2, **small)
+    experiment.main(config)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    quiet = found["functions"]["squared"]["without noise"]
+    assert (
+        np.max(np.array(quiet["least squares"])[:, 5:]) < 0.05
+    )  # five pairs tell a function of five numbers
+    noisy = found["functions"]["squared"]["with noise"]
+    assert np.mean(noisy["ridge, Bayes"]) < np.mean(noisy["least squares"])
+    known = found["words"]["right"]["known fields"]
+    assert np.array(known["Bayes, these fields"])[:, 8:].mean() > 0.9
+    assert np.shape(found["words"]["tuned"]) == (2, 2)
+    nats = found["concepts"]["nats"]["known concepts"]
+    late = {name: np.array(x)[:, 6:].mean() for name, x in nats.items()}
+    assert late["told the concept"] <= late["exact posterior"] + 1e-3 < late["examples unread"]
+    assert np.array(found["concepts"]["posterior"])[:, -1].min() > 0.9
+    assert (tmp_path / "run" / "in_context.png").stat().st_size > 10_000
