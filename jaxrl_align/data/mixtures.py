@@ -1,4 +1,4 @@
-"""Weighted mixtures of text sources: how often each is drawn, and how often that reads it through."""
+"""Mixtures of text sources and of tasks: how often each is drawn, and how often that reads it through."""
 
 from typing import NamedTuple
 
@@ -24,6 +24,25 @@ GPT3_SOURCES = (
     Source("Wikipedia", 3e9, 0.03),
 )
 """Brown et al. 2020, table 2.2, as docs/lectures.md (C10) shows it; the printed weights sum to 1.01."""
+
+
+class TaskCollection(NamedTuple):
+    """One collection of an instruction-tuning mixture."""
+
+    name: str
+    datasets: int
+    categories: int
+    tasks: int
+
+
+FLAN_COLLECTIONS = (
+    TaskCollection("T0-SF", 55, 14, 193),
+    TaskCollection("Muffin", 69, 27, 80),
+    TaskCollection("CoT (reasoning)", 9, 1, 9),
+    TaskCollection("Natural Instructions v2", 372, 108, 1_554),
+)
+"""Chung et al. 2022 (arXiv:2210.11416), figure 2, as docs/lectures.md (E7) shows it: 1,836 tasks. The data
+sets sum to 505; the paper counts 473, since collections share some."""
 
 
 def normalise_weights(weights: ArrayLike) -> np.ndarray:

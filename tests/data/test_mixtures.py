@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxrl_align.data.mixtures import GPT3_SOURCES, epochs_per_source, normalise_weights
+from jaxrl_align.data.mixtures import FLAN_COLLECTIONS, GPT3_SOURCES, epochs_per_source, normalise_weights
 
 
 def test_gpt3s_epochs_come_out():
@@ -16,6 +16,12 @@ def test_the_printed_weights_sum_to_101_per_cent_and_are_normalised():
     assert sum(weights) == pytest.approx(1.01)
     np.testing.assert_allclose(normalise_weights(weights), np.array(weights) / 1.01)
     assert normalise_weights(weights).sum() == pytest.approx(1.0)
+
+
+def test_flans_tasks_sum_to_what_is_published():
+    """Lecture 002 (E7): 1,836 tasks; 505 data sets, of which some are counted twice."""
+    assert sum(collection.tasks for collection in FLAN_COLLECTIONS) == 1_836
+    assert sum(collection.datasets for collection in FLAN_COLLECTIONS) == 505 > 473
 
 
 @pytest.mark.parametrize(
