@@ -1,12 +1,24 @@
-"""Evaluation of trained models: the likelihood of texts, scores of judged pairs, n-gram models to compare."""
+"""Evaluation of trained models: the likelihood of texts and options, judged pairs, n-gram models to compare."""
 
+from jaxrl_align.evaluate.choices import (
+    Choices,
+    OptionScores,
+    adjust_scores,
+    choose_option,
+    encode_choices,
+    encode_pairs,
+    make_option_scorer,
+    share_prefix,
+)
 from jaxrl_align.evaluate.judged_pairs import PairReport, report_pairs
 from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred, text_log_prob
 from jaxrl_align.evaluate.ngrams import NGrams, count_ngrams, ngram_log_probs
+from jaxrl_align.evaluate.stop_strings import cut_at, make_text_writer
 
 # fmt: off
 __all__ = [
-    "NGrams", "PairReport", "count_ngrams", "encode_texts", "make_scorer", "ngram_log_probs", "rank_of",
-    "report_pairs", "share_preferred", "text_log_prob",
+    "Choices", "NGrams", "OptionScores", "PairReport", "adjust_scores", "choose_option", "count_ngrams", "cut_at",
+    "encode_choices", "encode_pairs", "encode_texts", "make_option_scorer", "make_scorer", "make_text_writer",
+    "ngram_log_probs", "rank_of", "report_pairs", "share_prefix", "share_preferred", "text_log_prob",
 ]
 # fmt: on
