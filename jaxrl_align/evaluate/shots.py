@@ -20,8 +20,8 @@ from jaxrl_align.evaluate.tasks import Item, look_up
 
 BETWEEN = "\n\n"
 """Stands between the description, the examples and the question."""
-CONTENT_FREE = "N/A"
-"""The input that says nothing (Zhao et al. 2021, arXiv:2102.09690)."""
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""Inputs that say nothing (Zhao et al. 2021, arXiv:2102.09690, who average over these three)."""
 
 
 class DrawnExamples(NamedTuple):
@@ -223,10 +223,12 @@ def continuations_of(task: Task, item: Item, chat: bool = False) -> tuple[str, .
     return tuple(before + option for option in item.options)
 
 
-def content_free_input(task: Task) -> str:
-    """Return a task's input with `CONTENT_FREE` in the place of every field."""
-    parts = string.Formatter().parse(task.template)
-    return "".join(before + ("" if name is None else CONTENT_FREE) for before, name, _, _ in parts)
+def content_free_inputs(task: Task) -> list[str]:
+    """Return a task's inputs with each of `CONTENT_FREE` in the place of every field."""
+    parts = [(before, name) for before, name, _, _ in string.Formatter().parse(task.template)]
+    return [
+        "".join(text + (blank if name is not None else "") for text, name in parts) for blank in CONTENT_FREE
+    ]
 
 
 def _shown_answer(task: Task, example: Item, thoughts: bool) -> str:

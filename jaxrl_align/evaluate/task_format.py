@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jaxrl_align.evaluate.task_metrics import METRICS
 from jaxrl_align.evaluate.task_rows import FORMATS, RowFile
 
 SHIPPED = Path(__file__).parent / "task_files"
@@ -232,6 +233,11 @@ def _checked(task: Task, source: _Source) -> Task:
         raise ValueError(f"{source.path}: the key 'template' is missing")
     if not task.test or not task.metrics:
         raise ValueError(f"{source.path}: a task must have rows, [[test]], and metrics; got none of one")
+    for name in task.metrics:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
+            raise ValueError(f"{source.at('metrics')}: {name!r} is no metric; {remedy}")
     if task.options is not None:
         given = [n for n in ("choices", "numbers", "fields", "list", "pattern") if getattr(task.options, n)]
         if len(given) != 1:

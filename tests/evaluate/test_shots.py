@@ -192,8 +192,9 @@ def test_the_answer_of_an_example_is_an_option_a_number_or_a_text():
     assert shots.right_text(TASK, item._replace(answer="x")) == "x"
 
 
-def test_the_content_free_input_keeps_the_form():
-    assert shots.content_free_input(TASK) == "Review: N/A\nIt is"
+def test_content_free_inputs_keep_the_form():
+    written = shots.content_free_inputs(TASK)
+    assert written == ["Review: N/A\nIt is", "Review: [MASK]\nIt is", "Review: \nIt is"]
 
 
 def test_instruction_prompts_are_tagged_by_their_kind():

@@ -246,6 +246,7 @@ def test_extractors(extractor, text, answer):
         ),
         ('["accuracy"]', '"accuracy"', "my.toml:5: metrics must be a list; got 'accuracy'"),
         ('["accuracy"]', "[1]", "my.toml:5: metrics must be a text; got 1"),
+        ('["accuracy"]', '["acuracy"]', "my.toml:5: 'acuracy' is no metric; did you mean accuracy?"),
         ('["accuracy"]', "[]", "my.toml: a task must have rows, [[test]], and metrics"),
         (
             '"1" = "good"',
@@ -349,7 +350,7 @@ def test_every_task_of_the_package_is_named_as_its_file_and_states_its_source():
         "stsb": ["pearson", "spearman"],
         "cb": ["accuracy", "macro_f1"],
         "multirc": ["f1", "group_exact_match"],
-        "record": ["token_f1", "exact_match"],
+        "record": ["token_f1", "normalised_exact_match"],
         "gsm8k": ["exact_match"],
     }
 
