@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxrl_align.evaluate.calibration import calibration_bins
 from jaxrl_align.runtime.resampling import share_interval
 
 
@@ -28,7 +29,7 @@ class PairReport(NamedTuple):
     calibration_error: float
     """Mean distance between how sure the model is and how often it is right, over the pairs' bins."""
     bins: np.ndarray
-    """[bins, 3] of equally many pairs: mean `sigma(|margin|)`, share that is right, number."""
+    """[at most `bins`, 3] of equally many pairs: mean `sigma(|margin|)`, share that is right, number."""
 
     def __str__(self) -> str:
         """Return all measures in one line, each accuracy beside what length alone reaches."""
@@ -59,7 +60,7 @@ def report_pairs(
       groups: [N] what pairs have in common, for example their debate or prompt: the intervals are then
         bootstrapped over groups. None takes pairs as independent (Wilson's interval).
       tolerance: pairs whose lengths differ by at most this share of the longer one are of like length.
-      bins: of the calibration, of equally many pairs.
+      bins: of the calibration, of equally many pairs; equal margins share one.
       resamples: of the bootstrap.
       seed: of the bootstrap.
 
@@ -87,7 +88,7 @@ def report_pairs(
         found = share_interval(right[of], None if labels is None else labels[of], draws=resamples, seed=seed)
         return found.low, found.high
 
-    table = _calibrate(margins, bins)
+    table = calibration_bins(1.0 / (1.0 + np.exp(-np.abs(margins))), right, bins=bins)
     return PairReport(
         pairs=len(margins),
         accuracy=float(right.mean()),
@@ -104,10 +105,3 @@ def report_pairs(
 
 def _wins(difference: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.sign(difference)
-
-
-def _calibrate(margins: np.ndarray, bins: int) -> np.ndarray:
-    order = np.argsort(np.abs(margins), kind="stable")
-    sure, right = 1.0 / (1.0 + np.exp(-np.abs(margins))), _wins(margins)
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    return np.array([(sure[part].mean(), right[part].mean(), len(part)) for part in parts])
