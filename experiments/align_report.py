@@ -10,7 +10,7 @@ from jaxrl_align.align import expected_best
 from jaxrl_align.losses import best_of_n_kl
 from jaxrl_align.runtime import plots
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.statistics import mean_interval
 
 JUDGES = {"vader": "VADER", "happy": "the start, asked", "score": "the reward model"}
 SAMPLES = (0, 6, 14)

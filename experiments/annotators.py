@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_align.feedback import TIE, Annotator, Crowd, Votes, dawid_skene, log_odds, majority, soft_labels
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig
 
@@ -169,7 +169,7 @@ def report(config: Config, results: list[list[dict]], folder: RunFolder) -> None
         print(f"{'':24}" + "".join(f"{share:<28.0%}" for share in config.shares))
         for name, column in values.items():
             cells = (
-                f"{metrics.mean_text(x)} ({metrics.mean_text(x - base, '+.1f')})"
+                f"{statistics.mean_text(x)} ({statistics.mean_text(x - base, '+.1f')})"
                 for x, base in zip(column, values["majority"], strict=True)
             )
             print(f"{name:24}" + "".join(f"{cell:28}" for cell in cells))

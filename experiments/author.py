@@ -58,7 +58,7 @@ from jaxrl_align.pretrain.text_classification import (
     mean_accuracy,
     mean_features,
 )
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members, with_data
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
@@ -141,13 +141,15 @@ def make_tune(config: Config, lm: LanguageModel, num_classes: int, test: Labelle
 
 def report(num: int, accuracy: np.ndarray, n_grams: np.ndarray) -> None:
     """Print accuracies [starts, M, 2, 2] for one number of labels and paired differences."""
-    print(f"{num} labelled passages an author (n-grams {metrics.mean_text(n_grams)}%):")
+    print(f"{num} labelled passages an author (n-grams {statistics.mean_text(n_grams)}%):")
     for i, start in enumerate(STARTS):
         frozen, tuned = accuracy[i, :, 0], accuracy[i, :, 1]
-        line = f"  {start:14} {metrics.mean_text(tuned[:, 1], '5.1f')}% (training {tuned[:, 0].mean():.1f}%"
+        line = (
+            f"  {start:14} {statistics.mean_text(tuned[:, 1], '5.1f')}% (training {tuned[:, 0].mean():.1f}%"
+        )
         line += f"; frozen {frozen[:, 1].mean():.1f}%, training {frozen[:, 0].mean():.1f}%)"
         for other in range(i):
-            gain = metrics.mean_text(tuned[:, 1] - accuracy[other, :, 1, 1], "+.1f")
+            gain = statistics.mean_text(tuned[:, 1] - accuracy[other, :, 1, 1], "+.1f")
             line += f"   vs {STARTS[other]} {gain}"
         print(line, flush=True)
 

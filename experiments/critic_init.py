@@ -54,7 +54,7 @@ from jaxrl_align.align import RLHFHParams, init_policy, make_rlhf_learner, model
 from jaxrl_align.losses import masked_mean, reward_to_go
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.rl.actor_critic import Batch, explained_variance
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
@@ -227,7 +227,7 @@ def report(config: Config, folder: RunFolder, found: dict[Trunk, dict[str, Any]]
 
 def _cells(columns: Sequence[np.ndarray], sign: str = "") -> str:
     forms = zip(columns, (".3f", ".3f", ".1f", ".2f"), strict=True)
-    return "".join(f"{metrics.mean_text(x, sign + form):>22}" for x, form in forms)
+    return "".join(f"{statistics.mean_text(x, sign + form):>22}" for x, form in forms)
 
 
 def main(config: Config) -> None:

@@ -86,7 +86,7 @@ from jaxrl_align.learner import LossFn
 from jaxrl_align.losses import best_of_n_kl
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.pretrain.lm import sample_rows
-from jaxrl_align.runtime import cli, metrics
+from jaxrl_align.runtime import cli, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import train_members, with_data
 from jaxrl_align.runtime.mesh import use_cpu_devices
@@ -336,8 +336,8 @@ def main(config: Config) -> None:
     world = World(setup, sft, models, jax.tree.map(lambda x: x[:, rows:], data))
     seeds = config.reported
     right = np.mean(np.array(list(held_out.values())[-1])[seeds] > 0, 1)
-    print(f"reward model right on {metrics.mean_text(right, '.3f')} of held-out comparisons,", end=" ")
-    print(f"the annotators on {metrics.mean_text(np.mean(margin[seeds] > 0, 1), '.3f')} of all")
+    print(f"reward model right on {statistics.mean_text(right, '.3f')} of held-out comparisons,", end=" ")
+    print(f"the annotators on {statistics.mean_text(np.mean(margin[seeds] > 0, 1), '.3f')} of all")
     start = jax.tree.map(lambda x: x[seeds], sft)
     levels = {"SFT": measure(world, start, seeds), f"best of {config.best_of}": best_of_n(world)}
     tuning = config.tuning

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_align.runtime import metrics, plots
+from jaxrl_align.runtime import plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 
 MARKERS = "osDP^v<>*hp8dXH"
@@ -36,10 +36,10 @@ def report(folder: RunFolder, levels: Mapping[str, Any], found: Mapping[str, Any
         gain = np.array(row["gold"]) - np.array(found["PPO"]["gold"])
         spent = row["steps"] * row["seconds"] if "rate" in row else 0.0
         cells = [f"{row['rate']:g}", str(row["steps"]), f"{spent:.1f}"] if "rate" in row else ["", "", ""]
-        cells.append(metrics.mean_text(row["gold"], ".2f"))
-        cells.append("" if name == "PPO" else metrics.mean_text(gain, "+.2f"))
+        cells.append(statistics.mean_text(row["gold"], ".2f"))
+        cells.append("" if name == "PPO" else statistics.mean_text(gain, "+.2f"))
         forms = {"score": "+.2f", "kl": ".1f", "length": ".1f"}
-        cells += [metrics.mean_text(row[key], form) for key, form in forms.items()]
+        cells += [statistics.mean_text(row[key], form) for key, form in forms.items()]
         print(f"  {name:20}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, WIDTHS, strict=True)))
     folder.write_json("results.json", {"levels": levels, "methods": found})
 
@@ -55,8 +55,8 @@ def draw(folder: RunFolder, levels: Mapping[str, Any], panels: Mapping[str, Mapp
     fig, axes = plots.panels(1, len(panels), size=(11, 4.6), sharex=True, sharey=True)
     for ax, (title, rows) in zip(axes, panels.items(), strict=True):
         for k, (name, row) in enumerate({**levels, **rows}.items()):
-            x = metrics.mean_interval(np.sqrt(np.maximum(row["kl"], 0.0)))
-            y = metrics.mean_interval(row["gold"])
+            x = statistics.mean_interval(np.sqrt(np.maximum(row["kl"], 0.0)))
+            y = statistics.mean_interval(row["gold"])
             known = k >= len(levels)
             color = plots.COLORS[(k - len(levels)) % len(plots.COLORS)] if known else "#777777"
             look = {"fmt": MARKERS[k], "color": color, "markersize": 7, "capsize": 2, "elinewidth": 0.8}

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.learner import make_optimizer
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.types import Params
 
 
@@ -79,7 +79,9 @@ def judge(config: Config, net: nets.QNet, params: Params, max_steps: int) -> dic
             raise ValueError(f"an episode of {config.env} lasts longer than max_steps={max_steps}")
         result[name] = returns = np.asarray(played.episode_return.mean(1))
         print(f"{name}, per seed:", " ".join(f"{r:.1f}" for r in returns))
-        print(f"{name}: interquartile mean {metrics.interquartile_text(returns)}, mean {returns.mean():.1f}")
+        print(
+            f"{name}: interquartile mean {statistics.interquartile_text(returns)}, mean {returns.mean():.1f}"
+        )
     return result
 
 

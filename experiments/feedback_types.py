@@ -74,7 +74,7 @@ from jaxrl_align.feedback import (
     rate_comments,
     standardise_ratings,
 )
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Comparisons, PaddedTokens, Rankings, Ratings
@@ -258,7 +258,7 @@ def report(config: Config, found: dict[Job, np.ndarray], short: np.ndarray, fold
     six = {job.kind: 100 * x for job, x in found.items() if (job.noise, job.spread) == (config.noise, 1.0)}
     print("\naccuracy on held-out pairs by the gold reward [%], and less that of comparisons")
     for name, x in {**six, "the shorter answer": 100 * short}.items():
-        print(f"{name:28}{metrics.mean_text(x):16}{metrics.mean_text(x - six['comparison'], '+.1f')}")
+        print(f"{name:28}{statistics.mean_text(x):16}{statistics.mean_text(x - six['comparison'], '+.1f')}")
     by_setting = {job[:3]: x for job, x in found.items()}
     curves = {
         name: np.array([100 * by_setting[kind, noise, spread] for noise in config.noises])
@@ -268,7 +268,7 @@ def report(config: Config, found: dict[Job, np.ndarray], short: np.ndarray, fold
     print(f"{'':28}" + "".join(f"{noise:<28g}" for noise in config.noises))
     for name, rows in curves.items():
         cells = (
-            f"{metrics.mean_text(x)} ({metrics.mean_text(x - base, '+.1f')})"
+            f"{statistics.mean_text(x)} ({statistics.mean_text(x - base, '+.1f')})"
             for x, base in zip(rows, curves["comparisons"], strict=True)
         )
         print(f"{name:28}" + "".join(f"{cell:28}" for cell in cells))

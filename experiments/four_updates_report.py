@@ -8,7 +8,7 @@ import numpy as np
 from panels import save_panels
 
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.metrics import mean_interval, mean_text
+from jaxrl_align.runtime.statistics import mean_interval, mean_text
 
 POLICIES = ("first policy", "last policy")
 """Where gradients are compared."""

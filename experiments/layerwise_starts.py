@@ -16,7 +16,7 @@ from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.layered import GLOROT, LayeredNet, fan_in_uniform, make_layered_net
 from jaxrl_align.pretrain import layerwise as lw
 from jaxrl_align.runtime.members import MembersConfig
-from jaxrl_align.runtime.metrics import mean_text
+from jaxrl_align.runtime.statistics import mean_text
 
 STARTS = ("random", "supervised", "unsupervised")
 

@@ -41,7 +41,7 @@ from jaxrl_align.data.tokenizers import byte_tokenizer
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, bits_per_byte, make_lm_learner, make_text_loss, sample_mixture
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
@@ -179,13 +179,13 @@ def report(names: list[str], unit: int, mixtures: dict, bits: dict[str, np.ndarr
         for mixture, (sources, weights) in mixtures.items():
             read = epochs_per_source(weights, [len(tokens) for tokens in sources], TRAINED * unit)[i]
             line = f"  {mixture:22} share {weights[i]:.3f}, epochs {read:5.2f}"
-            print(f"{line}: {metrics.mean_text(bits[mixture][:, i], '.3f')} bits a byte")
+            print(f"{line}: {statistics.mean_text(bits[mixture][:, i], '.3f')} bits a byte")
         for label, found in differences.items():
-            print(f"  {label:40} {metrics.mean_text(found[:, i], '+.3f')}")
+            print(f"  {label:40} {statistics.mean_text(found[:, i], '+.3f')}")
     means = {"all domains alike": np.ones(5), "all bytes alike": BILLIONS, "by published weight": WEIGHTS}
     for which, weights in means.items():
         for label, found in differences.items():
-            print(f"{which}: {label:40} {metrics.mean_text(found @ normalise_weights(weights), '+.3f')}")
+            print(f"{which}: {label:40} {statistics.mean_text(found @ normalise_weights(weights), '+.3f')}")
     return differences
 
 
@@ -204,7 +204,7 @@ def main(config: Config) -> None:
     title = f"{config.seeds} seeds, 95% interval"
     fig, ax = plots.figure("", "bits a byte against mixing by size", title=title)
     for i, name in enumerate((PUBLISHED, FRESH)):
-        mean, half = metrics.mean_interval(differences[f"{name} - {BY_SIZE}"])
+        mean, half = statistics.mean_interval(differences[f"{name} - {BY_SIZE}"])
         ax.bar(np.arange(len(parts)) + 0.4 * i - 0.2, mean, 0.4, yerr=half, label=name)
     ax.axhline(0, color="#777777")
     sizes = BILLIONS * config.unit / 1e3

@@ -7,7 +7,7 @@ from panels import save_panels
 
 from jaxrl_align.losses import best_of_n_kl
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.metrics import mean_interval, mean_text
+from jaxrl_align.runtime.statistics import mean_interval, mean_text
 
 BEST = (8, 64)
 """Answers among which the best one is chosen, by the reward."""

@@ -77,7 +77,7 @@ from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
-from jaxrl_align.runtime.metrics import mean_text
+from jaxrl_align.runtime.statistics import mean_text
 from jaxrl_align.types import Comparisons, Params
 
 MARGIN = 0.1

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from panels import save_panels
 
-from jaxrl_align.runtime.metrics import mean_text
+from jaxrl_align.runtime.statistics import mean_text
 
 METHODS = ("best of n", "PPO")
 """Whose form of the law a fit takes: `d (alpha - beta d)` or `d (alpha - beta log d)`."""

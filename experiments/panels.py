@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_align.runtime import plots
-from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.statistics import mean_interval
 
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 MARKERS = "osD^v"

@@ -79,7 +79,7 @@ from peft_ways import Way, count, kind_of, make_ways, tune
 
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.pretrain.lm import make_text_loss, sample_rows
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Params, TokenBatch
 
@@ -195,10 +195,10 @@ def report(config: Config, name: str, results: dict[str, Any]) -> dict[str, Any]
     for way, row in found.items():
         result, full = results[way], found.get("full", row)
         line = f"{way:15}{row['parameters']:9,}{row['bytes'] / 1e3:9,.1f}  "
-        line += f"{config.rates[row['rate']]:<7.0e}{metrics.mean_text(row['accuracy']):16}"
-        line += f"{metrics.mean_text(row['accuracy'] - full['accuracy'], '+.1f'):16}"
-        line += f"{metrics.mean_text(row['forgetting'], '+.3f'):18}"
-        line += f"{metrics.mean_text(row['forgetting'] - full['forgetting'], '+.3f'):18}"
+        line += f"{config.rates[row['rate']]:<7.0e}{statistics.mean_text(row['accuracy']):16}"
+        line += f"{statistics.mean_text(row['accuracy'] - full['accuracy'], '+.1f'):16}"
+        line += f"{statistics.mean_text(row['forgetting'], '+.3f'):18}"
+        line += f"{statistics.mean_text(row['forgetting'] - full['forgetting'], '+.3f'):18}"
         validation = 100 * np.mean(result["validation"], 1)
         drift = np.mean(np.array(result["nats"]) - before["nats"], 1)
         line += "  ".join(f"{v:.1f} {d:+.2f}" for v, d in zip(validation, drift, strict=True))
@@ -211,7 +211,7 @@ def report(config: Config, name: str, results: dict[str, Any]) -> dict[str, Any]
     }
     for what, values in (chosen_rates | same_rate).items():
         each = [rank_correlation(sizes, column) for column in np.array(values).T]
-        print(f"rank correlation of {what} with the trained weights: {metrics.mean_text(each, '+.2f')}")
+        print(f"rank correlation of {what} with the trained weights: {statistics.mean_text(each, '+.2f')}")
     return found
 
 
@@ -224,7 +224,7 @@ def draw(path: Any, tables: dict[str, dict[str, Any]], title: str) -> None:
         ):
             ax = axes[2 * i + j]
             for k, (way, row) in enumerate(table.items()):
-                mean, half = metrics.mean_interval(row[what])
+                mean, half = statistics.mean_interval(row[what])
                 color = plots.COLORS[KINDS.index(kind_of(way))]
                 half = None if np.isnan(half) else half
                 ax.errorbar(row["parameters"], mean, half, marker="o", markersize=4, capsize=2, color=color)

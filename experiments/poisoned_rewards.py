@@ -57,7 +57,7 @@ from answers import Answers, AnswersConfig, Pool, choose_rates, fit_and_score, m
 
 from jaxrl_align.align.reward_learner import comparison_objective
 from jaxrl_align.feedback import Crowd, Votes
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Comparisons
@@ -216,8 +216,8 @@ def report(
         print(f"\n{attack}: accuracy of labels and of the reward model [%], and best of {sizes[-1]} less the")
         print("mean answer: gold reward and popularity [deviations]")
         for name, x in ways.items():
-            percent = [metrics.mean_text(100 * x[key]) for key in ("labels", "reward model")]
-            gains = [metrics.mean_text(x[key][-1] - x[key][0], "+.2f") for key in ("gold", "popularity")]
+            percent = [statistics.mean_text(100 * x[key]) for key in ("labels", "reward model")]
+            gains = [statistics.mean_text(x[key][-1] - x[key][0], "+.2f") for key in ("gold", "popularity")]
             print(f"{name:24}" + "".join(f"{cell:18}" for cell in percent + gains))
         drawn = {
             f"{reward}, {name}": (np.array(sizes), ways[name][reward])
@@ -254,12 +254,12 @@ def main(config: Config) -> None:
         }
     limits = {"gold reward": test.gold, "popularity": test.popularity}
     for name, known in limits.items():
-        best = [metrics.mean_text(best_of(known, x, sizes[-1]), "+.2f") for x in test]
+        best = [statistics.mean_text(best_of(known, x, sizes[-1]), "+.2f") for x in test]
         print(f"best of {sizes[-1]} by {name} itself: gold {best[0]}, popularity {best[1]} [deviations]")
     within = [
         np.corrcoef(*((x[m] - x[m].mean(-1, keepdims=True)).ravel() for x in test))[0, 1] for m in members
     ]
-    print(f"correlation of the two within a prompt: {metrics.mean_text(within, '+.2f')}")
+    print(f"correlation of the two within a prompt: {statistics.mean_text(within, '+.2f')}")
     report(found, sizes, folder)
     folder.write_json("results.json", found)
     print(f"\nfigures and results.json are in {folder.path}")

@@ -49,7 +49,7 @@ import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.checks import check_divides
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.types import Actor, Learner
 
 
@@ -123,9 +123,9 @@ def main(config: Config) -> None:
         print(f"\nlearning rate {rate:g}, {config.seeds} seeds: mean return, all updates and the last {last}")
         for name, returns in results.items():
             whole, final = (np.nanmean(x[:, i], 0) for x in (returns, returns[-last:]))
-            row = {"mean": metrics.mean_interval(whole), "last": metrics.mean_interval(final)}
+            row = {"mean": statistics.mean_interval(whole), "last": statistics.mean_interval(final)}
             table[f"{name}, {rate:g}"] = row
-            print(f"  {name:24}{metrics.mean_text(whole):>18}{metrics.mean_text(final):>18}")
+            print(f"  {name:24}{statistics.mean_text(whole):>18}{statistics.mean_text(final):>18}")
         plots.save_curves(
             folder.path / f"returns_{rate:g}.png",
             f"rounds of {config.episodes} x {config.time_limit} steps",

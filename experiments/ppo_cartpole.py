@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl, runtime
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def play(config: Config, net: nets.Net) -> None:
     returns = history["episode_return_last100"]
     last = returns[-1]
     print("last 100 episodes, per seed:", " ".join(f"{r:.1f}" for r in last))
-    print(f"mean {metrics.mean_text(last)} (95% interval over {config.seeds} seeds)")
-    print(f"interquartile mean {metrics.interquartile_text(last)} (95% bootstrap)")
+    print(f"mean {statistics.mean_text(last)} (95% interval over {config.seeds} seeds)")
+    print(f"interquartile mean {statistics.interquartile_text(last)} (95% bootstrap)")
     print(f"at least {config.solved:.0f}: {int(np.sum(last >= config.solved))} of {config.seeds} seeds")
     print(f"{config.seeds * steps[-1]} env steps in {seconds:.1f} s, compilation included")
     folder.write_json("result.json", {"env_steps": steps[-1], "episode_return_last100": last})

@@ -32,7 +32,15 @@ import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl
 from jaxrl_align.losses import DiagonalGaussian, TanhGaussian
-from jaxrl_align.runtime import MembersConfig, RunFolder, cli, metrics, plots, train_members, use_cpu_devices
+from jaxrl_align.runtime import (
+    MembersConfig,
+    RunFolder,
+    cli,
+    plots,
+    statistics,
+    train_members,
+    use_cpu_devices,
+)
 from jaxrl_align.types import State
 
 WAYS: dict[str, tuple[envs.Distribution, bool]] = {
@@ -99,7 +107,7 @@ def main(config: Config) -> None:
     print(f"{config.env}, {config.seeds} seeds, {config.total_env_steps} steps each; return +- 95% interval")
     print(f"  {'':26}{'greedy':>20}{'last 100 sampled':>20}")
     for name, (training, final) in results.items():
-        cells = f"{metrics.mean_text(final):>20}{metrics.mean_text(training[-1]):>20}"
+        cells = f"{statistics.mean_text(final):>20}{statistics.mean_text(training[-1]):>20}"
         print(f"  {name:26}{cells}   seeds: {' '.join(f'{x:.1f}' for x in final)}")
     folder.write_json("results.json", {name: final for name, (_, final) in results.items()})
     steps = np.arange(1, len(training) + 1) * config.num_envs * config.num_steps

@@ -37,7 +37,7 @@ from layerwise_starts import ERAS, StartsConfig, hold_out, make_net
 
 from jaxrl_align.data.images import choose_labelled, load_digits, load_mnist, load_photo_patches, shrink_mnist
 from jaxrl_align.pretrain import layerwise as lw
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 
 SOURCES = ("none", "photographs", "MNIST", "MNIST with labels", "the digits themselves")
@@ -104,9 +104,9 @@ def report(num: int, errors: np.ndarray) -> None:
     """Print each source's error [sources, M], and how it differs from none and photographs, pair by pair."""
     print(f"{num} labels:{'':38}paired differences")
     for i, source in enumerate(SOURCES):
-        line = f"  {source:22} test error {metrics.mean_text(errors[i], '5.2f')}%"
+        line = f"  {source:22} test error {statistics.mean_text(errors[i], '5.2f')}%"
         for other in range(min(i, 2)):
-            line += f"   from {SOURCES[other]} {metrics.mean_text(errors[i] - errors[other], '+.2f')}"
+            line += f"   from {SOURCES[other]} {statistics.mean_text(errors[i] - errors[other], '+.2f')}"
         print(line, flush=True)
 
 

@@ -50,7 +50,7 @@ from jaxrl_align.evaluate.ngrams import count_ngrams, ngram_log_probs
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, packed_batch, sample_rows
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.huggingface import load_model
 from jaxrl_align.runtime.members import MembersConfig, train_members
@@ -157,10 +157,10 @@ def report_blimp(found: dict[str, np.ndarray], terms: list[str]) -> dict[str, np
     for name, row in (rows | {"all": {who: x.mean(1) for who, x in found.items()}}).items():
         line = f"  {name:29}"
         for values in row.values():
-            mean, half = metrics.mean_interval(100 * values)
+            mean, half = statistics.mean_interval(100 * values)
             line += f"{mean:13.1f}" + (f" +- {half:.1f}".rjust(7) if len(values) > 1 else " " * 7)
         if BEFORE in row:
-            line += f"   after - before {metrics.mean_text(100 * (row[AFTER] - row[BEFORE]), '+5.1f')}"
+            line += f"   after - before {statistics.mean_text(100 * (row[AFTER] - row[BEFORE]), '+5.1f')}"
         print(line)
     print("published: " + ", ".join(f"{who} {100 * x:.1f}" for who, x in PUBLISHED_ACCURACY.items()), end="")
     print(f"; most of 20 people {100 * HUMAN_AGREEMENT:.1f}; chance 50.0")
@@ -193,7 +193,7 @@ def draw(path: Any, by_term: dict[str, np.ndarray], terms: list[str]) -> None:
     names = sorted(set(terms))
     height = 0.8 / len(by_term)
     for i, (who, values) in enumerate(by_term.items()):
-        mean, half = metrics.mean_interval(100 * values)
+        mean, half = statistics.mean_interval(100 * values)
         where = np.arange(len(names)) + (i - (len(by_term) - 1) / 2) * height
         ax.barh(where, mean, height, xerr=half if len(values) > 1 else None, label=who)
     ax.axvline(50, color="#777777", linestyle=":", label="chance")

@@ -74,7 +74,7 @@ from peft_task import Base, BaseConfig, own_base, published_base
 from qlora_step import WAYS, analyse_shapes
 
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.huggingface import find_model
 from jaxrl_align.runtime.mesh import use_cpu_devices
 
@@ -176,15 +176,17 @@ def report_quality(name: str, found: dict[str, Any]) -> None:
     print(f"{name}: loss of the plain model {losses['plain'].mean():.4f} nats a token")
     for how, error in found["kernel errors"].items():
         print(f"  {how:10} error of the kernels {error:.4f} sigma, loss", end=" ")
-        line = metrics.mean_text(losses[how] - losses["plain"], "+.4f")
-        print(line + f", than NF4 {metrics.mean_text(losses[how] - losses['NF4'], '+.4f')}")
+        line = statistics.mean_text(losses[how] - losses["plain"], "+.4f")
+        print(line + f", than NF4 {statistics.mean_text(losses[how] - losses['NF4'], '+.4f')}")
     for contest in ("text", "trec"):
         if contest in found:
             result, rows = quality.judge(found[contest], found[contest]["margin"]), found[contest]
             for way in ("LoRA", "QLoRA"):
                 test = np.array(rows[way]["test"])
                 every = " ".join(f"{x:.4f}" for x in test.mean(1))
-                print(f"  {contest}, {way:5} {metrics.mean_text(test[rows[way]['rate']], '.4f')} ({every})")
+                print(
+                    f"  {contest}, {way:5} {statistics.mean_text(test[rows[way]['rate']], '.4f')} ({every})"
+                )
             print(
                 f"  QLoRA - LoRA {result.mean:+.4f} +- {result.half_width:.4f}, margin {result.margin}",
                 end="",

@@ -16,7 +16,7 @@ from jaxrl_align.evaluate.likelihood import make_scorer
 from jaxrl_align.nets.quantize import dequantise, is_packed, quantise, quantise_params
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.pretrain.lm import make_text_loss, sample_rows, sample_windows
-from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.statistics import mean_interval
 from jaxrl_align.types import Params, Sampler
 
 PACKINGS = {

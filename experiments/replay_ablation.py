@@ -47,7 +47,7 @@ from jaxrl_align.losses import squared
 from jaxrl_align.nets.q_networks import make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, Exploration, make_dqn, make_online_q, td_loss, transition_loss
 from jaxrl_align.rl.replay import Sample, make_replay
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
@@ -203,7 +203,7 @@ def report(name: str, measured: dict[str, np.ndarray], late: np.ndarray) -> dict
     print(f"{name}: best learning rate {RATES[best]:g} of", end=" ")
     print(", ".join(f"{r:g} ({m:.0f})" for r, m in zip(RATES, late.mean(1), strict=True)))
     for what, x in ({"return": late[best]} | measured).items():
-        print("  {}: {:.3g} +- {:.2g}".format(what, *metrics.mean_interval(x)))
+        print("  {}: {:.3g} +- {:.2g}".format(what, *statistics.mean_interval(x)))
     return {"rate": RATES[best], "return": late[best], **measured, "all returns": late}
 
 

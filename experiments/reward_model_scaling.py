@@ -51,6 +51,7 @@ from jaxrl_align.runtime import cli, plots
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.runtime.mesh import use_cpu_devices
+from jaxrl_align.runtime.resampling import bootstrap_mean
 
 HUMAN = 0.850
 """Share in which a single worker agrees with the pooled label."""
@@ -298,11 +299,8 @@ def share_right(
     right = np.mean(0.5 + 0.5 * np.sign(margins), 0)
     if than is not None:
         right = right - np.mean(0.5 + 0.5 * np.sign(than), 0)
-    kinds = np.unique(debate, return_inverse=True)[1]
-    totals = np.stack([np.bincount(kinds, right), np.bincount(kinds)])
-    drawn = np.random.default_rng(0).integers(totals.shape[1], size=(4000, totals.shape[1]))
-    hits, counts = totals[:, drawn].sum(-1)
-    return float(right.mean()), *map(float, np.quantile(hits / counts, [0.025, 0.975]))
+    found = bootstrap_mean(right, debate, draws=4000)
+    return found.value, found.low, found.high
 
 
 def report(config: Config, folder: RunFolder, arguments: Arguments, found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxrl_align.runtime import plots
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.metrics import mean_interval, mean_text
+from jaxrl_align.runtime.statistics import mean_interval, mean_text
 from jaxrl_align.types import PaddedTokens
 
 STAGES = ("pre-trained", "SFT", "RLHF")

@@ -8,7 +8,7 @@ import numpy as np
 from answers import pair_accuracy
 from rlhf_setup import Setup
 
-from jaxrl_align.runtime import metrics, plots
+from jaxrl_align.runtime import plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.types import PaddedTokens
 
@@ -87,7 +87,7 @@ def summarise(
 
 def percent(shares: Any) -> str:
     """Return the mean of shares [M] and the ends of its 95% t interval in percent, cut to [0, 100]."""
-    mean, half = metrics.mean_interval(100 * np.asarray(shares))
+    mean, half = statistics.mean_interval(100 * np.asarray(shares))
     return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
 
 
@@ -107,7 +107,7 @@ def report(folder: RunFolder, tried: Mapping[str, Any], found: Mapping[str, Any]
     print(f"\n{seeds} seeds, 95% t interval; differences are paired by seed")
     print(f"  {'':14}{'gold reward':>16}{'tokens':>16}{'whole sentences [%]':>24}")
     for name, row in found["stages"].items():
-        cells = metrics.mean_text(row["gold"], ".2f"), metrics.mean_text(row["length"], ".1f")
+        cells = statistics.mean_text(row["gold"], ".2f"), statistics.mean_text(row["length"], ".1f")
         print(f"  {name:14}{cells[0]:>16}{cells[1]:>16}{percent(row['sentence']):>24}")
     print(f"\n  {'wins [%]':26}{'the judge':>24}{'gold reward':>24}")
     for name, row in found["wins"].items():
@@ -120,13 +120,13 @@ def report(folder: RunFolder, tried: Mapping[str, Any], found: Mapping[str, Any]
         print(f"  {name:26}" + "".join(f"{percent(row[place]):>24}" for place in places))
     for name in [k for k in taught if k != "pre-trained"]:
         gains = (taught[name][place] - taught["pre-trained"][place] for place in places)
-        cells = (metrics.mean_text(100 * gain, "+.1f") for gain in gains)
+        cells = (statistics.mean_text(100 * gain, "+.1f") for gain in gains)
         print(f"  {name + ' less pre-trained':26}" + "".join(f"{cell:>24}" for cell in cells))
     for name, right in found["labels"].items():
         print(f"  annotators agree with the gold reward on {percent(right)}% of answers of {name}")
     print(f"\n  {'fine-tuning, step':18}" + "".join(f"{head:>26}" for head, _, _ in PATH.values()))
     for step, row in found["path"].items():
-        cells = (metrics.mean_text(row[key], form) for key, (_, _, form) in PATH.items())
+        cells = (statistics.mean_text(row[key], form) for key, (_, _, form) in PATH.items())
         print(f"  {step:<18}" + "".join(f"{cell:>26}" for cell in cells))
     print(f"  token frequencies of held-out and learnt demonstrations: {found['least divergence']:.3f}")
     folder.write_json("results.json", {"tried": tried, **found})
@@ -136,13 +136,13 @@ def draw_judged(folder: RunFolder, found: Mapping[str, Any]) -> None:
     """Write judged.png: gold reward of the stages, and win rates by the judge and by the gold reward."""
     fig, (left, right) = plots.panels(1, 2, size=(11, 3.8))
     names = list(found["stages"])
-    mean, half = metrics.mean_interval([found["stages"][name]["gold"] for name in names], axis=1)
+    mean, half = statistics.mean_interval([found["stages"][name]["gold"] for name in names], axis=1)
     left.errorbar(range(len(names)), mean, half, fmt="o", color="black", capsize=3)
     left.set_xticks(range(len(names)), names)
     left.set(ylabel="gold reward", xlim=(-0.5, len(names) - 0.5), title="hidden reward of the answers")
     place = np.arange(len(found["wins"]))[::-1]
     for shift, by, marker, color in ((0.12, "judge", "o", plots.COLORS[0]), (-0.12, "gold", "s", "black")):
-        mean, half = metrics.mean_interval([100 * row[by] for row in found["wins"].values()], axis=1)
+        mean, half = statistics.mean_interval([100 * row[by] for row in found["wins"].values()], axis=1)
         ends = np.stack([mean - np.maximum(mean - half, 0.0), np.minimum(mean + half, 100.0) - mean])
         look = {"fmt": marker, "color": color, "capsize": 3, "markersize": 5}
         name = {"judge": "independent judge", "gold": "gold reward"}[by]
@@ -180,7 +180,7 @@ def draw_cloning(folder: RunFolder, taught: Mapping[str, Any], path: Mapping[int
     for ax in (loss, apart, form):
         ax.set_xlabel("steps of fine-tuning")
     for i, (name, row) in enumerate(taught.items()):
-        mean, half = metrics.mean_interval([100 * values for values in row.values()], axis=1)
+        mean, half = statistics.mean_interval([100 * values for values in row.values()], axis=1)
         x = np.arange(len(row)) + 0.18 * (i - 1)
         lessons.errorbar(x, mean, half, fmt="os^"[i], color=plots.COLORS[i], capsize=2, label=name)
     lessons.set_xticks(range(len(row)), list(row), fontsize=8)

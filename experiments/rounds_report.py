@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from panels import save_panels
 
-from jaxrl_align.runtime.metrics import mean_text
+from jaxrl_align.runtime.statistics import mean_text
 
 
 class Path(NamedTuple):

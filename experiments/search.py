@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.learner import train
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.types import MDP
 
 WAYS = ("PPO", "expert iteration")
@@ -128,8 +128,8 @@ def main(config: Config) -> None:
         shares[way] = share = returns[:, :-1] / returns[:, -1:]
         print(f"trained by {way}: share of the optimal return, and gain over the network alone")
         for i, name in enumerate(names):
-            gain = metrics.mean_text(share[:, i] - share[:, 0], "+.3f")
-            print(f"  {name:29}{metrics.mean_text(share[:, i], '.3f')}   {gain}", flush=True)
+            gain = statistics.mean_text(share[:, i] - share[:, 0], "+.3f")
+            print(f"  {name:29}{statistics.mean_text(share[:, i], '.3f')}   {gain}", flush=True)
     folder.write_json("results.json", shares)
     places = range(len(names))
     plots.save_curves(

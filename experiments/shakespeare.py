@@ -31,7 +31,7 @@ from jaxrl_align.pretrain.lm import (
     perplexity,
     sample_windows,
 )
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.members import MembersConfig, train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
 
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
     nats, count = jax.jit(jax.vmap(judge))(state.params)
     loss = np.asarray(nats / count)
     bits = np.asarray(bits_per_byte(nats, len(text[cut:].encode())))
-    print(f"validation loss {metrics.mean_text(loss, '.4f')} nats a character,", end=" ")
+    print(f"validation loss {statistics.mean_text(loss, '.4f')} nats a character,", end=" ")
     print(f"{config.seeds} seeds, in {seconds:.0f} s")
     print(f"  each: {' '.join(f'{x:.4f}' for x in loss)}; bits per byte {bits.mean():.3f}", end="; ")
     print(f"perplexity {float(jnp.mean(perplexity(nats, count))):.2f}")

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align import actors, envs, learner, nets, rl
-from jaxrl_align.runtime import MembersConfig, cli, metrics, plots, shard_members, use_cpu_devices
+from jaxrl_align.runtime import MembersConfig, cli, plots, shard_members, statistics, use_cpu_devices
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def main(config: Config) -> None:
     print(f"return of the last 100 episodes, {config.seeds} seeds, 95% interval; columns: clip")
     print(f"  {'learning rate':14}" + "".join(f"{clip:>18g}" for clip in config.clips))
     for i, rate in enumerate(config.learning_rates):
-        print(f"  {rate:<14g}" + "".join(f"{metrics.mean_text(cell):>18}" for cell in returns[:, i].T))
+        print(f"  {rate:<14g}" + "".join(f"{statistics.mean_text(cell):>18}" for cell in returns[:, i].T))
     folder.write_json("results.json", {"returns": returns, "times": times})
     how = {"title": config.env, "bars": True, "xscale": "log"}
     apart = 1.03 ** np.arange(max(shape))[:, None]  # so that the intervals do not hide each other

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl, runtime
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.types import Actor, Learner
 
 
@@ -91,8 +91,8 @@ def report(folder: runtime.RunFolder, config: Config, i: int, results: dict[str,
         fell = int((returns[-1] < 0.5 * np.nanmax(returns, axis=0)).sum())
         median, most, largest = np.quantile(kl, [0.5, 0.99, 1.0])
         cells = f"{fell:>14}{median:12.4f}{most:10.4f}{largest:10.4f}"
-        print(f"  {name:18}{metrics.mean_text(returns[-1]):>18}{cells}")
-        table[name] = {"return": metrics.mean_interval(returns[-1]), "fell": fell, "max_kl": largest}
+        print(f"  {name:18}{statistics.mean_text(returns[-1]):>18}{cells}")
+        table[name] = {"return": statistics.mean_interval(returns[-1]), "fell": fell, "max_kl": largest}
         curves[name] = (steps, returns)
         kls[name] = (np.sort(np.maximum(kl.ravel(), 1e-7)), 1.0 - np.arange(kl.size) / kl.size)
     kls[f"bound {config.max_kl:g}"] = ([config.max_kl] * 2, [1.0 / kl.size, 1.0])

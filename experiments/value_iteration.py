@@ -30,7 +30,7 @@ from jaxrl_align.rl.dynamic_programming import (
     solve_policy,
     value_iteration,
 )
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
@@ -132,8 +132,8 @@ def report(name: str, mdp: MDP, exact: jax.Array, errors: dict, values: dict) ->
     result = {"optimal_value": best}
     for kind, error in errors.items():
         share = values[kind] / best
-        print(f"  {kind:8} |Q - Q*| / |Q*| = {metrics.mean_text(error[-1], '.4f')};", end=" ")
-        print(f"its greedy policy earns {metrics.mean_text(share, '.4f')} of V*")
+        print(f"  {kind:8} |Q - Q*| / |Q*| = {statistics.mean_text(error[-1], '.4f')};", end=" ")
+        print(f"its greedy policy earns {statistics.mean_text(share, '.4f')} of V*")
         result[kind] = {"error": error[-1], "share_of_optimum": share}
     return result
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align import losses
-from jaxrl_align.runtime import cli, metrics, plots
+from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.members import MembersConfig
 
 
@@ -173,9 +173,9 @@ def main(config: Config) -> None:
 
     centre = {}
     for label, values in (("variance", variance), ("bias", bias), ("noise", variance / config.paths)):
-        mean, half = metrics.mean_interval(np.log(values), axis=0)
+        mean, half = statistics.mean_interval(np.log(values), axis=0)
         centre[label] = np.exp(mean), np.exp(mean - half), np.exp(mean + half)
-    ratio, half = metrics.mean_interval(np.log(variance / variance[:, :1]), axis=0)
+    ratio, half = statistics.mean_interval(np.log(variance / variance[:, :1]), axis=0)
     print("estimator | variance / whole return's [95%] | squared bias / |gradient|^2 (sampling noise)")
     for i, name in enumerate(names):
         low, high = np.exp(ratio[i] - half[i]), np.exp(ratio[i] + half[i])

@@ -1,9 +1,12 @@
 """What a reward model is worth on held-out pairs: accuracy beside what length alone would reach."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from jaxrl_align.evaluate.calibration import calibration_bins
+from jaxrl_align.runtime.resampling import share_interval
 
 
 class PairReport(NamedTuple):
@@ -26,7 +29,7 @@ class PairReport(NamedTuple):
     calibration_error: float
     """Mean distance between how sure the model is and how often it is right, over the pairs' bins."""
     bins: np.ndarray
-    """[bins, 3] of equally many pairs: mean `sigma(|margin|)`, share that is right, number."""
+    """[at most `bins`, 3] of equally many pairs: mean `sigma(|margin|)`, share that is right, number."""
 
     def __str__(self) -> str:
         """Return all measures in one line, each accuracy beside what length alone reaches."""
@@ -57,7 +60,7 @@ def report_pairs(
       groups: [N] what pairs have in common, for example their debate or prompt: the intervals are then
         bootstrapped over groups. None takes pairs as independent (Wilson's interval).
       tolerance: pairs whose lengths differ by at most this share of the longer one are of like length.
-      bins: of the calibration, of equally many pairs.
+      bins: of the calibration, of equally many pairs; equal margins share one.
       resamples: of the bootstrap.
       seed: of the bootstrap.
 
@@ -80,8 +83,12 @@ def report_pairs(
     right = _wins(margins)
     longer = float(np.mean(_wins(lengths[:, 0] - lengths[:, 1])))
     like = np.abs(lengths[:, 0] - lengths[:, 1]) <= tolerance * lengths.max(1)
-    ends = lambda of: _interval(right[of], None if labels is None else labels[of], resamples, seed)
-    table = _calibrate(margins, bins)
+
+    def ends(of: Any) -> tuple[float, float]:
+        found = share_interval(right[of], None if labels is None else labels[of], draws=resamples, seed=seed)
+        return found.low, found.high
+
+    table = calibration_bins(1.0 / (1.0 + np.exp(-np.abs(margins))), right, bins=bins)
     return PairReport(
         pairs=len(margins),
         accuracy=float(right.mean()),
@@ -98,27 +105,3 @@ def report_pairs(
 
 def _wins(difference: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.sign(difference)
-
-
-def _calibrate(margins: np.ndarray, bins: int) -> np.ndarray:
-    order = np.argsort(np.abs(margins), kind="stable")
-    sure, right = 1.0 / (1.0 + np.exp(-np.abs(margins))), _wins(margins)
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    return np.array([(sure[part].mean(), right[part].mean(), len(part)) for part in parts])
-
-
-def _interval(right: np.ndarray, groups: np.ndarray | None, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 95% interval of a share: Wilson's, or bootstrapped over groups."""
-    if not len(right):
-        return np.nan, np.nan
-    if groups is None:
-        n, p, z = len(right), right.mean(), 1.959964
-        centre, spread = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-        scale = 1 + z**2 / n
-        return float((centre - spread) / scale), float((centre + spread) / scale)
-    kinds = np.unique(groups, return_inverse=True)[1]
-    totals = np.stack([np.bincount(kinds, right), np.bincount(kinds)])
-    drawn = np.random.default_rng(seed).integers(totals.shape[1], size=(resamples, totals.shape[1]))
-    hits, counts = totals[:, drawn].sum(-1)
-    low, high = np.quantile(hits / counts, [0.025, 0.975])
-    return float(low), float(high)

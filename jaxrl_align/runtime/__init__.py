@@ -5,22 +5,34 @@ from jaxrl_align.runtime.folder import RunFolder, open_run
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.members import MembersConfig, Trained, cross_rates, train_members, with_data
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import (
-    History,
+from jaxrl_align.runtime.metrics import History, peak_memory, read_metrics
+from jaxrl_align.runtime.plots import curve_with_interval, figure, save_curves, save_figure
+from jaxrl_align.runtime.resampling import (
+    bootstrap,
+    bootstrap_mean,
+    improvement_probability,
+    share_interval,
+    win_rate,
+)
+from jaxrl_align.runtime.statistics import (
+    Interval,
+    PairedTest,
     interquartile_mean,
     interquartile_text,
+    mcnemar_test,
     mean_interval,
     mean_text,
-    peak_memory,
-    read_metrics,
+    paired_interval,
+    wilson_interval,
 )
-from jaxrl_align.runtime.plots import curve_with_interval, figure, save_curves, save_figure
 
 # fmt: off
 __all__ = [
-    "History", "MembersConfig", "RunFolder", "Trained", "cross_rates", "curve_with_interval", "figure",
-    "fingerprint", "interquartile_mean", "interquartile_text", "latest_step", "mean_interval",
-    "mean_text", "open_run", "peak_memory", "read_metrics", "restore", "run", "save", "save_curves",
-    "save_figure", "shard_members", "train_members", "use_cpu_devices", "with_data",
+    "History", "Interval", "MembersConfig", "PairedTest", "RunFolder", "Trained", "bootstrap",
+    "bootstrap_mean", "cross_rates", "curve_with_interval", "figure", "fingerprint",
+    "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step", "mcnemar_test",
+    "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory", "read_metrics",
+    "restore", "run", "save", "save_curves", "save_figure", "shard_members", "share_interval",
+    "train_members", "use_cpu_devices", "wilson_interval", "win_rate", "with_data",
 ]
 # fmt: on

@@ -1,8 +1,6 @@
-"""Metrics on the host: a JSON line for every step, and the interval around a mean over seeds."""
+"""Metrics on the host: a JSON line for every step, and the memory that a process took."""
 
-import functools
 import json
-import math
 import os
 import re
 import resource
@@ -10,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -96,95 +93,6 @@ def _parse_row(line: str) -> dict:
 def _to_array(column: list) -> np.ndarray:
     array = np.array(column)
     return array.astype(np.float64) if array.dtype == object else array
-
-
-def mean_interval(x: ArrayLike, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over `axis` and the half-width of its 95% Student-t interval.
-
-    `mean +- t_{0.975, n - 1} s / sqrt(n)`, with `s` the sample deviation (n - 1 below the line) of `n`
-    independent members. With 4 seeds `t` is 3.18, not 1.96: a normal interval over a few seeds promises too
-    much.
-
-    Args:
-      x: [..., n, ...] real numbers.
-      axis: the axis of the `n` members.
-
-    Returns:
-      `(mean, half_width)`, both float64 without `axis`; with one member the half-width is unknown, nan.
-    """
-    x = np.asarray(x, np.float64)
-    n = x.shape[axis]
-    if n < 1:
-        raise ValueError(f"expected at least one member along axis {axis}, got shape {x.shape}")
-    mean = x.mean(axis)
-    if n == 1:
-        return mean, np.full_like(mean, np.nan)
-    return mean, t_quantile(n - 1) * x.std(axis, ddof=1) / math.sqrt(n)
-
-
-def interquartile_mean(x: ArrayLike) -> tuple[float, float, float]:
-    """Return the mean of the middle half of `n` members and its 95% bootstrap interval: (mean, low, high).
-
-    A quarter of the members is dropped at each end, a fraction of a member with its weight, so one seed that
-    failed moves it little (Agarwal et al. 2021). The interval is the 2.5% and 97.5% percentile over 10,000
-    resamplings of the members, drawn from a fixed seed.
-
-    Args:
-      x: [n] real numbers, one for each independent member.
-
-    Raises:
-      ValueError: x is empty or not one-dimensional.
-    """
-    x = np.asarray(x, np.float64)
-    if x.ndim != 1 or not x.size:
-        raise ValueError(f"expected at least one member in an array [n], got shape {x.shape}")
-    n = x.size
-    inside = np.minimum(np.arange(1, n + 1), 0.75 * n) - np.maximum(np.arange(n), 0.25 * n)
-    weight = np.maximum(inside, 0.0) / (0.5 * n)
-    draws = np.random.default_rng(0).integers(n, size=(10_000, n))
-    low, high = np.percentile(np.sort(x[draws], axis=1) @ weight, [2.5, 97.5])
-    return float(np.sort(x) @ weight), float(low), float(high)
-
-
-def mean_text(x: ArrayLike, spec: str = ".1f") -> str:
-    """Return the mean over members and the half-width of its 95% interval as text, "421.3 +- 8.4".
-
-    Args:
-      x: [n] real numbers, one for each independent member.
-      spec: the mean's format, with a sign or a width as in "+6.2f"; the half-width has its precision alone.
-    """
-    mean, half_width = mean_interval(x)
-    return f"{mean:{spec}} +- {half_width:.{spec.partition('.')[2]}}"
-
-
-def interquartile_text(x: ArrayLike, spec: str = ".1f") -> str:
-    """Return the interquartile mean of members [n] and its interval as text, "36.3 [28.3, 48.5]"."""
-    mean, low, high = interquartile_mean(x)
-    return f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
-
-
-@functools.lru_cache
-def t_quantile(degrees: int) -> float:
-    """Return `t` with `P(|T| < t) = 0.95` for Student's T with an integer number of degrees of freedom.
-
-    Bisection of the closed form of the two-sided probability in `theta = atan(t / sqrt(degrees))`
-    (Abramowitz & Stegun 26.7.3 and 26.7.4).
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        theta = (low + high) / 2
-        low, high = (theta, high) if _two_sided_probability(theta, degrees) < 0.95 else (low, theta)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _two_sided_probability(theta: float, degrees: int) -> float:
-    odd = degrees % 2
-    term = math.cos(theta) if odd else 1.0
-    total = 0.0
-    for k in range(1 + odd, degrees, 2):  # terms cos^{k-1}; each coefficient is k / (k + 1) times the last
-        total += term
-        term *= math.cos(theta) ** 2 * k / (k + 1)
-    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
 
 
 def peak_memory() -> int:

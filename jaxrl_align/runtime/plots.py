@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrl_align.runtime.folder import atomic_path
-from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.statistics import mean_interval
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette (2008), which colour-blind readers tell apart, dark tones first."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.learner import make_gradient_learner
-from jaxrl_align.runtime import cli, loop, metrics, plots
+from jaxrl_align.runtime import cli, loop, plots
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members, with_data
 
@@ -190,13 +190,6 @@ def test_parts_of_a_run_are_made_once(tmp_path):
     assert folder.once("part.json", make, 0.1) == folder.once("part.json", make, 7.0)
     assert calls == [0.1] and folder.once("part.json", make)["x"] == np.full(2, 0.1, np.float32).tolist()
     assert folder.sub("a b, c").path.name == "a_b_c"
-
-
-def test_means_and_intervals_as_text():
-    assert metrics.mean_text([1.0, 2.0, 3.0]) == "2.0 +- 2.5"
-    assert metrics.mean_text([1.0, 2.0, 3.0], "+7.3f") == " +2.000 +- 2.484"
-    assert metrics.mean_text([2.0]) == "2.0 +- nan"
-    assert metrics.interquartile_text([4.0] * 8, ".2f") == "4.00 [4.00, 4.00]"
 
 
 def test_curves_bars_lines_and_levels_are_drawn(tmp_path):

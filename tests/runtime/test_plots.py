@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.runtime import plots
-from jaxrl_align.runtime.metrics import mean_interval
+from jaxrl_align.runtime.statistics import mean_interval
 
 
 def test_curve_and_band_hold_the_mean_and_the_interval():

@@ -1,21 +1,12 @@
 import json
-import math
 import subprocess
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 
-from jaxrl_align.runtime.metrics import (
-    append_metrics,
-    cut_metrics,
-    interquartile_mean,
-    mean_interval,
-    read_metrics,
-    t_quantile,
-)
+from jaxrl_align.runtime.metrics import append_metrics, cut_metrics, read_metrics
 
 
 def test_every_float32_comes_back_exactly(tmp_path):
@@ -63,47 +54,6 @@ def test_a_damaged_row_is_named(tmp_path, line):
     (tmp_path / "m").write_text(f'{{"step": 0, "loss": 1.0}}\n{line}\n')
     with pytest.raises(ValueError, match="is damaged at line 2"):
         read_metrics(tmp_path / "m")
-
-
-def test_t_quantile_against_scipy():
-    for degrees in [*range(1, 40), 99, 100, 1000]:
-        assert t_quantile(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), rel=1e-9)
-
-
-def test_mean_interval_by_hand():
-    # mean 2.5, s^2 = (2.25 + 0.25 + 0.25 + 2.25) / 3 = 5 / 3, t_{0.975, 3} = 3.18245
-    mean, half_width = mean_interval([1.0, 2.0, 3.0, 4.0])
-    assert mean == 2.5
-    assert half_width == pytest.approx(3.18245 * math.sqrt(5 / 3) / 2, rel=1e-5)
-
-
-def test_mean_interval_axes_and_one_member():
-    x = np.random.default_rng(0).normal(size=(5, 3))
-    for a, b in zip(mean_interval(x, axis=1), mean_interval(x.T, axis=0), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
-    mean, half_width = mean_interval(x[:1])
-    np.testing.assert_array_equal(mean, x[0])
-    assert np.isnan(half_width).all()
-    with pytest.raises(ValueError, match="at least one member"):
-        mean_interval(np.zeros((0, 3)))
-
-
-def test_mean_interval_covers_the_truth_95_times_in_100():
-    x = np.random.default_rng(1).normal(loc=3.0, size=(4, 20_000))
-    mean, half_width = mean_interval(x)
-    covered = np.mean(np.abs(mean - 3.0) < half_width)
-    assert abs(covered - 0.95) < 0.006  # four standard errors of the share
-
-
-def test_interquartile_mean_drops_a_quarter_at_each_end():
-    mean, low, high = interquartile_mean([100.0, 2.0, 1.0, 3.0, -50.0, 4.0, 0.0, 5.0])
-    assert mean == pytest.approx((1 + 2 + 3 + 4) / 4)
-    assert low < mean < high
-    # Of six members one and a half go at each end: 0.5 * 1 + 2 + 3 + 0.5 * 4 over 3.
-    assert interquartile_mean([0.0, 1.0, 2.0, 3.0, 4.0, 9.0])[0] == pytest.approx(7.5 / 3)
-    assert interquartile_mean([7.0]) == (7.0, 7.0, 7.0)
-    with pytest.raises(ValueError, match="got shape"):
-        interquartile_mean([])
 
 
 def test_the_peak_of_memory_is_the_process_own():

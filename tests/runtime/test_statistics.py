@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxrl_align.runtime.statistics import (
+    Interval,
+    interquartile_mean,
+    interquartile_text,
+    mcnemar_test,
+    mean_interval,
+    mean_text,
+    paired_interval,
+    t_quantile,
+    wilson_interval,
+)
+
+
+def test_t_quantile_against_scipy():
+    for degrees in [*range(1, 40), 99, 100, 1000]:
+        assert t_quantile(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), rel=1e-9)
+
+
+def test_mean_interval_by_hand():
+    # mean 2.5, s^2 = (2.25 + 0.25 + 0.25 + 2.25) / 3 = 5 / 3, t_{0.975, 3} = 3.18245
+    mean, half_width = mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert mean == 2.5
+    assert half_width == pytest.approx(3.18245 * math.sqrt(5 / 3) / 2, rel=1e-5)
+
+
+def test_mean_interval_axes_and_one_member():
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    for a, b in zip(mean_interval(x, axis=1), mean_interval(x.T, axis=0), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    mean, half_width = mean_interval(x[:1])
+    np.testing.assert_array_equal(mean, x[0])
+    assert np.isnan(half_width).all()
+    with pytest.raises(ValueError, match="at least one member"):
+        mean_interval(np.zeros((0, 3)))
+
+
+def test_mean_interval_covers_the_truth_95_times_in_100():
+    x = np.random.default_rng(1).normal(loc=3.0, size=(4, 20_000))
+    mean, half_width = mean_interval(x)
+    covered = np.mean(np.abs(mean - 3.0) < half_width)
+    assert abs(covered - 0.95) < 0.006  # four standard errors of the share
+
+
+def test_interquartile_mean_drops_a_quarter_at_each_end():
+    mean, low, high = interquartile_mean([100.0, 2.0, 1.0, 3.0, -50.0, 4.0, 0.0, 5.0])
+    assert mean == pytest.approx((1 + 2 + 3 + 4) / 4)
+    assert low < mean < high
+    # Of six members one and a half go at each end: 0.5 * 1 + 2 + 3 + 0.5 * 4 over 3.
+    assert interquartile_mean([0.0, 1.0, 2.0, 3.0, 4.0, 9.0])[0] == pytest.approx(7.5 / 3)
+    assert interquartile_mean([7.0]) == (7.0, 7.0, 7.0)
+    with pytest.raises(ValueError, match="got shape"):
+        interquartile_mean([])
+
+
+def test_the_interquartile_mean_of_several_tasks_pools_values_and_resamples_within_a_task():
+    """Every run of a task the same: nothing to resample, though the tasks lie far apart."""
+    x = np.tile([0.0, 1.0, 2.0, 9.0], (5, 1))
+    assert interquartile_mean(x) == (1.5, 1.5, 1.5)
+    x = np.random.default_rng(0).normal(size=(8, 3)) + [0.0, 5.0, 10.0]
+    value, low, high = interquartile_mean(x)
+    assert value == pytest.approx(scipy.stats.trim_mean(x, 0.25, axis=None)) and low < value < high
+    assert high - low < np.subtract(*interquartile_mean(x.ravel())[:0:-1]) / 3
+    np.testing.assert_array_equal(interquartile_mean(x[:, :1]), interquartile_mean(x[:, 0]))
+    with pytest.raises(ValueError, match=r"\[n, tasks\], got shape \(1, 1, 1\)"):
+        interquartile_mean(np.zeros((1, 1, 1)))
+
+
+def test_means_and_intervals_as_text():
+    assert mean_text([1.0, 2.0, 3.0]) == "2.0 +- 2.5"
+    assert mean_text([1.0, 2.0, 3.0], "+7.3f") == " +2.000 +- 2.484"
+    assert mean_text([2.0]) == "2.0 +- nan"
+    assert interquartile_text([4.0] * 8, ".2f") == "4.00 [4.00, 4.00]"
+
+
+@pytest.mark.parametrize("hits, trials", [(0, 1), (1, 1), (0, 9), (7, 10), (9, 9), (381, 1000)])
+def test_wilsons_interval_against_scipy(hits, trials):
+    """7 of 10 is [0.397, 0.892]; none and all stay within [0, 1] and have a width."""
+    got = wilson_interval(hits, trials)
+    found = scipy.stats.binomtest(hits, trials).proportion_ci(method="wilson")
+    np.testing.assert_allclose(got[:3], [hits / trials, found.low, found.high], atol=1e-12)
+    assert got.kind == "wilson" and 0 <= got.low < got.high <= 1
+
+
+def test_wilsons_interval_of_nothing_and_of_halves():
+    assert np.isnan(wilson_interval(0, 0)[:3]).all() and wilson_interval(0, 0).kind == "none"
+    assert wilson_interval(2.5, 5).value == 0.5
+    for hits, trials in ((3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match=f"got {hits} of {trials}"):
+            wilson_interval(hits, trials)
+
+
+def test_a_paired_interval_is_scipys():
+    x, y = np.random.default_rng(3).normal(size=(2, 9))
+    found = scipy.stats.ttest_rel(x, y).confidence_interval(0.95)
+    np.testing.assert_allclose(paired_interval(x, y)[:3], [(x - y).mean(), found.low, found.high], rtol=1e-9)
+    assert paired_interval(x, y).kind == "t"
+
+
+def test_a_paired_interval_stays_within_what_a_difference_can_be():
+    """Mean 0.85, half-width 12.7 * 0.15: far beyond both ends."""
+    got = paired_interval([1.0, 0.9], [0.0, 0.2], bounds=(-1.0, 1.0))
+    assert got == (pytest.approx(0.85), -1.0, 1.0, "t")
+    assert paired_interval([0.5], [0.25])[0::3] == (0.25, "none")
+    with pytest.raises(ValueError, match=r"got \(2,\) and \(1,\)"):
+        paired_interval([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("b, c", [(0, 0), (3, 3), (1, 8), (8, 1), (0, 6), (40, 61), (900, 1100)])
+def test_mcnemar_against_scipy(b, c):
+    """1 against 8: 2 (1 + 9) / 2^9 = 0.0390625."""
+    first = np.repeat([1, 0, 1, 0], [b, c, 5, 7])
+    second = np.repeat([0, 1, 1, 0], [b, c, 5, 7])
+    got = mcnemar_test(first, second)
+    expected = scipy.stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert got == (b, c, pytest.approx(expected, rel=1e-9))
+
+
+def test_mcnemar_takes_right_and_wrong_alone():
+    assert mcnemar_test([True, False], [False, False]) == (1, 0, 1.0)
+    for first, second, message in (([0.5], [1.0], "right"), ([1, 1], [1], "got"), ([], [], "N >= 1")):
+        with pytest.raises(ValueError, match=message):
+            mcnemar_test(first, second)
+
+
+def test_an_interval_prints_the_digits_that_it_carries():
+    assert str(Interval(0.53123, 0.50219, 0.56021, "wilson")) == "0.53 [0.50, 0.56]"
+    assert str(Interval(0.53123, 0.52219, 0.54021, "t")) == "0.531 [0.522, 0.540]"
+    assert str(Interval(1234.56, 1100.0, 1300.0, "t")) == "1235 [1100, 1300]"
+    assert str(Interval(0.5, 0.25, 0.75, "range")) == "0.5 [0.2, 0.8] (range)"
+    assert str(Interval(1.0, 1.0, 1.0, "bootstrap")) == "1.000 [1.000, 1.000]"
+    assert str(Interval(0.53123, math.nan, math.nan, "none")) == "0.531 (no interval)"
+    assert str(Interval(math.nan, math.nan, math.nan, "none")) == "undefined"
