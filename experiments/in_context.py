@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import in_context_concepts as concepts
 import in_context_functions as functions
+import in_context_model
 import in_context_words as words
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members, with_data
 from jaxrl_align.types import Params, TokenBatch
 
-Part = Literal["functions", "words", "concepts"]
+Part = Literal["functions", "words", "concepts", "model"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,18 @@ class Config(MembersConfig):
     """Symbols of an example of a concept."""
     concept_examples: int = 12
     concept_steps: int = 3_000
+    model: str = ""
+    """Of the part `model`: a folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
+    model_tasks: tuple[str, ...] = ("sst2", "trec", "cola")
+    model_shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    model_draws: int = 4
+    """Of the examples; the items are the same."""
+    model_items: int = 100
+    model_rates: tuple[float, ...] = (3e-4, 1e-3)
+    """Of a LoRA on the largest number of examples; all are reported."""
+    model_steps: int = 20
+    model_length: int = 96
+    """Tokens of an example, at most."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
@@ -278,7 +291,12 @@ def learn_concepts(config: Config, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-PARTS = {"functions": learn_functions, "words": learn_words, "concepts": learn_concepts}
+PARTS = {
+    "functions": learn_functions,
+    "words": learn_words,
+    "concepts": learn_concepts,
+    "model": in_context_model.read_model,
+}
 
 
 def main(config: Config) -> None:

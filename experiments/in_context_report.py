@@ -7,7 +7,7 @@ import numpy as np
 from panels import save_panels
 
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.metrics import mean_text
+from jaxrl_align.runtime.statistics import mean_text
 
 SHOWN = (0, 1, 2, 4, 5, 8, 11, 12, 15)
 """Numbers of examples that the tables show."""
@@ -44,10 +44,25 @@ def report(config: Any, found: dict[str, Any]) -> None:
                 for r, x in zip(config.tuned_rates, found["words"]["tried"][i], strict=True)
             )
             print(f"  {n:5} examples  {mean_text(100 * found['words']['tuned'][:, i])}   rates {tried}")
+    for task, rows in found.get("model", {}).items():
+        print_model(config, task, rows)
     if "concepts" in found:
         for documents, rows in found["concepts"]["nats"].items():
             print_rows(f"{documents}: nats a symbol", rows, ".3f")
         print_rows("the true concept's posterior", {"exact": found["concepts"]["posterior"]}, ".3f")
+
+
+def print_model(config: Any, task: str, rows: dict[str, Any]) -> None:
+    """Print what the published model makes of a task, 95% t intervals over the draws of examples."""
+    print(f"\n{task}, {config.model}: right answers [%] of {config.model_items}, by the number of examples")
+    print(f"  {'':22}" + "".join(f"{k:>16}" for k in config.model_shots))
+    for rule, x in rows["shown"].items():
+        print(f"  {rule:22}" + "".join(f"{mean_text(c):>16}" for c in 100.0 * np.array(x).T))
+    gain = 100.0 * (np.array(rows["shown"]["calibrated"]) - np.array(rows["shown"]["raw"]))
+    print(f"  {'calibrated less raw':22}" + "".join(f"{mean_text(c, '+.1f'):>16}" for c in gain.T))
+    for rate, x in rows["tuned"].items():
+        text = mean_text(100.0 * np.array(x))
+        print(f"  a LoRA of rank 8 on the same {max(config.model_shots)} instead, rate {rate}: {text}")
 
 
 def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
@@ -70,6 +85,11 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
                 "transformer"
             ],
         }
+    for task, rows in found.get("model", {}).items():
+        at = np.array(config.model_shots)
+        panels[f"{task}, published model [%]"] = {
+            rule: (at, 100.0 * np.array(x).T) for rule, x in rows["shown"].items()
+        } | {f"LoRA, rate {rate}": (at[-1:], 100.0 * np.array(x)[None]) for rate, x in rows["tuned"].items()}
     if "concepts" in found:
         panels["nats a symbol, known concepts"] = curves(found["concepts"]["nats"]["known concepts"])
         panels["nats a symbol, new concepts"] = curves(found["concepts"]["nats"]["new concepts"])

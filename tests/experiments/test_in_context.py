@@ -14,6 +14,7 @@ functions = load("in_context_functions")
 words = load("in_context_words")
 concepts = load("in_context_concepts")
 load("in_context_report")
+load("in_context_model")
 experiment = load("in_context")
 
 

@@ -1,0 +1,99 @@
+"""The published model of `in_context.py`: examples in its context, or the same examples learnt by a LoRA."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_align.data.tokenizers import right_pad
+from jaxrl_align.evaluate import Item, Task, draw_examples, load_task, make_prompts, read_items, run_task
+from jaxrl_align.nets import init_lora, overlay
+from jaxrl_align.nets.transformer import make_transformer
+from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.huggingface import find_model, load_model
+from jaxrl_align.types import Params, TokenBatch
+
+RULES = ("raw", "calibrated")
+
+
+class Published(NamedTuple):
+    """A model from a folder."""
+
+    lm: Any
+    params: Params
+    tokenizer: Any
+
+
+def load_published(folder: str) -> Published:
+    """Read the model, SmolLM2-135M-Instruct unless a folder is named."""
+    found = load_model(folder or find_model())
+    if found.tokenizer is None:
+        raise ValueError(f"{folder} must hold a tokenizer.json; got none")
+    return Published(make_transformer(found.config), found.params, found.tokenizer)
+
+
+def ask(model: Published, task: Task, config: Any, params: Params, shots: int, seed: int) -> dict[str, float]:
+    """Return the shares of right answers, raw and calibrated, of one pass over the items."""
+    how = {"shots": shots, "seed": seed, "limit": config.model_items, "balanced": True}
+    result = run_task(task, model.lm, params, model.tokenizer, rule="calibrated", **how)
+    raw = [int(np.argmax(item.log_probs)) == item.answer for item in result.items]
+    return {"raw": float(np.mean(raw)), "calibrated": float(np.mean([bool(i.right) for i in result.items]))}
+
+
+def as_batch(model: Published, task: Task, examples: Sequence[Item], length: int) -> TokenBatch:
+    """Return examples as rows [k, length], each behind a bare prompt, of which the answers alone are learnt."""
+    prompts = make_prompts(task, examples, [], model.tokenizer, room=length).prompts
+    rows, said = [], []
+    for item, prompt in zip(examples, prompts, strict=True):
+        right = prompt.tokens.options[int(item.answer)]  # type: ignore[arg-type]
+        rows.append([*prompt.tokens.context, *right])
+        said.append([0.0] * len(prompt.tokens.context) + [1.0] * len(right))
+    padded = right_pad(rows, length, 0)
+    predict = np.array([row + [0.0] * (length - len(row)) for row in said], np.float32)
+    return TokenBatch(jnp.asarray(padded.tokens), jnp.asarray(padded.real), jnp.asarray(predict))
+
+
+def read_model(config: Any, folder: RunFolder) -> dict[str, Any]:
+    """Ask the published model with more and more examples, and tune a LoRA on the same ones.
+
+    Returns:
+      By task: `shown` {rule: [draws, len(model_shots)]}, and `tuned` {rate: [draws]} without an example in
+      the context, after a LoRA has learnt the largest number of them; shares of right answers.
+    """
+    model = load_published(config.model)
+    constants: dict[str, Any] = {}
+    part, constants = init_lora(
+        jax.random.key(config.seed), model.params, rank=8, targets=["*query", "*value"]
+    )
+    frozen = overlay(model.params, constants)
+    learner = make_lm_learner(model.lm, total_steps=config.model_steps)
+
+    @jax.jit
+    def tune(batch: TokenBatch, rate: Any) -> Params:
+        state = learner.init(jax.random.key(config.seed), LMHParams(rate), part, frozen)
+        step = lambda state, _: (learner.step(state, batch, frozen)[0], None)
+        return jax.lax.scan(step, state, None, config.model_steps)[0].params
+
+    def ask_all(name: str) -> dict[str, Any]:
+        task = load_task(name)
+        items, pool = read_items(task), read_items(task, "examples")
+        shown: dict[str, list[list[float]]] = {rule: [] for rule in RULES}
+        tuned: dict[str, list[float]] = {f"{rate:g}": [] for rate in config.model_rates}
+        none = ask(model, task, config, model.params, 0, 0)
+        for draw in range(config.model_draws):
+            rows = [none] + [ask(model, task, config, model.params, k, draw) for k in config.model_shots[1:]]
+            for rule in RULES:
+                shown[rule].append([row[rule] for row in rows])
+            most = max(config.model_shots)
+            examples = draw_examples(pool, items, most, seed=draw, balanced=True).examples
+            batch = as_batch(model, task, examples, config.model_length)
+            for rate in config.model_rates:
+                params = overlay(frozen, tune(batch, rate))
+                tuned[f"{rate:g}"].append(ask(model, task, config, params, 0, draw)["raw"])
+            print(f"{name}, draw {draw}: " + "; ".join(f"{r} {np.round(shown[r][-1], 3)}" for r in RULES))
+        return {"shown": shown, "tuned": tuned}
+
+    return {name: folder.once(f"model_{name}", ask_all, name) for name in config.model_tasks}
