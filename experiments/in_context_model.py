@@ -44,7 +44,7 @@ def ask(model: Published, task: Task, config: Any, params: Params, shots: int, s
 
 
 def as_batch(model: Published, task: Task, examples: Sequence[Item], length: int) -> TokenBatch:
-    """Return examples as rows [k, length], each behind a bare prompt, of which the answers alone are learnt."""
+    """Return examples as rows [k, length], each behind a bare prompt; the answers alone are learnt."""
     prompts = make_prompts(task, examples, [], model.tokenizer, room=length).prompts
     rows, said = [], []
     for item, prompt in zip(examples, prompts, strict=True):
