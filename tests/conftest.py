@@ -6,6 +6,12 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_runtest_setup(item):
+    """Compile without most optimisations, which take two thirds of the time of tests that compile more than
+    they run; `optimised` tests run for long, or measure what the compiler makes of a program."""
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimised") is None)
+
+
 @pytest.fixture(scope="session")
 def real_folder():
     """Where `make model` writes, or what $JAXRL_ALIGN_MODEL names; a test that needs it is slow."""

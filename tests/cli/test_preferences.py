@@ -89,6 +89,7 @@ def test_ratings_are_no_preferences(fails, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_dpo_on_a_published_model_writes_an_adapter_that_is_read_again(road, tmp_path, real_folder, capsys):
     out = tmp_path / "out"

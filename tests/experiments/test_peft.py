@@ -177,6 +177,7 @@ def test_peft_in_miniature(data, words, capsys):
         peft.main(peft.Config(**settings | {"ways": ("x",)}, out=str(data / "bad"), base=str(data / "run")))
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_published_model_is_tuned_in_turn(real_model, data, monkeypatch):
     from jaxrl_align.runtime.huggingface import find_model

@@ -52,6 +52,7 @@ def test_refuses_before_a_folder_is_made(tmp_path, change, message):
     assert not out.exists()
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_solves_cartpole_on_at_least_seven_of_eight_seeds(tmp_path):
     ppo.main(ppo.Config(out=str(tmp_path)))

@@ -70,6 +70,7 @@ def test_llamas_shapes_have_as_many_weights_as_published():
     )
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
     pytest.importorskip("safetensors")
@@ -86,6 +87,7 @@ def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
         memory.in_child(config, str(tmp_path / "none"), "full")
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_lora_and_qlora_are_held_against_each_other():
     """On the same batches; over kernels that 4 bits hold exactly they end alike."""
@@ -107,6 +109,7 @@ def test_lora_and_qlora_are_held_against_each_other():
     assert abs(result.mean) < 1e-3 and result.p < 0.05
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_four_bits_of_a_real_model_take_less_than_sixteen_and_those_less_than_all(real_model, tmp_path):
     from jaxrl_align.runtime.huggingface import find_model

@@ -230,6 +230,7 @@ def test_rlhf_trains_a_part_over_a_packed_base():
     assert jax.tree.structure(after.params) == jax.tree.structure(state.params)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_scanned_step_never_holds_the_dequantised_layers(remat):
@@ -248,6 +249,7 @@ def test_a_scanned_step_never_holds_the_dequantised_layers(remat):
     assert compiled.memory_analysis().temp_size_in_bytes <= 1.5 * 512 * 2048 * 4
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_published_model_is_loaded_and_tuned_in_little_memory(real_folder):
     """SmolLM2-135M, LoRA on every linear layer, 8 rows of 128; plain, its weights alone take 0.54 GB."""

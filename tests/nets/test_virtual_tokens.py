@@ -134,6 +134,7 @@ def test_generation_reads_a_prompt_and_never_hears_of_it(name):
     np.testing.assert_allclose(write(prefix)[0], log_prob, atol=1e-5)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_virtual_tokens_cost_their_passes_once_a_batch():
     """20 of them: 20 token passes a batch of 16, and none for a token that is written later."""

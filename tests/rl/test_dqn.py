@@ -243,6 +243,7 @@ PLAIN = make_dqn(probe_actor(CHAIN), capacity=80, batch_size=8, warmup_steps=20,
 plain_init, plain_step = jax.jit(PLAIN.init), jax.jit(PLAIN.step)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_true_loss_falls_as_dqn_trains():
     # A7: sum over s, a of (Q* - Q)^2, computable because the process is known.
@@ -442,6 +443,7 @@ def updates_to_solve(prioritised, n=8, limit=40_000):
     return np.asarray(jax.jit(jax.vmap(member))(jax.random.split(jax.random.key(0), 8)))
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_prioritised_replay_needs_fewer_updates_on_the_blind_cliffwalk():
     uniform, prioritised = updates_to_solve(False), updates_to_solve(True)

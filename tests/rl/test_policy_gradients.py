@@ -116,6 +116,7 @@ def test_a2c_finds_the_best_actions_and_their_values():
     np.testing.assert_allclose(state.params["value"][:2], [1.8, 2.0], atol=0.1)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("critic", ["sarsa", "max"])
 def test_the_critic_of_actions_learns_the_policys_q_or_the_optimal_one(critic):
@@ -161,6 +162,7 @@ def kl_learner(**settings):
     return make_ppo_kl(actor, segment_length=1, minibatches=2, **settings)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_adaptive_coefficient_holds_the_kl_near_its_target():
     hparams = PPOKLHParams(learning_rate=3e-3, kl_coef=0.1, kl_target=0.01)
@@ -172,6 +174,7 @@ def test_the_adaptive_coefficient_holds_the_kl_near_its_target():
     np.testing.assert_allclose(steps, np.where(kl > 0.015, 2.0, np.where(kl < 0.01 / 1.5, 0.5, 1.0)))
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_large_coefficient_holds_the_policy_where_it_was():
     learner = kl_learner(adaptive=False)
@@ -183,6 +186,7 @@ def test_a_large_coefficient_holds_the_policy_where_it_was():
     np.testing.assert_allclose(held["policy/kl_coef"], 300.0)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("distribution", [DiagonalGaussian, TanhGaussian])
 def test_continuous_actions_find_their_target(distribution):
@@ -208,6 +212,7 @@ def test_continuous_actions_find_their_target(distribution):
         np.testing.assert_allclose(mean, 0.6, atol=0.1)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_several_choices_at_once_open_the_lock():
     """Independent wheels: the best action is (2, 0, 3), and what a wheel lacks is never drawn."""

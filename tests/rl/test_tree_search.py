@@ -121,6 +121,7 @@ def model(state, action):
     return MDP.reward[state, action, after], 1.0 - MDP.terminal[after], after
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_network_learns_from_its_plans():
     actor = gym.make_actor(make_tabular_environment(MDP), NET, num_envs=4, num_steps=4)

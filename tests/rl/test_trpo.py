@@ -84,6 +84,7 @@ def test_a_step_that_is_too_long_is_shortened_and_one_that_cannot_rise_is_not_ta
         jax.tree.map(np.testing.assert_array_equal, step.params, POLICY)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_no_update_leaves_the_trust_region_and_cartpole_improves():
     """Four members of usual size: there the scipy-like solver that ships with jax failed."""
@@ -113,6 +114,7 @@ def test_trpo_finds_the_best_actions_and_their_values():
     np.testing.assert_allclose(state.params["value"][:2], [1.8, 2.0], atol=0.1)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_trpo_moves_continuous_actions_to_their_target_member_by_member():
     net = make_gaussian_net((1,), hidden=(8,))

@@ -249,6 +249,7 @@ def test_the_real_model_is_where_the_variable_says(tmp_path, monkeypatch):
     assert find_model() == tmp_path
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_real_model_has_its_published_shape(real_model):
     config = real_model.config
@@ -258,6 +259,7 @@ def test_the_real_model_has_its_published_shape(real_model):
     assert sum(leaf.size for leaf in jax.tree.leaves(real_model.params)) == 134_515_008
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_real_model_knows_the_capital_of_france(real_model):
     lm, question = make_transformer(real_model.config), "What is the capital of France?"
@@ -271,6 +273,7 @@ def test_the_real_model_knows_the_capital_of_france(real_model):
     assert answer.stopped
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_real_model_finds_34_the_likeliest_after_13_and_21(real_model):
     """Among the probe's candidates; free to write anything, it goes on with 28."""

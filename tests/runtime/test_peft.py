@@ -425,6 +425,7 @@ def test_a_configuration_of_no_family_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_lora_on_a_published_model_comes_back(real_model, tmp_path):
     tuning = nets.init_lora(jax.random.key(0), real_model.params, rank=8, targets=("*query", "*value"))
