@@ -2,7 +2,13 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
+
+from jaxrl_align import nets
+from jaxrl_align.evaluate import load_task, run_task
+from jaxrl_align.runtime.huggingface import load_model, save_adapter
 
 TASK = """
 name = "colours"
@@ -88,3 +94,23 @@ def test_every_task_count_of_examples_and_rule_is_a_row_and_a_file(road, task, t
 def test_errors_take_one_line(fails, flags, message):
     code, line = fails(f"evaluate --model tiny {flags}")
     assert code == 2 and line.startswith("error: ") and message in line
+
+
+def test_an_adapter_is_laid_over_its_base(road, task, workshop, tmp_path):
+    model = load_model(workshop / "tiny")
+    part, constants = nets.init_lora(jax.random.key(0), model.params, rank=2, alpha=4)
+    part = jax.tree.map(lambda leaf: leaf + 0.5, part)
+    base = nets.overlay(model.params, constants)
+    save_adapter(tmp_path / "adapter", model.config, base, part, base_name=str(workshop / "tiny"))
+    scores = {}
+    for name in (str(tmp_path / "adapter"), "tiny"):
+        road("evaluate --model", name, "--tasks", task, "--out", tmp_path / "out")
+        scores[name] = [
+            i["log_probs"] for i in json.loads((tmp_path / "out/colours_0_raw.json").read_text())["items"]
+        ]
+    lm = nets.make_transformer(model.config)
+    ours = run_task(load_task(task), lm, nets.merge(nets.overlay(base, part)), model.tokenizer)
+    np.testing.assert_allclose(
+        scores[str(tmp_path / "adapter")], [i.log_probs for i in ours.items], atol=1e-4
+    )
+    assert not np.allclose(*scores.values(), atol=1e-2)
