@@ -308,12 +308,14 @@ def test_metrics_of_texts_read_what_the_options_say():
 
 def test_labels_that_are_missing_or_many():
     assert measure("f1", [1, None, 0], [1, 1, 0]).value == pytest.approx(2 / 3)
+    assert measure("macro_f1", [None, 1], [0, 1]).value == pytest.approx(1 / 3), "a class of its own"
     assert measure("macro_f1", [0, 1], [(0, 1), (0, 1)]).value == 1.0
     assert measure("matthews", [0, 1], [(1,), (0,)]).value == -1.0
 
 
 def test_groups_and_names():
     assert measure("accuracy", [1, 1, 0, 0], [1, 1, 1, 1], groups=["a", "a", "b", "b"]).kind == "range"
+    assert measure("token_f1", ["a b", "c", "d"], ["a b", "c", "x"], groups=["a", "a", "b"]).kind == "range"
     assert measure("group_exact_match", [1, 1, 0], [1, 1, 1], groups=["a", "a", "b"]).value == 0.5
     with pytest.raises(ValueError, match="needs the items' groups"):
         measure("group_exact_match", [1], [1])
