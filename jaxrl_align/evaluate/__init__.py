@@ -1,4 +1,4 @@
-"""Evaluation of trained models: the likelihood of texts and options, judged pairs, n-gram models to compare."""
+"""Evaluation of trained models: likelihoods of texts and options, judged pairs, n-grams to compare with."""
 
 from jaxrl_align.evaluate.choices import (
     Choices,
@@ -17,8 +17,9 @@ from jaxrl_align.evaluate.stop_strings import cut_at, make_text_writer
 
 # fmt: off
 __all__ = [
-    "Choices", "NGrams", "OptionScores", "PairReport", "adjust_scores", "choose_option", "count_ngrams", "cut_at",
-    "encode_choices", "encode_pairs", "encode_texts", "make_option_scorer", "make_scorer", "make_text_writer",
-    "ngram_log_probs", "rank_of", "report_pairs", "share_prefix", "share_preferred", "text_log_prob",
+    "Choices", "NGrams", "OptionScores", "PairReport", "adjust_scores", "choose_option", "count_ngrams",
+    "cut_at", "encode_choices", "encode_pairs", "encode_texts", "make_option_scorer", "make_scorer",
+    "make_text_writer", "ngram_log_probs", "rank_of", "report_pairs", "share_preferred", "share_prefix",
+    "text_log_prob",
 ]
 # fmt: on
