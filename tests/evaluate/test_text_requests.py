@@ -42,6 +42,12 @@ def test_whole_texts(case):
 
 def test_written_texts(case):
     scorer, answers = case
+    assert scorer.write(PROMPTS[:2]) == answers["written"][:2]
+
+
+@pytest.mark.slow
+def test_written_texts_of_many_settings(case):
+    scorer, answers = case
     assert scorer.write(PROMPTS) == answers["written"]
 
 
