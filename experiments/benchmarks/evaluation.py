@@ -10,8 +10,8 @@ Aims, in times the peer's rate: 1,000 items on GPT-2's layout (4 layers of 128, 
 on SmolLM2-135M 2 and 2.
 
 Measured (`python experiments/benchmarks/evaluation.py --real-items 32 --rounds 3 --peers PYTHON`; two CPU
-cores, not idle throughout; torch 2.13.0 with two threads, transformers 5.24.0, lm-eval 0.4.13; medians and the
-range over the rounds):
+cores, not idle throughout; torch 2.13.0 with two threads, transformers 5.24.0, lm-eval 0.4.13; medians and
+the range over the rounds):
 
     small, tokens    464 items/s; transformers 97.7: 4.43 times [4.26, 4.75]
            texts     478; lm-eval 77.9: 5.80 times [4.97, 6.96]
