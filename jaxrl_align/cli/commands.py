@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_align.cli import choosing, convert, scoring, serve
+from jaxrl_align.cli import choosing, convert, evaluation, scoring, serve
 from jaxrl_align.cli.config_files import suggest, with_config
 from jaxrl_align.cli.runs import direct_losses, fine_tuning, online_methods, reward_models
 from jaxrl_align.runtime.cli import has_field, parse, user_errors
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(serve.Generate, serve.run_generate),
     "chat": Command(serve.Chat, serve.run_chat),
     "score": Command(scoring.ScoreRows, scoring.run_score),
+    "evaluate": Command(evaluation.Evaluate, evaluation.run_evaluate),
     "merge": Command(convert.Merge, convert.run_merge),
     "import": Command(convert.Import, convert.run_import),
 }

@@ -23,6 +23,12 @@ def cache_folder() -> Path:
     return Path(root) / "jaxrl_align"
 
 
+def find_own_file(name: str) -> Path | None:
+    """Return the path of a file in the user's own folder, `$JAXRL_ALIGN_DATA`, or None."""
+    own = os.environ.get(DATA_VARIABLE)
+    return path if own and (path := Path(own) / name).is_file() else None
+
+
 def find_file(file: DataFile) -> Path:
     """Return the file's path, from `$JAXRL_ALIGN_DATA`, the cache or its URL, whichever has it first.
 
@@ -36,7 +42,7 @@ def find_file(file: DataFile) -> Path:
       ImportError: a download needs the `data` extra.
     """
     own = os.environ.get(DATA_VARIABLE)
-    if own and (path := Path(own) / file.name).is_file():
+    if (path := find_own_file(file.name)) is not None:
         return path
     target = cache_folder() / file.name
     try:

@@ -47,6 +47,9 @@ class Tokenizer:
         """Number of rows that an embedding needs: the largest id and one, special tokens included."""
         self.pad_token, self.stop_token = (self._id(name) for name in ("pad_token", "eos_token"))
         """Ids; None where the tokenizer has no such token."""
+        start = backend.token_to_id(special.get("bos_token", ""))
+        self.start_token: int | None = self.stop_token if start is None else start
+        """Id of what stands before an empty text: the BOS, else the stop token; None without either."""
 
     def _id(self, name: str) -> int | None:
         if name not in self.special:
@@ -56,23 +59,30 @@ class Tokenizer:
             raise ValueError(f"{name} must be in the vocabulary; got {self.special[name]!r}")
         return found
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
+    def encode(self, text: str, *, special: bool = True, marked: bool = False) -> list[int]:
         """Return the token ids of a text.
 
         Args:
           text: a whole text, or a piece of one.
           special: with what the tokenizer itself puts around every text, such as a BOS; False for a piece
             that follows another.
+          marked: a special token that the text spells is one, as a chat template writes them.
 
         Raises:
           ValueError: for a character outside a character tokenizer's vocabulary.
         """
-        return self.encode_batch([text], special=special)[0]
+        return self.encode_batch([text], special=special, marked=marked)[0]
 
-    def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Sequence[str], *, special: bool = True, marked: bool = False
+    ) -> list[list[int]]:
         """Return the token ids of many texts, each as `encode` does."""
         texts = list(texts)
-        rows = [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=special)]
+        self._backend.encode_special_tokens = not marked
+        try:
+            rows = [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=special)]
+        finally:
+            self._backend.encode_special_tokens = True
         if getattr(self._backend.model, "unk_token", None) == PAD:
             for text, row in zip(texts, rows, strict=True):
                 if self.pad_token in row:

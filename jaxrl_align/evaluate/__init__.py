@@ -1,4 +1,4 @@
-"""Evaluation of trained models: likelihoods, tasks' metrics, calibration, judged pairs, n-gram models to compare."""
+"""Evaluation of trained models: tasks and their metrics, likelihoods of texts and options, judged pairs."""
 
 from jaxrl_align.evaluate.calibration import (
     Platt,
@@ -10,9 +10,35 @@ from jaxrl_align.evaluate.calibration import (
     option_probs,
     selective_accuracy,
 )
+from jaxrl_align.evaluate.choices import (
+    Choices,
+    OptionScores,
+    adjust_scores,
+    choose_option,
+    encode_choices,
+    encode_pairs,
+    make_option_scorer,
+    share_prefix,
+)
+from jaxrl_align.evaluate.item_metrics import Measured, measure
 from jaxrl_align.evaluate.judged_pairs import PairReport, report_pairs
 from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred, text_log_prob
 from jaxrl_align.evaluate.ngrams import NGrams, count_ngrams, ngram_log_probs
+from jaxrl_align.evaluate.run_task import ItemResult, TaskResult, run_task
+from jaxrl_align.evaluate.shots import (
+    DrawnExamples,
+    Prompt,
+    Prompts,
+    TaggedPrompt,
+    check_examples,
+    draw_examples,
+    few_shot_prompt,
+    make_prompts,
+    plain_prompt,
+    user_based_prompt,
+)
+from jaxrl_align.evaluate.stop_strings import cut_at, make_text_writer
+from jaxrl_align.evaluate.task_format import Task, find_tasks, load_task, shipped_tasks
 from jaxrl_align.evaluate.task_metrics import (
     GROUPED,
     METRICS,
@@ -29,6 +55,7 @@ from jaxrl_align.evaluate.task_metrics import (
     right_answers,
     spearman,
 )
+from jaxrl_align.evaluate.tasks import Item, extract_answer, read_items
 from jaxrl_align.evaluate.text_overlap import (
     Overlap,
     exact_match,
@@ -41,11 +68,18 @@ from jaxrl_align.evaluate.text_overlap import (
 
 # fmt: off
 __all__ = [
-    "GROUPED", "METRICS", "Measure", "NGrams", "Overlap", "PairReport", "Platt", "SelectiveAccuracy", "accuracy",
-    "benchmark_score", "binary_f1", "brier_score", "calibration_bins", "corpus_bits_per_byte",
-    "corpus_perplexity", "count_ngrams", "encode_texts", "exact_match", "expected_calibration_error", "fit_platt",
-    "group_exact_match", "macro_f1", "make_scorer", "matthews", "ngram_log_probs", "normalise_answer",
-    "normalised_match", "option_probs", "pearson", "rank_of", "report_pairs", "right_answers", "rouge_l",
-    "rouge_n", "selective_accuracy", "share_preferred", "spearman", "text_log_prob", "token_f1",
+    "Choices", "DrawnExamples", "GROUPED", "Item", "ItemResult", "METRICS", "Measure", "Measured",
+    "NGrams", "OptionScores", "Overlap", "PairReport", "Platt", "Prompt", "Prompts",
+    "SelectiveAccuracy", "TaggedPrompt", "Task", "TaskResult", "accuracy", "adjust_scores",
+    "benchmark_score", "binary_f1", "brier_score", "calibration_bins", "check_examples",
+    "choose_option", "corpus_bits_per_byte", "corpus_perplexity", "count_ngrams", "cut_at",
+    "draw_examples", "encode_choices", "encode_pairs", "encode_texts", "exact_match",
+    "expected_calibration_error", "extract_answer", "few_shot_prompt", "find_tasks", "fit_platt",
+    "group_exact_match", "load_task", "macro_f1", "make_option_scorer", "make_prompts", "make_scorer",
+    "make_text_writer", "matthews", "measure", "ngram_log_probs", "normalise_answer",
+    "normalised_match", "option_probs", "pearson", "plain_prompt", "rank_of", "read_items",
+    "report_pairs", "right_answers", "rouge_l", "rouge_n", "run_task", "selective_accuracy",
+    "share_preferred", "share_prefix", "shipped_tasks", "spearman", "text_log_prob", "token_f1",
+    "user_based_prompt",
 ]
 # fmt: on

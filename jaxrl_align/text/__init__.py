@@ -10,12 +10,17 @@ from jaxrl_align.text.generation import (
     generate,
     sampling_logits,
 )
-from jaxrl_align.text.shared_prompt import completion_log_probs, encode_completions
+from jaxrl_align.text.shared_prompt import (
+    completion_log_probs,
+    count_virtual_tokens,
+    encode_completions,
+    read_shared_tokens,
+)
 
 # fmt: off
 __all__ = [
     "Completion", "DecodeState", "Filters", "Response", "TextConfig", "as_written",
-    "completion_log_probs", "encode_completions", "filter_logits", "generate", "make_completer",
-    "make_streamer", "sampling_logits", "stream",
+    "completion_log_probs", "count_virtual_tokens", "encode_completions", "filter_logits", "generate",
+    "make_completer", "make_streamer", "read_shared_tokens", "sampling_logits", "stream",
 ]
 # fmt: on

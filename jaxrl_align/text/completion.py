@@ -28,6 +28,7 @@ from jaxrl_align.text.generation import (
     read_prompt,
     read_token,
 )
+from jaxrl_align.text.shared_prompt import count_virtual_tokens
 from jaxrl_align.types import PaddedTokens, Params
 
 
@@ -42,12 +43,17 @@ class Completion(NamedTuple):
     """True if a stop token ended it, rather than the length."""
 
 
-def bucket_length(length: int, smallest: int = 16) -> int:
-    """Return the next power of two, at least `smallest`: prompts of many lengths share few programs."""
-    return max(smallest, 1 << (length - 1).bit_length())
+def bucket_length(length: int, smallest: int = 16, steps: int = 1) -> int:
+    """Return the next of few lengths, at least `smallest`, so that many lengths share few programs.
+
+    They are the powers of two or, with `steps` above 1, that many from each power to the next.
+    """
+    power = 1 << (length - 1).bit_length()
+    unit = max(power // (2 * steps), 1)
+    return max(smallest, -(-length // unit) * unit)
 
 
-def _check_tokens(lm: LanguageModel, stop_tokens: Sequence[int], pad_token: int | None) -> int:
+def check_special_tokens(lm: LanguageModel, stop_tokens: Sequence[int], pad_token: int | None) -> int:
     """Check the special tokens and return the one that fills up."""
     size = lm.config.vocab_size
     named = [*stop_tokens, *([] if pad_token is None else [pad_token])]
@@ -64,17 +70,23 @@ def _check_tokens(lm: LanguageModel, stop_tokens: Sequence[int], pad_token: int 
     return stop_tokens[0] if pad_token is None else pad_token
 
 
-def _check_prompts(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], response_length: int, pad_token: int
+def pad_prompts(
+    lm: LanguageModel,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    response_length: int,
+    pad_token: int,
 ) -> PaddedTokens:
     """Check prompts and return them as [B, P], P the bucket of the longest."""
     longest = max(map(len, prompts), default=0)
     if not len(prompts) or not min(map(len, prompts)):
         raise ValueError("every prompt must hold at least one token; give a start token for an empty one")
-    if longest + response_length > lm.config.context:
+    virtual = count_virtual_tokens(params)
+    if virtual + longest + response_length > lm.config.context:
+        before = f" behind {virtual} virtual tokens" if virtual else ""
         raise ValueError(
             f"prompt and response must fit the context of {lm.config.context} tokens; got a prompt of "
-            f"{longest} and response_length={response_length}; shorten one of them"
+            f"{longest}{before} and response_length={response_length}; shorten one of them"
         )
     rows = left_pad(prompts, bucket_length(longest), pad_token)
     check_tokens("tokens of prompts", rows.tokens, lm.config.vocab_size)
@@ -108,7 +120,7 @@ def make_completer(
     Raises:
       ValueError: for no stop token, a token outside the vocabulary, or padding that is a stop token.
     """
-    fill = _check_tokens(lm, stop_tokens, pad_token)
+    fill = check_special_tokens(lm, stop_tokens, pad_token)
 
     @jax.jit
     def program(params: Any, rows: Any, keys: Any, temperature: Any) -> Response:
@@ -132,7 +144,7 @@ def make_completer(
         temperature: float = 1.0,
     ) -> list[Completion]:
         check_temperature(temperature)
-        rows = _check_prompts(lm, prompts, response_length, fill)
+        rows = pad_prompts(lm, params, prompts, response_length, fill)
         keys = jax.random.split(key, len(prompts))
         response = program(params, rows, keys, jnp.float32(temperature))
         tokens, log_prob, _, mask = map(np.asarray, response)
@@ -183,7 +195,7 @@ def make_streamer(
     Raises:
       ValueError: as `make_completer`.
     """
-    fill = _check_tokens(lm, stop_tokens, pad_token)
+    fill = check_special_tokens(lm, stop_tokens, pad_token)
     shape = lambda prompt: TextConfig(prompt.tokens.shape[0], response_length, stop_tokens[0], fill)
 
     @jax.jit
@@ -204,7 +216,7 @@ def make_streamer(
         params: Params, prompt: Sequence[int], key: chex.PRNGKey, temperature: float = 1.0
     ) -> Iterator[int]:
         check_temperature(temperature)
-        rows = _check_prompts(lm, [prompt], response_length, fill)
+        rows = pad_prompts(lm, params, [prompt], response_length, fill)
         padded = jax.tree.map(lambda x: jnp.asarray(x[0]), rows)
         state = read(params, padded, jax.random.split(key, 1)[0])
         first = len(padded.tokens)

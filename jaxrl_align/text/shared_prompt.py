@@ -1,5 +1,7 @@
 """Several completions of one prompt, read side by side in one row: the prompt is computed once for all."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -51,6 +53,38 @@ def completion_log_probs(
     before = _places_before(prompt, completions).reshape(-1)
     log_prob = token_log_prob(lm.logits(params, hidden[before]), completions.tokens.reshape(-1))
     return jnp.where(completions.real > 0, log_prob.reshape(completions.real.shape), 0.0)
+
+
+def read_shared_tokens(lm: LanguageModel, params: Params, tokens: Sequence[int] | jax.Array) -> Params:
+    """Return parameters under which every sequence goes on from these tokens, which are read here, once.
+
+    They come before all else, behind virtual tokens that the parameters have already, as keys and values in
+    every layer that all rows of a batch share (`nets.init_prefix`), and count as positions.
+
+    Args:
+      lm: the language model.
+      params: its parameters; they are not changed, and the result shares their leaves.
+      tokens: [n] at least one.
+    """
+    tokens = jnp.asarray(tokens, jnp.int32)
+    count = tokens.shape[0]
+    read = lm.encode(params, tokens, jnp.ones(count), lm.init_cache(count), 0, jnp.arange(count))[1]
+    both = [read[:2]] if read.prefix is None else [read.prefix[:2], read[:2]]
+    key, value = (jnp.concatenate(leaves, 2) for leaves in zip(*both, strict=True))
+    flat = lambda x: jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
+    without = lambda tree, left_out: {name: leaf for name, leaf in tree.items() if name != left_out}
+    layers = without(params["layers"], "prefix") | {"prefix": {"key": flat(key), "value": flat(value)}}
+    return without(params, "prompt") | {"layers": layers}
+
+
+def count_virtual_tokens(params: Params) -> int:
+    """Return how many virtual tokens come before all others: of a prompt, of a prefix, or none."""
+    if not isinstance(params, Mapping):
+        return 0
+    if "prompt" in params:
+        return params["prompt"]["table"].shape[0]
+    prefix = params.get("layers", {}).get("prefix")
+    return 0 if prefix is None else prefix["key"].shape[1]
 
 
 def last_place(real: jax.Array) -> jax.Array:

@@ -1,0 +1,205 @@
+"""The items of a task: the rows that its file names, each with its input, its options and the right answer.
+
+task = load_task("sst2")  # or the path of your own file
+for item in read_items(task, "test"): ...
+"""
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from jaxrl_align.evaluate.task_format import NUMBERS, Derived, Options, Task
+from jaxrl_align.evaluate.task_rows import Row, read_rows
+
+_NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?|-?\.\d+")
+
+
+class Item(NamedTuple):
+    """A row of a task, ready for a prompt."""
+
+    fields: Mapping[str, Any]
+    """The row's, with the derived ones."""
+    input: str
+    options: tuple[str, ...]
+    """Of a choice or a pair, else empty."""
+    answer: int | float | str | tuple[int, ...] | tuple[str, ...]
+    """The right option's place from 0 (several, if all are right), a number, or the right text or texts."""
+    place: str
+    """`file:line`."""
+    group: str | None
+    """Of items that share a source."""
+
+
+def read_items(task: Task, split: Literal["test", "examples"] = "test") -> list[Item]:
+    """Return the items of a split, in the files' order.
+
+    Raises:
+      FileNotFoundError, ImportError: a file is nowhere; see `task_rows.read_rows`.
+      ValueError: with file and line, for a field that a row lacks, a label outside the options, and options
+        that are empty or alike; for a split that the task lacks.
+    """
+    if split not in ("test", "examples"):
+        raise ValueError(f'split must be "test" or "examples"; got {split!r}')
+    files = task.test if split == "test" else task.examples
+    if not files:
+        raise ValueError(
+            f"{task.path} must name rows to draw examples from, [[examples]]; it has none; take shots=0"
+        )
+    items: list[Item] = []
+    for file in files:
+        for row in read_rows(file, task.path.parent):
+            try:
+                items.append(_make_item(task, row, len(items)))
+            except ValueError as error:
+                raise ValueError(f"{row.place}: {error}") from error
+    return items
+
+
+def extract_answer(extractor: str, text: str) -> str | None:
+    """Return the answer in a generated text, or None where there is none.
+
+    Args:
+      extractor: see `Answer.extractor`.
+      text: what the model wrote.
+    """
+    if extractor == "all":
+        return text.strip() or None
+    if extractor == "first line":
+        return next((line.strip() for line in text.split("\n") if line.strip()), None)
+    if extractor in NUMBERS:
+        found = _NUMBER.findall(text)
+        return _plain_number(found[NUMBERS[extractor]]) if found else None
+    matches = list(re.finditer(extractor, text))
+    return (matches[-1][1 if matches[-1].re.groups else 0] or "").strip() or None if matches else None
+
+
+def _plain_number(text: str) -> str:
+    """Return a number without commas, and without decimals that are 0."""
+    value = float(text.replace(",", ""))
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def _make_item(task: Task, row: Row, number: int) -> Item:
+    fields = dict(row.fields)
+    for name, derived in task.derived.items():
+        fields[name] = _derive(derived, fields)
+    group = fill(task.group, fields) if task.group else None
+    text = fill(task.template, fields)
+    if task.answer is not None and task.kind == "generate":
+        gold = look_up(fields, task.answer.field)
+        texts = tuple(_as_text(g) for g in (gold if isinstance(gold, list) else [gold]))
+        if task.answer.extractor in NUMBERS:
+            texts = tuple(extract_answer(task.answer.extractor, t) or "" for t in texts)
+        if not texts or not all(texts):
+            raise ValueError(f"the answer {task.answer.field!r} must be a text, or a number; got {gold!r}")
+        return Item(fields, text, (), texts if isinstance(gold, list) else texts[0], row.place, group)
+    assert task.options is not None
+    options = _options_of(task.options, fields)
+    if task.kind == "pair":
+        # The right text moves from place to place, so that a tie is no hit for always being first.
+        right = number % len(options)
+        options = (*options[1 : right + 1], options[0], *options[right + 1 :])
+        return Item(fields, text, options, right, row.place, group)
+    return Item(fields, text, options, _right_option(task.options, options, fields), row.place, group)
+
+
+def _options_of(options: Options, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the texts of a row's options."""
+    if options.choices:
+        return tuple(options.choices.values())
+    if options.numbers:
+        return tuple(map(str, options.numbers))
+    if options.pattern:
+        texts = [m[0] for m in re.finditer(options.pattern, look_up(fields, options.within), re.M)]
+    else:
+        listed = (
+            look_up(fields, options.list) if options.list else [look_up(fields, f) for f in options.fields]
+        )
+        texts = [_as_text(text) for text in (listed if isinstance(listed, list) else [listed])]
+    # A name that a passage mentions twice is one option.
+    found = tuple(dict.fromkeys(texts)) if options.list else tuple(texts)
+    if len(found) < 2 or not all(text.strip() for text in found) or len(set(found)) < len(found):
+        raise ValueError(
+            f"options must be at least two, none empty and none alike; got {list(found)}; correct the row, "
+            "or name it in `left_out`"
+        )
+    return found
+
+
+def _right_option(options: Options, texts: Sequence[str], fields: Mapping[str, Any]) -> Any:
+    label = look_up(fields, options.label)
+    if options.numbers:
+        try:
+            return float(label)
+        except (TypeError, ValueError):
+            raise ValueError(f"the label {options.label!r} must be a number; got {label!r}") from None
+    known = {key: i for i, key in enumerate(options.choices)} or {
+        **{str(i): i for i in range(len(texts))},
+        **{text: i for i, text in enumerate(texts)},
+    }
+    labels = [_as_text(one) for one in (label if isinstance(label, list) else [label])]
+    for one in labels:
+        if one not in known:
+            wanted = list(options.choices or texts)
+            raise ValueError(
+                f"the label {options.label!r} must be one of {wanted}; got {one!r}; correct the row, "
+                "or name it in `left_out`"
+            )
+    if not labels:
+        raise ValueError(f"the label {options.label!r} must name a right option; got an empty list")
+    places = tuple(dict.fromkeys(known[one] for one in labels))
+    return places if isinstance(label, list) else places[0]
+
+
+def _derive(derived: Derived, fields: Mapping[str, Any]) -> Any:
+    value = look_up(fields, derived.of)
+    if derived.spans_of:
+        text = look_up(fields, derived.spans_of)
+        return [text[span["start"] : span["end"] + 1] for span in value]
+    text = _as_text(value)
+    if derived.values:
+        if text not in derived.values:
+            raise ValueError(f"the field {derived.of!r} must be one of {list(derived.values)}; got {text!r}")
+        return derived.values[text]
+    if derived.pattern:
+        found = re.search(derived.pattern, text)
+        if found is None:
+            raise ValueError(f"the field {derived.of!r} must match {derived.pattern!r}; got {text[:60]!r}")
+        text = found[1 if found.re.groups else 0]
+    return re.sub(derived.remove, "", text) if derived.remove else text
+
+
+def fill(template: str, fields: Mapping[str, Any]) -> str:
+    """Return a template with each `{field}` replaced; `{{` and `}}` are braces.
+
+    Raises:
+      ValueError: for a field that is not there.
+    """
+    parts = string.Formatter().parse(template)
+    return "".join(
+        before + ("" if name is None else _as_text(look_up(fields, name))) for before, name, _, _ in parts
+    )
+
+
+def look_up(fields: Mapping[str, Any], name: str) -> Any:
+    """Return a field, dotted where it lies inside another; behind a list, that field of all entries.
+
+    Raises:
+      ValueError: for a field that is not there.
+    """
+    value: Any = fields
+    for part in [name] if name in fields else name.split("."):
+        inside = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, Mapping) and part in one for one in inside):
+            there = ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)[:60]
+            raise ValueError(
+                f"the task wants the field {name!r}; got {there}; correct the task file or the rows"
+            )
+        value = [one[part] for one in inside] if isinstance(value, list) else value[part]
+    return value
+
+
+def _as_text(value: Any) -> str:
+    """Return a field as text; true and false as JSON writes them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

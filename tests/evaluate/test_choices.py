@@ -1,0 +1,253 @@
+"""Options scored in packed rows, against each read alone, one at a time, without padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.data.tokenizers import Tokenizer, byte_tokenizer, train_bpe
+from jaxrl_align.evaluate import choices
+from jaxrl_align.evaluate.choices import (
+    Choices,
+    OptionScores,
+    adjust_scores,
+    choose_option,
+    encode_choices,
+    encode_pairs,
+    make_option_scorer,
+    share_prefix,
+)
+from jaxrl_align.nets.adapters import overlay
+from jaxrl_align.nets.transformer import TransformerConfig, init_prompt, make_transformer
+from tests.tiny import LM, PARAMS, VOCAB, bits, disturb
+
+RNG = np.random.default_rng(0)
+ids = lambda n: tuple(RNG.integers(2, VOCAB, n).tolist())
+ITEMS = [
+    Choices(ids(9), (ids(3), ids(1), ids(5))),
+    Choices(ids(4), (ids(1), ids(1))),
+    Choices(ids(23), (ids(4),)),
+    Choices(ids(1), (ids(2), ids(2), ids(6), ids(1))),
+    Choices(ids(12), ((3,), (4,), (5, 6))),
+]
+PREFIX = ids(11)
+WINDOWED = TransformerConfig(VOCAB, 16, 2, 2, 80, positions="rotary", window=5, window_layers=(1,))
+
+
+def read_alone(lm, params, items, prefix=()):
+    """Return log-probabilities and greedy flags, one option at a time, padded behind it to one length."""
+    read = jax.jit(lambda row: jax.nn.log_softmax(lm.logits(params, lm.encode(params, row)[0])))
+    found = []
+    for context, options in items:
+        before = (*prefix, *context)
+        log_prob, greedy = [], []
+        for option in options:
+            row = jnp.array([*before, *option, *[0] * (60 - len(before) - len(option))])
+            table = np.asarray(read(row), np.float64)[len(before) - 1 :][: len(option)]
+            log_prob.append(table[np.arange(len(option)), option].sum())
+            greedy.append(bool((table.argmax(-1) == option).all()))
+        found.append(OptionScores(np.array(log_prob), np.array(greedy)))
+    return found
+
+
+def check_equal(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.log_prob, b.log_prob, atol=1e-5)
+        assert a.greedy.tolist() == b.greedy.tolist()
+
+
+def likeliest(params, context, length, lm=LM):
+    """Return what greedy decoding writes."""
+    row = list(context)
+    for _ in range(length):
+        padded = jnp.array([*row, *[0] * (60 - len(row))])
+        row.append(int(jnp.argmax(lm.logits(params, _encode(params, padded)[len(row) - 1]))))
+    return tuple(row[len(context) :])
+
+
+_encode = jax.jit(lambda params, row: LM.encode(params, row)[0])
+
+
+@pytest.fixture(scope="module")
+def score():
+    return make_option_scorer(LM)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return read_alone(LM, PARAMS, ITEMS)
+
+
+def test_options_score_as_each_read_alone(score, alone):
+    check_equal(score(PARAMS, ITEMS), alone)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_batches_and_company_change_nothing(batch_size, alone):
+    score = make_option_scorer(LM, batch_size=batch_size)
+    check_equal(score(PARAMS, ITEMS), alone)
+    check_equal(score(PARAMS, ITEMS[3:4]), alone[3:4])
+
+
+def test_many_options_take_several_rows_and_many_places_several_blocks(monkeypatch, alone):
+    monkeypatch.setattr(choices, "ROW_OPTIONS", 6)
+    monkeypatch.setattr(choices, "BLOCK_LOGITS", 4 * VOCAB)
+    monkeypatch.setattr(choices, "BATCH_TOKENS", 20)
+    seen = []
+    spy = LM._replace(logits=lambda params, hidden: seen.append(hidden.shape[0]) or LM.logits(params, hidden))
+    check_equal(make_option_scorer(spy)(PARAMS, ITEMS), alone)
+    assert max(seen) == 4, "logits of a block at a time, never of a context"
+
+
+def test_what_greedy_decoding_writes_is_marked(score):
+    written = likeliest(PARAMS, ITEMS[0].context, 3)
+    wrong = (*written[:2], (written[2] + 1) % VOCAB)
+    late = ((written[0] + 1) % VOCAB, *written[1:])
+    (found,) = score(PARAMS, [Choices(ITEMS[0].context, (wrong, written, late, written[:1]))])
+    assert found.greedy.tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("config", [LM.config, WINDOWED], ids=["learned", "rotary, window"])
+def test_a_prefix_read_once_is_the_same_as_in_every_row(config):
+    lm = make_transformer(config)
+    params = disturb(lm.init(jax.random.key(5)), jax.random.key(6), 0.3)
+    before, score = bits(params), make_option_scorer(lm)
+    found = score(params, ITEMS, PREFIX)
+    assert bits(params) == before
+    check_equal(found, read_alone(lm, params, ITEMS, PREFIX))
+
+
+def test_a_prefix_serves_items_without_a_context(score):
+    items = [Choices((), ((5, 6), (7,))), ITEMS[1]]
+    check_equal(score(PARAMS, items, PREFIX), read_alone(LM, PARAMS, items, PREFIX))
+
+
+def test_virtual_tokens_come_before_the_prefix(score):
+    """Prompt tuning started from tokens is the same as reading these."""
+    own = (4, 9, 2)
+    prompt = init_prompt(jax.random.key(0), PARAMS, length=3, start=own).part
+    found = score(overlay(PARAMS, prompt), ITEMS[:2], PREFIX)
+    check_equal(found, read_alone(LM, PARAMS, ITEMS[:2], own + PREFIX))
+    with pytest.raises(ValueError, match="item 0 must fit the context of 80 .* behind 14 shared tokens"):
+        score(overlay(PARAMS, prompt), [Choices((2,) * 66, ((3, 3),))], PREFIX)
+
+
+def test_the_common_beginning_is_found():
+    contexts = [(1, 2, 3, 4, 5), (1, 2, 3, 4, 6), (1, 2, 3, 4)]
+    items = [Choices(context, ((7,),)) for context in contexts]
+    assert share_prefix(items, 1) == ((1, 2, 3), [i._replace(context=i.context[3:]) for i in items])
+    assert share_prefix(items, 2)[0] == (1, 2)
+    assert share_prefix(items)[0] == () and share_prefix([])[0] == ()
+    assert share_prefix([*items, Choices((), ((7,),))], 1)[0] == ()
+
+
+def test_the_last_token_needs_no_place(score):
+    fits = Choices((2,) * 79, ((3, 4), (5,)))
+    assert np.isfinite(score(PARAMS, [fits])[0].log_prob).all()
+    with pytest.raises(ValueError, match="item 1 must fit the context of 80 tokens; got 81; shorten it"):
+        score(PARAMS, [fits, Choices((2,) * 79, ((3, 4, 5), (5,)))])
+
+
+def test_items_that_cannot_be_scored_are_refused(score):
+    for bad in (Choices((), ((3,),)), Choices((3,), ()), Choices((3,), ((3,), ()))):
+        with pytest.raises(ValueError, match="item 1 must have a context, options and a token in each"):
+            score(PARAMS, [ITEMS[0], bad])
+    for bad in (Choices((VOCAB,), ((3,),)), Choices((3,), ((VOCAB,),)), Choices((3,), ((3, 4, VOCAB),))):
+        with pytest.raises(ValueError, match="must be from 0 to 19"):
+            score(PARAMS, [bad])
+    with pytest.raises(ValueError, match="tokens of the prefix must be from 0 to 19"):
+        score(PARAMS, ITEMS, [VOCAB])
+    with pytest.raises(ValueError, match="batch_size must be a whole number"):
+        make_option_scorer(LM, batch_size=0)
+    assert score(PARAMS, []) == []
+
+
+BPE = train_bpe(["the sky is blue and the sea is blue too, the answer: yes; a no"] * 3, 275)
+
+
+def test_the_space_between_words_belongs_to_the_option():
+    for context in ("the sky is", "the sky is "):
+        item = encode_choices(BPE, context, [" blue"] if context[-1] != " " else ["blue"])
+        assert BPE.decode(item.context) == "the sky is"
+        assert BPE.decode(item.options[0]) == " blue"
+        assert [*item.context, *item.options[0]] == BPE.encode("the sky is blue")
+
+
+def test_a_token_over_the_border_takes_no_letter_from_the_option():
+    """ "the" is one token, so that "th" and "e" are split otherwise together than apart."""
+    assert len(BPE.encode("the")) < len(BPE.encode("th")) + 1
+    item = encode_choices(BPE, "the sky is th", ["e", "ere"])
+    assert BPE.decode(item.context) == "the sky is th"
+    assert [BPE.decode(option) for option in item.options] == ["e", "ere"]
+
+
+def with_bos():
+    """Return a tokenizer of bytes that puts a BOS before every text."""
+    from tokenizers import processors
+
+    backend = byte_tokenizer()._backend
+    backend.add_special_tokens(["<s>"])
+    bos = backend.token_to_id("<s>")
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    return Tokenizer(backend, {"pad_token": "<pad>", "eos_token": "<stop>", "bos_token": "<s>"}), bos
+
+
+def test_a_bos_stands_once_and_before_an_empty_context():
+    tokenizer, bos = with_bos()
+    a, b, c = (tokenizer.encode(x, special=False)[0] for x in "abc")
+    assert tokenizer.start_token == bos and byte_tokenizer().start_token == 1
+    assert encode_choices(tokenizer, "a", ["b", "c"]) == Choices((bos, a), ((b,), (c,)))
+    assert encode_choices(tokenizer, "", ["b"]) == Choices((bos,), ((b,),))
+    assert encode_choices(tokenizer, "<s>a", ["b"], marked=True) == Choices((bos, a), ((b,),))
+    assert encode_pairs(tokenizer, [("", "<s>b")], marked=True) == [([bos], [b])]
+    spelled = encode_choices(tokenizer, "<s>", ["b"])
+    assert spelled.context == (bos, *tokenizer.encode("<s>", special=False)), "a text that spells it is text"
+    assert encode_choices(byte_tokenizer(), "", ["b"]).context == (1,)
+
+
+def test_options_that_cannot_be_told_apart_are_refused():
+    with pytest.raises(ValueError, match="every option must have a token; got ''; write it out"):
+        encode_choices(BPE, "the ", ["sky", ""])
+    with pytest.raises(ValueError, match="options must differ; got ' a' and ' a', the same tokens"):
+        encode_choices(BPE, "the", [" sky", " a", " a"])
+    with pytest.raises(ValueError, match="at least one option; got none behind 'the'"):
+        encode_choices(BPE, "the", [])
+    with pytest.raises(ValueError, match="needs a token to start it"):
+        encode_choices(Tokenizer(byte_tokenizer()._backend, {}), "", ["a"])
+
+
+SCORES = OptionScores(np.array([-4.0, -5.0, -6.0]), np.zeros(3, bool))
+
+
+@pytest.mark.parametrize(
+    "rule, options, baseline, expected, chosen",
+    [
+        ("raw", ["aa", "b", "cccc"], None, [-4, -5, -6], 0),
+        ("characters", ["aa", "b", "cccc"], None, [-2, -5, -1.5], 2),
+        ("characters", ["aa", "éééééééééé", "cccc"], None, [-2, -0.5, -1.5], 1),
+        ("bytes", ["aa", "éé", "cccccc"], None, [-2, -1.25, -1], 2),
+        ("mutual_information", ["aa", "b", "c"], [-4.0, -9.0, -7.0], [0, 4, 1], 1),
+        ("calibrated", ["aa", "b", "c"], [-4.0, -5.0, -6.0], [0, 0, 0], 0),
+    ],
+)
+def test_rules_by_hand(rule, options, baseline, expected, chosen):
+    baseline = None if baseline is None else np.array(baseline)
+    np.testing.assert_allclose(adjust_scores(SCORES, options, rule, baseline), expected)
+    assert choose_option(SCORES, options, rule, baseline) == chosen
+
+
+@pytest.mark.parametrize(
+    "options, rule, baseline, message",
+    [
+        (["a", "b", "c"], "length", None, "rule must be one of raw, .*; got 'length'"),
+        (["a", "b"], "raw", None, "those that were scored, 3; got 2"),
+        (["a", "b", "c"], "calibrated", None, "rule 'calibrated' takes a baseline"),
+        (["a", "b", "c"], "raw", np.zeros(3), "rule 'raw' takes no baseline"),
+        (["a", "b", "c"], "calibrated", np.zeros(2), r"each of 3 options; got \(2,\)"),
+        (["a", "", "c"], "characters", None, "must not be empty for rule 'characters'"),
+    ],
+)
+def test_rules_that_cannot_be_applied_are_refused(options, rule, baseline, message):
+    with pytest.raises(ValueError, match=message):
+        choose_option(SCORES, options, rule, baseline)

@@ -1,0 +1,504 @@
+"""Task files: what the package's own name, what a user's may hold, and the line of every fault."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jaxrl_align.data import load_blimp, load_sst2
+from jaxrl_align.data.probes import CLOZE_PROBES
+from jaxrl_align.evaluate import task_rows
+from jaxrl_align.evaluate.task_format import Thoughts, find_tasks, load_task, shipped_tasks
+from jaxrl_align.evaluate.tasks import extract_answer, read_items
+
+CHOICE = """\
+name = "films"
+kind = "choice"
+source = "ours"
+licence = "CC0"
+metrics = ["accuracy"]
+description = "Say how it is."
+template = "Review: {text}\\nSentiment:"
+
+[options]
+choices = { "0" = "bad", "1" = "good" }
+
+[[test]]
+format = "label text"
+path = "rows.txt"
+"""
+GENERATE = """\
+name = "sums"
+kind = "generate"
+source = "ours"
+licence = "CC0"
+metrics = ["exact_match"]
+template = "{q}="
+[answer]
+field = "a"
+extractor = "last number"
+[[test]]
+format = "jsonl"
+path = "rows.jsonl"
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a task file and its rows, and read the task."""
+    monkeypatch.delenv("JAXRL_ALIGN_DATA", raising=False)
+
+    def make(text, **files):
+        for name, content in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(content, encoding="utf-8")
+        (tmp_path / "my.toml").write_text(text, encoding="utf-8")
+        return load_task(tmp_path / "my.toml")
+
+    return make
+
+
+def fault(write, text, error=ValueError, **files):
+    with pytest.raises(error) as caught:
+        read_items(write(text, **files))
+    return str(caught.value)
+
+
+def table(text, form, path):
+    return text.replace('"label text"', f'"{form}"').replace("rows.txt", path)
+
+
+# --- reading
+
+
+def test_a_choice_has_its_input_its_options_and_the_place_of_the_right_one(write):
+    items = read_items(write(CHOICE, rows_txt="1 well made\n0 dull , dull\n"))
+    assert [item.input for item in items] == [
+        "Review: well made\nSentiment:",
+        "Review: dull , dull\nSentiment:",
+    ]
+    assert items[0].options == ("bad", "good") and [item.answer for item in items] == [1, 0]
+    assert items[1].place.endswith("rows.txt:2") and items[1].group is None
+
+
+@pytest.mark.parametrize(
+    "form, path, rows",
+    [
+        ("jsonl", "r.jsonl", '{"label": 1, "text": "well"}\n\n{"label": 0, "text": "ill"}\n'),
+        ("json", "r.json", '[{"label": "1", "text": "well"}, {"label": "0", "text": "ill"}]'),
+        ("tsv", "r.tsv", "\ufefflabel\ttext\r\n1\twell\r\n0\till\r\n"),
+        ("csv", "r.csv", 'label,text\n1,"well"\n0,ill\n'),
+    ],
+)
+def test_formats_say_the_same(write, form, path, rows):
+    items = read_items(write(table(CHOICE, form, path), **{path.replace(".", "_"): rows}))
+    assert [(item.fields["text"], item.answer) for item in items] == [("well", 1), ("ill", 0)]
+    line = {"jsonl": ":3", "json": ", row 2", "tsv": ":3", "csv": ":3"}[form]
+    assert items[1].place.endswith(path + line)
+
+
+def test_members_of_an_archive_are_read_in_the_order_of_their_names(write, tmp_path):
+    with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:
+        archive.writestr("in/b.jsonl", '{"label": 0, "text": "two"}')
+        archive.writestr("in/a.jsonl", '{"label": 1, "text": "one"}')
+        archive.writestr("out.txt", "no rows")
+    items = read_items(write(table(CHOICE, "jsonl", "r.zip") + 'member = "in/*.jsonl"\n'))
+    assert [item.fields["text"] for item in items] == ["one", "two"]
+    assert items[0].place.endswith("r.zip/in/a.jsonl:1")
+    assert "must hold x.tsv" in fault(write, table(CHOICE, "jsonl", "r.zip") + 'member = "x.tsv"\n')
+
+
+def test_columns_without_a_heading_replace_lines(write):
+    text = table(CHOICE, "tsv", "r.tsv") + 'columns = ["label", "text"]\nskip_lines = 1\n'
+    assert [item.answer for item in read_items(write(text, r_tsv='Quality\t#1 "x\n1\twe"ll\n'))] == [1]
+
+
+def test_lists_inside_lists_are_rows_and_an_outer_field_wins(write):
+    rows = {
+        "id": 7,
+        "p": {"text": "P", "qs": [{"q": "Q", "as": [{"text": "A", "right": True}]}, {"q": "R", "as": []}]},
+    }
+    text = table(CHOICE, "jsonl", "r.jsonl") + 'each = "p.qs.as"\n'
+    text = text.replace("{text}", "{text} {q} {p.qs.as.text} {id}").replace('"0" =', '"false" =')
+    text = text.replace('"1" =', '"true" =').replace("[options]", '[options]\nlabel = "right"')
+    (item,) = read_items(write(text, r_jsonl=json.dumps(rows)))
+    assert item.input == "Review: P Q A 7\nSentiment:" and item.answer == 1
+
+
+def test_options_come_from_fields_from_a_list_or_from_a_pattern(write):
+    swap = lambda new: table(CHOICE, "jsonl", "r.jsonl").replace(
+        'choices = { "0" = "bad", "1" = "good" }', new
+    )
+    row = {"label": 1, "text": "(A) x\n(B) y", "one": "up", "two": "down", "many": ["u", "v", "u"]}
+    two = read_items(write(swap('fields = ["one", "two"]'), r_jsonl=json.dumps(row)))[0]
+    assert two.options == ("up", "down") and two.answer == 1
+    many = read_items(write(swap('list = "many"'), r_jsonl=json.dumps(row | {"label": ["v"]})))[0]
+    assert many.options == ("u", "v") and many.answer == (1,)
+    letters = swap("pattern = '^\\([A-Z]\\)'\nwithin = \"text\"")
+    found = read_items(write(letters, r_jsonl=json.dumps(row | {"label": "(B)"})))[0]
+    assert found.options == ("(A)", "(B)") and found.answer == 1
+
+
+def test_numbers_are_options_and_the_label_lies_between_them(write):
+    text = table(CHOICE, "csv", "r.csv").replace(
+        'choices = { "0" = "bad", "1" = "good" }', "numbers = [0, 5]"
+    )
+    (item,) = read_items(write(text, r_csv="label,text\n3.75,x\n"))
+    assert item.options == ("0", "5") and item.answer == 3.75
+    assert "r.csv:2: the label 'label' must be a number; got 'x'" in fault(
+        write, text, r_csv="label,text\nx,x\n"
+    )
+
+
+def test_a_pair_hides_the_right_text_among_the_wrong_ones(write):
+    text = CHOICE.replace('"choice"', '"pair"').replace(
+        'choices = { "0" = "bad", "1" = "good" }', 'list = "all"'
+    )
+    rows = "\n".join(json.dumps({"text": "", "all": ["R", "x", "y"]}) for _ in range(4))
+    items = read_items(write(table(text, "jsonl", "r.jsonl"), r_jsonl=rows))
+    assert [item.answer for item in items] == [0, 1, 2, 0]
+    assert all(item.options[item.answer] == "R" and sorted(item.options) == ["R", "x", "y"] for item in items)
+
+
+def test_answers_are_read_as_the_extractor_reads_them(write):
+    items = read_items(write(GENERATE, rows_jsonl='{"q": "1+1", "a": 2}\n{"q": "9", "a": "1,000.0"}'))
+    assert [(item.input, item.answer) for item in items] == [("1+1=", "2"), ("9=", "1000")]
+    assert "the answer 'a' must be" in fault(write, GENERATE, rows_jsonl='{"q": "", "a": "two"}')
+
+
+def test_derived_fields_are_cut_out_mapped_and_taken_from_spans(write):
+    derived = """
+[derived.short]
+of = "a"
+pattern = '#(.*)$'
+remove = '<.*?>'
+[derived.word]
+of = "q"
+values = { x = "ex" }
+[derived.names]
+of = "spans"
+spans_of = "b"
+"""
+    text = GENERATE.replace('field = "a"', 'field = "short"').replace('"last number"', '"all"') + derived
+    row = {
+        "q": "x",
+        "a": "long #<1>yes",
+        "b": "Ann met Bo",
+        "spans": [{"start": 0, "end": 2}, {"start": 8, "end": 9}],
+    }
+    (item,) = read_items(write(text, rows_jsonl=json.dumps(row)))
+    assert item.answer == "yes" and item.fields["word"] == "ex" and item.fields["names"] == ["Ann", "Bo"]
+    message = fault(write, text, rows_jsonl=json.dumps(row | {"q": "z"}))
+    assert "rows.jsonl:1: the field 'q' must be one of ['x']; got 'z'" in message
+    assert "must match '#(.*)$'" in fault(write, text, rows_jsonl=json.dumps(row | {"a": "none"}))
+
+
+def test_worked_examples_are_taken_apart(write):
+    prompts = (
+        "canary\n-----\nDo.\n\nQ: a\nb?\nA: Let's think step by step.\nIt is\n\nso. So the answer is (B).\n\n"
+        "Q: c?\nA: Let's think step by step.\nNo. So the answer is 1.5."
+    )
+    text = GENERATE.replace('"jsonl"', '"worked examples"').replace("rows.jsonl", "r.txt")
+    text = text.replace('"a"', '"target"').replace("{q}", "{input}").replace('"last number"', '"all"')
+    first, second = read_items(write(text, r_txt=prompts))
+    assert first.fields == {"input": "a\nb?", "reasoning": "It is\n\nso.", "target": "(B)"}
+    assert second.answer == "1.5" and second.place.endswith("r.txt, example 2")
+    assert "r.txt, example 1: expected" in fault(write, text, r_txt="\n\nQ: a\nA: I do not know")
+
+
+@pytest.mark.parametrize(
+    "extractor, text, answer",
+    [
+        ("all", "  a\nb ", "a\nb"),
+        ("all", " \n", None),
+        ("first line", "\n yes. \nno", "yes."),
+        ("first number", "It costs $1,234.50, or 7", "1234.5"),
+        ("last number", "3 + 4 = 7.0.", "7"),
+        ("last number", "5 to -12", "-12"),
+        ("last number", "none", None),
+        (Thoughts.extractor, "the answer is 3. No, the answer is (B).", "(B)"),
+        (Thoughts.extractor, "Say\nThe answer is: no.\nQ: x", "no"),
+        (r"\(\w\)", "(A) or (C)?", "(C)"),
+        (r"answer is (.*)", "I do not know", None),
+    ],
+)
+def test_extractors(extractor, text, answer):
+    assert extract_answer(extractor, text) == answer
+
+
+# --- faults
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('licence = "CC0"\n', "", "my.toml: the key 'licence' is missing"),
+        ("metrics", "metric", "my.toml:5: unknown key 'metric'; did you mean metrics?"),
+        ("choices =", "choises =", "my.toml:10: unknown key 'choises' in [options]; did you mean choices?"),
+        ('format = "label text"\n', "", "my.toml:12: the key 'format' is missing in [test]"),
+        ('"label text"', '"xml"', "my.toml:13: format must be one of label text, jsonl"),
+        ('path = "rows.txt"\n', "", "my.toml:13: the key 'path' is missing"),
+        (
+            'kind = "choice"',
+            'kind = "chose"',
+            "my.toml:2: kind must be one of choice, generate, pair; got 'chose'",
+        ),
+        ('["accuracy"]', '"accuracy"', "my.toml:5: metrics must be a list; got 'accuracy'"),
+        ('["accuracy"]', "[1]", "my.toml:5: metrics must be a text; got 1"),
+        ('["accuracy"]', '["acuracy"]', "my.toml:5: 'acuracy' is no metric; did you mean accuracy?"),
+        ('["accuracy"]', "[]", "my.toml: a task must have rows, [[test]], and metrics"),
+        (
+            '"1" = "good"',
+            '"1" = "bad"',
+            "my.toml:10: options must be at least two, none empty and none alike",
+        ),
+        ('"1" = "good"', '"1" = " "', "my.toml:10: options must be"),
+        (', "1" = "good"', "", "my.toml:10: options must be"),
+        ("choices =", "fields = ['a']\nchoices =", "my.toml:9: options need one of choices, numbers, fields"),
+        ('kind = "choice"', 'kind = "generate"', "my.toml:2: the table [answer] is missing"),
+        ('"0" = "bad"', '"0" = 1', "my.toml:10: options.choices.0 must be a text; got 1"),
+        ('template = "Review: {text}\\nSentiment:"\n', "", "my.toml: the key 'template' is missing"),
+        ("{text}", "{text", "my.toml:7: "),
+        ("name =", "name", "my.toml: expected TOML; "),
+    ],
+)
+def test_a_fault_of_the_task_file_names_its_line(write, old, new, message):
+    assert old in CHOICE
+    assert message in fault(write, CHOICE.replace(old, new), rows_txt="1 x\n")
+
+
+def test_a_pattern_that_is_none_names_its_line(write):
+    text = GENERATE.replace('"last number"', '"answer (is"')
+    assert "my.toml:9: answer.extractor must be a regular expression" in fault(write, text, rows_jsonl="")
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ('{"label": 2, "text": "x"}', "rows.jsonl:2: the label 'label' must be one of ['0', '1']; got '2'"),
+        (
+            '{"label": 1}',
+            "rows.jsonl:2: the task wants the field 'text'; got label; correct the task file or",
+        ),
+        ('{"text": "x"}', "rows.jsonl:2: the task wants the field 'label'; got text"),
+        ('{"label": [], "text": "x"}', "rows.jsonl:2: the label 'label' must name a right option"),
+        ("{", "rows.jsonl:2: expected JSON; got '{'"),
+        ("[1]", "rows.jsonl:2: expected an object of fields; got '1'"),
+    ],
+)
+def test_a_fault_of_a_row_names_file_and_line(write, row, message):
+    rows = '{"label": 1, "text": "x"}\n' + row
+    assert message in fault(write, table(CHOICE, "jsonl", "rows.jsonl"), rows_jsonl=rows)
+
+
+@pytest.mark.parametrize("texts", [["a"], ["a", ""], ["a", " "]])
+def test_options_of_a_row_are_two_and_not_empty(write, texts):
+    text = table(CHOICE, "jsonl", "r.jsonl").replace('choices = { "0" = "bad", "1" = "good" }', 'list = "o"')
+    row = json.dumps({"label": 0, "text": "", "o": texts})
+    assert "r.jsonl:1: options must be at least two, none empty and none alike" in fault(
+        write, text, r_jsonl=row
+    )
+    assert "must hold rows; it has none" in fault(write, text + "left_out = [1]\n", r_jsonl=row)
+
+
+def test_options_of_fields_are_not_alike(write):
+    text = table(CHOICE, "jsonl", "r.jsonl").replace(
+        'choices = { "0" = "bad", "1" = "good" }', 'fields = ["a", "b"]'
+    )
+    assert "none alike; got ['u', 'u']" in fault(
+        write, text, r_jsonl='{"text": "", "label": 0, "a": "u", "b": "u"}'
+    )
+
+
+def test_a_line_that_lacks_columns_is_a_fault_unless_the_task_leaves_it_out(write):
+    text, rows = table(CHOICE, "tsv", "r.tsv"), "label\ttext\n1\n0\tx\n"
+    assert "r.tsv:2: expected 2 columns (label, text); got 1" in fault(write, text, r_tsv=rows)
+    assert len(read_items(write(text + "skip_incomplete = true\n", r_tsv=rows))) == 1
+
+
+def test_an_unknown_task_and_a_split_that_is_not_there(write):
+    with pytest.raises(FileNotFoundError, match="sst3 is no task of the package; did you mean sst2"):
+        load_task("sst3")
+    with pytest.raises(FileNotFoundError, match="found none at nowhere.toml"):
+        load_task("nowhere.toml")
+    task = write(CHOICE, rows_txt="1 x\n")
+    with pytest.raises(ValueError, match=r"must name rows to draw examples from, \[\[examples\]\]"):
+        read_items(task, "examples")
+    with pytest.raises(ValueError, match='split must be "test" or "examples"'):
+        read_items(task, "validation")
+
+
+# --- the package's own
+
+
+def test_every_task_of_the_package_is_named_as_its_file_and_states_its_source():
+    tasks = [load_task(name) for name in shipped_tasks()]
+    assert [task.name for task in tasks] == list(shipped_tasks())
+    assert all(task.source and task.licence for task in tasks)
+    glue, superglue = find_tasks(["glue"]), find_tasks(["superglue"])
+    assert len(glue) == 10 and len(superglue) == 8 and len(find_tasks(["bbh"])) == 27
+    assert {"mnli_matched", "mnli_mismatched"} < set(glue) and find_tasks(["sst2", "a.toml"]) == [
+        "sst2",
+        "a.toml",
+    ]
+    several = {task.name: task.metrics for task in tasks if task.metrics != ("accuracy",)}
+    assert {name: list(m) for name, m in several.items() if not name.startswith("bbh")} == {
+        "cola": ["matthews"],
+        "mrpc": ["accuracy", "f1"],
+        "qqp": ["accuracy", "f1"],
+        "stsb": ["pearson", "spearman"],
+        "cb": ["accuracy", "macro_f1"],
+        "multirc": ["f1", "group_exact_match"],
+        "record": ["token_f1", "normalised_exact_match"],
+        "gsm8k": ["exact_match"],
+    }
+
+
+def test_the_probes_need_no_file():
+    items = read_items(load_task("probes"))
+    assert [item.options[item.answer] for item in items] == [probe.filled()[0] for probe in CLOZE_PROBES]
+
+
+def test_a_task_whose_file_is_nowhere_says_which_and_where_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as caught:
+        read_items(load_task("boolq"))
+    message = str(caught.value)
+    assert "wants the file superglue/BoolQ.zip" in message and str(tmp_path) in message
+    assert "get it from https://dl.fbaipublicfiles.com/glue/superglue/data/v2/BoolQ.zip" in message
+
+
+def archive(path, member, *lines):
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr(member, "\n".join(lines))
+
+
+def test_superglue_is_read_as_it_is_published(tmp_path, monkeypatch):
+    """Rows of the publishers' form, made here."""
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path))
+    folder = tmp_path / "superglue"
+    first = {"start": 0, "end": 2}
+    rows = {
+        "BoolQ": {"question": "is it", "passage": "It is.", "idx": 0, "label": True},
+        "CB": {"premise": "A.", "hypothesis": "b", "label": "neutral", "idx": 0},
+        "COPA": {
+            "premise": "I fell.",
+            "choice1": "a",
+            "choice2": "b",
+            "question": "cause",
+            "label": 1,
+            "idx": 0,
+        },
+        "RTE": {"premise": "A.", "hypothesis": "b", "label": "not_entailment", "idx": 0},
+        "WiC": {"word": "w", "sentence1": "a", "sentence2": "b", "idx": 0, "label": False},
+        "WSC": {"text": "t", "target": {"span1_text": "Ann", "span2_text": "she"}, "idx": 0, "label": False},
+        "MultiRC": {
+            "idx": 3,
+            "passage": {
+                "text": "T",
+                "questions": [
+                    {
+                        "question": "Q",
+                        "idx": 5,
+                        "answers": [{"text": t, "idx": i, "label": i} for i, t in enumerate("ab")],
+                    }
+                ],
+            },
+        },
+        "ReCoRD": {
+            "passage": {
+                "text": "Ann saw Bo.\n@highlight\nHi",
+                "entities": [first, {"start": 8, "end": 9}, first],
+            },
+            "qas": [{"query": "@placeholder ran", "answers": [{**first, "text": "Ann"}]}],
+        },
+    }
+    for name, row in rows.items():
+        archive(folder / f"{name}.zip", f"{name}/val.jsonl", json.dumps(row))
+    read = {name: read_items(load_task(name)) for name in find_tasks(["superglue"])}
+    answers = {
+        name: [item.options[i] for item in items for i in [item.answer] if isinstance(i, int)]
+        for name, items in read.items()
+    }
+    assert answers == {
+        "boolq": ["yes"],
+        "cb": ["open"],
+        "copa": ["b"],
+        "multirc": ["no", "yes"],
+        "record": [],
+        "superglue_rte": ["no"],
+        "wic": ["no"],
+        "wsc": ["no"],
+    }
+    assert read["copa"][0].input == "I fell. This is because:"
+    assert [item.group for item in read["multirc"]] == ["3.5", "3.5"] and "Answer: b\n" in read["multirc"][
+        1
+    ].input
+    assert read["record"][0].options == ("Ann", "Bo") and read["record"][0].answer == (0,)
+    assert "highlight" not in read["record"][0].input and "Name: Ann" in read["wsc"][0].input
+
+
+def test_glue_is_read_as_it_is_published(tmp_path, monkeypatch):
+    """Tables of the publishers' form, made here."""
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path))
+    folder = tmp_path / "glue"
+    pair = "index\tsentence1\tsentence2\tlabel"
+    mnli = "index\tsentence1\tsentence2\tlabel1\tgold_label"
+    archive(folder / "RTE.zip", "RTE/dev.tsv", pair, "0\ta\tb\tnot_entailment")
+    archive(folder / "WNLI.zip", "WNLI/dev.tsv", pair, "0\ta\tb\t1")
+    archive(folder / "QNLIv2.zip", "QNLI/dev.tsv", "index\tquestion\tsentence\tlabel", "0\ta\tb\tentailment")
+    archive(folder / "STS-B.zip", "STS-B/dev.tsv", "index\tsentence1\tsentence2\tscore", '0\t"a\tb\t3.8')
+    archive(
+        folder / "QQP-clean.zip",
+        "QQP/dev.tsv",
+        "id\tquestion1\tquestion2\tis_duplicate",
+        "0\ta",
+        "1\ta\tb\t1",
+    )
+    with zipfile.ZipFile(folder / "MNLI.zip", "w") as made:
+        made.writestr("MNLI/dev_matched.tsv", mnli + "\n0\ta\tb\tneutral\tentailment\n")
+        made.writestr("MNLI/dev_mismatched.tsv", mnli + "\n0\ta\tb\tneutral\tcontradiction\n")
+    (folder / "msr_paraphrase_test.txt").write_text(
+        "\ufeffQuality\t#1 ID\t#2 ID\t#1 S\t#2 S\n1\t2\t3\ta\tb\n", "utf-8"
+    )
+    names = set(find_tasks(["glue"])) - {"cola", "sst2"}
+    found = {
+        name: [
+            i.options[i.answer] if isinstance(i.answer, int) else i.answer
+            for i in read_items(load_task(name))
+        ]
+        for name in names
+    }
+    assert found == {
+        "rte": ["no"],
+        "wnli": ["yes"],
+        "qnli": ["yes"],
+        "stsb": [3.8],
+        "qqp": ["yes"],
+        "mnli_matched": ["true"],
+        "mnli_mismatched": ["false"],
+        "mrpc": ["yes"],
+    }
+
+
+@pytest.mark.skipif("JAXRL_ALIGN_DATA" not in os.environ, reason="reads the data folder")
+def test_what_lies_in_the_data_folder_runs():
+    sst2, trec = read_items(load_task("sst2")), read_items(load_task("trec"))
+    assert [item.fields["text"] for item in sst2] == list(load_sst2().validation.texts)
+    assert [item.answer for item in sst2] == list(load_sst2().validation.labels) and len(trec) == 500
+    assert len(read_items(load_task("cola"))) == 1043 and len(read_items(load_task("gsm8k"))) == 1319
+    blimp = read_items(load_task("blimp"))
+    assert len(blimp) == 67_000 - 7 and len({item.group for item in blimp}) == 67
+    assert blimp[0].options[blimp[0].answer] == load_blimp()[0].good[0]
+    bbh = {name: read_items(load_task(name)) for name in find_tasks(["bbh"])}
+    assert sum(map(len, bbh.values())) == 6511 - 4
+    assert all(len(read_items(load_task(name), "examples")) == 3 for name in bbh)
+
+
+def test_no_address_of_a_file_is_written_twice():
+    """What `data` already knows is not repeated in a task file."""
+    for path in shipped_tasks().values():
+        text = Path(path).read_text(encoding="utf-8")
+        assert not any(file.url in text or file.sha256 in text for file in task_rows.KNOWN_FILES.values())
