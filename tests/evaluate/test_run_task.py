@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data import byte_tokenizer
-from jaxrl_align.evaluate import draw_examples, extract_answer, measure, read_items, run_task
+from jaxrl_align.evaluate import Choices, Prompt, draw_examples, extract_answer, measure, read_items, run_task
 from jaxrl_align.evaluate.task_format import load_task
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from tests.tiny import disturb
@@ -321,3 +321,14 @@ def test_groups_and_names():
         measure("group_exact_match", [1], [1])
     with pytest.raises(ValueError, match="a metric must be one of"):
         measure("acuracy", [1], [1])
+
+
+def test_answers_come_back_in_the_items_order_whatever_examples_they_kept():
+    contexts = [Choices((i,) * (9 - i), ()) for i in range(6)]
+    prompts = [Prompt("", (), tokens, dropped=1 - i % 2) for i, tokens in enumerate(contexts)]
+    write = lambda params, rows, key: [str(row[0]) for row in rows]
+    assert module._write_answers(LM, {}, write, prompts, 2, None) == list("012345")
+
+
+def test_one_of_several_right_answers_is_right():
+    assert module._is_right(1, (0, 1)) and not module._is_right(2, (0, 1)) and module._is_right("a", "a")
