@@ -57,6 +57,8 @@ INSTALL = {
     "rejax": "pip install rejax==0.1.3 gymnax==0.0.9",
     "rejax_ppo": "pip install rejax==0.1.3 gymnax==0.0.9",
     "torch_sgd": "pip install torch",
+    "lm_eval_choices": "pip install lm-eval==0.4.13 transformers torch accelerate",
+    "transformers_choices": "pip install transformers torch",
     "transformers_generate": "pip install transformers torch",
     "trl_sft": "pip install trl torch",
     "trl_reward": "pip install trl torch peft",

@@ -4,7 +4,10 @@ Only the standard library is imported here outside of functions; see `peers.py`.
 """
 
 import contextlib
+import json
+import random
 import time
+from pathlib import Path
 from typing import Any
 
 from peers import Round
@@ -59,6 +62,116 @@ def transformers_generate(
         if written.shape != (batch, prompt + new):
             raise RuntimeError(f"expected {(batch, prompt + new)} tokens, got {tuple(written.shape)}")
         return repeats * batch * new / seconds
+
+    measure()
+    return measure
+
+
+Item = tuple[list[int], list[list[int]]]
+"""Token ids of a context, and of its options."""
+
+
+def draw_items(
+    vocab: list[int], count: int, shared: int, context: tuple[int, int], option: tuple[int, int], options: int
+) -> list[Item]:
+    """Draw multiple-choice items of random tokens; lengths are uniform between the two ends.
+
+    `shared` tokens, the same for all, stand before every context.
+    """
+    draw = random.Random(0)
+    tokens = lambda ends: draw.choices(vocab, k=draw.randint(*ends))
+    before = tokens((shared, shared))
+    return [(before + tokens(context), [tokens(option) for _ in range(options)]) for _ in range(count)]
+
+
+def plain_words(model: dict[str, int] | str) -> list[int]:
+    """Return the tokens that items are drawn from: a shape's but for two, a folder's words of letters."""
+    if not isinstance(model, str):
+        return list(range(2, model["vocab"]))
+    vocab = json.loads((Path(model) / "tokenizer.json").read_text())["model"]["vocab"]
+    plain = lambda word: word.isalpha() and word.isascii() and len(word) > 2
+    return sorted(i for piece, i in vocab.items() if piece[0] == "Ġ" and plain(piece[1:]))
+
+
+def word_tokenizer(vocab: int) -> Any:
+    """Return the `tokenizers` backend of a shape's words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    made = Tokenizer(WordLevel({_word(i): i for i in range(vocab)}, unk_token=_word(1)))
+    made.pre_tokenizer = WhitespaceSplit()
+    return made
+
+
+def as_texts(decode: Any, items: list[Item]) -> list[tuple[str, str]]:
+    """Return every option as a pair of texts; the space between them begins the option."""
+    text = lambda ids: " " + decode(ids).lstrip()
+    return [(text(context), text(option)) for context, options in items for option in options]
+
+
+def transformers_choices(
+    model: dict[str, int] | str, items: dict[str, Any], batch: int, threads: int
+) -> Round:
+    """Score every option behind its context, in padded batches of like length, items a second."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    if isinstance(model, str):
+        whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    else:
+        whole = _gpt2(**model, threads=threads)
+    drawn = draw_items(plain_words(model), **items)
+    rows = [(context, option) for context, options in drawn for option in options]
+
+    @torch.inference_mode()
+    def measure() -> float:
+        begin = time.perf_counter()
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]) - len(rows[i][1]))
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            ids = [rows[i][0] + rows[i][1] for i in part]
+            width = max(map(len, ids))
+            tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+            real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+            logits = whole(input_ids=tokens, attention_mask=real).logits
+            for j, i in enumerate(part):
+                first, last = len(rows[i][0]), len(ids[j])
+                log_prob = logits[j, first - 1 : last - 1].log_softmax(-1)
+                scores[i] = float(log_prob.gather(1, tokens[j, first:last, None]).sum())
+        return len(drawn) / (time.perf_counter() - begin)
+
+    measure()
+    return measure
+
+
+def lm_eval_choices(model: dict[str, int] | str, items: dict[str, Any], batch: int, threads: int) -> Round:
+    """Ask lm-evaluation-harness's Hugging Face backend for every option's likelihood, items a second."""
+    import os
+    from types import SimpleNamespace
+
+    os.environ["HF_HUB_OFFLINE"] = os.environ["TQDM_DISABLE"] = "1"
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
+
+    torch.set_num_threads(threads)
+    if isinstance(model, str):
+        peer = HFLM(model, device="cpu", dtype="float32", batch_size=batch)
+    else:
+        words = _tokenizer(PreTrainedTokenizerFast, model["vocab"])
+        peer = HFLM(_gpt2(**model, threads=threads), tokenizer=words, batch_size=batch)
+    drawn = draw_items(plain_words(model), **items)
+    pairs = as_texts(peer.tokenizer.decode, drawn)
+    requests = [SimpleNamespace(args=pair, task_name="") for pair in pairs]
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        with open(os.devnull, "w") as silent, contextlib.redirect_stderr(silent):
+            peer.loglikelihood(requests, disable_tqdm=True)
+        return len(drawn) / (time.perf_counter() - begin)
 
     measure()
     return measure
@@ -347,13 +460,7 @@ def peft_lora(
 
 def _tokenizer(kind: Any, vocab: int, **settings: Any) -> Any:
     """Return a tokenizer of `vocab` words, which trl wants even for rows that are tokens already."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-
-    made = Tokenizer(WordLevel({_word(i): i for i in range(vocab)}, unk_token=_word(1)))
-    made.pre_tokenizer = WhitespaceSplit()
-    return kind(tokenizer_object=made, pad_token=_word(0), eos_token=_word(1), **settings)
+    return kind(tokenizer_object=word_tokenizer(vocab), pad_token=_word(0), eos_token=_word(1), **settings)
 
 
 def _word(token: int) -> str:

@@ -273,7 +273,7 @@ def _lay_out(batch: Sequence[_Row], batch_size: int, room: int, vocab_size: int)
     flat = [i * length + place for i, row in enumerate(batch) for place in row.places]
     wanted = [targets for row in batch for targets in row.targets]
     block = block_size(vocab_size)
-    size = bucket_length(len(flat), 8, steps=4)
+    size = bucket_length(len(flat), 8, steps=2)
     size = -(-size // block) * block if size > block else size
     places = np.zeros(size, np.int32)
     targets = np.zeros((size, bucket_length(max(map(len, wanted)), 1)), np.int32)

@@ -152,34 +152,23 @@ def run_task(
     items = choose_items(task, read_items(task), limit)
     pool = read_items(task, "examples") if shots else []
     drawn = draw_examples(pool, items, shots, seed=seed, balanced=balanced)
-    length = response_length or (256 if thoughts else 48)
     generates = thoughts or task.kind == "generate"
+    length = (256 if thoughts else 48) if response_length is None else response_length
     check_counts(response_length=length, batch_size=batch_size)
     room = lm.config.context - count_virtual_tokens(params) - (length if generates else 0)
-    write = lambda asked, shown: make_prompts(
-        task, asked, shown, tokenizer, room=room, thoughts=thoughts, chat=chat
-    )
-    prompts = write(items, drawn.examples).prompts
-    report = progress or (lambda done, total: None)
+    write = functools.partial(make_prompts, tokenizer=tokenizer, room=room, thoughts=thoughts, chat=chat)
+    prompts = write(task, items, drawn.examples).prompts
     if generates:
-        stops = stop_tokens or ([] if tokenizer.stop_token is None else [tokenizer.stop_token])
-        strings = _stop_strings(task, thoughts)
-        writer = _make_writer(lm, tokenizer, length, tuple(stops), strings)
-        texts = _write_answers(lm, params, writer, prompts, batch_size, report)
+        stops = tuple(stop_tokens or [t for t in [tokenizer.stop_token] if t is not None])
+        writer = _make_writer(lm, tokenizer, length, stops, _stop_strings(task, thoughts))
+        texts = _write_answers(lm, params, writer, prompts, batch_size, progress)
         results = [_read_answer(task, *row, thoughts) for row in zip(items, prompts, texts, strict=True)]
     else:
         scorer = _make_scorer(lm, batch_size)
-        scores = _score(scorer, params, prompts, report)
-        contexts = _baseline_contexts(
-            task,
-            items,
-            prompts,
-            rule,
-            lambda item, dropped: write([item], drawn.examples[dropped:]).prompts[0],
-            tokenizer,
-        )
-        baselines = _score_baselines(scorer, params, contexts)
-        rows = zip(items, prompts, scores, baselines, strict=True)
+        scores = _score(scorer, params, prompts, progress)
+        again = lambda item, dropped: write(task, [item], drawn.examples[dropped:]).prompts[0]
+        contexts = _baseline_contexts(task, items, prompts, rule, again, tokenizer)
+        rows = zip(items, prompts, scores, _score_baselines(scorer, params, contexts), strict=True)
         results = [_choose(task, item, prompt, s, rule, base) for item, prompt, s, base in rows]
     if fingerprint(params)["sha256"] != before:
         raise RuntimeError("evaluation must not change parameters; their hash differs from before")
@@ -251,7 +240,10 @@ def _make_writer(
 
 
 def _score(
-    score: Callable[..., list[OptionScores]], params: Params, prompts: Sequence[Prompt], report: Progress
+    score: Callable[..., list[OptionScores]],
+    params: Params,
+    prompts: Sequence[Prompt],
+    report: Progress | None,
 ) -> list[OptionScores]:
     """Return the scores of every prompt's options."""
     found: dict[int, OptionScores] = {}
@@ -259,7 +251,8 @@ def _score(
         for at in range(0, len(index), AT_ONCE):
             part = slice(at, at + AT_ONCE)
             found |= dict(zip(index[part], score(params, rest[part], prefix), strict=True))
-            report(len(found), len(prompts))
+            if report is not None:
+                report(len(found), len(prompts))
     return [found[i] for i in range(len(prompts))]
 
 
@@ -331,7 +324,7 @@ def _write_answers(
     write: Callable[..., list[str]],
     prompts: Sequence[Prompt],
     batch_size: int,
-    report: Progress,
+    report: Progress | None,
 ) -> list[str]:
     """Return what the model writes behind each prompt, the likeliest tokens, up to a stop string."""
     read = jax.jit(lambda params, tokens: read_shared_tokens(lm, params, tokens))
@@ -345,7 +338,8 @@ def _write_answers(
             filled = part + part[:1] * (min(batch_size, len(order)) - len(part))
             texts = write(with_prefix, [rest[i].context for i in filled], jax.random.key(0))
             found |= {index[i]: text for i, text in zip(part, texts, strict=False)}
-            report(len(found), len(prompts))
+            if report is not None:
+                report(len(found), len(prompts))
     return [found[i] for i in range(len(prompts))]
 
 

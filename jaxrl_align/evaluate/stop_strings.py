@@ -15,7 +15,7 @@ import numpy as np
 from jaxrl_align.checks import check_counts
 from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.nets.transformer import LanguageModel
-from jaxrl_align.text.completion import check_special_tokens, check_temperature, pad_prompts
+from jaxrl_align.text.completion import check_special_tokens, check_temperature, pad_batch
 from jaxrl_align.text.generation import (
     DecodeState,
     Filters,
@@ -94,7 +94,7 @@ def make_text_writer(
         params: Params, prompts: Sequence[Sequence[int]], key: chex.PRNGKey, temperature: float = 1.0
     ) -> list[str]:
         check_temperature(temperature)
-        rows = pad_prompts(lm, params, prompts, response_length, fill)
+        rows = pad_batch(lm, params, prompts, response_length, fill)
         state = read(params, rows, jax.random.split(key, len(prompts)))
         tokens = np.zeros((len(prompts), 0), np.int64)
         mask = np.zeros((len(prompts), 0), bool)

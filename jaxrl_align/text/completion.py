@@ -70,7 +70,7 @@ def check_special_tokens(lm: LanguageModel, stop_tokens: Sequence[int], pad_toke
     return stop_tokens[0] if pad_token is None else pad_token
 
 
-def pad_prompts(
+def pad_batch(
     lm: LanguageModel,
     params: Params,
     prompts: Sequence[Sequence[int]],
@@ -144,7 +144,7 @@ def make_completer(
         temperature: float = 1.0,
     ) -> list[Completion]:
         check_temperature(temperature)
-        rows = pad_prompts(lm, params, prompts, response_length, fill)
+        rows = pad_batch(lm, params, prompts, response_length, fill)
         keys = jax.random.split(key, len(prompts))
         response = program(params, rows, keys, jnp.float32(temperature))
         tokens, log_prob, _, mask = map(np.asarray, response)
@@ -216,7 +216,7 @@ def make_streamer(
         params: Params, prompt: Sequence[int], key: chex.PRNGKey, temperature: float = 1.0
     ) -> Iterator[int]:
         check_temperature(temperature)
-        rows = pad_prompts(lm, params, [prompt], response_length, fill)
+        rows = pad_batch(lm, params, [prompt], response_length, fill)
         padded = jax.tree.map(lambda x: jnp.asarray(x[0]), rows)
         state = read(params, padded, jax.random.split(key, 1)[0])
         first = len(padded.tokens)

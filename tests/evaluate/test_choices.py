@@ -83,7 +83,7 @@ def test_options_score_as_each_read_alone(score, alone):
     check_equal(score(PARAMS, ITEMS), alone)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_batches_and_company_change_nothing(batch_size, alone):
     score = make_option_scorer(LM, batch_size=batch_size)
     check_equal(score(PARAMS, ITEMS), alone)
