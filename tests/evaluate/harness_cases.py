@@ -74,7 +74,7 @@ PAIRS = [
 TEXTS = ["the sky is blue", TEXT, TEXT * 3, "r", "", "grass " * CONTEXT]
 PROMPTS = [
     (ASKED, {"until": ["zz", "ets", "vk"], "max_gen_toks": 12}),
-    ("the sky", {"until": ["zz", "ets", "vk"], "max_gen_toks": 12}),
+    (TEXT * 2, {"until": ["zz", "ets", "vk"], "max_gen_toks": 12}),
     ("a rose is red and", {"until": "rQ", "max_gen_toks": 20, "do_sample": False}),
     ("nothing", {"until": [], "max_gen_toks": 9, "temperature": 0.0}),
     (TEXT * 2, {"until": ["g"], "max_gen_toks": 20}),

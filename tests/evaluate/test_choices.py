@@ -97,6 +97,10 @@ def test_many_options_take_several_rows_and_many_places_several_blocks(monkeypat
     seen = []
     spy = LM._replace(logits=lambda params, hidden: seen.append(hidden.shape[0]) or LM.logits(params, hidden))
     check_equal(make_option_scorer(spy)(PARAMS, ITEMS), alone)
+    assert [len(row.targets[0]) for row in choices._make_rows(0, ITEMS[0])] == [2, 1]
+    rows = [row for item in ITEMS for row in choices._make_rows(0, item)]
+    batches = [(len(batch), len(batch[0].tokens)) for batch in choices._make_batches(rows, 32)]
+    assert all(count == 1 or count * length <= 20 for count, length in batches) and max(batches)[0] > 1
     assert max(seen) == 4, "logits of a block at a time, never of a context"
 
 
@@ -124,11 +128,13 @@ def test_a_prefix_serves_items_without_a_context(score):
 
 
 def test_virtual_tokens_come_before_the_prefix(score):
-    """Prompt tuning started from tokens is the same as reading these."""
-    own = (4, 9, 2)
+    """Prompt tuning started from tokens is the same as reading these, as far as the window reaches."""
+    own, lm = (4, 9, 2), make_transformer(WINDOWED)
+    params = disturb(lm.init(jax.random.key(5)), jax.random.key(6), 0.3)
+    prompt = init_prompt(jax.random.key(0), params, length=3, start=own).part
+    found = make_option_scorer(lm)(overlay(params, prompt), ITEMS[:2], PREFIX[:2])
+    check_equal(found, read_alone(lm, params, ITEMS[:2], own + PREFIX[:2]))
     prompt = init_prompt(jax.random.key(0), PARAMS, length=3, start=own).part
-    found = score(overlay(PARAMS, prompt), ITEMS[:2], PREFIX)
-    check_equal(found, read_alone(LM, PARAMS, ITEMS[:2], own + PREFIX))
     with pytest.raises(ValueError, match="item 0 must fit the context of 80 .* behind 14 shared tokens"):
         score(overlay(PARAMS, prompt), [Choices((2,) * 66, ((3, 3),))], PREFIX)
 
