@@ -42,7 +42,7 @@ def calibration_bins(
         raise ValueError(f"bins must be at least 1; got {bins}")
     if equal_mass:
         parts = np.array_split(np.sort(sure), min(bins, len(sure)))
-        edges = np.array([(a[-1] + b[0]) / 2 for a, b in zip(parts, parts[1:], strict=False)])
+        edges = np.array([part[-1] for part in parts[:-1]])
     else:
         edges = np.arange(1, bins) / bins
     place = np.searchsorted(edges, sure)

@@ -87,6 +87,18 @@ def test_an_item_is_perturbed_alike_in_any_company():
     assert seen != before
 
 
+def test_items_are_perturbed_by_chances_of_their_own():
+    asked = []
+
+    def answer(items):
+        asked.extend(item.input for item in items)
+        return read(items)._replace(probs=None)
+
+    number = lambda text, random: str(random.random())
+    report(ITEMS, answer, robustness={"a": number, "b": number}, fairness={}, **QUICK)
+    assert len(set(asked)) == 3 * len(ITEMS)
+
+
 def test_calibration_is_of_the_given_answer():
     found = report(ITEMS, read, robustness={}, fairness={}, **QUICK)
     sure, right = [0.5 + len(text) / 100 for text in INPUTS], [1, 1, 1, 1, 0, 1]

@@ -103,6 +103,7 @@ def test_names_change_groups_not_gender_and_two_stay_two():
     assert words[0] == words[5] and words[0] in NAMES["female"][1] and words[3] in NAMES["female"][1]
     assert words[0] != words[3] and words[2] in NAMES["male"][1] and words[8] in NAMES["male"][0]
     assert words[7] == "Adams" and words[-1] == "emily"
+    assert len(set(draw(swap_names, " ".join(NAMES["female"][0])).split())) == 10
     assert len({draw(swap_names, text, seed) for seed in range(20)}) > 5
 
 
