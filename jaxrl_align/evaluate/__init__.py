@@ -20,10 +20,12 @@ from jaxrl_align.evaluate.choices import (
     make_option_scorer,
     share_prefix,
 )
-from jaxrl_align.evaluate.item_metrics import Measured, measure
+from jaxrl_align.evaluate.helm import Answers, Figure, HelmReport, report
+from jaxrl_align.evaluate.item_metrics import Measured, measure, score_items
 from jaxrl_align.evaluate.judged_pairs import PairReport, report_pairs
 from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred, text_log_prob
 from jaxrl_align.evaluate.ngrams import NGrams, count_ngrams, ngram_log_probs
+from jaxrl_align.evaluate.perturbations import FAIRNESS, ROBUSTNESS
 from jaxrl_align.evaluate.run_task import ItemResult, TaskResult, run_task
 from jaxrl_align.evaluate.shots import (
     DrawnExamples,
@@ -65,21 +67,30 @@ from jaxrl_align.evaluate.text_overlap import (
     rouge_n,
     token_f1,
 )
+from jaxrl_align.evaluate.wording import (
+    ToxicTexts,
+    count_together,
+    count_words,
+    find_toxic,
+    mean_unevenness,
+    unevenness,
+)
 
 # fmt: off
 __all__ = [
-    "Choices", "DrawnExamples", "GROUPED", "Item", "ItemResult", "METRICS", "Measure", "Measured",
-    "NGrams", "OptionScores", "Overlap", "PairReport", "Platt", "Prompt", "Prompts",
-    "SelectiveAccuracy", "TaggedPrompt", "Task", "TaskResult", "accuracy", "adjust_scores",
-    "benchmark_score", "binary_f1", "brier_score", "calibration_bins", "check_examples",
-    "choose_option", "corpus_bits_per_byte", "corpus_perplexity", "count_ngrams", "cut_at",
-    "draw_examples", "encode_choices", "encode_pairs", "encode_texts", "exact_match",
-    "expected_calibration_error", "extract_answer", "few_shot_prompt", "find_tasks", "fit_platt",
-    "group_exact_match", "load_task", "macro_f1", "make_option_scorer", "make_prompts", "make_scorer",
-    "make_text_writer", "matthews", "measure", "ngram_log_probs", "normalise_answer",
-    "normalised_match", "option_probs", "pearson", "plain_prompt", "rank_of", "read_items",
-    "report_pairs", "right_answers", "rouge_l", "rouge_n", "run_task", "selective_accuracy",
+    "Answers", "Choices", "DrawnExamples", "FAIRNESS", "Figure", "GROUPED", "HelmReport", "Item",
+    "ItemResult", "METRICS", "Measure", "Measured", "NGrams", "OptionScores", "Overlap", "PairReport",
+    "Platt", "Prompt", "Prompts", "ROBUSTNESS", "SelectiveAccuracy", "TaggedPrompt", "Task",
+    "TaskResult", "ToxicTexts", "accuracy", "adjust_scores", "benchmark_score", "binary_f1",
+    "brier_score", "calibration_bins", "check_examples", "choose_option", "corpus_bits_per_byte",
+    "corpus_perplexity", "count_ngrams", "count_together", "count_words", "cut_at", "draw_examples",
+    "encode_choices", "encode_pairs", "encode_texts", "exact_match", "expected_calibration_error",
+    "extract_answer", "few_shot_prompt", "find_tasks", "find_toxic", "fit_platt", "group_exact_match",
+    "load_task", "macro_f1", "make_option_scorer", "make_prompts", "make_scorer", "make_text_writer",
+    "matthews", "mean_unevenness", "measure", "ngram_log_probs", "normalise_answer", "normalised_match",
+    "option_probs", "pearson", "plain_prompt", "rank_of", "read_items", "report", "report_pairs",
+    "right_answers", "rouge_l", "rouge_n", "run_task", "score_items", "selective_accuracy",
     "share_preferred", "share_prefix", "shipped_tasks", "spearman", "text_log_prob", "token_f1",
-    "user_based_prompt",
+    "unevenness", "user_based_prompt",
 ]
 # fmt: on

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 _EDGE = 1e-12  # probabilities are kept this far from 0 and 1 before their logit is taken
 _RIDGE = 1e-10  # of the slope, as scikit-learn's with C=1e10: it keeps a separable fit finite
+_FLOOR = 1e-13  # of the curvature, where a separable fit leaves none
 
 
 def option_probs(log_probs: ArrayLike) -> np.ndarray:
@@ -41,7 +42,7 @@ def calibration_bins(
         raise ValueError(f"bins must be at least 1; got {bins}")
     if equal_mass:
         parts = np.array_split(np.sort(sure), min(bins, len(sure)))
-        edges = np.array([(a[-1] + b[0]) / 2 for a, b in zip(parts, parts[1:], strict=False)])
+        edges = np.array([part[-1] for part in parts[:-1]])
     else:
         edges = np.arange(1, bins) / bins
     place = np.searchsorted(edges, sure)
@@ -97,27 +98,30 @@ def fit_platt(confidence: ArrayLike, correct: ArrayLike) -> Platt:
     if right.min() == right.max() and right[0] in (0, 1):
         return Platt(0.0, math.inf if right[0] else -math.inf)
     x = _logit(sure)
-    centre = x.mean()
-    features = np.stack([x - centre, np.ones_like(x)], 1)
-    ridge = np.array([_RIDGE, 0.0])
-    weights = np.zeros(2)
+    centre = float(x.mean())
+    x = x - centre
+    slope, intercept = 0.0, 0.0
 
-    def loss(w: np.ndarray) -> float:
-        score = features @ w
-        return float(np.sum(np.logaddexp(0.0, score) - right * score) + ridge @ w**2 / 2)
+    def loss(slope: float, intercept: float) -> float:
+        score = slope * x + intercept
+        return float(np.sum(np.logaddexp(0.0, score) - right * score)) + _RIDGE * slope**2 / 2
 
-    for _ in range(200):
-        probs = _sigmoid(features @ weights)
-        gradient = features.T @ (probs - right) + ridge * weights
-        hessian = (features.T * (probs * (1 - probs))) @ features + np.diag(ridge + 1e-300)
-        step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]
-        size = 1.0
-        while size > 1e-6 and loss(weights - size * step) > loss(weights):
+    now = loss(slope, intercept)
+    for _ in range(100):
+        probs = _sigmoid(slope * x + intercept)
+        weight, error = probs * (1 - probs), probs - right
+        along, across = float(x @ error) + _RIDGE * slope, float(error.sum())
+        h11, h12, h22 = float(weight @ x**2) + _RIDGE, float(weight @ x), float(weight.sum()) + _FLOOR
+        determinant = max(h11 * h22 - h12**2, _FLOOR * h11)
+        steps = (h22 * along - h12 * across) / determinant, (h11 * across - h12 * along) / determinant
+        size, new = 1.0, loss(slope - steps[0], intercept - steps[1])
+        while new > now and size > 1e-6:
             size /= 2
-        weights = weights - size * step
-        if np.abs(step).max() < 1e-10 * (1 + np.abs(weights).max()):
+            new = loss(slope - size * steps[0], intercept - size * steps[1])
+        slope, intercept, now = slope - size * steps[0], intercept - size * steps[1], new
+        if max(map(abs, steps)) < 1e-10 * (1 + max(abs(slope), abs(intercept))):
             break
-    return Platt(float(weights[0]), float(weights[1] - weights[0] * centre))
+    return Platt(slope, intercept - slope * centre)
 
 
 def brier_score(probs: ArrayLike, answers: ArrayLike) -> float:

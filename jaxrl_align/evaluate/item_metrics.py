@@ -56,12 +56,9 @@ def measure(
     """
     if name not in METRICS:
         raise ValueError(f"a metric must be one of {', '.join(sorted(METRICS))}; got {name!r}")
-    if name in ITEM_SCORES:
-        rows = zip(predictions, answers, options or [()] * len(answers), strict=True)
-        values = np.array([ITEM_SCORES[name](*_as_texts(*row)) for row in rows])
+    if name in ITEM_SCORES or name in SHARES:
+        values = score_items(name, predictions, answers, options)
         return Measured(*(share_interval if name in SHARES else bootstrap_mean)(values, groups))
-    if name == "accuracy":
-        return Measured(*share_interval(right_answers(predictions, answers), groups))
     if name in GROUPED:
         if groups is None:
             raise ValueError(f"{name} needs the items' groups; name them in the task file, `group`")
@@ -74,6 +71,22 @@ def measure(
     if found.reason:
         return Measured(found.value, np.nan, np.nan, "none", found.reason)
     return Measured(*bootstrap(METRICS[name], labels, single, groups=groups))
+
+
+def score_items(
+    name: str,
+    predictions: Sequence[Any],
+    answers: Sequence[Any],
+    options: Sequence[Sequence[str]] | None = None,
+) -> np.ndarray:
+    """Return what each item earns, [N] in [0, 1]: a metric's own score of an item, else whether it is right.
+
+    Arguments as `measure`.
+    """
+    if name not in ITEM_SCORES:
+        return right_answers(predictions, answers).astype(float)
+    rows = zip(predictions, answers, options or [()] * len(answers), strict=True)
+    return np.array([ITEM_SCORES[name](*_as_texts(*row)) for row in rows])
 
 
 def _nearest(prediction: Any, answer: Any) -> Any:

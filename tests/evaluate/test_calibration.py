@@ -70,6 +70,7 @@ def test_items_of_equal_confidence_share_their_accuracy():
     """0.9 right; then 0.6 of a right and a wrong one count a half each."""
     got = selective_accuracy([0.6, 0.9, 0.6], [1, 1, 0])
     assert got == (1.0, pytest.approx((1 + 1.5 / 2 + 2 / 3) / 3))
+    assert selective_accuracy(np.linspace(1, 0.5, 20), [1, 1, 0] + [1] * 17).top == pytest.approx(2 / 3)
     assert selective_accuracy([0.5] * 20, [1, 0] * 10) == (0.5, 0.5)
 
 
@@ -94,6 +95,9 @@ def test_platts_scaling_at_its_edges():
     parted = fit_platt([0.2, 0.3, 0.7, 0.8], [0, 0, 1, 1])
     np.testing.assert_allclose(parted.scale([0.2, 0.3, 0.7, 0.8]), [0, 0, 1, 1], atol=1e-6)
     assert np.isfinite(parted).all()
+    x = np.log([0.2 / 0.8, 0.3 / 0.7, 0.7 / 0.3, 0.8 / 0.2])  # at the optimum the ridge alone holds the slope
+    left = x @ (parted.scale([0.2, 0.3, 0.7, 0.8]) - [0, 0, 1, 1])
+    assert left == pytest.approx(-1e-10 * parted.slope, rel=1e-3)
 
 
 def test_options_become_probabilities():

@@ -90,9 +90,9 @@ def test_the_means_of_texts():
 def test_a_question_is_right_if_all_of_its_options_are():
     """MultiRC: F1a over all options, EM over questions; passages share the numbers of their questions."""
     groups = ["0.0", "0.1", "0.0", "1.0", "1.0"]
-    predictions, answers = [1, 1, 0, 0, 1], [1, 0, 0, 0, 1]
-    assert METRICS["group_exact_match"](predictions, answers, groups).value == pytest.approx(2 / 3)
-    assert METRICS["f1"](predictions, answers).value == pytest.approx(4 / 5)
+    predictions, answers = [1, 1, 0, 1, 1], [1, 0, 0, 0, 1]
+    assert METRICS["group_exact_match"](predictions, answers, groups).value == pytest.approx(1 / 3)
+    assert METRICS["f1"](predictions, answers).value == pytest.approx(4 / 6)
     assert {"group_exact_match"} == GROUPED < set(METRICS)
     with pytest.raises(ValueError, match="got 1 and 5"):
         METRICS["group_exact_match"](predictions, answers, ["x"])

@@ -66,6 +66,8 @@ def test_the_interquartile_mean_of_several_tasks_pools_values_and_resamples_with
     value, low, high = interquartile_mean(x)
     assert value == pytest.approx(scipy.stats.trim_mean(x, 0.25, axis=None)) and low < value < high
     assert high - low < np.subtract(*interquartile_mean(x.ravel())[:0:-1]) / 3
+    mirrored = interquartile_mean([[0.0, 10.0], [10.0, 0.0]] * 4)
+    assert mirrored[1] < mirrored[0] == 5.0 < mirrored[2]  # whole rows would give 5 in every draw
     np.testing.assert_array_equal(interquartile_mean(x[:, :1]), interquartile_mean(x[:, 0]))
     with pytest.raises(ValueError, match=r"\[n, tasks\], got shape \(1, 1, 1\)"):
         interquartile_mean(np.zeros((1, 1, 1)))
@@ -90,6 +92,8 @@ def test_wilsons_interval_against_scipy(hits, trials):
 def test_wilsons_interval_of_nothing_and_of_halves():
     assert np.isnan(wilson_interval(0, 0)[:3]).all() and wilson_interval(0, 0).kind == "none"
     assert wilson_interval(2.5, 5).value == 0.5
+    for trials in range(1, 300):
+        assert wilson_interval(0, trials).low >= 0 and wilson_interval(trials, trials).high <= 1
     for hits, trials in ((3, 2), (-1, 2)):
         with pytest.raises(ValueError, match=f"got {hits} of {trials}"):
             wilson_interval(hits, trials)
@@ -131,6 +135,7 @@ def test_mcnemar_takes_right_and_wrong_alone():
 def test_an_interval_prints_the_digits_that_it_carries():
     assert str(Interval(0.53123, 0.50219, 0.56021, "wilson")) == "0.53 [0.50, 0.56]"
     assert str(Interval(0.53123, 0.52219, 0.54021, "t")) == "0.531 [0.522, 0.540]"
+    assert str(Interval(0.5, 0.35, 0.65, "t")) == "0.50 [0.35, 0.65]"
     assert str(Interval(1234.56, 1100.0, 1300.0, "t")) == "1235 [1100, 1300]"
     assert str(Interval(0.5, 0.25, 0.75, "range")) == "0.5 [0.2, 0.8] (range)"
     assert str(Interval(1.0, 1.0, 1.0, "bootstrap")) == "1.000 [1.000, 1.000]"
