@@ -39,20 +39,22 @@ class Config(MembersConfig):
     layers: int = 2
     batch_size: int = 32
     learning_rate: float = 3e-3
-    """Of all three; it rises over a twentieth of the steps and falls linearly to 0."""
+    """It rises over a twentieth of the steps and falls linearly to 0."""
     tests: int = 512
     """Prompts that are read after training, for each seed."""
-    dimension: int = 5
+    dimension: int = 3
     """Of a function's x."""
-    points: int = 16
+    points: int = 9
     """Pairs of a prompt of functions."""
     noise: float = 0.5
     """Standard deviation of y about w x in the second world of functions; the first has none."""
     function_steps: int = 6_000
-    examples: int = 13
+    function_rate: float = 1e-3
+    function_batch: int = 64
+    examples: int = 9
     """Of a prompt of words; the context ends there."""
-    word_steps: int = 6_000
-    tuned_examples: tuple[int, ...] = (2, 4, 8, 12, 32, 128)
+    word_steps: int = 4_000
+    tuned_examples: tuple[int, ...] = (2, 4, 8, 32, 128)
     """Numbers of examples that the model of words is fine-tuned on instead."""
     tuned_steps: int = 60
     tuned_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
@@ -95,7 +97,7 @@ def learn_functions(config: Config, folder: RunFolder) -> dict[str, Any]:
     steps = config.function_steps
     learner = with_data(
         lambda noise: functions.make_function_learner(
-            lm, noise, prompts=config.batch_size, steps=steps, **shape
+            lm, noise, prompts=config.function_batch, steps=steps, **shape
         )
     )
     worlds = {"without noise": 0.0, "with noise": config.noise}
@@ -104,7 +106,7 @@ def learn_functions(config: Config, folder: RunFolder) -> dict[str, Any]:
     own = folder.sub("functions")
     trained = train_members(
         learner,
-        LMHParams(config.learning_rate),
+        LMHParams(config.function_rate),
         config,
         steps,
         keys=keys,

@@ -9,7 +9,7 @@ from panels import save_panels
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.statistics import mean_text
 
-SHOWN = (0, 1, 2, 4, 5, 8, 11, 12, 15)
+SHOWN = (0, 1, 2, 3, 4, 6, 8, 11)
 """Numbers of examples that the tables show."""
 
 
@@ -78,8 +78,8 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
         shown = {name: rows[name] for name in ("transformer", "Bayes, any field")}
         panels["right labels, held-out tasks [%]"] = curves(shown, 100.0) | {
             "fine-tuned instead": (
-                np.array(config.tuned_examples)[:4],
-                100.0 * found["words"]["tuned"].T[:4],
+                np.array(config.tuned_examples)[:3],
+                100.0 * found["words"]["tuned"].T[:3],
             ),
             "transformer, known fields": curves(found["words"]["right"]["known fields"], 100.0)[
                 "transformer"

@@ -16,7 +16,7 @@ import numpy as np
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Params, TokenBatch
 
-FIELDS, WORDS, LABELS = 4, 4, 8
+FIELDS, WORDS, LABELS = 4, 2, 4
 BEGIN, COLON = 0, 1
 FIRST_WORD = 2
 FIRST_LABEL = FIRST_WORD + FIELDS * WORDS
