@@ -70,7 +70,7 @@ def make_text_writer(
     check_counts(response_length=response_length, piece=piece)
     if isinstance(stop_strings, str) or not all(stop_strings):
         raise ValueError(f"stop_strings must be a list of texts, none empty; got {stop_strings!r}")
-    special = [ids[0] for stop in stop_strings if len(ids := _special_tokens(tokenizer, stop)) == 1]
+    special = [token for stop in stop_strings if (token := tokenizer.special_token(stop)) is not None]
     stops = tuple(dict.fromkeys([*stop_tokens, *special]))
     fill = check_special_tokens(lm, stops, None)
     pieces = -(-response_length // piece)
@@ -112,12 +112,6 @@ def make_text_writer(
         return texts
 
     return write
-
-
-def _special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the token of a text that spells a special one, otherwise none."""
-    ids = tokenizer.encode(text, special=False, marked=True)
-    return ids if len(ids) == 1 and not tokenizer.decode(ids) else []
 
 
 def _write_piece(

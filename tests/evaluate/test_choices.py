@@ -212,6 +212,8 @@ def test_a_bos_stands_once_and_before_an_empty_context():
     spelled = encode_choices(tokenizer, "<s>", ["b"])
     assert spelled.context == (bos, *tokenizer.encode("<s>", special=False)), "a text that spells it is text"
     assert encode_choices(byte_tokenizer(), "", ["b"]).context == (1,)
+    twice = encode_choices(byte_tokenizer(), "<stop><stop>", ["b"], marked=True)
+    assert twice.context == (1, 1), "of a tokenizer that puts none, all stand as they are spelled"
 
 
 def test_options_that_cannot_be_told_apart_are_refused():

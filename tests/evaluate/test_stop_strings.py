@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrl_align.data.tokenizers import train_bpe
+from jaxrl_align.data.tokenizers import character_tokenizer, train_bpe
 from jaxrl_align.evaluate.stop_strings import cut_at, make_text_writer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.text import Filters, make_completer
@@ -68,7 +68,7 @@ def test_the_writing_ends_with_the_last_text(looks):
     """Every text holds a letter within the first piece, so that no second one is written."""
     assert write(["a", "b", "c", "d", " "], piece=8) == ["", "", ""]
     assert 1 < max(looks) <= 8
-    assert len(looks) == 5 + 3, "once each stop string, to see whether it is special, and each text"
+    assert len(looks) == 4 + 3, "once each letter, a token that could be special, and once each text"
 
 
 def write_always(token, **stops):
@@ -81,6 +81,14 @@ def write_always(token, **stops):
 def test_a_special_tokens_text_stops_as_the_token(looks):
     assert write_always(0, stop_tokens=(), stop_strings=["<pad>"]) == ["", "", ""]
     assert max(looks) == 1, "the text `<pad>` itself; nothing that is written"
+
+
+def test_only_a_special_tokens_text_counts_as_the_token():
+    """A text with a letter that the tokenizer lacks is no token, and no error: it is never written."""
+    letters = character_tokenizer("ab")
+    found = [letters.special_token(text) for text in ("<pad>", "<stop>", "a", "\n")]
+    assert found == [0, 1, None, None]
+    make_text_writer(LM, letters, response_length=2, stop_tokens=(1,), stop_strings=["\n"])
 
 
 def test_a_stop_token_that_is_a_letter_is_no_part_of_the_text():
