@@ -94,6 +94,11 @@ class Tokenizer:
         """Return the text of token ids, without padding and stop."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def special_token(self, text: str) -> int | None:
+        """Return the id of a special token, which `decode` leaves out, by its text; of other texts None."""
+        found = self._backend.token_to_id(text)
+        return None if found is None or self.decode([found]) else found
+
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of a conversation, whose turns the template marks with special tokens.
 

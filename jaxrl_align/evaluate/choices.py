@@ -90,7 +90,7 @@ def encode_once(tokenizer: Tokenizer, texts: Sequence[str], marked: bool) -> lis
     """Return the tokens of texts; the tokenizer's start token stands before each at most once."""
     rows = tokenizer.encode_batch(texts, marked=marked)
     start = [tokenizer.start_token]
-    if not marked or tokenizer.encode("")[:1] != start:
+    if tokenizer.encode("")[:1] != start:
         return rows
     return [row[1:] if row[:2] == start * 2 else row for row in rows]
 

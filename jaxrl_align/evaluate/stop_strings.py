@@ -56,7 +56,7 @@ def make_text_writer(
       lm: the language model.
       tokenizer: decodes what was written.
       response_length: the most tokens that are written.
-      stop_tokens: each ends a text, at least one.
+      stop_tokens: each ends a text; at least one, here or spelled by a stop string.
       stop_strings: likewise; none is empty.
       filters: what of the distribution is sampled; by default the likeliest token is written.
       piece: tokens between two looks.
@@ -70,9 +70,9 @@ def make_text_writer(
     check_counts(response_length=response_length, piece=piece)
     if isinstance(stop_strings, str) or not all(stop_strings):
         raise ValueError(f"stop_strings must be a list of texts, none empty; got {stop_strings!r}")
-    special = [ids[0] for stop in stop_strings if len(ids := _special_tokens(tokenizer, stop)) == 1]
+    special = [token for stop in stop_strings if (token := tokenizer.special_token(stop)) is not None]
     stops = tuple(dict.fromkeys([*stop_tokens, *special]))
-    fill = check_special_tokens(lm, stops if len(stop_tokens) else (), None)
+    fill = check_special_tokens(lm, stops, None)
     pieces = -(-response_length // piece)
     shape = lambda prompt: TextConfig(prompt.tokens.shape[0], pieces * piece, stops[0], fill)
 
@@ -84,7 +84,7 @@ def make_text_writer(
         return jax.vmap(one)(rows, keys)
 
     @jax.jit
-    def go_on(params: Any, rows: Any, state: Any, start: Any, temperature: Any) -> tuple[Any, Any, Any]:
+    def go_on(params: Any, rows: Any, state: Any, start: Any, temperature: Any) -> tuple[Any, Any]:
         one = lambda prompt, state: _write_piece(
             lm, params, prompt, state, shape(prompt), filters, stops, start, temperature, piece
         )
@@ -97,12 +97,12 @@ def make_text_writer(
         rows = pad_batch(lm, params, prompts, response_length, fill)
         state = read(params, rows, jax.random.split(key, len(prompts)))
         tokens = np.zeros((len(prompts), 0), np.int64)
-        mask = np.zeros((len(prompts), 0), bool)
         texts = [""] * len(prompts)
         for start in range(0, pieces * piece, piece):
-            state, new, real = go_on(params, rows, state, jnp.int32(start), jnp.float32(temperature))
-            tokens, mask = np.append(tokens, new, 1), np.append(mask, np.asarray(real) > 0, 1)
-            written = mask & ~np.isin(tokens, stops) & (np.arange(tokens.shape[1]) < response_length)
+            state, new = go_on(params, rows, state, jnp.int32(start), jnp.float32(temperature))
+            tokens = np.append(tokens, new, 1)
+            # Behind a text's end stands `fill`, which is a stop token.
+            written = ~np.isin(tokens, stops) & (np.arange(tokens.shape[1]) < response_length)
             whole = [tokenizer.decode(row[own]) for row, own in zip(tokens, written, strict=True)]
             texts = [cut_at(text, stop_strings) for text in whole]
             goes_on = np.array([a == b for a, b in zip(texts, whole, strict=True)]) & np.asarray(state.alive)
@@ -112,12 +112,6 @@ def make_text_writer(
         return texts
 
     return write
-
-
-def _special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the token of a text that spells a special one, otherwise none."""
-    ids = tokenizer.encode(text, special=False, marked=True)
-    return ids if len(ids) == 1 and not tokenizer.decode(ids) else []
 
 
 def _write_piece(
@@ -131,18 +125,18 @@ def _write_piece(
     start: jax.Array,
     temperature: jax.Array,
     piece: int,
-) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """Write the next `piece` tokens of ONE text, and read them; return them with their mask."""
+) -> tuple[DecodeState, jax.Array]:
+    """Write the next `piece` tokens of ONE text, and read them; return them, padded behind its end."""
     slots = make_slots(prompt, config)
 
     def goes_on(carry: Any) -> jax.Array:
         return (carry[0] < piece) & anywhere(carry[1].alive)
 
     def write(carry: Any) -> Any:
-        index, state, tokens, mask = carry
+        index, state, tokens = carry
         state, out = draw_token(lm, params, state, config, filters, stops, temperature, None)
         state = read_token(lm, params, slots, state, out.tokens, config.prompt_length + start + index)
-        return index + 1, state, tokens.at[index].set(out.tokens), mask.at[index].set(out.mask)
+        return index + 1, state, tokens.at[index].set(out.tokens)
 
-    nothing = jnp.full(piece, config.pad_token, jnp.int32), jnp.zeros(piece)
-    return jax.lax.while_loop(goes_on, write, (jnp.zeros((), jnp.int32), state, *nothing))[1:]
+    nothing = jnp.full(piece, config.pad_token, jnp.int32)
+    return jax.lax.while_loop(goes_on, write, (jnp.zeros((), jnp.int32), state, nothing))[1:]

@@ -144,15 +144,17 @@ def test_the_common_beginning_is_found():
     items = [Choices(context, ((7,),)) for context in contexts]
     assert share_prefix(items, 1) == ((1, 2, 3), [i._replace(context=i.context[3:]) for i in items])
     assert share_prefix(items, 2)[0] == (1, 2)
+    assert share_prefix([*items, Choices((1, 2, 4, 4), ((7,),))], 1)[0] == (1, 2)
     assert share_prefix(items)[0] == () and share_prefix([])[0] == ()
     assert share_prefix([*items, Choices((), ((7,),))], 1)[0] == ()
 
 
 def test_the_last_token_needs_no_place(score):
-    fits = Choices((2,) * 79, ((3, 4), (5,)))
-    assert np.isfinite(score(PARAMS, [fits])[0].log_prob).all()
-    with pytest.raises(ValueError, match="item 1 must fit the context of 80 tokens; got 81; shorten it"):
-        score(PARAMS, [fits, Choices((2,) * 79, ((3, 4, 5), (5,)))])
+    """Beside 11 shared tokens of 80, and padded: a position past the context would read NaN."""
+    fits = [Choices((2,) * 69, ((3,), (4,))), Choices((2,) * 68, ((3, 4), (5, 6)))]
+    assert np.isfinite([found.log_prob for found in score(PARAMS, fits, PREFIX)]).all()
+    with pytest.raises(ValueError, match="item 2 must fit the context of 80 tokens; got 81; shorten it"):
+        score(PARAMS, [*fits, Choices((2,) * 79, ((3, 4, 5), (5,)))])
 
 
 def test_items_that_cannot_be_scored_are_refused(score):
@@ -210,6 +212,8 @@ def test_a_bos_stands_once_and_before_an_empty_context():
     spelled = encode_choices(tokenizer, "<s>", ["b"])
     assert spelled.context == (bos, *tokenizer.encode("<s>", special=False)), "a text that spells it is text"
     assert encode_choices(byte_tokenizer(), "", ["b"]).context == (1,)
+    twice = encode_choices(byte_tokenizer(), "<stop><stop>", ["b"], marked=True)
+    assert twice.context == (1, 1), "of a tokenizer that puts none, all stand as they are spelled"
 
 
 def test_options_that_cannot_be_told_apart_are_refused():

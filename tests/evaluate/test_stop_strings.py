@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrl_align.data.tokenizers import train_bpe
+from jaxrl_align.data.tokenizers import character_tokenizer, train_bpe
 from jaxrl_align.evaluate.stop_strings import cut_at, make_text_writer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.text import Filters, make_completer
@@ -26,7 +26,8 @@ WRITER = LM._replace(logits=logits)
 PARAMS = jax.jit(lambda key: disturb(LM.init(key), jax.random.key(1), 0.3))(jax.random.key(0))
 PROMPTS = [BPE.encode(text) for text in ("ab", "cdcd abcd dcba", "d")]
 LENGTH = 21
-KEY = jax.random.key(7)
+KEY = jax.random.key(10)
+"""Of three texts two are as long as they may be, and hold a stop string at different places."""
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +43,6 @@ def write(stops, **settings):
     return writer(PARAMS, PROMPTS, KEY, 2.0)
 
 
-def test_a_text_ends_before_the_first_stop_string_even_across_tokens_and_pieces(whole):
-    texts = [BPE.decode(completion.tokens) for completion in whole]
-    assert any(completion.stopped for completion in whole) or len(whole[0].tokens) == LENGTH
-    pieces = [BPE.decode([token]) for token in max(whole, key=lambda c: len(c.tokens)).tokens]
-    at = next(i for i in range(5, len(pieces)) if len(pieces[i - 1]) and len(pieces[i]))
-    stop = pieces[at - 1][-1] + pieces[at]
-    for piece in (8, 5):
-        assert write([stop], filters=Filters(), piece=piece) == [t.split(stop)[0] for t in texts]
-    assert write([], filters=Filters(), piece=8) == texts
-
-
 @pytest.fixture
 def looks(monkeypatch):
     """How many tokens each look decodes."""
@@ -61,22 +51,49 @@ def looks(monkeypatch):
     return counts
 
 
+def test_a_text_ends_before_the_first_stop_string_even_across_tokens_and_pieces(whole, looks):
+    texts = [BPE.decode(completion.tokens) for completion in whole]
+    assert [completion.stopped for completion in whole] == [False, True, False]
+    pieces = [BPE.decode([token]) for token in whole[0].tokens]
+    stop = pieces[4][-1] + pieces[5]
+    assert stop in texts[2], "later than in the first text"
+    for piece in (8, 5):
+        assert write([stop], filters=Filters(), piece=piece) == [t.split(stop)[0] for t in texts]
+        ended, _, last = looks[-3:]
+        assert ended <= 2 * piece < last, "what has ended is not written on"
+    assert write([], filters=Filters(), piece=8) == texts
+
+
 def test_the_writing_ends_with_the_last_text(looks):
     """Every text holds a letter within the first piece, so that no second one is written."""
     assert write(["a", "b", "c", "d", " "], piece=8) == ["", "", ""]
     assert 1 < max(looks) <= 8
+    assert len(looks) == 4 + 3, "once each letter, a token that could be special, and once each text"
+
+
+def write_always(token, **stops):
+    """Return the texts of a model that writes one token alone."""
+    row = 1e3 * jax.nn.one_hot(token, 264)
+    always = WRITER._replace(logits=lambda _, hidden: jnp.broadcast_to(row, (*hidden.shape[:-1], 264)))
+    return make_text_writer(always, BPE, response_length=6, piece=2, **stops)(PARAMS, PROMPTS, KEY)
 
 
 def test_a_special_tokens_text_stops_as_the_token(looks):
-    """A model that writes padding alone goes on for six tokens, unless `<pad>` stops it at the first."""
-    pad = 1e3 * jax.nn.one_hot(0, 264)
-    always = WRITER._replace(logits=lambda _, hidden: jnp.broadcast_to(pad, (*hidden.shape[:-1], 264)))
-    make = lambda stops: make_text_writer(
-        always, BPE, response_length=6, stop_tokens=(1,), stop_strings=stops, piece=2
-    )
-    assert make(["a"])(PARAMS, PROMPTS, KEY) == ["", "", ""] and max(looks) == 6
-    looks.clear()
-    assert make(["<pad>"])(PARAMS, PROMPTS, KEY) == ["", "", ""] and max(looks) <= 1
+    assert write_always(0, stop_tokens=(), stop_strings=["<pad>"]) == ["", "", ""]
+    assert max(looks) == 1, "the text `<pad>` itself; nothing that is written"
+
+
+def test_only_a_special_tokens_text_counts_as_the_token():
+    """A text with a letter that the tokenizer lacks is no token, and no error: it is never written."""
+    letters = character_tokenizer("ab")
+    found = [letters.special_token(text) for text in ("<pad>", "<stop>", "a", "\n")]
+    assert found == [0, 1, None, None]
+    make_text_writer(LM, letters, response_length=2, stop_tokens=(1,), stop_strings=["\n"])
+
+
+def test_a_stop_token_that_is_a_letter_is_no_part_of_the_text():
+    letter = BPE.encode("d")[-1]
+    assert write_always(letter, stop_tokens=(1, letter)) == ["", "", ""]
 
 
 def test_cut_at():

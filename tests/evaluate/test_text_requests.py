@@ -79,8 +79,10 @@ def test_a_start_token_stands_once():
 
 
 def test_settings_are_read(monkeypatch):
-    scorer, made = make_scorer_of("gpt2", new_tokens=7), []
-    writer = lambda *_, **given: made.append(given) or (lambda params, rows, key, t: [str(t)] * len(rows))
+    scorer, made = make_scorer_of("gpt2", new_tokens=7, batch_size=2), []
+    writer = lambda *_, **given: (
+        made.append(given) or (lambda params, rows, key, t: [f"{t} {len(row)}" for row in rows])
+    )
     monkeypatch.setattr(text_requests, "make_text_writer", writer)
     asked = [
         {"temperature": 0.5, "do_sample": True, "top_k": 3, "until": "x"},
@@ -89,7 +91,11 @@ def test_settings_are_read(monkeypatch):
         {"do_sample": True},
         {"max_tokens": 4, "max_gen_toks": 5},
     ]
-    assert scorer.write([("the", settings) for settings in asked]) == ["0.5", "1.0", "0.5", "1.0", "1.0"]
+    prompts = ["the", "the sky", "a rose is red", "the", "grass", "the sea is blue", "is"]
+    lengths = [len(scorer.tokenizer.encode(prompt)) for prompt in prompts]
+    heat = [0.5, 1.0, 0.5, 1.0, 1.0, 0.5, 0.5]
+    found = scorer.write(list(zip(prompts, [*asked, asked[0], asked[0]], strict=True)))
+    assert found == [f"{t} {length}" for t, length in zip(heat, lengths, strict=True)]
     got = [(g["response_length"], g["stop_strings"], g["filters"].top_k) for g in made]
     assert got == [(7, ("x",), 3), (7, (), 1), (3, ("y",), None), (5, (), 1)]
 
