@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes
 from jaxrl_align.checks import check_counts
 from jaxrl_align.cli.bases import Base, load_base
 from jaxrl_align.cli.serve import ReadOptions
-from jaxrl_align.evaluate.choices import Rule
+from jaxrl_align.evaluate.option_rules import Rule
 from jaxrl_align.evaluate.run_task import TaskResult, run_task
 from jaxrl_align.evaluate.task_format import Task, find_tasks, load_task
 from jaxrl_align.runtime.folder import atomic_path, write_json

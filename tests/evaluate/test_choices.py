@@ -10,13 +10,12 @@ from jaxrl_align.evaluate import choices
 from jaxrl_align.evaluate.choices import (
     Choices,
     OptionScores,
-    adjust_scores,
-    choose_option,
     encode_choices,
     encode_pairs,
     make_option_scorer,
     share_prefix,
 )
+from jaxrl_align.evaluate.option_rules import adjust_scores, choose_option
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import TransformerConfig, init_prompt, make_transformer
 from tests.tiny import LM, PARAMS, VOCAB, bits, disturb

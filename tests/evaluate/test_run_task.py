@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data import byte_tokenizer
-from jaxrl_align.evaluate import Choices, Prompt, draw_examples, extract_answer, measure, read_items, run_task
+from jaxrl_align.evaluate import (
+    Choices,
+    Prompt,
+    ask_items,
+    draw_examples,
+    extract_answer,
+    measure,
+    read_items,
+    run_task,
+)
 from jaxrl_align.evaluate.task_format import load_task
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from tests.tiny import disturb
@@ -236,10 +245,10 @@ def test_a_solution_is_written_and_the_option_read_from_it(write, monkeypatch):
         assert how["stop_strings"] == ("\n\n",)
         return lambda params, rows, key: [prompts.append(r) or texts[(len(prompts) - 1) % 3] for r in rows]
 
-    module._make_writer.cache_clear()
-    monkeypatch.setattr(module, "make_text_writer", writer)
+    ask_items._make_writer.cache_clear()
+    monkeypatch.setattr(ask_items, "make_text_writer", writer)
     result = run(write(), thoughts=True, response_length=16, batch_size=9)
-    module._make_writer.cache_clear()
+    ask_items._make_writer.cache_clear()
     assert {(i.written, i.prediction) for i in result.items} == {
         (texts[0], 1),
         (texts[1], 0),
@@ -327,8 +336,12 @@ def test_answers_come_back_in_the_items_order_whatever_examples_they_kept():
     contexts = [Choices((i,) * (9 - i), ()) for i in range(6)]
     prompts = [Prompt("", (), tokens, dropped=1 - i % 2) for i, tokens in enumerate(contexts)]
     write = lambda params, rows, key: [str(row[0]) for row in rows]
-    assert module._write_answers(LM, {}, write, prompts, 2, None) == list("012345")
+    assert ask_items._write_answers(None, write, {}, prompts, 2, None) == list("012345")
 
 
 def test_one_of_several_right_answers_is_right():
-    assert module._is_right(1, (0, 1)) and not module._is_right(2, (0, 1)) and module._is_right("a", "a")
+    assert (
+        ask_items._is_right(1, (0, 1))
+        and not ask_items._is_right(2, (0, 1))
+        and ask_items._is_right("a", "a")
+    )
