@@ -57,6 +57,7 @@ from jaxrl_align.evaluate.task_metrics import (
     right_answers,
     spearman,
 )
+from jaxrl_align.evaluate.task_report import report_task
 from jaxrl_align.evaluate.tasks import Item, extract_answer, read_items
 from jaxrl_align.evaluate.text_overlap import (
     Overlap,
@@ -89,7 +90,7 @@ __all__ = [
     "fit_platt", "group_exact_match", "load_task", "macro_f1", "make_option_scorer", "make_prompts",
     "make_scorer", "make_text_writer", "matthews", "mean_unevenness", "measure", "ngram_log_probs",
     "normalise_answer", "normalised_match", "option_probs", "pearson", "plain_prompt", "rank_of",
-    "read_items", "report", "report_pairs", "right_answers", "rouge_l", "rouge_n",
+    "read_items", "report", "report_pairs", "report_task", "right_answers", "rouge_l", "rouge_n",
     "run_task", "score_items", "selective_accuracy", "share_preferred", "share_prefix", "shipped_tasks",
     "spearman", "text_log_prob", "token_f1", "unevenness", "user_based_prompt",
 ]

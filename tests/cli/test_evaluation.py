@@ -1,5 +1,6 @@
 """`jaxrl-align evaluate`: a table, files of results, and errors in one line."""
 
+import functools
 import json
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align import nets
+from jaxrl_align.cli import evaluation
 from jaxrl_align.evaluate import load_task, run_task
 from jaxrl_align.runtime.huggingface import load_model, save_adapter
 
@@ -50,24 +52,24 @@ def task(tmp_path):
     return tmp_path / "colours.toml"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_base():
+    """Read every model once, so that all commands share its programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "load_base", functools.cache(evaluation.load_base))
+        yield
+
+
 def test_every_task_count_of_examples_and_rule_is_a_row_and_a_file(road, task, tmp_path, capsys):
+    tasks = f"{task},{task.parent / 'order.toml'}"
+    flags = ["--tasks", tasks, "--shots", "0,1", "--rule", "raw,characters", "--limit", "3"]
     for folder in ("one", "two"):
-        flags = [
-            "--tasks",
-            f"{task},{task.parent / 'order.toml'}",
-            "--shots",
-            "0,2",
-            "--rule",
-            "raw,characters",
-            "--limit",
-            "3",
-        ]
         road("evaluate --model tiny", *flags, "--out", tmp_path / folder)
     shown = capsys.readouterr().out
     files = {path.name for path in (tmp_path / "one").iterdir()}
     assert files == {
         "results.json",
-        *(f"colours_{k}_{rule}.json" for k in (0, 2) for rule in ("raw", "characters")),
+        *(f"colours_{k}_{rule}.json" for k in (0, 1) for rule in ("raw", "characters")),
         "order_0_raw.json",
         "order_0_characters.json",
     }
@@ -76,8 +78,34 @@ def test_every_task_count_of_examples_and_rule_is_a_row_and_a_file(road, task, t
     summary = json.loads((tmp_path / "one" / "results.json").read_text())
     assert len(summary) == 6 and summary[0]["metrics"]["accuracy"]["kind"] == "wilson"
     assert "test items kept out of the examples" in shown and shown.count("value [95%]") == 2
-    first = json.loads((tmp_path / "one" / "colours_2_raw.json").read_text())
+    first = json.loads((tmp_path / "one" / "colours_1_raw.json").read_text())
     assert len(first["items"]) == 3 and {"parameters", "metrics", "excluded"} < set(first)
+
+
+def test_a_report_stands_beside_its_result(road, task, tmp_path, capsys, monkeypatch):
+    quick = functools.partial(evaluation.report_task, draws=20)
+    monkeypatch.setattr(evaluation, "report_task", quick)
+    for folder in ("one", "two"):
+        road("evaluate --model tiny --report --limit 3 --tasks", task, "--out", tmp_path / folder)
+    shown = capsys.readouterr().out
+    one, two = tmp_path / "one", tmp_path / "two"
+    names = {path.name for path in one.iterdir()}
+    assert names == {
+        "results.json",
+        *(f"colours_0_raw{kind}.json" for kind in ("", "_report", "_efficiency")),
+    }
+    for name in names - {"colours_0_raw_efficiency.json"}:
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    read = {name: json.loads((one / name).read_text()) for name in names}
+    found, (result,) = read["colours_0_raw_report.json"], read["results.json"]
+    fields = ["items", "accuracy", "calibration", "robustness", "fairness", "bias", "toxicity"]
+    assert list(found.pop("report")) == fields and found == result
+    report = json.loads((one / "colours_0_raw_report.json").read_text())["report"]
+    assert report["accuracy"]["accuracy"] == {**result["metrics"]["accuracy"], "note": ""}
+    assert report["robustness"]["worst case"]["value"] <= report["accuracy"]["accuracy"]["value"]
+    assert report["bias"]["gender"]["reason"] == "no text was generated"
+    assert read["colours_0_raw_efficiency.json"]["tokens a second"]["value"] > 0
+    assert shown.count("colours_0_raw: 3 items, 95% intervals") == 2 and "\nrobustness   worst case" in shown
 
 
 @pytest.mark.parametrize(
