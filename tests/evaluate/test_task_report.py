@@ -1,5 +1,6 @@
 """HELM's fields of a task, asked of scorers and writers that need no model: every figure by hand."""
 
+import functools
 import itertools
 import json
 
@@ -11,6 +12,7 @@ from jaxrl_align.evaluate import (
     Asker,
     OptionScores,
     ask_items,
+    item_metrics,
     load_task,
     read_items,
     report_task,
@@ -55,6 +57,7 @@ SHOUT = {
 def make(tmp_path, monkeypatch):
     monkeypatch.setattr(task_report, "ROBUSTNESS", SHOUT)
     monkeypatch.setattr(task_report, "FAIRNESS", {})
+    monkeypatch.setattr(item_metrics, "bootstrap", functools.partial(item_metrics.bootstrap, draws=20))
 
     def write(text, labels=(1, 1, 0, 1, 0), texts=TEXTS):
         rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
