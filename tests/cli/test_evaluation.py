@@ -9,7 +9,7 @@ import pytest
 
 from jaxrl_align import nets
 from jaxrl_align.cli import evaluation
-from jaxrl_align.evaluate import OptionScores, ask_items, load_task, run_task
+from jaxrl_align.evaluate import OptionScores, ask_items, load_task, option_probs, run_task
 from jaxrl_align.runtime.huggingface import load_model, save_adapter
 
 TASK = """
@@ -110,6 +110,10 @@ def test_a_report_stands_beside_its_result(road, task, tmp_path, capsys, monkeyp
     report = json.loads((one / "colours_1_raw_report.json").read_text())["report"]
     assert report["accuracy"]["accuracy"] == {**result["metrics"]["accuracy"], "note": ""}
     assert report["robustness"]["worst case"]["value"] <= report["accuracy"]["accuracy"]["value"]
+    items = read["colours_1_raw.json"]["items"]
+    sure = [max(option_probs(item["log_probs"])) for item in items]
+    distance = abs(np.mean([item["right"] for item in items]) - np.mean(sure))
+    assert report["calibration"]["error, 1 bin"]["value"] == pytest.approx(distance, abs=1e-5)
     assert report["bias"]["gender"]["reason"] == "no text was generated"
     assert read["colours_1_raw_efficiency.json"]["tokens a second"]["value"] > 0
     assert shown.count("colours_1_raw: 3 items, 95% intervals") == 2 and "\nrobustness   worst case" in shown

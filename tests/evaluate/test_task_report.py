@@ -9,7 +9,9 @@ import pytest
 
 from jaxrl_align.data import byte_tokenizer
 from jaxrl_align.evaluate import (
+    AskedItems,
     Asker,
+    ItemResult,
     OptionScores,
     ask_items,
     item_metrics,
@@ -125,6 +127,14 @@ def test_probabilities_are_those_of_what_the_rule_compares(make, asked):
     got = values(run(task, rule="calibrated").calibration)
     even = 1 / (1 + np.exp(-3.0))
     assert got["error, 10 bins of equal mass"] == error([even, even, 0.5, 0.5, 0.5])
+
+
+def test_an_option_that_an_item_lacks_has_no_probability(make):
+    asker = Asker(make(CHOICE), LM, {}, TOKENIZER)
+    result = ItemResult("", "", 0, 0, 0, True, [0.0], "")
+    asked = AskedItems([], [result] * 2, [np.log([1.0, 3.0]), np.log([1.0, 3.0, 4.0])], 0.0, 0)
+    probs = task_report.to_answers(asker, asked).probs
+    np.testing.assert_allclose(probs, [[1 / 4, 3 / 4, 0], [1 / 8, 3 / 8, 4 / 8]])
 
 
 def test_seconds_and_tokens_are_of_one_asking(make, asked):
