@@ -4,6 +4,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# For what modules compile while they are imported; each test sets it for itself.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_runtest_setup(item):

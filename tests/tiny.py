@@ -20,17 +20,31 @@ def disturb(tree, key, scale):
     return jax.tree.unflatten(structure, moved)
 
 
+def draw_params(lm, scale=0.3, seed=0):
+    """Return random parameters drawn by NumPy, which compiles nothing."""
+    random = np.random.default_rng(seed)
+    draw = lambda leaf: jnp.asarray(scale * random.standard_normal(leaf.shape), leaf.dtype)
+    return jax.tree.map(draw, jax.eval_shape(lm.init, jax.random.key(0)))
+
+
 PARAMS = jax.jit(lambda key: disturb(LM.init(key), jax.random.key(1), 0.2))(jax.random.key(0))
 encode_all = jax.jit(jax.vmap(LM.encode, (None, 0, 0)))
 
-BIGRAM = LanguageModel(
-    TransformerConfig(VOCAB, width=VOCAB, heads=1),
-    lambda key: jax.random.normal(key, (VOCAB, VOCAB)),
-    lambda params, tokens, *_, **__: (jax.nn.one_hot(tokens, VOCAB), Cache(jnp.zeros(1), jnp.zeros(1))),
-    lambda params, hidden: hidden @ params,
-    lambda length: Cache(jnp.zeros(1), jnp.zeros(1)),
-)
-"""Predicts from the last token alone: it compiles fast, and a label changes without an input that matters."""
+
+def make_bigram(vocab, **shape):
+    """Return a model that predicts from the last token alone: it compiles fast."""
+    nothing = Cache(jnp.zeros(1), jnp.zeros(1))
+    return LanguageModel(
+        TransformerConfig(vocab, width=vocab, heads=1, **shape),
+        lambda key: jax.random.normal(key, (vocab, vocab)),
+        lambda params, tokens, *_, **__: (jax.nn.one_hot(tokens, vocab), nothing),
+        lambda params, hidden: hidden @ params,
+        lambda length: nothing,
+    )
+
+
+BIGRAM = make_bigram(VOCAB)
+"""Under it a label changes without an input that matters."""
 
 
 def favour(token, amount, lm=LM):

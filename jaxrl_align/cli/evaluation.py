@@ -5,16 +5,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tyro.conf import OmitArgPrefixes
 
 from jaxrl_align.checks import check_counts
 from jaxrl_align.cli.bases import Base, load_base
 from jaxrl_align.cli.serve import ReadOptions
-from jaxrl_align.evaluate.choices import Rule
+from jaxrl_align.evaluate.helm import HelmReport
+from jaxrl_align.evaluate.option_rules import Rule
 from jaxrl_align.evaluate.run_task import TaskResult, run_task
 from jaxrl_align.evaluate.task_format import Task, find_tasks, load_task
+from jaxrl_align.evaluate.task_report import report_task
 from jaxrl_align.runtime.folder import atomic_path, write_json
 
 
@@ -49,8 +51,12 @@ class Evaluate:
     """The most that a generated answer has; None, 48, or 256 with --thoughts."""
     batch_size: int = 32
     """Items at a time."""
+    report: bool = False
+    """Also accuracy, calibration, robustness, fairness, bias, toxicity and efficiency, HELM's seven fields;
+    it asks all items some ten times more, as they are and perturbed."""
     out: str | None = None
-    """A folder: results.json with all metrics, and a file of items for each run; None, the screen alone."""
+    """A folder: results.json with all metrics, a file of items for each run, and of its report; None, the
+    screen alone."""
 
 
 def run_evaluate(options: Evaluate, argv: Sequence[str]) -> None:
@@ -69,36 +75,48 @@ def run_evaluate(options: Evaluate, argv: Sequence[str]) -> None:
                 print(result_text(results[-1], header=len(results) == 1), flush=True)
                 if options.out is not None:
                     write_result(Path(options.out), results)
+                if options.report:
+                    report_one(base, options, task, results[-1], rule)
     where = f" in {options.out}" if options.out else ""
     print(f"[{len(results)} results{where}; {time.monotonic() - begin:.1f} s]")
 
 
 def run_one(base: Base, options: Evaluate, task: Task, shots: int, rule: Rule) -> TaskResult:
     """Run one task, and show how far it is on a terminal."""
+    how = settings(base, options, f"{task.name}, {shots} examples")
+    return run_task(task, base.lm, base.params, base.tokenizer, shots=shots, rule=rule, **how)
+
+
+def report_one(base: Base, options: Evaluate, task: Task, result: TaskResult, rule: Rule) -> None:
+    """Print the seven fields of a run's task, and write them beside its result."""
+    how = settings(base, options, f"{task.name}, {result.shots} examples, report")
+    model = base.lm, base.params, base.tokenizer
+    report = report_task(task, *model, shots=result.shots, rule=rule, **how)
+    print(f"{file_name(result)}: {report}", flush=True)
+    if options.out is not None:
+        write_report(Path(options.out), result, report)
+
+
+def settings(base: Base, options: Evaluate, label: str) -> dict[str, Any]:
+    """Return how every task is asked; on a terminal the label tells what is being asked."""
     show = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
         if show:
             end = "\r" if done < total else "\r\033[K"
-            print(f"{task.name}, {shots} examples: {done:,} of {total:,} items", end=end, file=sys.stderr)
+            print(f"{label}: {done:,} of {total:,} items", end=end, file=sys.stderr)
 
-    return run_task(
-        task,
-        base.lm,
-        base.params,
-        base.tokenizer,
-        shots=shots,
-        rule=rule,
-        limit=options.limit,
-        seed=options.seed,
-        balanced=options.balanced,
-        thoughts=options.thoughts,
-        chat=options.chat,
-        response_length=options.tokens,
-        stop_tokens=base.stop_tokens,
-        batch_size=options.batch_size,
-        progress=progress,
-    )
+    return {
+        "limit": options.limit,
+        "seed": options.seed,
+        "balanced": options.balanced,
+        "thoughts": options.thoughts,
+        "chat": options.chat,
+        "response_length": options.tokens,
+        "stop_tokens": base.stop_tokens,
+        "batch_size": options.batch_size,
+        "progress": progress,
+    }
 
 
 def split_commas(text: str, flag: str) -> list[str]:
@@ -162,6 +180,14 @@ def write_result(folder: Path, results: Sequence[TaskResult]) -> None:
     with atomic_path(folder / f"{file_name(last)}.json") as path:
         path.write_bytes(last.to_json())
     write_json(folder / "results.json", [summary(result) for result in results])
+
+
+def write_report(folder: Path, result: TaskResult, report: HelmReport) -> None:
+    """Write a report, and efficiency apart, so that the report is the same whenever the run is."""
+    fields = report.to_dict()
+    efficiency = fields.pop("efficiency")
+    write_json(folder / f"{file_name(result)}_report.json", summary(result) | {"report": fields})
+    write_json(folder / f"{file_name(result)}_efficiency.json", efficiency)
 
 
 def file_name(result: TaskResult) -> str:

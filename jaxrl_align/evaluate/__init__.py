@@ -1,5 +1,6 @@
 """Evaluation of trained models: tasks and their metrics, likelihoods of texts and options, judged pairs."""
 
+from jaxrl_align.evaluate.ask_items import AskedItems, Asker, ItemResult
 from jaxrl_align.evaluate.calibration import (
     Platt,
     SelectiveAccuracy,
@@ -13,8 +14,6 @@ from jaxrl_align.evaluate.calibration import (
 from jaxrl_align.evaluate.choices import (
     Choices,
     OptionScores,
-    adjust_scores,
-    choose_option,
     encode_choices,
     encode_pairs,
     make_option_scorer,
@@ -25,8 +24,9 @@ from jaxrl_align.evaluate.item_metrics import Measured, measure, score_items
 from jaxrl_align.evaluate.judged_pairs import PairReport, report_pairs
 from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred, text_log_prob
 from jaxrl_align.evaluate.ngrams import NGrams, count_ngrams, ngram_log_probs
+from jaxrl_align.evaluate.option_rules import adjust_scores, choose_option
 from jaxrl_align.evaluate.perturbations import FAIRNESS, ROBUSTNESS
-from jaxrl_align.evaluate.run_task import ItemResult, TaskResult, run_task
+from jaxrl_align.evaluate.run_task import TaskResult, run_task
 from jaxrl_align.evaluate.shots import (
     DrawnExamples,
     Prompt,
@@ -44,7 +44,7 @@ from jaxrl_align.evaluate.task_format import Task, find_tasks, load_task, shippe
 from jaxrl_align.evaluate.task_metrics import (
     GROUPED,
     METRICS,
-    Measure,
+    MetricValue,
     accuracy,
     benchmark_score,
     binary_f1,
@@ -57,6 +57,7 @@ from jaxrl_align.evaluate.task_metrics import (
     right_answers,
     spearman,
 )
+from jaxrl_align.evaluate.task_report import report_task
 from jaxrl_align.evaluate.tasks import Item, extract_answer, read_items
 from jaxrl_align.evaluate.text_overlap import (
     Overlap,
@@ -78,19 +79,19 @@ from jaxrl_align.evaluate.wording import (
 
 # fmt: off
 __all__ = [
-    "Answers", "Choices", "DrawnExamples", "FAIRNESS", "Figure", "GROUPED", "HelmReport", "Item",
-    "ItemResult", "METRICS", "Measure", "Measured", "NGrams", "OptionScores", "Overlap", "PairReport",
-    "Platt", "Prompt", "Prompts", "ROBUSTNESS", "SelectiveAccuracy", "TaggedPrompt", "Task",
-    "TaskResult", "ToxicTexts", "accuracy", "adjust_scores", "benchmark_score", "binary_f1",
-    "brier_score", "calibration_bins", "check_examples", "choose_option", "corpus_bits_per_byte",
-    "corpus_perplexity", "count_ngrams", "count_together", "count_words", "cut_at", "draw_examples",
-    "encode_choices", "encode_pairs", "encode_texts", "exact_match", "expected_calibration_error",
-    "extract_answer", "few_shot_prompt", "find_tasks", "find_toxic", "fit_platt", "group_exact_match",
-    "load_task", "macro_f1", "make_option_scorer", "make_prompts", "make_scorer", "make_text_writer",
-    "matthews", "mean_unevenness", "measure", "ngram_log_probs", "normalise_answer", "normalised_match",
-    "option_probs", "pearson", "plain_prompt", "rank_of", "read_items", "report", "report_pairs",
-    "right_answers", "rouge_l", "rouge_n", "run_task", "score_items", "selective_accuracy",
-    "share_preferred", "share_prefix", "shipped_tasks", "spearman", "text_log_prob", "token_f1",
-    "unevenness", "user_based_prompt",
+    "Answers", "AskedItems", "Asker", "Choices", "DrawnExamples", "FAIRNESS", "Figure", "GROUPED",
+    "HelmReport", "Item", "ItemResult", "METRICS", "Measured", "MetricValue", "NGrams", "OptionScores",
+    "Overlap", "PairReport", "Platt", "Prompt", "Prompts", "ROBUSTNESS", "SelectiveAccuracy",
+    "TaggedPrompt", "Task", "TaskResult", "ToxicTexts", "accuracy", "adjust_scores", "benchmark_score",
+    "binary_f1", "brier_score", "calibration_bins", "check_examples", "choose_option",
+    "corpus_bits_per_byte", "corpus_perplexity", "count_ngrams", "count_together", "count_words",
+    "cut_at", "draw_examples", "encode_choices", "encode_pairs", "encode_texts", "exact_match",
+    "expected_calibration_error", "extract_answer", "few_shot_prompt", "find_tasks", "find_toxic",
+    "fit_platt", "group_exact_match", "load_task", "macro_f1", "make_option_scorer", "make_prompts",
+    "make_scorer", "make_text_writer", "matthews", "mean_unevenness", "measure", "ngram_log_probs",
+    "normalise_answer", "normalised_match", "option_probs", "pearson", "plain_prompt", "rank_of",
+    "read_items", "report", "report_pairs", "report_task", "right_answers", "rouge_l", "rouge_n",
+    "run_task", "score_items", "selective_accuracy", "share_preferred", "share_prefix", "shipped_tasks",
+    "spearman", "text_log_prob", "token_f1", "unevenness", "user_based_prompt",
 ]
 # fmt: on

@@ -1,8 +1,8 @@
-"""Options behind a context: how likely a language model holds each, and which one a rule takes.
+"""Options behind a context: how likely a language model holds each; `option_rules.py` takes one.
 
 score = make_option_scorer(lm)
 items = [encode_choices(tokenizer, "Is the sky blue? Answer:", [" yes", " no"])]
-print([choose_option(scores, [" yes", " no"], "raw") for scores in score(params, items)])
+print([scores.log_prob for scores in score(params, items)])
 
 A context is read once for all of its options, which stand behind it in one row; what all items begin with is
 read once for all of them (`share_prefix`). Logits exist only where an option's token is predicted, a block of
@@ -10,7 +10,7 @@ places at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from jaxrl_align.text.completion import bucket_length
 from jaxrl_align.text.shared_prompt import count_virtual_tokens, read_shared_tokens
 from jaxrl_align.types import Params
 
-Rule = Literal["raw", "characters", "bytes", "mutual_information", "calibrated"]
 BATCH_TOKENS = 8192
 """Tokens of a batch at most, unless a single row has more."""
 BLOCK_LOGITS = 2**24
@@ -330,55 +329,3 @@ def _collect(
             scores.log_prob[option] += log_prob[i, 0]
             scores.greedy[option] &= best[i] == row.targets[i - start][0]
         start += len(row.places)
-
-
-def adjust_scores(
-    scores: OptionScores, options: Sequence[str], rule: Rule, baseline: np.ndarray | None = None
-) -> np.ndarray:
-    """Return the options' scores [K] by a rule, the higher the better.
-
-        raw                  l_i = log p(option i | context)
-        characters           l_i / characters of option i (lm-eval's acc_norm)
-        bytes                l_i / UTF-8 bytes of option i (acc_bytes)
-        mutual_information   l_i - log p(option i), without the question (acc_mutual_info)
-        calibrated           l_i - log p(option i | content-free context) (Zhao et al. 2021,
-                             arXiv:2102.09690)
-
-    Args:
-      scores: of one item.
-      options: [K] their texts, whose lengths count as they are given: lm-eval's have no leading space.
-      rule: one of the five.
-      baseline: [K] nats, the options' log-probabilities in that other context, for the last two rules.
-
-    Raises:
-      ValueError: for another rule, a number of options or of baselines that is not K, an empty option to be
-        divided by, or a baseline that is missing or not wanted.
-    """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}; got {rule!r}")
-    if len(options) != len(scores.log_prob):
-        raise ValueError(
-            f"options must be those that were scored, {len(scores.log_prob)}; got {len(options)}"
-        )
-    against = rule in ("mutual_information", "calibrated")
-    if against != (baseline is not None):
-        raise ValueError(f"rule {rule!r} takes {'a' if against else 'no'} baseline; score it beforehand")
-    if baseline is not None:
-        if np.shape(baseline) != scores.log_prob.shape:
-            raise ValueError(
-                f"baseline must have a number for each of {len(options)} options; got {np.shape(baseline)}"
-            )
-        return scores.log_prob - baseline
-    if rule == "raw":
-        return scores.log_prob
-    lengths = np.array([len(text if rule == "characters" else text.encode()) for text in options])
-    if not lengths.all():
-        raise ValueError(f"options must not be empty for rule {rule!r}; got {list(options)}")
-    return scores.log_prob / lengths
-
-
-def choose_option(
-    scores: OptionScores, options: Sequence[str], rule: Rule, baseline: np.ndarray | None = None
-) -> int:
-    """Return the index of the option that a rule takes; of equals the first. See `adjust_scores`."""
-    return int(np.argmax(adjust_scores(scores, options, rule, baseline)))

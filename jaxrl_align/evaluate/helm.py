@@ -26,6 +26,7 @@ from jaxrl_align.evaluate.tasks import Item
 from jaxrl_align.runtime.resampling import bootstrap, bootstrap_mean, share_interval
 from jaxrl_align.runtime.statistics import DRAWS
 
+CORRELATIONS = ("pearson", "spearman")
 FEW = 300
 """Items below which ten bins of a calibration error say little."""
 
@@ -121,7 +122,7 @@ def report(
       answer: items -> `Answers`, which must depend on an item alone and not on its neighbours. It is asked
         once for the items, and once for each perturbation, for the items that it changes.
       metrics: names of `METRICS`; the first one's score of an item, or else whether it is right, is what
-        perturbations lower.
+        perturbations lower. Of a correlation they lower nothing, since an item alone has none.
       robustness: perturbations by name.
       fairness: perturbations by name.
       scorer: of toxicity, see `wording.find_toxic`; None, a list of words.
@@ -234,6 +235,8 @@ def _perturbed(
     perturbations: Mapping[str, Perturbation],
 ) -> dict[str, Figure]:
     """Return the score at worst, the original included as in HELM, on average, and of each perturbation."""
+    if metric in CORRELATIONS:
+        return {"worst case": Figure(_undefined(f"an item alone has no {metric} correlation"))}
     original = _score(metric, sample.items, given)
     rows, found = [original], {}
     for name, perturb in perturbations.items():

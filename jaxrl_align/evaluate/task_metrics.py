@@ -19,7 +19,7 @@ Sources: Nangia & Bowman 2019, arXiv:1905.10425; Wang et al. 2019, arXiv:1905.00
 """
 
 
-class Measure(NamedTuple):
+class MetricValue(NamedTuple):
     """A metric's value; `float(measure)` is the value alone."""
 
     value: float
@@ -31,7 +31,7 @@ class Measure(NamedTuple):
         return self.value
 
 
-def accuracy(predictions: Sequence[Any], answers: Sequence[Any]) -> Measure:
+def accuracy(predictions: Sequence[Any], answers: Sequence[Any]) -> MetricValue:
     """Return the share of predictions that are right.
 
     Args:
@@ -41,7 +41,7 @@ def accuracy(predictions: Sequence[Any], answers: Sequence[Any]) -> Measure:
     Raises:
       ValueError: for lengths that differ, or no items.
     """
-    return Measure(float(np.mean(right_answers(predictions, answers))))
+    return MetricValue(float(np.mean(right_answers(predictions, answers))))
 
 
 def right_answers(predictions: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:
@@ -51,7 +51,7 @@ def right_answers(predictions: Sequence[Any], answers: Sequence[Any]) -> np.ndar
     return np.array([bool(p in a if isinstance(a, tuple) else p == a) for p, a in pairs])
 
 
-def binary_f1(predictions: ArrayLike, answers: ArrayLike, *, positive: Any = 1) -> Measure:
+def binary_f1(predictions: ArrayLike, answers: ArrayLike, *, positive: Any = 1) -> MetricValue:
     """Return F1 of the positive class, `2 TP / (2 TP + FP + FN)`, as MRPC, QQP and MultiRC (F1a) use it.
 
     0 where no positive is found; undefined where the class is neither answered nor predicted.
@@ -67,11 +67,11 @@ def binary_f1(predictions: ArrayLike, answers: ArrayLike, *, positive: Any = 1) 
     predicted, answered = (x == positive for x in _labels(predictions, answers))
     both = int(predicted.sum() + answered.sum())
     if not both:
-        return Measure(np.nan, f"class {positive!r} is neither answered nor predicted")
-    return Measure(float(2 * (predicted & answered).sum() / both))
+        return MetricValue(np.nan, f"class {positive!r} is neither answered nor predicted")
+    return MetricValue(float(2 * (predicted & answered).sum() / both))
 
 
-def macro_f1(predictions: ArrayLike, answers: ArrayLike) -> Measure:
+def macro_f1(predictions: ArrayLike, answers: ArrayLike) -> MetricValue:
     """Return the unweighted mean of each class's F1 against the rest, as CB uses it.
 
     Over the classes that are answered or predicted, as scikit-learn takes them: a class of the task that
@@ -79,10 +79,10 @@ def macro_f1(predictions: ArrayLike, answers: ArrayLike) -> Measure:
     """
     predicted, answered = _labels(predictions, answers)
     kinds = np.union1d(predicted, answered)
-    return Measure(float(np.mean([binary_f1(predicted, answered, positive=k).value for k in kinds])))
+    return MetricValue(float(np.mean([binary_f1(predicted, answered, positive=k).value for k in kinds])))
 
 
-def matthews(predictions: ArrayLike, answers: ArrayLike) -> Measure:
+def matthews(predictions: ArrayLike, answers: ArrayLike) -> MetricValue:
     """Return Matthews' correlation of labels, in [-1, 1], of two classes or more (CoLA).
 
     0 where all predictions, or all answers, are of one class: a row or column of the table is empty, the
@@ -97,11 +97,11 @@ def matthews(predictions: ArrayLike, answers: ArrayLike) -> Measure:
     n, totals = len(p), (p.sum(0), a.sum(0))
     spread = (n**2 - totals[0] @ totals[0]) * (n**2 - totals[1] @ totals[1])
     if not spread:
-        return Measure(0.0)
-    return Measure(float((n * (p * a).sum() - totals[0] @ totals[1]) / np.sqrt(spread)))
+        return MetricValue(0.0)
+    return MetricValue(float((n * (p * a).sum() - totals[0] @ totals[1]) / np.sqrt(spread)))
 
 
-def pearson(predictions: ArrayLike, answers: ArrayLike) -> Measure:
+def pearson(predictions: ArrayLike, answers: ArrayLike) -> MetricValue:
     """Return Pearson's correlation, in [-1, 1]; undefined for a constant (STS-B).
 
     Args:
@@ -113,22 +113,24 @@ def pearson(predictions: ArrayLike, answers: ArrayLike) -> Measure:
     """
     x, y = _numbers(predictions, answers)
     if reason := _constant(x, y):
-        return Measure(np.nan, reason)
+        return MetricValue(np.nan, reason)
     x, y = ((z - z.mean()) / np.abs(z - z.mean()).max() for z in (x, y))
-    return Measure(float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1.0, 1.0)))
+    return MetricValue(float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1.0, 1.0)))
 
 
-def spearman(predictions: ArrayLike, answers: ArrayLike) -> Measure:
+def spearman(predictions: ArrayLike, answers: ArrayLike) -> MetricValue:
     """Return Spearman's correlation: Pearson's of the ranks, where equal values have their mean rank.
 
     Arguments, errors and what is undefined as `pearson`.
     """
     x, y = _numbers(predictions, answers)
     reason = _constant(x, y)
-    return Measure(np.nan, reason) if reason else pearson(_ranks(x), _ranks(y))
+    return MetricValue(np.nan, reason) if reason else pearson(_ranks(x), _ranks(y))
 
 
-def group_exact_match(predictions: Sequence[Any], answers: Sequence[Any], groups: Sequence[Any]) -> Measure:
+def group_exact_match(
+    predictions: Sequence[Any], answers: Sequence[Any], groups: Sequence[Any]
+) -> MetricValue:
     """Return the share of groups whose items are all right: MultiRC's EM, with a group for each question.
 
     Args:
@@ -142,10 +144,10 @@ def group_exact_match(predictions: Sequence[Any], answers: Sequence[Any], groups
     right = right_answers(predictions, answers)
     _check_lengths(groups, answers)
     label = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
-    return Measure(float(np.mean(np.bincount(label, ~right) == 0)))
+    return MetricValue(float(np.mean(np.bincount(label, ~right) == 0)))
 
 
-def corpus_perplexity(log_probs: ArrayLike, tokens: ArrayLike) -> Measure:
+def corpus_perplexity(log_probs: ArrayLike, tokens: ArrayLike) -> MetricValue:
     """Return the perplexity of a corpus, `exp(-sum log p / tokens)`.
 
     Args:
@@ -156,10 +158,10 @@ def corpus_perplexity(log_probs: ArrayLike, tokens: ArrayLike) -> Measure:
       ValueError: for shapes that differ, no texts, or negative numbers of tokens.
     """
     nats, count = _totals(log_probs, tokens, "tokens")
-    return Measure(float(np.exp(nats / count))) if count else Measure(np.nan, "there are no tokens")
+    return MetricValue(float(np.exp(nats / count))) if count else MetricValue(np.nan, "there are no tokens")
 
 
-def corpus_bits_per_byte(log_probs: ArrayLike, num_bytes: ArrayLike) -> Measure:
+def corpus_bits_per_byte(log_probs: ArrayLike, num_bytes: ArrayLike) -> MetricValue:
     """Return the bits that a byte of a corpus takes, `-sum log p / (bytes ln 2)`.
 
     Args:
@@ -170,15 +172,19 @@ def corpus_bits_per_byte(log_probs: ArrayLike, num_bytes: ArrayLike) -> Measure:
       ValueError: as `corpus_perplexity`.
     """
     nats, count = _totals(log_probs, num_bytes, "num_bytes")
-    return Measure(float(nats / (count * np.log(2.0)))) if count else Measure(np.nan, "there are no bytes")
+    return (
+        MetricValue(float(nats / (count * np.log(2.0))))
+        if count
+        else MetricValue(np.nan, "there are no bytes")
+    )
 
 
-def _mean_of(score: Callable[[Any, Any], float]) -> Callable[[Sequence[Any], Sequence[Any]], Measure]:
+def _mean_of(score: Callable[[Any, Any], float]) -> Callable[[Sequence[Any], Sequence[Any]], MetricValue]:
     """Return a metric that is the mean of a score of single items."""
 
-    def metric(predictions: Sequence[Any], answers: Sequence[Any]) -> Measure:
+    def metric(predictions: Sequence[Any], answers: Sequence[Any]) -> MetricValue:
         _check_lengths(predictions, answers)
-        return Measure(float(np.mean([score(p, a) for p, a in zip(predictions, answers, strict=True)])))
+        return MetricValue(float(np.mean([score(p, a) for p, a in zip(predictions, answers, strict=True)])))
 
     return metric
 
@@ -193,25 +199,25 @@ ITEM_SCORES: Mapping[str, Callable[[Any, Any], float]] = {
 }
 """Of one written text, or None, and its gold answers."""
 
-_OF_ALL: dict[str, Callable[..., Measure]] = {
+_OF_ALL: dict[str, Callable[..., MetricValue]] = {
     "accuracy": accuracy,
     "f1": binary_f1,
     "macro_f1": macro_f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,
-    "brier": lambda probs, answers: Measure(brier_score(probs, answers)),
+    "brier": lambda probs, answers: MetricValue(brier_score(probs, answers)),
     "perplexity": corpus_perplexity,
     "bits_per_byte": corpus_bits_per_byte,
     "group_exact_match": group_exact_match,
 }
-METRICS: Mapping[str, Callable[..., Measure]] = _OF_ALL | {n: _mean_of(s) for n, s in ITEM_SCORES.items()}
+METRICS: Mapping[str, Callable[..., MetricValue]] = _OF_ALL | {n: _mean_of(s) for n, s in ITEM_SCORES.items()}
 """Functions of (predictions, answers) by name; those in `GROUPED` take the items' groups as well."""
 
 GROUPED = frozenset({"group_exact_match"})
 
 
-def benchmark_score(results: Mapping[str, Mapping[str, float]]) -> Measure:
+def benchmark_score(results: Mapping[str, Mapping[str, float]]) -> MetricValue:
     """Return a benchmark's score: the mean over tasks of the mean over each task's metrics, as GLUE's.
 
     Args:
@@ -221,12 +227,14 @@ def benchmark_score(results: Mapping[str, Mapping[str, float]]) -> Measure:
       The score; undefined where a metric is, or where there is no task.
     """
     if not results or not all(results.values()):
-        return Measure(np.nan, "there is no task, or one without metrics")
+        return MetricValue(np.nan, "there is no task, or one without metrics")
     for task, values in results.items():
         for metric, value in values.items():
             if np.isnan(float(value)):
-                return Measure(np.nan, f"{metric} of {task} is undefined")
-    return Measure(float(np.mean([np.mean([float(v) for v in row.values()]) for row in results.values()])))
+                return MetricValue(np.nan, f"{metric} of {task} is undefined")
+    return MetricValue(
+        float(np.mean([np.mean([float(v) for v in row.values()]) for row in results.values()]))
+    )
 
 
 def _check_lengths(first: Sequence[Any], second: Sequence[Any]) -> None:

@@ -43,7 +43,7 @@ def workshop(tmp_path_factory):
     pytest.importorskip("safetensors")
     folder = tmp_path_factory.mktemp("workshop")
     shape = config()
-    params = jax.tree.map(lambda x: 3 * x, nets.make_transformer(shape).init(jax.random.key(0)))
+    params = jax.tree.map(lambda x: 3 * x, jax.jit(nets.make_transformer(shape).init)(jax.random.key(0)))
     save_model(folder / "tiny", shape, params, stop_tokens=[1], tokenizer=tokenizer())
     pairs = [
         {"prompt": f"say {a}", "chosen": f" {a}", "rejected": f" {b}"}

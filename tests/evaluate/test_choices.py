@@ -1,5 +1,7 @@
 """Options scored in packed rows, against each read alone, one at a time, without padding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +12,15 @@ from jaxrl_align.evaluate import choices
 from jaxrl_align.evaluate.choices import (
     Choices,
     OptionScores,
-    adjust_scores,
-    choose_option,
     encode_choices,
     encode_pairs,
     make_option_scorer,
     share_prefix,
 )
+from jaxrl_align.evaluate.option_rules import adjust_scores, choose_option
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import TransformerConfig, init_prompt, make_transformer
-from tests.tiny import LM, PARAMS, VOCAB, bits, disturb
+from tests.tiny import LM, PARAMS, VOCAB, bits, draw_params, make_bigram
 
 RNG = np.random.default_rng(0)
 ids = lambda n: tuple(RNG.integers(2, VOCAB, n).tolist())
@@ -31,23 +32,29 @@ ITEMS = [
     Choices(ids(12), ((3,), (4,), (5, 6))),
 ]
 PREFIX = ids(11)
+BIGRAM = make_bigram(VOCAB, context=80)
+TABLE = draw_params(BIGRAM, 1.0)
 WINDOWED = TransformerConfig(VOCAB, 16, 2, 2, 80, positions="rotary", window=5, window_layers=(1,))
 
 
 def read_alone(lm, params, items, prefix=()):
     """Return log-probabilities and greedy flags, one option at a time, padded behind it to one length."""
-    read = jax.jit(lambda row: jax.nn.log_softmax(lm.logits(params, lm.encode(params, row)[0])))
     found = []
     for context, options in items:
         before = (*prefix, *context)
         log_prob, greedy = [], []
         for option in options:
             row = jnp.array([*before, *option, *[0] * (60 - len(before) - len(option))])
-            table = np.asarray(read(row), np.float64)[len(before) - 1 :][: len(option)]
+            table = np.asarray(_read(lm, params, row), np.float64)[len(before) - 1 :][: len(option)]
             log_prob.append(table[np.arange(len(option)), option].sum())
             greedy.append(bool((table.argmax(-1) == option).all()))
         found.append(OptionScores(np.array(log_prob), np.array(greedy)))
     return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(lm, params, row):
+    return jax.nn.log_softmax(lm.logits(params, lm.encode(params, row)[0]))
 
 
 def check_equal(found, expected):
@@ -57,16 +64,13 @@ def check_equal(found, expected):
         assert a.greedy.tolist() == b.greedy.tolist()
 
 
-def likeliest(params, context, length, lm=LM):
+def likeliest(context, length):
     """Return what greedy decoding writes."""
     row = list(context)
     for _ in range(length):
         padded = jnp.array([*row, *[0] * (60 - len(row))])
-        row.append(int(jnp.argmax(lm.logits(params, _encode(params, padded)[len(row) - 1]))))
+        row.append(int(jnp.argmax(_read(LM, PARAMS, padded)[len(row) - 1])))
     return tuple(row[len(context) :])
-
-
-_encode = jax.jit(lambda params, row: LM.encode(params, row)[0])
 
 
 @pytest.fixture(scope="module")
@@ -74,29 +78,57 @@ def score():
     return make_option_scorer(LM)
 
 
+WRITTEN = 3
+"""The place of the item that holds what greedy decoding writes."""
+
+
 @pytest.fixture(scope="module")
-def alone():
-    return read_alone(LM, PARAMS, ITEMS)
+def found(score):
+    """Items, one of them with what greedy decoding writes, and their scores."""
+    written = likeliest(ITEMS[0].context, 3)
+    wrong = (*written[:2], (written[2] + 1) % VOCAB)
+    late = ((written[0] + 1) % VOCAB, *written[1:])
+    items = [
+        *ITEMS[:WRITTEN],
+        Choices(ITEMS[0].context, (wrong, written, late, written[:1])),
+        *ITEMS[WRITTEN:],
+    ]
+    return items, score(PARAMS, items)
 
 
-def test_options_score_as_each_read_alone(score, alone):
-    check_equal(score(PARAMS, ITEMS), alone)
+def test_options_score_as_each_read_alone(found):
+    items, scores = found
+    check_equal(scores, read_alone(LM, PARAMS, items))
+
+
+def test_what_greedy_decoding_writes_is_marked(found):
+    assert found[1][WRITTEN].greedy.tolist() == [False, True, False, True]
+
+
+BOTH = pytest.mark.parametrize(
+    "lm, params",
+    [(BIGRAM, TABLE), pytest.param(LM, PARAMS, marks=pytest.mark.slow)],
+    ids=["bigram", "transformer"],
+)
+"""One compiles fast, the other reads all that stands before."""
 
 
 @pytest.mark.parametrize("batch_size", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_batches_and_company_change_nothing(batch_size, alone):
-    score = make_option_scorer(LM, batch_size=batch_size)
-    check_equal(score(PARAMS, ITEMS), alone)
-    check_equal(score(PARAMS, ITEMS[3:4]), alone[3:4])
+@BOTH
+def test_batches_and_company_change_nothing(lm, params, batch_size):
+    score, alone = make_option_scorer(lm, batch_size=batch_size), read_alone(lm, params, ITEMS)
+    check_equal(score(params, ITEMS), alone)
+    check_equal(score(params, ITEMS[3:4]), alone[3:4])
 
 
-def test_many_options_take_several_rows_and_many_places_several_blocks(monkeypatch, alone):
+@BOTH
+def test_many_options_take_several_rows_and_many_places_several_blocks(monkeypatch, lm, params):
     monkeypatch.setattr(choices, "ROW_OPTIONS", 6)
     monkeypatch.setattr(choices, "BLOCK_LOGITS", 4 * VOCAB)
     monkeypatch.setattr(choices, "BATCH_TOKENS", 20)
     seen = []
-    spy = LM._replace(logits=lambda params, hidden: seen.append(hidden.shape[0]) or LM.logits(params, hidden))
-    check_equal(make_option_scorer(spy)(PARAMS, ITEMS), alone)
+    spy = lm._replace(logits=lambda params, hidden: seen.append(hidden.shape[0]) or lm.logits(params, hidden))
+    check_equal(make_option_scorer(spy)(params, ITEMS), read_alone(lm, params, ITEMS))
     assert [len(row.targets[0]) for row in choices._make_rows(0, ITEMS[0])] == [2, 1]
     rows = [row for item in ITEMS for row in choices._make_rows(0, item)]
     batches = [(len(batch), len(batch[0].tokens)) for batch in choices._make_batches(rows, 32)]
@@ -104,37 +136,33 @@ def test_many_options_take_several_rows_and_many_places_several_blocks(monkeypat
     assert max(seen) == 4, "logits of a block at a time, never of a context"
 
 
-def test_what_greedy_decoding_writes_is_marked(score):
-    written = likeliest(PARAMS, ITEMS[0].context, 3)
-    wrong = (*written[:2], (written[2] + 1) % VOCAB)
-    late = ((written[0] + 1) % VOCAB, *written[1:])
-    (found,) = score(PARAMS, [Choices(ITEMS[0].context, (wrong, written, late, written[:1]))])
-    assert found.greedy.tolist() == [False, True, False, True]
+def test_a_prefix_serves_items_without_a_context(score):
+    """All are read behind the prefix, the same as in every row."""
+    items, before = [Choices((), ((5, 6), (7,))), *ITEMS[3:]], bits(PARAMS)
+    check_equal(score(PARAMS, items, PREFIX), read_alone(LM, PARAMS, items, PREFIX))
+    assert bits(PARAMS) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [LM.config, WINDOWED], ids=["learned", "rotary, window"])
 def test_a_prefix_read_once_is_the_same_as_in_every_row(config):
     lm = make_transformer(config)
-    params = disturb(lm.init(jax.random.key(5)), jax.random.key(6), 0.3)
-    before, score = bits(params), make_option_scorer(lm)
-    found = score(params, ITEMS, PREFIX)
-    assert bits(params) == before
-    check_equal(found, read_alone(lm, params, ITEMS, PREFIX))
+    params = draw_params(lm)
+    check_equal(make_option_scorer(lm)(params, ITEMS, PREFIX), read_alone(lm, params, ITEMS, PREFIX))
 
 
-def test_a_prefix_serves_items_without_a_context(score):
-    items = [Choices((), ((5, 6), (7,))), ITEMS[1]]
-    check_equal(score(PARAMS, items, PREFIX), read_alone(LM, PARAMS, items, PREFIX))
-
-
+@pytest.mark.slow
 def test_virtual_tokens_come_before_the_prefix(score):
     """Prompt tuning started from tokens is the same as reading these, as far as the window reaches."""
     own, lm = (4, 9, 2), make_transformer(WINDOWED)
-    params = disturb(lm.init(jax.random.key(5)), jax.random.key(6), 0.3)
+    params = draw_params(lm)
     prompt = init_prompt(jax.random.key(0), params, length=3, start=own).part
     found = make_option_scorer(lm)(overlay(params, prompt), ITEMS[:2], PREFIX[:2])
     check_equal(found, read_alone(lm, params, ITEMS[:2], own + PREFIX[:2]))
-    prompt = init_prompt(jax.random.key(0), PARAMS, length=3, start=own).part
+
+
+def test_virtual_tokens_take_room(score):
+    prompt = {"prompt": {"table": jnp.zeros((3, LM.config.width))}}
     with pytest.raises(ValueError, match="item 0 must fit the context of 80 .* behind 14 shared tokens"):
         score(overlay(PARAMS, prompt), [Choices((2,) * 66, ((3, 3),))], PREFIX)
 

@@ -1,5 +1,6 @@
 """A small model on small tasks: scores computed by hand, the same bytes twice, parameters untouched."""
 
+import functools
 import importlib
 import json
 
@@ -9,15 +10,26 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data import byte_tokenizer
-from jaxrl_align.evaluate import Choices, Prompt, draw_examples, extract_answer, measure, read_items, run_task
+from jaxrl_align.evaluate import (
+    Choices,
+    OptionScores,
+    Prompt,
+    ask_items,
+    draw_examples,
+    extract_answer,
+    item_metrics,
+    measure,
+    read_items,
+    run_task,
+)
 from jaxrl_align.evaluate.task_format import load_task
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
-from tests.tiny import disturb
+from tests.tiny import draw_params
 
 module = importlib.import_module("jaxrl_align.evaluate.run_task")
 TOKENIZER = byte_tokenizer()
 LM = make_transformer(TransformerConfig(258, width=16, layers=1, heads=2, context=128))
-PARAMS = disturb(LM.init(jax.random.key(0)), jax.random.key(1), 0.3)
+PARAMS = draw_params(LM, 1.0)
 HEAD = """
 name = "my"
 source = "ours"
@@ -67,7 +79,7 @@ def write(tmp_path):
 
 
 def run(task, params=PARAMS, **how):
-    return run_task(task, LM, params, TOKENIZER, **{"batch_size": 4, **how})
+    return run_task(task, LM, params, TOKENIZER, **{"batch_size": 16, **how})
 
 
 @jax.jit
@@ -133,26 +145,31 @@ def test_mutual_information_takes_off_what_the_option_gets_alone(write):
     ]
 
 
-def test_the_same_run_gives_the_same_bytes_and_the_batch_changes_nothing(write):
+def test_the_same_run_gives_the_same_bytes(write):
     task = write()
-    first, again = (run(task, shots=1) for _ in range(2))
+    first, again = (run(task, shots=2) for _ in range(2))
     assert first.to_json() == again.to_json()
-    other = run(task, shots=1, batch_size=3)
+    values = json.loads(first.to_json())
+    assert values["items"][0]["place"] == "test.txt:1" and values["seed"] == 0
+    assert run(task, shots=2, seed=1).to_json() != first.to_json()
+
+
+@pytest.mark.slow
+def test_the_batch_changes_nothing(write):
+    task = write()
+    first, other = (run(task, shots=1, batch_size=size) for size in (4, 3))
     for one, two in zip(first.items, other.items, strict=True):
         np.testing.assert_allclose(one.log_probs, two.log_probs, atol=1e-5)
         assert one._replace(log_probs=[]) == two._replace(log_probs=[])
-    values = json.loads(first.to_json())
-    assert values["items"][0]["place"] == "test.txt:1" and values["seed"] == 0
-    assert run(task, shots=1, seed=1).to_json() != first.to_json()
 
 
 def test_parameters_are_the_same_after_as_before(write, monkeypatch):
-    result = run(write())
-    assert len(result.parameters) == 64 and run(write()).parameters == result.parameters
+    result = run(write(), shots=2)
+    assert len(result.parameters) == 64 and run(write(), shots=2).parameters == result.parameters
     hashes = iter("ab")
     monkeypatch.setattr(module, "fingerprint", lambda params: {"sha256": next(hashes)})
     with pytest.raises(RuntimeError, match="evaluation must not change parameters"):
-        run(write())
+        run(write(), shots=2)
 
 
 @pytest.mark.slow
@@ -236,10 +253,10 @@ def test_a_solution_is_written_and_the_option_read_from_it(write, monkeypatch):
         assert how["stop_strings"] == ("\n\n",)
         return lambda params, rows, key: [prompts.append(r) or texts[(len(prompts) - 1) % 3] for r in rows]
 
-    module._make_writer.cache_clear()
-    monkeypatch.setattr(module, "make_text_writer", writer)
+    ask_items._make_writer.cache_clear()
+    monkeypatch.setattr(ask_items, "make_text_writer", writer)
     result = run(write(), thoughts=True, response_length=16, batch_size=9)
-    module._make_writer.cache_clear()
+    ask_items._make_writer.cache_clear()
     assert {(i.written, i.prediction) for i in result.items} == {
         (texts[0], 1),
         (texts[1], 0),
@@ -249,18 +266,36 @@ def test_a_solution_is_written_and_the_option_read_from_it(write, monkeypatch):
     assert result.metrics["accuracy"].value == pytest.approx(np.mean([i.right for i in result.items]))
 
 
-def test_pairs_are_whole_texts_and_numbers_a_mean_by_probability(write):
+@pytest.fixture
+def scores(monkeypatch):
+    """Scores by the sum of an option's bytes and the context's length, and what was read for them."""
+    seen = []
+
+    def score(params, items, prefix=()):
+        seen.extend(([*prefix, *item.context], item.options) for item in items)
+        nats = [[-sum(o) / 1000 * len([*prefix, *item.context]) for o in item.options] for item in items]
+        return [OptionScores(np.array(own), np.zeros(len(own), bool)) for own in nats]
+
+    monkeypatch.setattr(ask_items, "_make_scorer", lambda *_: score)
+    return seen
+
+
+def test_pairs_are_whole_texts(write, scores):
     pair = 'kind = "pair"\nmetrics = ["accuracy"]\n' + HEAD.replace('template = "{text}:"', "").replace(
         'description = "Say how it is now:"', 'group = "{kind}"'
     )
     pair += '[options]\nfields = ["good", "bad"]\n[[test]]\nformat = "jsonl"\npath = "rows.jsonl"\n'
     rows = [{"good": w, "bad": w[::-1] + "!", "kind": i % 2} for i, w in enumerate(WORDS)]
     result = run(write(pair, rows=rows))
-    for row, got in zip(rows, result.items, strict=True):
-        right, wrong = by_hand("", row["good"]), by_hand("", row["bad"])
-        assert got.right == (right > wrong)
-        np.testing.assert_allclose(sorted(got.log_probs), sorted([right, wrong]), atol=2e-4)
+    for row, got, (context, options) in zip(rows, result.items, scores, strict=True):
+        texts = [TOKENIZER.decode(option) for option in options]
+        assert context == [TOKENIZER.stop_token] and set(texts) == {row["good"], row["bad"]}
+        better = texts.index(row["good"]) == np.argmax(got.log_probs)
+        assert got.right == better and got.log_probs == [-sum(option) / 1000 for option in options]
     assert result.metrics["accuracy"].kind == "range", "two groups"
+
+
+def test_numbers_are_a_mean_by_probability(write, scores):
     scale = 'kind = "choice"\nmetrics = ["pearson"]\n' + HEAD
     scale += '[options]\nnumbers = [0, 5]\n[[test]]\nformat = "jsonl"\npath = "rows.jsonl"\n'
     got = run(write(scale, rows=[{"text": w, "label": i / 2} for i, w in enumerate(WORDS)]))
@@ -290,6 +325,12 @@ def test_groups_stay_whole_where_a_metric_judges_them_whole(write):
 # --- metrics of items
 
 
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Intervals that nothing is said of here."""
+    monkeypatch.setattr(item_metrics, "bootstrap", functools.partial(item_metrics.bootstrap, draws=20))
+
+
 def test_a_metric_says_why_it_is_not_defined_and_is_null_in_json():
     found = measure("pearson", [1.0, 1.0], [1.0, 2.0])
     assert np.isnan(found.value) and "constant" in found.reason and str(found) == f"undefined: {found.reason}"
@@ -306,7 +347,7 @@ def test_metrics_of_texts_read_what_the_options_say():
     assert measure("exact_match", ["a", None], ["a", "b"]).kind == "wilson"
 
 
-def test_labels_that_are_missing_or_many():
+def test_labels_that_are_missing_or_many(few_draws):
     assert measure("f1", [1, None, 0], [1, 1, 0]).value == pytest.approx(2 / 3)
     assert measure("macro_f1", [None, 1], [0, 1]).value == pytest.approx(1 / 3), "a class of its own"
     assert measure("macro_f1", [0, 1], [(0, 1), (0, 1)]).value == 1.0
@@ -327,8 +368,12 @@ def test_answers_come_back_in_the_items_order_whatever_examples_they_kept():
     contexts = [Choices((i,) * (9 - i), ()) for i in range(6)]
     prompts = [Prompt("", (), tokens, dropped=1 - i % 2) for i, tokens in enumerate(contexts)]
     write = lambda params, rows, key: [str(row[0]) for row in rows]
-    assert module._write_answers(LM, {}, write, prompts, 2, None) == list("012345")
+    assert ask_items._write_answers(None, write, {}, prompts, 2, None) == list("012345")
 
 
 def test_one_of_several_right_answers_is_right():
-    assert module._is_right(1, (0, 1)) and not module._is_right(2, (0, 1)) and module._is_right("a", "a")
+    assert (
+        ask_items._is_right(1, (0, 1))
+        and not ask_items._is_right(2, (0, 1))
+        and ask_items._is_right("a", "a")
+    )

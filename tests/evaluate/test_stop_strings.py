@@ -6,12 +6,11 @@ import pytest
 
 from jaxrl_align.data.tokenizers import character_tokenizer, train_bpe
 from jaxrl_align.evaluate.stop_strings import cut_at, make_text_writer
-from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.text import Filters, make_completer
-from tests.tiny import disturb
+from tests.tiny import draw_params, make_bigram
 
 BPE = train_bpe(["abab cdcd abcd dcba"] * 3, 264)
-LM = make_transformer(TransformerConfig(264, width=16, layers=1, heads=2, context=72))
+LM = make_bigram(264, context=72)
 LETTERS = jnp.asarray([all(c in "abcd " for c in BPE.decode([i])) and i > 1 for i in range(264)])
 
 
@@ -23,10 +22,10 @@ def logits(params, hidden):
 
 
 WRITER = LM._replace(logits=logits)
-PARAMS = jax.jit(lambda key: disturb(LM.init(key), jax.random.key(1), 0.3))(jax.random.key(0))
+PARAMS = draw_params(LM)
 PROMPTS = [BPE.encode(text) for text in ("ab", "cdcd abcd dcba", "d")]
 LENGTH = 21
-KEY = jax.random.key(10)
+KEY = jax.random.key(100)
 """Of three texts two are as long as they may be, and hold a stop string at different places."""
 
 

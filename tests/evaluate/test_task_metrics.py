@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.evaluate import task_metrics
-from jaxrl_align.evaluate.task_metrics import GROUPED, METRICS, Measure, benchmark_score, binary_f1
+from jaxrl_align.evaluate.task_metrics import GROUPED, METRICS, MetricValue, benchmark_score, binary_f1
 from jaxrl_align.runtime.resampling import bootstrap
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "metrics.json").read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def test_the_confusion_of_ten_by_hand():
 
 @pytest.mark.parametrize("predictions, answers", [([1, 1, 1], [1, 0, 1]), ([1, 0, 1], [0, 0, 0]), ([1], [1])])
 def test_matthews_is_0_where_a_row_or_column_is_empty(predictions, answers):
-    assert METRICS["matthews"](predictions, answers) == Measure(0.0)
+    assert METRICS["matthews"](predictions, answers) == MetricValue(0.0)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_is_undefined_says_so(name, predictions, answers, reason):
 
 
 def test_no_positive_found_is_0_and_defined():
-    assert METRICS["f1"]([0, 0, 1], [1, 1, 0]) == Measure(0.0)
+    assert METRICS["f1"]([0, 0, 1], [1, 1, 0]) == MetricValue(0.0)
 
 
 def test_one_of_several_right_answers_will_do_and_none_is_wrong():
@@ -114,7 +114,7 @@ def test_metrics_can_be_bootstrapped_as_they_are():
 
 
 def test_a_benchmarks_score_is_the_mean_over_tasks_of_the_mean_of_their_metrics():
-    results = {"cola": {"matthews": 0.5}, "stsb": {"pearson": 0.8, "spearman": Measure(0.6)}}
+    results = {"cola": {"matthews": 0.5}, "stsb": {"pearson": 0.8, "spearman": MetricValue(0.6)}}
     assert benchmark_score(results).value == pytest.approx((0.5 + 0.7) / 2)
     got = benchmark_score(results | {"mrpc": {"f1": math.nan}})
     assert np.isnan(got.value) and got.reason == "f1 of mrpc is undefined"

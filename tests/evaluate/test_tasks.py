@@ -483,6 +483,7 @@ def test_glue_is_read_as_it_is_published(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("JAXRL_ALIGN_DATA" not in os.environ, reason="reads the data folder")
 def test_what_lies_in_the_data_folder_runs():
     sst2, trec = read_items(load_task("sst2")), read_items(load_task("trec"))

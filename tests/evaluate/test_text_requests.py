@@ -9,7 +9,7 @@ import pytest
 from jaxrl_align.evaluate import text_requests
 from jaxrl_align.evaluate.text_requests import TextScorer, rolling_windows
 from jaxrl_align.nets.transformer import make_transformer
-from tests.evaluate.harness_cases import ASKED, CONFIGS, CONTEXT, PAIRS, PROMPTS, TEXT, TEXTS, make_model
+from tests.evaluate.harness_cases import ASKED, CONTEXT, PAIRS, PROMPTS, TEXT, TEXTS, make_model
 from tests.evaluate.test_choices import with_bos
 
 ANSWERS = json.loads((Path(__file__).parent / "fixtures" / "harness.json").read_text())
@@ -22,7 +22,7 @@ def make_scorer_of(name, **settings):
     )
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def case(request):
     return make_scorer_of(request.param), ANSWERS[request.param]
 
@@ -35,11 +35,13 @@ def test_pairs(case):
     assert any(flag for _, flag in found)
 
 
+@pytest.mark.slow
 def test_whole_texts(case):
     scorer, answers = case
     np.testing.assert_allclose(scorer.score_texts(TEXTS), answers["texts"], rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_written_texts(case):
     scorer, answers = case
     assert scorer.write(PROMPTS[:2]) == answers["written"][:2]
@@ -76,6 +78,14 @@ def test_a_start_token_stands_once():
     scorer.score_texts(["ab", "<s>ab"])
     ab = tokenizer.encode("ab", special=False)
     assert seen == [([bos], ab)] * 2
+
+
+def test_a_text_is_the_sum_of_its_windows():
+    """Were every token 1 nat, whatever stands before."""
+    scorer = make_scorer_of("gpt2")
+    scorer._score_tokens = lambda pairs: [(float(len(after)), True) for _, after in pairs]
+    counts = [len(scorer.tokenizer.encode(text)) for text in TEXTS]
+    assert max(counts) > 2 * CONTEXT and list(scorer.score_texts(TEXTS)) == counts
 
 
 def test_settings_are_read(monkeypatch):
