@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl_align.learner import make_gradient_learner, make_optimizer
@@ -78,20 +79,19 @@ def make_function_learner(
     )
 
 
-def ridge(pairs: Pairs, penalty: Any) -> jax.Array:
-    """Return ridge regression's prediction of each y [K] of ONE prompt from the pairs before it.
+def ridge(pairs: Pairs, penalty: float) -> np.ndarray:
+    """Return ridge regression's prediction of each y [N, K] of N prompts from the pairs before it.
 
         w = argmin sum_i (y_i - w x_i)^2 + penalty |w|^2
 
     With w from N(0, I) and noise of variance `penalty` it is the mean of the posterior, so no predictor has a
     smaller expected squared error; towards a penalty of 0 it is least squares, of smallest norm.
     """
-    points, dimension = pairs.x.shape
-
-    def one(k: jax.Array) -> jax.Array:
-        seen = (jnp.arange(points) < k)[:, None]
-        x, y = pairs.x * seen, pairs.y * seen[:, 0]
-        w = jnp.linalg.solve(x.T @ x + penalty * jnp.eye(dimension), x.T @ y)
-        return pairs.x[k] @ w
-
-    return jax.vmap(one)(jnp.arange(points))
+    x, y = (np.asarray(value, np.float64) for value in pairs)
+    found = np.zeros(y.shape)
+    for k in range(1, y.shape[1]):
+        seen, said = x[:, :k], y[:, :k, None]
+        transposed = np.swapaxes(seen, 1, 2)
+        w = np.linalg.solve(transposed @ seen + penalty * np.eye(x.shape[2]), transposed @ said)
+        found[:, k] = (x[:, k, None] @ w)[:, 0, 0]
+    return found
