@@ -1,8 +1,37 @@
 """In-context learning: examples in the prompt, and no weight moves.
 
-Claims (lectures 000, 001, 003; E1 to E3): a model does a task from a few examples in its context, without an
-update; the context locates a concept that the model already has; its limits are the context and complex
-tasks, which need gradients.
+Claims (lectures 000, 001, 003; E1 to E3): a model does a task from a few examples in its context, without
+an update; the context locates a concept that the model already has; its limits are the context and complex
+tasks, which need gradients. Small transformers (2 layers of 64) are trained on prompts of one kind and then
+read fresh ones, beside a reader who knows everything that can be known. *Functions*: pairs of x and w x, w
+drawn anew for each prompt (d = 3). *Concepts*: documents of examples from one of 6 hidden Markov models,
+whose posterior is computed exactly, and documents of models that training never had.
+
+Measured (`python experiments/in_context.py`: 4 seeds, each a world of its own, 512 prompts each, 95% t
+intervals; about 30 minutes of CPU time; the rate of functions was chosen on another seed, that of concepts is
+the first one tried):
+
+    examples before         0               1               2               4               8
+    functions, squared error / d
+      transformer           .940 +- .055    .691 +- .150    .446 +- .084    .176 +- .042    .072 +- .010
+      least squares         .938 +- .055    .682 +- .136    .359 +- .056    0               0
+      transformer, noise    1.030 +- .084   .852 +- .132    .595 +- .116    .358 +- .064    .240 +- .037
+      ridge, noise (Bayes)  1.029 +- .082   .835 +- .132    .552 +- .102    .269 +- .034    .144 +- .022
+    known concepts, nats a symbol
+      transformer           1.907 +- .195   1.764 +- .266   1.683 +- .276   1.665 +- .281   1.615 +- .283
+      less the exact one    +.005 +- .006   +.045 +- .015   +.041 +- .023   +.037 +- .023   +.018 +- .008
+      concept's posterior   .167            .648 +- .161    .854 +- .140    .966 +- .057    .996 +- .008
+    new concepts            2.202 +- .261   2.215 +- .219   2.221 +- .235   2.228 +- .184   2.208 +- .276
+
+So the first claim holds in part, the second holds. Without an update the error falls with every example, with
+the first as least squares' does, but it stays above 0 where three pairs tell all. On known concepts the
+transformer is within .02 to .05 nats of the exact posterior at every number of examples, and gains .277 +-
+.155 nats from the first example to the twelfth; of concepts that it never had eleven examples teach it
+nothing (+.010 +- .040 nats): the context locates what is there, and no more. (The exact posterior over the
+known six grows surer of a wrong one, and does worse than a reader who forgets each example.)
+
+The parts `words` (random label words, a held-out field, fine-tuning instead) and `model` are not measured
+yet: in 2,500 steps `words` came to guess between the two labels (47% right), at any of the rates tried.
 """
 
 import time

@@ -72,7 +72,9 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
         name: (np.arange(x.shape[1]), scale * x.T) for name, x in ours_first(rows).items()
     }
     for world, rows in found.get("functions", {}).get("squared", {}).items():
-        panels[f"squared error / d, {world}"] = curves(rows)
+        # Least squares alone has no bound where as many noisy pairs as dimensions are nearly dependent.
+        exact = "ridge, Bayes" if "with noise" in world else "least squares"
+        panels[f"squared error / d, {world}"] = curves({n: rows[n] for n in ("transformer", exact)})
     if "words" in found:
         rows = found["words"]["right"]["a held-out field"]
         shown = {name: rows[name] for name in ("transformer", "Bayes, any field")}
@@ -90,9 +92,10 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
         panels[f"{task}, published model [%]"] = {
             rule: (at, 100.0 * np.array(x).T) for rule, x in rows["shown"].items()
         } | {f"LoRA, rate {rate}": (at[-1:], 100.0 * np.array(x)[None]) for rate, x in rows["tuned"].items()}
-    if "concepts" in found:
-        panels["nats a symbol, known concepts"] = curves(found["concepts"]["nats"]["known concepts"])
-        panels["nats a symbol, new concepts"] = curves(found["concepts"]["nats"]["new concepts"])
+    for documents, rows in found.get("concepts", {}).get("nats", {}).items():
+        told = np.array(rows["told the concept"])
+        above = {name: np.array(x) - told for name, x in rows.items() if name != "told the concept"}
+        panels[f"nats above the told, {documents}"] = curves(above)
     save_panels(
         folder.path / "in_context.png",
         "examples in the context",
