@@ -30,8 +30,24 @@ transformer is within .02 to .05 nats of the exact posterior at every number of 
 nothing (+.010 +- .040 nats): the context locates what is there, and no more. (The exact posterior over the
 known six grows surer of a wrong one, and does worse than a reader who forgets each example.)
 
-The parts `words` (random label words, a held-out field, fine-tuning instead) and `model` are not measured
-yet: in 2,500 steps `words` came to guess between the two labels (47% right), at any of the rates tried.
+A published model (`--parts model --model-tasks sst2 trec --model-items 60 --model-rates 1e-3`:
+SmolLM2-135M-Instruct, 4 draws of balanced examples, the same 60 items, right answers in per cent, t intervals
+over the draws alone, cut at 0; 13 minutes):
+
+    examples shown    0       1              2              4              8
+    SST-2, raw        80.0    74.6 [70, 79]  70.4 [58, 83]  66.2 [52, 80]  75.8 [70, 82]
+      calibrated      78.3    82.1 [78, 87]  77.5 [60, 95]  72.5 [63, 82]  76.7 [61, 93]
+    TREC, raw         31.7    19.2 [0, 43]   18.3 [0, 40]   19.6 [0, 45]   8.3 [0, 18]
+      calibrated      30.0    35.0 [31, 39]  32.9 [30, 36]  42.5 [26, 59]  43.8 [33, 55]
+
+Raw, examples lower it in both tasks. Contextual calibration mends that on TREC (+22.9 +- 12.3 and +35.4 +-
+12.9 points at 4 and 8 examples, paired); on SST-2 no difference is outside its interval (+6.3 +- 22.4 and +0.8
++- 20.1). A LoRA that takes 20 steps on the same 8 examples answers 85.0 [83, 87] on SST-2 without any in the
+context: learning them beats showing them there (E3). On TREC its four draws gave 3, 53, 27 and 67 (one rate,
+which was not chosen).
+
+The part `words` (random label words, a held-out field, fine-tuning instead) is not measured yet: in 2,500
+steps it came to guess between the two labels (47% right), at any of the rates tried.
 """
 
 import time

@@ -7,7 +7,7 @@ import numpy as np
 from panels import save_panels
 
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.statistics import mean_text
+from jaxrl_align.runtime.statistics import mean_interval, mean_text
 
 SHOWN = (0, 1, 2, 3, 4, 6, 8, 11)
 """Numbers of examples that the tables show."""
@@ -52,17 +52,25 @@ def report(config: Any, found: dict[str, Any]) -> None:
         print_rows("the true concept's posterior", {"exact": found["concepts"]["posterior"]}, ".3f")
 
 
+def share_text(x: Any) -> str:
+    """Return the mean of shares [draws] in percent and its 95% t interval, cut at 0 and 100."""
+    mean, half = mean_interval(100.0 * np.asarray(x))
+    return f"{mean:.1f} [{max(mean - half, 0.0):.0f}, {min(mean + half, 100.0):.0f}]"
+
+
 def print_model(config: Any, task: str, rows: dict[str, Any]) -> None:
     """Print what the published model makes of a task, 95% t intervals over the draws of examples."""
-    print(f"\n{task}, {config.model}: right answers [%] of {config.model_items}, by the number of examples")
+    name = config.model or "SmolLM2-135M-Instruct"
+    print(f"\n{task}, {name}: right answers [%] of {config.model_items}, by the number of examples")
     print(f"  {'':22}" + "".join(f"{k:>16}" for k in config.model_shots))
     for rule, x in rows["shown"].items():
-        print(f"  {rule:22}" + "".join(f"{mean_text(c):>16}" for c in 100.0 * np.array(x).T))
+        print(f"  {rule:22}" + "".join(f"{share_text(c):>16}" for c in np.array(x).T))
     gain = 100.0 * (np.array(rows["shown"]["calibrated"]) - np.array(rows["shown"]["raw"]))
     print(f"  {'calibrated less raw':22}" + "".join(f"{mean_text(c, '+.1f'):>16}" for c in gain.T))
     for rate, x in rows["tuned"].items():
-        text = mean_text(100.0 * np.array(x))
-        print(f"  a LoRA of rank 8 on the same {max(config.model_shots)} instead, rate {rate}: {text}")
+        print(
+            f"  a LoRA of rank 8 on the same {max(config.model_shots)} instead, rate {rate}: {share_text(x)}"
+        )
 
 
 def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
@@ -100,6 +108,6 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
         folder.path / "in_context.png",
         "examples in the context",
         panels,
-        title=f"in-context learning, no update; {config.seeds} seeds, 95%",
-        bounds={"right labels, held-out tasks [%]": (0.0, 100.0)},
+        title="in-context learning, no update; 95%",
+        bounds={label: (0.0, 100.0) for label in panels if "[%]" in label},
     )
