@@ -130,6 +130,8 @@ class Config(MembersConfig):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         self.require(seeds=2, points=2, examples=2, concept_examples=2, tuned_tasks=4, dimension=1)
+        if len(self.model_shots) < 2 or self.model_shots[0] != 0:
+            raise ValueError(f"model_shots must begin with 0 and go on; got {self.model_shots}")
 
 
 def learn_functions(config: Config, folder: RunFolder) -> dict[str, Any]:

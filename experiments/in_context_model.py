@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.data.tokenizers import right_pad
-from jaxrl_align.evaluate import Item, Task, draw_examples, load_task, make_prompts, read_items, run_task
+from jaxrl_align.evaluate import Item, Task, load_task, make_prompts, run_task
+from jaxrl_align.evaluate.run_task import draw_items
+from jaxrl_align.feedback import pad_demonstrations
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
@@ -46,14 +46,11 @@ def ask(model: Published, task: Task, config: Any, params: Params, shots: int, s
 def as_batch(model: Published, task: Task, examples: Sequence[Item], length: int) -> TokenBatch:
     """Return examples as rows [k, length], each behind a bare prompt; the answers alone are learnt."""
     prompts = make_prompts(task, examples, [], model.tokenizer, room=length).prompts
-    rows, said = [], []
+    rows = []
     for item, prompt in zip(examples, prompts, strict=True):
-        right = prompt.tokens.options[int(item.answer)]  # type: ignore[arg-type]
-        rows.append([*prompt.tokens.context, *right])
-        said.append([0.0] * len(prompt.tokens.context) + [1.0] * len(right))
-    padded = right_pad(rows, length, 0)
-    predict = np.array([row + [0.0] * (length - len(row)) for row in said], np.float32)
-    return TokenBatch(jnp.asarray(padded.tokens), jnp.asarray(padded.real), jnp.asarray(predict))
+        context, right = prompt.tokens.context, prompt.tokens.options[int(item.answer)]  # type: ignore[arg-type]
+        rows.append(([*context, *right], [False] * len(context) + [True] * len(right)))
+    return pad_demonstrations(rows, length)
 
 
 def read_model(config: Any, folder: RunFolder) -> dict[str, Any]:
@@ -64,7 +61,6 @@ def read_model(config: Any, folder: RunFolder) -> dict[str, Any]:
       the context, after a LoRA has learnt the largest number of them; shares of right answers.
     """
     model = load_published(config.model)
-    constants: dict[str, Any] = {}
     part, constants = init_lora(
         jax.random.key(config.seed), model.params, rank=8, targets=["*query", "*value"]
     )
@@ -77,23 +73,23 @@ def read_model(config: Any, folder: RunFolder) -> dict[str, Any]:
         step = lambda state, _: (learner.step(state, batch, frozen)[0], None)
         return jax.lax.scan(step, state, None, config.model_steps)[0].params
 
-    def ask_all(name: str) -> dict[str, Any]:
-        task = load_task(name)
-        items, pool = read_items(task), read_items(task, "examples")
+    def ask_all(task: Task) -> dict[str, Any]:
         shown: dict[str, list[list[float]]] = {rule: [] for rule in RULES}
         tuned: dict[str, list[float]] = {f"{rate:g}": [] for rate in config.model_rates}
-        none = ask(model, task, config, model.params, 0, 0)
+        most, none = max(config.model_shots), ask(model, task, config, model.params, 0, 0)
         for draw in range(config.model_draws):
             rows = [none] + [ask(model, task, config, model.params, k, draw) for k in config.model_shots[1:]]
             for rule in RULES:
                 shown[rule].append([row[rule] for row in rows])
-            most = max(config.model_shots)
-            examples = draw_examples(pool, items, most, seed=draw, balanced=True).examples
-            batch = as_batch(model, task, examples, config.model_length)
+            _, drawn = draw_items(task, shots=most, limit=config.model_items, seed=draw, balanced=True)
+            batch = as_batch(model, task, drawn.examples, config.model_length)
             for rate in config.model_rates:
                 params = overlay(frozen, tune(batch, rate))
                 tuned[f"{rate:g}"].append(ask(model, task, config, params, 0, draw)["raw"])
-            print(f"{name}, draw {draw}: " + "; ".join(f"{r} {np.round(shown[r][-1], 3)}" for r in RULES))
+            print(
+                f"{task.name}, draw {draw}: " + "; ".join(f"{r} {np.round(shown[r][-1], 3)}" for r in RULES)
+            )
         return {"shown": shown, "tuned": tuned}
 
-    return {name: folder.once(f"model_{name}", ask_all, name) for name in config.model_tasks}
+    tasks = [load_task(name) for name in config.model_tasks]
+    return {task.name: folder.once(f"model_{task.name}", ask_all, task) for task in tasks}

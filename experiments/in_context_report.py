@@ -7,7 +7,7 @@ import numpy as np
 from panels import save_panels
 
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.statistics import mean_interval, mean_text
+from jaxrl_align.runtime.statistics import mean_text, share_text
 
 SHOWN = (0, 1, 2, 3, 4, 6, 8, 11)
 """Numbers of examples that the tables show."""
@@ -50,12 +50,6 @@ def report(config: Any, found: dict[str, Any]) -> None:
         for documents, rows in found["concepts"]["nats"].items():
             print_rows(f"{documents}: nats a symbol", rows, ".3f")
         print_rows("the true concept's posterior", {"exact": found["concepts"]["posterior"]}, ".3f")
-
-
-def share_text(x: Any) -> str:
-    """Return the mean of shares [draws] in percent and its 95% t interval, cut at 0 and 100."""
-    mean, half = mean_interval(100.0 * np.asarray(x))
-    return f"{mean:.1f} [{max(mean - half, 0.0):.0f}, {min(mean + half, 100.0):.0f}]"
 
 
 def print_model(config: Any, task: str, rows: dict[str, Any]) -> None:

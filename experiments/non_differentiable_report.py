@@ -7,16 +7,10 @@ from panels import save_panels
 
 from jaxrl_align.losses import best_of_n_kl
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.statistics import mean_interval, mean_text
+from jaxrl_align.runtime.statistics import mean_text, share_text
 
 BEST = (8, 64)
 """Answers among which the best one is chosen, by the reward."""
-
-
-def share_text(x: Any) -> str:
-    """Return the mean of members' shares [M] and its 95% t interval, within 0 and 100, in percent."""
-    mean, half = mean_interval(100.0 * np.asarray(x))
-    return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
 
 
 def report_rates(config: Any, task: str, tried: dict[str, Any], rates: dict[str, float]) -> None:

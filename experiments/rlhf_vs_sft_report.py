@@ -85,12 +85,6 @@ def summarise(
     }
 
 
-def percent(shares: Any) -> str:
-    """Return the mean of shares [M] and the ends of its 95% t interval in percent, cut to [0, 100]."""
-    mean, half = statistics.mean_interval(100 * np.asarray(shares))
-    return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
-
-
 def report(folder: RunFolder, tried: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Print the rates tried and all tables, and write results.json.
 
@@ -108,22 +102,24 @@ def report(folder: RunFolder, tried: Mapping[str, Any], found: Mapping[str, Any]
     print(f"  {'':14}{'gold reward':>16}{'tokens':>16}{'whole sentences [%]':>24}")
     for name, row in found["stages"].items():
         cells = statistics.mean_text(row["gold"], ".2f"), statistics.mean_text(row["length"], ".1f")
-        print(f"  {name:14}{cells[0]:>16}{cells[1]:>16}{percent(row['sentence']):>24}")
+        print(f"  {name:14}{cells[0]:>16}{cells[1]:>16}{statistics.share_text(row['sentence']):>24}")
     print(f"\n  {'wins [%]':26}{'the judge':>24}{'gold reward':>24}")
     for name, row in found["wins"].items():
-        print(f"  {name:26}{percent(row['judge']):>24}{percent(row['gold']):>24}")
+        print(f"  {name:26}{statistics.share_text(row['judge']):>24}{statistics.share_text(row['gold']):>24}")
     print("\n  right by the gold reward [%], on test pairs of answers of")
     places = list(found["judge"]["judge"])
     print(f"  {'':26}" + "".join(f"{place:>24}" for place in places))
     taught = found["taught"]
     for name, row in {**found["judge"], **{f"taught by {k}": row for k, row in taught.items()}}.items():
-        print(f"  {name:26}" + "".join(f"{percent(row[place]):>24}" for place in places))
+        print(f"  {name:26}" + "".join(f"{statistics.share_text(row[place]):>24}" for place in places))
     for name in [k for k in taught if k != "pre-trained"]:
         gains = (taught[name][place] - taught["pre-trained"][place] for place in places)
         cells = (statistics.mean_text(100 * gain, "+.1f") for gain in gains)
         print(f"  {name + ' less pre-trained':26}" + "".join(f"{cell:>24}" for cell in cells))
     for name, right in found["labels"].items():
-        print(f"  annotators agree with the gold reward on {percent(right)}% of answers of {name}")
+        print(
+            f"  annotators agree with the gold reward on {statistics.share_text(right)}% of answers of {name}"
+        )
     print(f"\n  {'fine-tuning, step':18}" + "".join(f"{head:>26}" for head, _, _ in PATH.values()))
     for step, row in found["path"].items():
         cells = (statistics.mean_text(row[key], form) for key, (_, _, form) in PATH.items())

@@ -23,6 +23,7 @@ from jaxrl_align.runtime.statistics import (
     mean_interval,
     mean_text,
     paired_interval,
+    share_text,
     wilson_interval,
 )
 
@@ -32,7 +33,7 @@ __all__ = [
     "bootstrap_mean", "cross_rates", "curve_with_interval", "figure", "fingerprint",
     "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step", "mcnemar_test",
     "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory", "read_metrics",
-    "restore", "run", "save", "save_curves", "save_figure", "shard_members", "share_interval",
+    "restore", "run", "save", "save_curves", "save_figure", "shard_members", "share_interval", "share_text",
     "train_members", "use_cpu_devices", "wilson_interval", "win_rate", "with_data",
 ]
 # fmt: on

@@ -99,6 +99,12 @@ def mean_text(x: ArrayLike, spec: str = ".1f") -> str:
     return f"{mean:{spec}} +- {half_width:.{spec.partition('.')[2]}}"
 
 
+def share_text(x: ArrayLike) -> str:
+    """Return the mean of shares [n] and its 95% interval in percent, cut to [0, 100], "85.0 [82.8, 87.2]"."""
+    mean, half = mean_interval(100.0 * np.asarray(x))
+    return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
+
+
 def interquartile_text(x: ArrayLike, spec: str = ".1f") -> str:
     """Return the interquartile mean of members [n] and its interval as text, "36.3 [28.3, 48.5]"."""
     mean, low, high = interquartile_mean(x)

@@ -68,6 +68,8 @@ def test_ppo_starts_its_critic_from_the_reward_model_and_goes_on_predicting_text
     assert rows[-1]["loss/pretraining_avg"] < rows[0]["loss/pretraining_avg"] - 0.5
     assert "sft.jsonl, sha256" in json.loads((out / "run" / "config.json").read_text())["data_sha256"]
 
+    line = line.replace("--tuning full", "--tuning lora")
+    road(f"ppo {line.replace('--steps 6', '--steps 1')} --out", tmp_path / "adapted")
     options = parse(PPO, f"{line} --out {tmp_path / 'other'}".split(), prog="ppo")
     scene = open_scene(options, "ppo", options.minibatches)
     critic = start_critic(options, scene)

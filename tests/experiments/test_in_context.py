@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.data import byte_tokenizer
+from jaxrl_align.nets import transformer
 from tests.experiments.loading import load
+from tests.tiny import draw_params
 
 functions = load("in_context_functions")
 words = load("in_context_words")
 concepts = load("in_context_concepts")
 load("in_context_report")
-load("in_context_model")
+published = load("in_context_model")
 experiment = load("in_context")
 
 
@@ -109,6 +112,87 @@ def test_the_exact_posterior_is_a_sum_over_all_paths():
             assert float(exact.nats[4 + i]) == pytest.approx(
                 -np.log(further.sum() / odds.sum()), rel=1e-3, abs=1e-4
             )
+
+
+TASK = """
+name = "polite"
+kind = "choice"
+source = "ours"
+licence = "CC0"
+metrics = ["accuracy"]
+description = "Say whether it is polite."
+template = "{text}\\nPolite:"
+[options]
+choices = { "0" = "no", "1" = "yes" }
+[[test]]
+format = "jsonl"
+path = "test.jsonl"
+[[examples]]
+format = "jsonl"
+path = "examples.jsonl"
+"""
+
+
+@pytest.fixture
+def polite(tmp_path):
+    """A task of which one test row stands among the examples, so that what is asked changes what is drawn."""
+    rows = lambda words, label: [{"text": word, "label": label} for word in words]
+    both = {"test": ("please", "fool", "thanks"), "examples": ("kindly", "ass", "fool", "dear", "sot", "sir")}
+    for name, words in both.items():
+        lines = [json.dumps(row) for i, word in enumerate(words) for row in rows([word], i % 2)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "polite.toml").write_text(TASK)
+    return tmp_path / "polite.toml"
+
+
+@pytest.fixture
+def model():
+    lm = transformer.make_transformer(transformer.TransformerConfig(258, 8, 1, 2, 160))
+    return published.Published(lm, draw_params(lm), byte_tokenizer())
+
+
+def test_a_lora_learns_the_answers_behind_bare_prompts(model, polite):
+    task = published.load_task(str(polite))
+    _, drawn = published.draw_items(task, shots=2, limit=1, seed=0, balanced=True)
+    batch = published.as_batch(model, task, drawn.examples, 80)
+    for row, real, said, example in zip(*map(np.asarray, batch[:3]), drawn.examples, strict=True):
+        text = model.tokenizer.decode(row[real > 0].tolist())
+        answer = " " + example.options[example.answer]
+        assert text == f"Say whether it is polite.\n\n{example.input}{answer}"
+        assert model.tokenizer.decode(row[said > 0].tolist()) == answer
+
+
+@pytest.mark.slow
+def test_a_published_model_is_shown_what_its_lora_learns(model, polite, tmp_path, monkeypatch):
+    shown, learnt = [], []
+    real_run, real_batch = published.run_task, published.as_batch
+    items = lambda how: published.draw_items(
+        published.load_task(str(polite)),
+        shots=how["shots"],
+        limit=how["limit"],
+        seed=how["seed"],
+        balanced=True,
+    )[1]
+    monkeypatch.setattr(published, "load_published", lambda folder: model)
+    monkeypatch.setattr(
+        published,
+        "run_task",
+        lambda *a, **how: shown.append((how["shots"], items(how))) or real_run(*a, **how),
+    )
+    monkeypatch.setattr(published, "as_batch", lambda *a: learnt.append(a[2]) or real_batch(*a))
+    small = {"model_tasks": (str(polite),), "model_shots": (0, 2), "model_draws": 2, "model_items": 2}
+    small |= {"model_rates": (1e-3,), "model_steps": 2, "model_length": 80}
+    config = experiment.Config(out=str(tmp_path / "run"), parts=("model",), **small)
+    experiment.main(config)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["model"]["polite"]
+    assert np.shape(found["shown"]["raw"]) == np.shape(found["shown"]["calibrated"]) == (2, 2)
+    assert np.shape(found["tuned"]["0.001"]) == (2,)
+    assert learnt == [drawn.examples for shots, drawn in shown if shots == 2]
+
+
+def test_shots_begin_with_none():
+    with pytest.raises(ValueError, match="model_shots must begin with 0 and go on"):
+        experiment.Config(model_shots=(1, 2))
 
 
 @pytest.mark.slow

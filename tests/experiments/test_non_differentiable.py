@@ -91,11 +91,6 @@ def test_rates_are_chosen_on_the_tuning_members():
     assert experiment.choose(found, [0]) == 0 and experiment.choose(found, [1, 2]) == 1
 
 
-def test_shares_stay_between_none_and_all():
-    assert report.share_text([0.0, 0.1]) == "5.0 [0.0, 68.5]"
-    assert report.share_text([1.0, 0.9]) == "95.0 [31.5, 100.0]"
-
-
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """A run in miniature, of RL alone, whose language models are not trained before."""

@@ -12,6 +12,7 @@ from jaxrl_align.runtime.statistics import (
     mean_interval,
     mean_text,
     paired_interval,
+    share_text,
     t_quantile,
     wilson_interval,
 )
@@ -77,6 +78,11 @@ def test_means_and_intervals_as_text():
     assert mean_text([1.0, 2.0, 3.0]) == "2.0 +- 2.5"
     assert mean_text([1.0, 2.0, 3.0], "+7.3f") == " +2.000 +- 2.484"
     assert mean_text([2.0]) == "2.0 +- nan"
+
+
+def test_shares_stay_between_none_and_all():
+    assert share_text([0.0, 0.1]) == "5.0 [0.0, 68.5]"
+    assert share_text([1.0, 0.9]) == "95.0 [31.5, 100.0]"
     assert interquartile_text([4.0] * 8, ".2f") == "4.00 [4.00, 4.00]"
 
 
