@@ -11,6 +11,7 @@ from jaxrl_align.align import RLHFHParams
 from jaxrl_align.cli.datasets import choose_lengths, divide_rows, shuffled_batches, whole_batches
 from jaxrl_align.cli.judges import load_judge
 from jaxrl_align.cli.options import DataOptions, LengthOptions
+from jaxrl_align.cli.runs import online_methods
 from jaxrl_align.cli.runs.online import open_scene
 from jaxrl_align.cli.runs.online_methods import PPO, start_critic
 from jaxrl_align.feedback import read_demonstrations, read_feedback, read_prompts
@@ -84,6 +85,22 @@ def test_ppo_starts_its_critic_from_the_reward_model_and_goes_on_predicting_text
     real = np.concatenate([obs.prompt.real, trajectory.mask[:, :2]], 1)
     score = jax.vmap(lambda t, r: scene.score(scene.judge.model, t, r))(*whole, real)
     np.testing.assert_allclose(trajectory.value[:, 2], score * trajectory.mask[:, 2], atol=1e-5)
+
+
+def test_every_flag_of_ppo_reaches_its_hyperparameter(workshop, monkeypatch, tmp_path):
+    monkeypatch.chdir(workshop)
+    seen = []
+    monkeypatch.setattr(
+        online_methods, "run_online", lambda options, scene, algorithm, argv: seen.append(algorithm)
+    )
+    flags = "--learning-rate 0.5 --clip 0.3 --value-coef 0.7 --temperature 0.9 --kl-coef 0.11 --kl-target 3"
+    flags += " --kl-horizon 77 --stop-penalty 2.5 --pretraining sft.jsonl --pretraining-coef 9"
+    line = f"{RUN} --reward own_rewards:spaces {flags} --out {tmp_path / 'out'}"
+    online_methods.run_ppo(parse(PPO, line.split(), prog="ppo"), [])
+    given = {"learning_rate": 0.5, "clip": 0.3, "value_coef": 0.7, "temperature": 0.9, "kl_coef": 0.11}
+    given |= {"kl_target": 3.0, "kl_horizon": 77.0, "stop_penalty": 2.5, "pretraining_coef": 9.0}
+    assert seen[0].hparams == RLHFHParams()._replace(**given)
+    assert seen[0].facts == {"pretraining": "sft.jsonl, 6 rows"}
 
 
 def test_a_reward_model_of_other_tokens_is_refused(fails, tmp_path, monkeypatch):
