@@ -322,9 +322,6 @@ def test_groups_stay_whole_where_a_metric_judges_them_whole(write):
     assert result.metrics["group_exact_match"].value == np.mean(list(all_right.values()))
 
 
-# --- metrics of items
-
-
 @pytest.fixture
 def few_draws(monkeypatch):
     """Intervals that nothing is said of here."""

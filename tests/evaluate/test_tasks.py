@@ -1,4 +1,4 @@
-"""Task files: what a user's may hold, and the line of every fault; `test_task_files` has the package's own."""
+"""Task files that a user may write, and the line of every fault; `test_task_files` has the package's own."""
 
 import json
 import zipfile
