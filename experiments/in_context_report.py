@@ -56,11 +56,11 @@ def print_model(config: Any, task: str, rows: dict[str, Any]) -> None:
     """Print what the published model makes of a task, 95% t intervals over the draws of examples."""
     name = config.model or "SmolLM2-135M-Instruct"
     print(f"\n{task}, {name}: right answers [%] of {config.model_items}, by the number of examples")
-    print(f"  {'':22}" + "".join(f"{k:>16}" for k in config.model_shots))
+    print(f"  {'':22}" + "".join(f"{k:>20}" for k in config.model_shots))
     for rule, x in rows["shown"].items():
-        print(f"  {rule:22}" + "".join(f"{share_text(c):>16}" for c in np.array(x).T))
+        print(f"  {rule:22}" + "".join(f"{share_text(c):>20}" for c in np.array(x).T))
     gain = 100.0 * (np.array(rows["shown"]["calibrated"]) - np.array(rows["shown"]["raw"]))
-    print(f"  {'calibrated less raw':22}" + "".join(f"{mean_text(c, '+.1f'):>16}" for c in gain.T))
+    print(f"  {'calibrated less raw':22}" + "".join(f"{mean_text(c, '+.1f'):>20}" for c in gain.T))
     for rate, x in rows["tuned"].items():
         print(
             f"  a LoRA of rank 8 on the same {max(config.model_shots)} instead, rate {rate}: {share_text(x)}"
