@@ -45,8 +45,8 @@ from jaxrl_align.data.corpora import read_text
 from jaxrl_align.data.packing import pack
 from jaxrl_align.data.probes import CLOZE_PROBES
 from jaxrl_align.data.tokenizers import Tokenizer, train_bpe
-from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred
-from jaxrl_align.evaluate.ngrams import count_ngrams, ngram_log_probs
+from jaxrl_align.evaluate.scoring.likelihood import encode_texts, make_scorer, rank_of, share_preferred
+from jaxrl_align.evaluate.scoring.ngrams import count_ngrams, ngram_log_probs
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, packed_batch, sample_rows

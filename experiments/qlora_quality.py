@@ -12,7 +12,7 @@ from peft_task import Base, make_accuracy, make_task
 from peft_ways import lora, qlora, tune
 
 from jaxrl_align.data.corpora import python_topics
-from jaxrl_align.evaluate.likelihood import make_scorer
+from jaxrl_align.evaluate.scoring.likelihood import make_scorer
 from jaxrl_align.nets.quantize import dequantise, is_packed, quantise, quantise_params
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.pretrain.lm import make_text_loss, sample_rows, sample_windows

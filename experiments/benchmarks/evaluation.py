@@ -32,8 +32,8 @@ import peers
 import text_peers
 
 from jaxrl_align.data.tokenizers import Tokenizer
-from jaxrl_align.evaluate.choices import Choices, make_option_scorer, share_prefix
-from jaxrl_align.evaluate.text_requests import TextScorer
+from jaxrl_align.evaluate.scoring.choices import Choices, make_option_scorer, share_prefix
+from jaxrl_align.evaluate.scoring.text_requests import TextScorer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import Pretrained, find_model, load_model

@@ -13,10 +13,10 @@ from jaxrl_align.checks import check_counts
 from jaxrl_align.cli.bases import Base, load_base
 from jaxrl_align.cli.serve import ReadOptions
 from jaxrl_align.evaluate.helm import HelmReport
-from jaxrl_align.evaluate.option_rules import Rule
 from jaxrl_align.evaluate.run_task import TaskResult, run_task
-from jaxrl_align.evaluate.task_format import Task, find_tasks, load_task
+from jaxrl_align.evaluate.scoring.option_rules import Rule
 from jaxrl_align.evaluate.task_report import report_task
+from jaxrl_align.evaluate.tasks.task_format import Task, find_tasks, load_task
 from jaxrl_align.runtime.folder import atomic_path, write_json
 
 

@@ -1,7 +1,9 @@
 """Evaluation of trained models: tasks and their metrics, likelihoods of texts and options, judged pairs."""
 
 from jaxrl_align.evaluate.ask_items import AskedItems, Asker, ItemResult
-from jaxrl_align.evaluate.calibration import (
+from jaxrl_align.evaluate.helm import Answers, Figure, HelmReport, report
+from jaxrl_align.evaluate.judged_pairs import PairReport, report_pairs
+from jaxrl_align.evaluate.measures.calibration import (
     Platt,
     SelectiveAccuracy,
     brier_score,
@@ -11,37 +13,9 @@ from jaxrl_align.evaluate.calibration import (
     option_probs,
     selective_accuracy,
 )
-from jaxrl_align.evaluate.choices import (
-    Choices,
-    OptionScores,
-    encode_choices,
-    encode_pairs,
-    make_option_scorer,
-    share_prefix,
-)
-from jaxrl_align.evaluate.helm import Answers, Figure, HelmReport, report
-from jaxrl_align.evaluate.item_metrics import Measured, measure, score_items
-from jaxrl_align.evaluate.judged_pairs import PairReport, report_pairs
-from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of, share_preferred, text_log_prob
-from jaxrl_align.evaluate.ngrams import NGrams, count_ngrams, ngram_log_probs
-from jaxrl_align.evaluate.option_rules import adjust_scores, choose_option
-from jaxrl_align.evaluate.perturbations import FAIRNESS, ROBUSTNESS
-from jaxrl_align.evaluate.run_task import TaskResult, run_task
-from jaxrl_align.evaluate.shots import (
-    DrawnExamples,
-    Prompt,
-    Prompts,
-    TaggedPrompt,
-    check_examples,
-    draw_examples,
-    few_shot_prompt,
-    make_prompts,
-    plain_prompt,
-    user_based_prompt,
-)
-from jaxrl_align.evaluate.stop_strings import cut_at, make_text_writer
-from jaxrl_align.evaluate.task_format import Task, find_tasks, load_task, shipped_tasks
-from jaxrl_align.evaluate.task_metrics import (
+from jaxrl_align.evaluate.measures.item_metrics import Measured, measure, score_items
+from jaxrl_align.evaluate.measures.perturbations import FAIRNESS, ROBUSTNESS
+from jaxrl_align.evaluate.measures.task_metrics import (
     GROUPED,
     METRICS,
     MetricValue,
@@ -57,9 +31,7 @@ from jaxrl_align.evaluate.task_metrics import (
     right_answers,
     spearman,
 )
-from jaxrl_align.evaluate.task_report import report_task
-from jaxrl_align.evaluate.tasks import Item, extract_answer, read_items
-from jaxrl_align.evaluate.text_overlap import (
+from jaxrl_align.evaluate.measures.text_overlap import (
     Overlap,
     exact_match,
     normalise_answer,
@@ -68,7 +40,7 @@ from jaxrl_align.evaluate.text_overlap import (
     rouge_n,
     token_f1,
 )
-from jaxrl_align.evaluate.wording import (
+from jaxrl_align.evaluate.measures.wording import (
     ToxicTexts,
     count_together,
     count_words,
@@ -76,6 +48,40 @@ from jaxrl_align.evaluate.wording import (
     mean_unevenness,
     unevenness,
 )
+from jaxrl_align.evaluate.run_task import TaskResult, run_task
+from jaxrl_align.evaluate.scoring.choices import (
+    Choices,
+    OptionScores,
+    encode_choices,
+    encode_pairs,
+    make_option_scorer,
+    share_prefix,
+)
+from jaxrl_align.evaluate.scoring.likelihood import (
+    encode_texts,
+    make_scorer,
+    rank_of,
+    share_preferred,
+    text_log_prob,
+)
+from jaxrl_align.evaluate.scoring.ngrams import NGrams, count_ngrams, ngram_log_probs
+from jaxrl_align.evaluate.scoring.option_rules import adjust_scores, choose_option
+from jaxrl_align.evaluate.scoring.stop_strings import cut_at, make_text_writer
+from jaxrl_align.evaluate.task_report import report_task
+from jaxrl_align.evaluate.tasks.shots import (
+    DrawnExamples,
+    Prompt,
+    Prompts,
+    TaggedPrompt,
+    check_examples,
+    draw_examples,
+    few_shot_prompt,
+    make_prompts,
+    plain_prompt,
+    user_based_prompt,
+)
+from jaxrl_align.evaluate.tasks.task_format import Task, find_tasks, load_task, shipped_tasks
+from jaxrl_align.evaluate.tasks.task_items import Item, extract_answer, read_items
 
 # fmt: off
 __all__ = [

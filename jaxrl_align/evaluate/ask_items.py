@@ -17,18 +17,18 @@ import numpy as np
 
 from jaxrl_align.checks import check_counts
 from jaxrl_align.data.tokenizers import Tokenizer
-from jaxrl_align.evaluate.choices import (
+from jaxrl_align.evaluate.scoring.choices import (
     Choices,
     OptionScores,
     encode_choices,
     make_option_scorer,
     share_prefix,
 )
-from jaxrl_align.evaluate.option_rules import Rule, adjust_scores
-from jaxrl_align.evaluate.shots import BETWEEN, Prompt, content_free_inputs, make_prompts
-from jaxrl_align.evaluate.stop_strings import make_text_writer
-from jaxrl_align.evaluate.task_format import Task
-from jaxrl_align.evaluate.tasks import Item, extract_answer
+from jaxrl_align.evaluate.scoring.option_rules import Rule, adjust_scores
+from jaxrl_align.evaluate.scoring.stop_strings import make_text_writer
+from jaxrl_align.evaluate.tasks.shots import BETWEEN, Prompt, content_free_inputs, make_prompts
+from jaxrl_align.evaluate.tasks.task_format import Task
+from jaxrl_align.evaluate.tasks.task_items import Item, extract_answer
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.text.shared_prompt import count_virtual_tokens, read_shared_tokens
 from jaxrl_align.types import Params

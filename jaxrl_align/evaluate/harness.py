@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxrl_align.evaluate.text_requests import TextScorer
+from jaxrl_align.evaluate.scoring.text_requests import TextScorer
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.runtime.huggingface import Pretrained, load_adapter, load_model

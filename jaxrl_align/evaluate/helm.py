@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.evaluate import wording
-from jaxrl_align.evaluate.calibration import (
+from jaxrl_align.evaluate.measures import wording
+from jaxrl_align.evaluate.measures.calibration import (
     brier_score,
     expected_calibration_error,
     fit_platt,
     selective_accuracy,
 )
-from jaxrl_align.evaluate.item_metrics import SHARES, Measured, measure, score_items
-from jaxrl_align.evaluate.perturbations import FAIRNESS, ROBUSTNESS, Perturbation
-from jaxrl_align.evaluate.task_metrics import ITEM_SCORES, right_answers
-from jaxrl_align.evaluate.tasks import Item
+from jaxrl_align.evaluate.measures.item_metrics import SHARES, Measured, measure, score_items
+from jaxrl_align.evaluate.measures.perturbations import FAIRNESS, ROBUSTNESS, Perturbation
+from jaxrl_align.evaluate.measures.task_metrics import ITEM_SCORES, right_answers
+from jaxrl_align.evaluate.tasks.task_items import Item
 from jaxrl_align.runtime.resampling import bootstrap, bootstrap_mean, share_interval
 from jaxrl_align.runtime.statistics import DRAWS
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl_align.evaluate.calibration import calibration_bins
+from jaxrl_align.evaluate.measures.calibration import calibration_bins
 from jaxrl_align.runtime.resampling import share_interval
 
 

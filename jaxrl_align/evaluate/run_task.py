@@ -13,12 +13,12 @@ import numpy as np
 from jaxrl_align.checks import check_counts
 from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.evaluate.ask_items import Asker, ItemResult, Progress
-from jaxrl_align.evaluate.choices import share_prefix
-from jaxrl_align.evaluate.item_metrics import Measured, measure
-from jaxrl_align.evaluate.option_rules import Rule
-from jaxrl_align.evaluate.shots import DrawnExamples, draw_examples
-from jaxrl_align.evaluate.task_format import Task
-from jaxrl_align.evaluate.tasks import Item, read_items
+from jaxrl_align.evaluate.measures.item_metrics import Measured, measure
+from jaxrl_align.evaluate.scoring.choices import share_prefix
+from jaxrl_align.evaluate.scoring.option_rules import Rule
+from jaxrl_align.evaluate.tasks.shots import DrawnExamples, draw_examples
+from jaxrl_align.evaluate.tasks.task_format import Task
+from jaxrl_align.evaluate.tasks.task_items import Item, read_items
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.runtime.checkpoint import fingerprint
 from jaxrl_align.types import Params

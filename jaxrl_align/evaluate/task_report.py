@@ -12,13 +12,13 @@ import numpy as np
 
 from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.evaluate.ask_items import AskedItems, Asker, Progress
-from jaxrl_align.evaluate.calibration import option_probs
 from jaxrl_align.evaluate.helm import Answers, HelmReport, report
-from jaxrl_align.evaluate.perturbations import FAIRNESS, ROBUSTNESS, Perturbation
+from jaxrl_align.evaluate.measures.calibration import option_probs
+from jaxrl_align.evaluate.measures.perturbations import FAIRNESS, ROBUSTNESS, Perturbation
+from jaxrl_align.evaluate.measures.wording import Scorer
 from jaxrl_align.evaluate.run_task import draw_items
-from jaxrl_align.evaluate.task_format import Task
-from jaxrl_align.evaluate.tasks import Item
-from jaxrl_align.evaluate.wording import Scorer
+from jaxrl_align.evaluate.tasks.task_format import Task
+from jaxrl_align.evaluate.tasks.task_items import Item
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.runtime.statistics import DRAWS
 from jaxrl_align.types import Params

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrl_align.evaluate.calibration import (
+from jaxrl_align.evaluate.measures.calibration import (
     Platt,
     brier_score,
     calibration_bins,

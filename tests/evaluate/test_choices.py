@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.tokenizers import Tokenizer, byte_tokenizer, train_bpe
-from jaxrl_align.evaluate import choices
-from jaxrl_align.evaluate.choices import (
+from jaxrl_align.evaluate.scoring import choices
+from jaxrl_align.evaluate.scoring.choices import (
     Choices,
     OptionScores,
     encode_choices,
@@ -17,7 +17,7 @@ from jaxrl_align.evaluate.choices import (
     make_option_scorer,
     share_prefix,
 )
-from jaxrl_align.evaluate.option_rules import adjust_scores, choose_option
+from jaxrl_align.evaluate.scoring.option_rules import adjust_scores, choose_option
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import TransformerConfig, init_prompt, make_transformer
 from tests.tiny import LM, PARAMS, VOCAB, bits, draw_params, make_bigram

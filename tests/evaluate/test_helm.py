@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxrl_align.evaluate.calibration import expected_calibration_error
 from jaxrl_align.evaluate.helm import Answers, report
-from jaxrl_align.evaluate.tasks import Item
+from jaxrl_align.evaluate.measures.calibration import expected_calibration_error
+from jaxrl_align.evaluate.tasks.task_items import Item
 from jaxrl_align.runtime.statistics import wilson_interval
 
 INPUTS = ["good THE", "bad the", "good Emily", "bad is not", "GOOD he", "bad her cat"]

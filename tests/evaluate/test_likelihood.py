@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.tokenizers import Tokenizer, byte_tokenizer
-from jaxrl_align.evaluate.likelihood import (
+from jaxrl_align.evaluate.scoring.likelihood import (
     encode_texts,
     make_scorer,
     rank_of,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxrl_align.evaluate.ngrams import count_ngrams, ngram_log_probs
+from jaxrl_align.evaluate.scoring.ngrams import count_ngrams, ngram_log_probs
 
 TEXTS = [[0, 1, 2, 1, 2], [0, 1, 1], [0]]
 

@@ -3,8 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from jaxrl_align.evaluate import perturbations
-from jaxrl_align.evaluate.perturbations import (
+from jaxrl_align.evaluate.measures import perturbations
+from jaxrl_align.evaluate.measures.perturbations import (
     DIALECT,
     FAIRNESS,
     GENDER_PAIRS,

@@ -17,12 +17,12 @@ from jaxrl_align.evaluate import (
     ask_items,
     draw_examples,
     extract_answer,
-    item_metrics,
     measure,
     read_items,
     run_task,
 )
-from jaxrl_align.evaluate.task_format import load_task
+from jaxrl_align.evaluate.measures import item_metrics
+from jaxrl_align.evaluate.tasks.task_format import load_task
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from tests.tiny import draw_params
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from jaxrl_align.data import ChatTemplate, Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
-from jaxrl_align.evaluate import shots
-from jaxrl_align.evaluate.shots import draw_examples, make_prompts
-from jaxrl_align.evaluate.task_format import Options, Task, Thoughts
-from jaxrl_align.evaluate.task_rows import RowFile
-from jaxrl_align.evaluate.tasks import Item
+from jaxrl_align.evaluate.tasks import shots
+from jaxrl_align.evaluate.tasks.shots import draw_examples, make_prompts
+from jaxrl_align.evaluate.tasks.task_format import Options, Task, Thoughts
+from jaxrl_align.evaluate.tasks.task_items import Item
+from jaxrl_align.evaluate.tasks.task_rows import RowFile
 
 TOKENIZER = byte_tokenizer()
 TASK = Task(

@@ -9,9 +9,9 @@ import pytest
 
 from jaxrl_align.data import load_blimp, load_sst2
 from jaxrl_align.data.probes import CLOZE_PROBES
-from jaxrl_align.evaluate import task_rows
-from jaxrl_align.evaluate.task_format import find_tasks, load_task, shipped_tasks
-from jaxrl_align.evaluate.tasks import read_items
+from jaxrl_align.evaluate.tasks import task_rows
+from jaxrl_align.evaluate.tasks.task_format import find_tasks, load_task, shipped_tasks
+from jaxrl_align.evaluate.tasks.task_items import read_items
 
 
 def test_every_task_of_the_package_is_named_as_its_file_and_states_its_source():

@@ -6,8 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrl_align.evaluate import task_metrics
-from jaxrl_align.evaluate.task_metrics import GROUPED, METRICS, MetricValue, benchmark_score, binary_f1
+from jaxrl_align.evaluate.measures import task_metrics
+from jaxrl_align.evaluate.measures.task_metrics import (
+    GROUPED,
+    METRICS,
+    MetricValue,
+    benchmark_score,
+    binary_f1,
+)
 from jaxrl_align.runtime.resampling import bootstrap
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "metrics.json").read_text(encoding="utf-8"))

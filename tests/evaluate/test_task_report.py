@@ -14,13 +14,13 @@ from jaxrl_align.evaluate import (
     ItemResult,
     OptionScores,
     ask_items,
-    item_metrics,
     load_task,
     read_items,
     report_task,
     task_report,
 )
-from jaxrl_align.evaluate.calibration import expected_calibration_error
+from jaxrl_align.evaluate.measures import item_metrics
+from jaxrl_align.evaluate.measures.calibration import expected_calibration_error
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime.statistics import wilson_interval
 

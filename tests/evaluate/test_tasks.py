@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from jaxrl_align.evaluate.task_format import Thoughts, load_task
-from jaxrl_align.evaluate.tasks import extract_answer, read_items
+from jaxrl_align.evaluate.tasks.task_format import Thoughts, load_task
+from jaxrl_align.evaluate.tasks.task_items import extract_answer, read_items
 
 CHOICE = """\
 name = "films"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl_align.evaluate.text_overlap import (
+from jaxrl_align.evaluate.measures.text_overlap import (
     exact_match,
     normalise_answer,
     normalised_match,

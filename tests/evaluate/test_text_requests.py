@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrl_align.evaluate import text_requests
-from jaxrl_align.evaluate.text_requests import TextScorer, rolling_windows
+from jaxrl_align.evaluate.scoring import text_requests
+from jaxrl_align.evaluate.scoring.text_requests import TextScorer, rolling_windows
 from jaxrl_align.nets.transformer import make_transformer
 from tests.evaluate.harness_cases import ASKED, CONTEXT, PAIRS, PROMPTS, TEXT, TEXTS, make_model
 from tests.evaluate.test_choices import with_bos

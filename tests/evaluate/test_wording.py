@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxrl_align.evaluate.wording import (
+from jaxrl_align.evaluate.measures.wording import (
     GENDER_WORDS,
     INSULTS,
     SURNAMES,

@@ -199,7 +199,8 @@ def test_shots_begin_with_none():
 def test_a_run_in_miniature(tmp_path):
     small = {"function_steps": 60, "word_steps": 40, "concept_steps": 60, "tests": 64, "tuned_tasks": 4}
     small |= {"tuned_steps": 3, "tuned_examples": (2, 4), "tuned_rates": (1e-3,), "layers": 1, "width": 16}
-    config = experiment.Config(out=str(tmp_path / "run"), seeds=2, **small)
+    parts = ("functions", "words", "concepts")
+    config = experiment.Config(out=str(tmp_path / "run"), parts=parts, seeds=2, **small)
     experiment.main(config)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     quiet = found["functions"]["squared"]["without noise"]

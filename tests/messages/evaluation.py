@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrl_align import data, evaluate, nets
-from jaxrl_align.evaluate.text_requests import TextScorer
+from jaxrl_align.evaluate.scoring.text_requests import TextScorer
 
 LM = nets.make_transformer(nets.TransformerConfig(260, width=8, layers=1, heads=1, context=8))
 BYTES = data.byte_tokenizer()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.probes import CLOZE_PROBES
-from jaxrl_align.evaluate.likelihood import encode_texts, make_scorer, rank_of
+from jaxrl_align.evaluate.scoring.likelihood import encode_texts, make_scorer, rank_of
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.nets.transformer_config import RopeScaling
 from jaxrl_align.runtime.huggingface import find_model, import_gguf, load_gguf, load_model

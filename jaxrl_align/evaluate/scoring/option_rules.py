@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jaxrl_align.evaluate.choices import OptionScores
+from jaxrl_align.evaluate.scoring.choices import OptionScores
 
 Rule = Literal["raw", "characters", "bytes", "mutual_information", "calibrated"]
 

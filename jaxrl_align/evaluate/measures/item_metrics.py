@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.evaluate.task_metrics import GROUPED, ITEM_SCORES, METRICS, right_answers
+from jaxrl_align.evaluate.measures.task_metrics import GROUPED, ITEM_SCORES, METRICS, right_answers
 from jaxrl_align.runtime.resampling import bootstrap, bootstrap_mean, share_interval
 from jaxrl_align.runtime.statistics import Interval
 

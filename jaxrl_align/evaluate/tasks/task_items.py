@@ -9,8 +9,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from jaxrl_align.evaluate.task_format import NUMBERS, Derived, Options, Task
-from jaxrl_align.evaluate.task_rows import Row, read_rows
+from jaxrl_align.evaluate.tasks.task_format import NUMBERS, Derived, Options, Task
+from jaxrl_align.evaluate.tasks.task_rows import Row, read_rows
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?|-?\.\d+")
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxrl_align.checks import check_counts
 from jaxrl_align.data.tokenizers import Tokenizer
-from jaxrl_align.evaluate.choices import Choices, encode_choices, encode_once
-from jaxrl_align.evaluate.task_format import Task
-from jaxrl_align.evaluate.tasks import Item, look_up
+from jaxrl_align.evaluate.scoring.choices import Choices, encode_choices, encode_once
+from jaxrl_align.evaluate.tasks.task_format import Task
+from jaxrl_align.evaluate.tasks.task_items import Item, look_up
 
 BETWEEN = "\n\n"
 """Stands between the description, the examples and the question."""

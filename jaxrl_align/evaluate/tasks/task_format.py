@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxrl_align.evaluate.task_metrics import METRICS
-from jaxrl_align.evaluate.task_rows import FORMATS, RowFile
+from jaxrl_align.evaluate.measures.task_metrics import METRICS
+from jaxrl_align.evaluate.tasks.task_rows import FORMATS, RowFile
 
-SHIPPED = Path(__file__).parent / "task_files"
+SHIPPED = Path(__file__).parent / "files"
 """The task files of the package; a folder in it is a suite."""
 
 NUMBERS = {"first number": 0, "last number": -1}

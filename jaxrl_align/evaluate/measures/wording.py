@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl_align.evaluate.task_metrics import MetricValue
+from jaxrl_align.evaluate.measures.task_metrics import MetricValue
 
 GENDER_WORDS: Mapping[str, Sequence[str]] = {
     "female": str.split(

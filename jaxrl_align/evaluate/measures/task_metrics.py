@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl_align.evaluate import text_overlap
-from jaxrl_align.evaluate.calibration import brier_score
+from jaxrl_align.evaluate.measures import text_overlap
+from jaxrl_align.evaluate.measures.calibration import brier_score
 
 HUMAN_SCORES = {"GLUE": 87.1, "SuperGLUE": 89.8}
 """`benchmark_score` of people, times 100.

@@ -1,0 +1,1 @@
+"""Pure measures of answers and texts, and the perturbations of what is asked."""

@@ -1,0 +1,1 @@
+"""What a model says of texts and options: likelihoods, rules that choose, generation with stops."""

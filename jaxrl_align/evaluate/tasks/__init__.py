@@ -1,0 +1,1 @@
+"""Tasks as data: their files, rows and items, and prompts with examples."""
