@@ -1,12 +1,12 @@
 """The word tasks of `in_context.py`: sentences classed by one of their words, with label words drawn anew.
 
-A sentence has one word of each of F fields, for example a colour, an animal, a place, a number. A task is a
-field that decides, a split of its W words into two halves, and two label words. One field never decides while
-the model is trained: its tasks are the held-out ones.
+A sentence has one word of each of F fields, for example a colour and an animal. A task is a field that
+decides, a split of its W words into two halves, and a label word for each half. Some pairings of a field with
+two label words never occur while the model is trained: their tasks are the held-out ones.
 """
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Params, TokenBatch
 
-FIELDS, WORDS, LABELS = 4, 2, 4
+FIELDS, WORDS, LABELS = 2, 4, 4
 BEGIN, COLON = 0, 1
 FIRST_WORD = 2
 FIRST_LABEL = FIRST_WORD + FIELDS * WORDS
@@ -25,15 +25,15 @@ EXAMPLE = FIELDS + 2
 """Tokens of an example: its words, the colon, its label."""
 
 
-class Task(NamedTuple):
-    """What decides, and how the halves are called."""
+class Tasks(NamedTuple):
+    """Every task that there is."""
 
-    field: jax.Array  # type: ignore[assignment]
-    """[]."""
-    half: jax.Array
-    """[W] 0 or 1 of each word of the field."""
-    labels: jax.Array
-    """[2] different label words."""
+    field: np.ndarray
+    """[T] which decides."""
+    labels: np.ndarray
+    """[T, W] the label that it gives to each word of that field."""
+    held_out: np.ndarray
+    """[T] bool."""
 
 
 class Prompts(NamedTuple):
@@ -45,26 +45,34 @@ class Prompts(NamedTuple):
     """[..., K] from 0 to LABELS - 1."""
 
 
-def draw_task(key: chex.PRNGKey, fields: jax.Array) -> Task:
-    """Draw a task whose deciding field is one of `fields` [n]."""
-    key_field, key_half, key_labels = jax.random.split(key, 3)
-    half = jax.random.permutation(key_half, jnp.arange(WORDS) % 2)
-    labels = jax.random.choice(key_labels, LABELS, (2,), replace=False)
-    return Task(jax.random.choice(key_field, fields), half, labels)
+def _list_tasks() -> Tasks:
+    """Return the tasks; field f is held out with the f-th pair of label words."""
+    halves = [half for half in itertools.product((0, 1), repeat=WORDS) if sum(half) == WORDS // 2]
+    pairs = list(enumerate(itertools.combinations(range(LABELS), 2)))
+    rows = [
+        (field, np.array(pair)[list(half)], number == field)
+        for field, half, (number, pair) in itertools.product(range(FIELDS), halves, pairs)
+    ]
+    return Tasks(*map(np.array, zip(*rows, strict=True)))
 
 
-def draw_examples(key: chex.PRNGKey, task: Task, examples: int) -> Prompts:
-    """Draw sentences [K, F] and label them as a task says."""
+TASKS = _list_tasks()
+KNOWN, HELD_OUT = np.flatnonzero(~TASKS.held_out), np.flatnonzero(TASKS.held_out)
+
+
+def draw_examples(key: chex.PRNGKey, task: jax.Array, examples: int) -> Prompts:
+    """Draw sentences [K, F] and label them as a task, a row of `TASKS`, says."""
     words = jax.random.randint(key, (examples, FIELDS), 0, WORDS)
-    return Prompts(words, task.labels[task.half[words[:, task.field]]])
+    decides = words[:, jnp.asarray(TASKS.field)[task]]
+    return Prompts(words, jnp.asarray(TASKS.labels)[task, decides])
 
 
-def draw_prompts(key: chex.PRNGKey, fields: jax.Array, *, prompts: int, examples: int) -> Prompts:
-    """Draw prompts [N, K] of a task each."""
+def draw_prompts(key: chex.PRNGKey, tasks: np.ndarray, *, prompts: int, examples: int) -> Prompts:
+    """Draw prompts [N, K], each of one of some tasks."""
 
     def one(key: chex.PRNGKey) -> Prompts:
         key_task, key_words = jax.random.split(key)
-        return draw_examples(key_words, draw_task(key_task, fields), examples)
+        return draw_examples(key_words, jax.random.choice(key_task, tasks), examples)
 
     return jax.vmap(one)(jax.random.split(key, prompts))
 
@@ -87,27 +95,13 @@ def label_log_probs(lm: LanguageModel, params: Params, row: jax.Array) -> jax.Ar
     return jax.nn.log_softmax(lm.logits(params, at_colons)[:, FIRST_LABEL:])
 
 
-def _list_tasks() -> tuple[np.ndarray, np.ndarray]:
-    """Return every task: its field [T], and the label that it gives to each word of that field [T, W]."""
-    halves = [half for half in itertools.product((0, 1), repeat=WORDS) if sum(half) == WORDS // 2]
-    pairs = list(itertools.combinations(range(LABELS), 2))
-    labels = [np.array(pair)[list(half)] for half in halves for pair in pairs]
-    return np.repeat(np.arange(FIELDS), len(labels)), np.array(labels * FIELDS)
+def bayes(prompts: Prompts) -> jax.Array:
+    """Return the probabilities [K, LABELS] of each label of ONE prompt, given all before it.
 
-
-TASK_FIELDS, TASK_LABELS = _list_tasks()
-
-
-def bayes(prompts: Prompts, fields: Any) -> jax.Array:
-    """Return the posterior's probabilities [K, LABELS] of each label of ONE prompt, given all before it.
-
-    Args:
-      prompts: [K].
-      fields: [F] prior weight of each deciding field; all tasks of a field weigh alike.
+    They are those of a reader to whom all tasks, the held-out ones too, are alike before the first example.
     """
-    said = jnp.take_along_axis(jnp.asarray(TASK_LABELS), prompts.words.T[TASK_FIELDS], axis=1)
+    said = jnp.take_along_axis(jnp.asarray(TASKS.labels), prompts.words.T[TASKS.field], axis=1)
     fits = jnp.cumprod(said == prompts.labels[None], 1)
-    before = jnp.concatenate([jnp.ones((len(TASK_FIELDS), 1)), fits[:, :-1]], 1)
-    weight = before * jnp.asarray(fields, jnp.float32)[TASK_FIELDS][:, None]
-    votes = jnp.einsum("tk,tkl->kl", weight, jax.nn.one_hot(said, LABELS))
+    before = jnp.concatenate([jnp.ones((len(said), 1)), fits[:, :-1]], 1)
+    votes = jnp.einsum("tk,tkl->kl", before, jax.nn.one_hot(said, LABELS))
     return votes / votes.sum(-1, keepdims=True)

@@ -3,46 +3,46 @@
 Claims (lecture 002, F17, F19): annotators are biased, badly chosen or malicious; who learns from retweets
 learns what is popular (Tay). 20 annotators, 5 asked for each of 512 pairs, judge answers of SFT policies as
 in `rlhf.py` (width 64, one layer) by `PlainProse`; attacks and defences are those of `annotators.py`. A
-clique's popularity is an answer's length in characters, which is uncorrelated with the gold reward (-0.01 +-
+clique's popularity is an answer's length in characters, which is uncorrelated with the gold reward (-0.02 +-
 0.06 within a prompt). No policy is trained on the reward model: it chooses the best of n = 1 to 32 answers
 that were written before, to each of 64 held-out prompts.
 
 Measured (`python experiments/poisoned_rewards.py`: 6 seeds, each with its own models, answers and crowd; 95%
-t intervals; 9 minutes on 2 cores that four jobs shared): accuracy of the labels, and of the reward model on
-held-out pairs [%]; gold reward and popularity of the best of 32 less those of the mean answer [deviations].
-Gold itself would choose +1.41 +- 0.01 and +0.16 +- 0.05, popularity -0.60 +- 0.15 and +1.77 +- 0.03.
+t intervals; 154 s on 2 cores): accuracy of the labels, and of the reward model on held-out pairs [%]; gold
+reward and popularity of the best of 32 less those of the mean answer [deviations]. Gold itself would choose
++1.39 +- 0.01 and +0.19 +- 0.07, popularity -0.60 +- 0.10 and +1.78 +- 0.05.
 
                                               labels        model         gold            popularity
-    honest            one vote                82.0 +- 1.8   85.0 +- 0.7   +1.16 +- 0.06   +0.51 +- 0.18
-                      majority                90.3 +- 2.0   85.6 +- 0.8   +1.13 +- 0.07   +0.46 +- 0.23
-                      Dawid-Skene, soft       90.0 +- 1.9   85.8 +- 0.8   +1.13 +- 0.06   +0.46 +- 0.26
-                      test questions, soft    90.0 +- 2.4   85.8 +- 0.8   +1.14 +- 0.06   +0.42 +- 0.25
-    random 40%        one vote                56.8 +- 2.0   60.9 +- 5.9   -0.83 +- 0.25   +0.70 +- 0.15
-                      majority                61.7 +- 1.0   70.0 +- 3.3   -0.15 +- 0.28   +0.65 +- 0.19
-                      Dawid-Skene, soft       53.6 +- 2.8   56.8 +- 6.1   -0.80 +- 0.27   +0.69 +- 0.38
-                      test questions, soft    56.2 +- 2.0   64.5 +- 2.9   -0.44 +- 0.28   +0.59 +- 0.34
-    coordinated 40%   one vote                53.0 +- 1.6   57.4 +- 6.1   -0.77 +- 0.54   +0.66 +- 0.34
-                      majority                54.9 +- 2.3   65.6 +- 5.5   -0.54 +- 0.50   +0.78 +- 0.23
-                      Dawid-Skene, soft       92.2 +- 1.4   85.5 +- 0.9   +1.15 +- 0.06   +0.48 +- 0.30
-                      test questions, soft    93.2 +- 1.7   86.3 +- 0.7   +1.16 +- 0.04   +0.50 +- 0.19
-    popular 40%       one vote                71.3 +- 1.0   73.8 +- 3.9   +0.78 +- 0.34   +0.87 +- 0.13
-                      majority                78.6 +- 1.3   76.9 +- 3.6   +1.09 +- 0.06   +0.84 +- 0.07
-                      Dawid-Skene, soft       85.7 +- 2.2   85.0 +- 1.3   +1.11 +- 0.07   +0.62 +- 0.14
-                      test questions, soft    85.3 +- 2.5   84.7 +- 0.7   +1.12 +- 0.06   +0.68 +- 0.08
-    popular 60%       one vote                65.0 +- 1.2   66.5 +- 2.3   +0.26 +- 0.45   +0.98 +- 0.10
-                      majority                67.4 +- 2.1   64.5 +- 3.7   +0.57 +- 0.46   +1.01 +- 0.09
-                      Dawid-Skene, soft       53.7 +- 1.9   51.1 +- 2.2   -1.16 +- 0.07   +1.23 +- 0.06
-                      test questions, soft    80.1 +- 1.6   81.9 +- 2.4   +1.09 +- 0.05   +0.59 +- 0.22
+    honest            one vote                82.6 +- 1.2   83.8 +- 0.6   +1.08 +- 0.03   +0.67 +- 0.18
+                      majority                89.8 +- 0.6   84.4 +- 0.4   +1.09 +- 0.04   +0.67 +- 0.15
+                      Dawid-Skene, soft       89.6 +- 1.1   84.5 +- 0.5   +1.09 +- 0.05   +0.66 +- 0.18
+                      test questions, soft    89.6 +- 0.6   84.6 +- 0.5   +1.10 +- 0.06   +0.69 +- 0.17
+    random 40%        one vote                56.2 +- 1.6   63.3 +- 3.0   -0.80 +- 0.30   +0.84 +- 0.12
+                      majority                61.9 +- 2.0   69.6 +- 5.8   -0.14 +- 0.64   +0.67 +- 0.25
+                      Dawid-Skene, soft       51.8 +- 4.3   52.7 +- 9.3   -1.10 +- 0.17   +0.88 +- 0.11
+                      test questions, soft    58.6 +- 4.0   62.9 +- 6.6   -0.73 +- 0.39   +0.69 +- 0.28
+    coordinated 40%   one vote                53.4 +- 2.1   59.5 +- 7.9   -0.76 +- 0.43   +0.70 +- 0.23
+                      majority                55.6 +- 3.2   66.7 +- 5.4   -0.40 +- 0.56   +0.73 +- 0.20
+                      Dawid-Skene, soft       91.3 +- 1.1   84.5 +- 0.7   +1.11 +- 0.04   +0.64 +- 0.17
+                      test questions, soft    92.9 +- 1.5   84.7 +- 0.4   +1.11 +- 0.05   +0.64 +- 0.23
+    popular 40%       one vote                70.8 +- 1.6   72.9 +- 2.2   +0.33 +- 0.51   +0.78 +- 0.22
+                      majority                78.4 +- 2.4   75.5 +- 4.1   +0.84 +- 0.31   +0.82 +- 0.17
+                      Dawid-Skene, soft       87.2 +- 1.5   84.0 +- 1.0   +1.09 +- 0.05   +0.71 +- 0.15
+                      test questions, soft    86.1 +- 1.4   83.3 +- 2.3   +1.08 +- 0.07   +0.73 +- 0.21
+    popular 60%       one vote                64.7 +- 2.1   65.4 +- 2.8   -0.26 +- 0.59   +0.92 +- 0.11
+                      majority                66.8 +- 1.7   62.9 +- 3.4   -0.21 +- 0.76   +0.97 +- 0.18
+                      Dawid-Skene, soft       52.8 +- 4.3   50.0 +- 2.3   -1.25 +- 0.09   +1.15 +- 0.10
+                      test questions, soft    79.6 +- 2.3   81.3 +- 3.1   +1.03 +- 0.10   +0.66 +- 0.22
 
-Hard labels of Dawid and Skene differ from soft ones by about 2 points and 0.1 deviations at most. Popularity
-up and true reward down is what a clique of 60% achieves where it is believed, as it is by Dawid and Skene's
-estimate; with the plain majority of 5 votes half of the gain is lost (-0.56 +- 0.46, paired with an honest
-crowd), with 40% in the clique nothing outside the interval. A reward model that is right on 61% of the pairs
-can still choose answers that are worse than the mean: the search finds its errors. Only labels known from
-elsewhere help against every clique, and nothing does against errors that all make alike.
+Hard labels of Dawid and Skene differ from soft ones by less than a point and 0.1 deviations. Popularity up
+and true reward down is what a clique of 60% achieves where it is believed, as it is by Dawid and Skene's
+estimate; with the plain majority of 5 votes the whole gain is lost (-1.30 +- 0.78, paired with an honest
+crowd), with 40% in the clique nothing outside the interval (-0.24 +- 0.33). A reward model that is right on
+63% of the pairs can still choose answers that are worse than the mean: the search finds its errors. Only
+labels known from elsewhere help against every clique, and nothing does against errors that all make alike.
 
-Rates tried on the majority of honest crowds of 2 other members: 5e-5 82.5%, 1.5e-4 85.3%, 5e-4 86.1% (taken
-for all), 1.5e-3 85.5%, 5e-3 82.3%; noisier labels might gain from lower ones.
+Rates tried on the majority of honest crowds of 2 other members: 5e-5 83.2%, 1.5e-4 85.1% (taken for all), 5e-4
+84.9%, 1.5e-3 84.7%, 5e-3 82.1%; noisier labels might gain from lower ones.
 """
 
 from collections.abc import Sequence
