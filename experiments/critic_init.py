@@ -6,32 +6,30 @@ of `rlhf.py`, smaller. Every critic's learning rate is chosen, by the steps to t
 not reported.
 
 Measured (the defaults: 4 seeds choose the rates, 8 others are reported; 95% t intervals, of paired
-differences below; 28 minutes on 2 shared CPU cores; before a pair's prompt was computed once for both of its
-answers, which moves the reward model's scores in their last digits). Steps to a mean score of 1 on the
-choosing seeds:
+differences below; 15 minutes on 2 shared CPU cores). Steps to a mean score of 1 on the choosing seeds:
 
     learning rate                1e-4    3e-4    1e-3
-    shared trunk, zero           52.5    26.5    17.5
-    shared, reward model         71.8    31.8    18.2
-    own trunk, zero              55.8    25.2    15.5
-    own, reward model            49.8    22.8    16.5
+    shared trunk, zero           54.5    22.5    15.8
+    shared, reward model         68.8    32.5    19.5
+    own trunk, zero              66.0    24.2    15.2
+    own, reward model            48.2    25.2    13.2
 
 and on the others, at 1e-3, the best for each and the largest tried:
 
                            explained, step 0   steps to the target   score, last 5 steps
-    shared trunk, zero       0.00                 14.2 +- 2.0            1.59 +- 0.15
-    shared, reward model    -1.04 +- 0.45         20.4 +- 3.3            1.60 +- 0.15
-      difference            -1.04 +- 0.45         +6.1 +- 2.8            +0.00 +- 0.05
-    own trunk, zero          0.00                 15.2 +- 4.1            1.65 +- 0.15
-    own, reward model       -0.52 +- 0.23         15.2 +- 2.2            1.63 +- 0.14
-      difference            -0.52 +- 0.23         +0.0 +- 3.0            -0.01 +- 0.04
+    shared trunk, zero       0.00                 14.6 +- 3.1            1.65 +- 0.20
+    shared, reward model    -0.98 +- 0.34         17.2 +- 3.2            1.67 +- 0.23
+      difference            -0.98 +- 0.34         +2.6 +- 0.9            +0.02 +- 0.03
+    own trunk, zero          0.00                 14.5 +- 3.8            1.68 +- 0.22
+    own, reward model       -0.57 +- 0.22         14.9 +- 2.5            1.68 +- 0.21
+      difference            -0.57 +- 0.22         +0.4 +- 2.6            -0.00 +- 0.05
 
 So the claim does NOT hold here. A critic that starts as the reward model explains less than none of what
 follows, and no affine map of it would explain much: the squared correlation of its values with the
-rewards-to-go is 0.002 +- 0.001 with the shared trunk and 0.017 +- 0.020 with its own. This reward model was
+rewards-to-go is 0.002 +- 0.001 with the shared trunk and 0.011 +- 0.007 with its own. This reward model was
 trained on whole answers alone, so its score of an unfinished one need not be that prefix's value. On the
-policy's trunk the start costs steps; with its own it is no different from zero within the interval (at the
-two smaller rates it was faster on the 4 choosing seeds, which are too few to claim it). Rates above 1e-3 and
+policy's trunk the start costs steps; with its own it is no different from zero within the interval (on the 4
+choosing seeds it was faster at two of the three rates, which are too few to claim it). Rates above 1e-3 and
 reward models trained on prefixes were not tried.
 """
 

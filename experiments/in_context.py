@@ -79,13 +79,13 @@ class Config(MembersConfig):
 
     out: str = "runs/in_context"
     seeds: int = 4
-    parts: tuple[Part, ...] = ("functions", "concepts")
-    """`words` learns nothing in the steps set here; `model` asks a published model, see `model` below."""
+    parts: tuple[Part, ...] = ("functions", "words", "concepts")
+    """`model` asks a published model, see `model` below."""
     width: int = 64
     layers: int = 2
     batch_size: int = 32
     learning_rate: float = 3e-3
-    """It rises over a twentieth of the steps and falls linearly to 0."""
+    """Of concepts. Every rate rises over a twentieth of the steps and falls linearly to 0."""
     tests: int = 512
     """Prompts that are read after training, for each seed."""
     dimension: int = 3
@@ -99,7 +99,9 @@ class Config(MembersConfig):
     function_batch: int = 64
     examples: int = 9
     """Of a prompt of words; the context ends there."""
-    word_steps: int = 4_000
+    word_steps: int = 3_000
+    word_rate: float = 1e-3
+    word_batch: int = 64
     tuned_examples: tuple[int, ...] = (2, 4, 8, 32, 128)
     """Numbers of examples that the model of words is fine-tuned on instead."""
     tuned_steps: int = 60
@@ -190,51 +192,44 @@ def learn_functions(config: Config, folder: RunFolder) -> dict[str, Any]:
 def make_reader_of_words(config: Config) -> LanguageModel:
     """Build the model that reads prompts of words."""
     context = 1 + config.examples * words.EXAMPLE
-    return make_transformer(TransformerConfig(words.VOCAB, config.width, config.layers, 4, context))
+    shape = TransformerConfig(words.VOCAB, config.width, config.layers, 4, context, positions="rotary")
+    return make_transformer(shape)
 
 
 def learn_words(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Train on word tasks of three fields, and read tasks of these and of the fourth.
+    """Train on some word tasks, and read prompts of these and of the held-out ones.
 
     Returns:
       `right` {tasks: {reader: [M, K]}}, shares of right labels by the number of examples before; and what
       `tune_on_examples` returns.
     """
     lm, steps = make_reader_of_words(config), config.word_steps
-    known, held_out = jnp.arange(words.FIELDS - 1), jnp.array([words.FIELDS - 1])
-    how = {"prompts": config.batch_size, "examples": config.examples}
+    how = {"prompts": config.word_batch, "examples": config.examples}
     learner = make_lm_learner(
         lm,
-        lambda key: words.as_tokens(words.draw_prompts(key, known, **how)),
+        lambda key: words.as_tokens(words.draw_prompts(key, words.KNOWN, **how)),
         total_steps=steps,
         warmup_steps=steps // 20,
     )
-    own = folder.sub("words")
-    options = {"folder": own, "label": "words", "checkpoint_every": max(1, steps // 4)}
-    params = train_members(learner, LMHParams(config.learning_rate), config, steps, **options).state.params
+    start = jax.vmap(lambda key: functions.widen(lm.init(key)))(config.keys(5))
+    options = {"folder": folder.sub("words"), "label": "words", "checkpoint_every": max(1, steps // 4)}
+    hparams = LMHParams(config.word_rate)
+    params = train_members(learner, hparams, config, steps, params=start, **options).state.params
 
     @jax.jit
     @jax.vmap
     def read(params: Params, key: Any) -> dict[str, dict[str, jax.Array]]:
         found = {}
-        for name, fields in {"known fields": known, "a held-out field": held_out}.items():
-            asked = words.draw_prompts(key, fields, prompts=config.tests, examples=config.examples)
+        for name, tasks in {"known tasks": words.KNOWN, "held-out tasks": words.HELD_OUT}.items():
+            asked = words.draw_prompts(key, tasks, prompts=config.tests, examples=config.examples)
             rows = words.as_tokens(asked).tokens
             said = jax.vmap(lambda row: words.label_log_probs(lm, params, row))(rows)
-            prior = jnp.zeros(words.FIELDS).at[fields].set(1.0)
-            exact = jax.vmap(lambda one, prior=prior: words.bayes(one, prior))(asked)
-            open_minded = jax.vmap(lambda one: words.bayes(one, jnp.ones(words.FIELDS)))(asked)
             right = lambda p, asked=asked: jnp.mean(p.argmax(-1) == asked.labels, 0)
-            found[name] = {
-                "transformer": right(said),
-                "Bayes, these fields": right(exact),
-                "Bayes, any field": right(open_minded),
-            }
+            found[name] = {"transformer": right(said), "Bayes, any task": right(jax.vmap(words.bayes)(asked))}
         return found
 
-    return {"right": jax.tree.map(np.asarray, read(params, config.keys(1)))} | tune_on_examples(
-        config, lm, params
-    )
+    right = jax.tree.map(np.asarray, read(params, config.keys(1)))
+    return {"right": right} | tune_on_examples(config, lm, params)
 
 
 def tune_on_examples(config: Config, lm: LanguageModel, params: Params) -> dict[str, Any]:
@@ -244,12 +239,11 @@ def tune_on_examples(config: Config, lm: LanguageModel, params: Params) -> dict[
       `tuned` [M, len(tuned_examples)] shares of right labels without an example before, at the rate taken for
       each number; `tried` [len(tuned_examples), R] shares on the tasks that choose it.
     """
-    field = jnp.array([words.FIELDS - 1])
     most, rates = max(config.tuned_examples), config.tuned_rates
 
     def one(key: Any, params: Params, rate: Any, count: Any) -> jax.Array:
         key_task, key_words, key_test, key_init, key_rows = jax.random.split(key, 5)
-        task = words.draw_task(key_task, field)
+        task = jax.random.choice(key_task, words.HELD_OUT)
         shown = words.as_tokens(
             jax.tree.map(lambda x: x[:, None], words.draw_examples(key_words, task, most))
         )

@@ -54,6 +54,16 @@ def predict(lm: LanguageModel, params: Params, pairs: Pairs) -> jax.Array:
     return apply_scalar_head(params["head"], hidden[::2])
 
 
+def widen(params: Params) -> Params:
+    """Return a start whose kernels are five times as wide.
+
+    Kernels of 0.02, as the language models start, are for wide nets: here the loss would stand still.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: 5.0 * x if path[-1].key == "kernel" else x, params
+    )
+
+
 def make_function_learner(
     lm: LanguageModel, noise: Any, *, prompts: int, points: int, dimension: int, steps: int
 ) -> Learner:
@@ -63,10 +73,7 @@ def make_function_learner(
         key_lm, key_read = jax.random.split(key)
         width = lm.config.width
         read = jax.random.normal(key_read, (dimension + 1, width)) / jnp.sqrt(dimension)
-        # Kernels of 0.02, as the language models start, are for wide nets: here the loss would stand still.
-        wider = lambda path, x: 5.0 * x if path[-1].key == "kernel" else x
-        start = jax.tree_util.tree_map_with_path(wider, lm.init(key_lm))
-        return {"lm": start, "read": read, "head": init_scalar_head(None, width)}
+        return {"lm": widen(lm.init(key_lm)), "read": read, "head": init_scalar_head(None, width)}
 
     def loss(params: Params, frozen: Any, pairs: Pairs, key: chex.PRNGKey, hparams: Any) -> Any:
         said = jax.vmap(lambda one: predict(lm, params, one))(pairs)

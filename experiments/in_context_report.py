@@ -78,16 +78,14 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
         exact = "ridge, Bayes" if "with noise" in world else "least squares"
         panels[f"squared error / d, {world}"] = curves({n: rows[n] for n in ("transformer", exact)})
     if "words" in found:
-        rows = found["words"]["right"]["a held-out field"]
-        shown = {name: rows[name] for name in ("transformer", "Bayes, any field")}
+        rows = found["words"]["right"]["held-out tasks"]
+        shown = {name: rows[name] for name in ("transformer", "Bayes, any task")}
         panels["right labels, held-out tasks [%]"] = curves(shown, 100.0) | {
             "fine-tuned instead": (
                 np.array(config.tuned_examples)[:3],
                 100.0 * found["words"]["tuned"].T[:3],
             ),
-            "transformer, known fields": curves(found["words"]["right"]["known fields"], 100.0)[
-                "transformer"
-            ],
+            "transformer, known tasks": curves(found["words"]["right"]["known tasks"], 100.0)["transformer"],
         }
     for task, rows in found.get("model", {}).items():
         at = np.array(config.model_shots)

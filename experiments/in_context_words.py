@@ -1,8 +1,8 @@
 """The word tasks of `in_context.py`: sentences classed by one of their words, with label words drawn anew.
 
 A sentence has one word of each of F fields, for example a colour and an animal. A task is a field that
-decides, a split of its W words into two halves, and a label word for each half. Some pairings of a field with
-two label words never occur while the model is trained: their tasks are the held-out ones.
+decides, and a label word for each of its W words. Some ways to label a field's words never occur while the
+model is trained: their tasks are the held-out ones.
 """
 
 import itertools
@@ -46,13 +46,9 @@ class Prompts(NamedTuple):
 
 
 def _list_tasks() -> Tasks:
-    """Return the tasks; field f is held out with the f-th pair of label words."""
-    halves = [half for half in itertools.product((0, 1), repeat=WORDS) if sum(half) == WORDS // 2]
-    pairs = list(enumerate(itertools.combinations(range(LABELS), 2)))
-    rows = [
-        (field, np.array(pair)[list(half)], number == field)
-        for field, half, (number, pair) in itertools.product(range(FIELDS), halves, pairs)
-    ]
+    """Return the tasks; of each field every fourth assignment of labels to words is held out."""
+    assigned = list(enumerate(itertools.permutations(range(LABELS), WORDS)))
+    rows = [(field, labels, number % 4 == field) for field in range(FIELDS) for number, labels in assigned]
     return Tasks(*map(np.array, zip(*rows, strict=True)))
 
 

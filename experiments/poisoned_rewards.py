@@ -41,8 +41,8 @@ crowd), with 40% in the clique nothing outside the interval (-0.24 +- 0.33). A r
 63% of the pairs can still choose answers that are worse than the mean: the search finds its errors. Only
 labels known from elsewhere help against every clique, and nothing does against errors that all make alike.
 
-Rates tried on the majority of honest crowds of 2 other members: 5e-5 83.2%, 1.5e-4 85.1% (taken for all), 5e-4
-84.9%, 1.5e-3 84.7%, 5e-3 82.1%; noisier labels might gain from lower ones.
+Rates tried on the majority of honest crowds of 2 other members: 5e-5 83.2%, 1.5e-4 85.1% (taken for all),
+5e-4 84.9%, 1.5e-3 84.7%, 5e-3 82.1%; noisier labels might gain from lower ones.
 """
 
 from collections.abc import Sequence

@@ -54,21 +54,23 @@ def test_a_prediction_reads_the_pairs_before_and_its_own_x_alone():
     assert x[2] != base[2] and x[3] != base[3]
 
 
-def label_of(task, words):
-    """Return a sentence's label under (field, half, pair)."""
-    field, half, pair = task
-    return pair[half[words[field]]]
+def test_every_assignment_is_a_task_and_some_are_held_out():
+    tasks = zip(words.TASKS.field, words.TASKS.labels, strict=True)
+    rows = [(int(field), tuple(map(int, labels))) for field, labels in tasks]
+        (int(f), tuple(map(int, row))) for f, row in zip(words.TASKS.field, words.TASKS.labels, strict=True)
+    ]
+    assert sorted(rows) == list(itertools.product((0, 1), itertools.permutations(range(4))))
+    assert len(words.HELD_OUT) == 12 and not set(words.HELD_OUT) & set(words.KNOWN)
+    held_out = [set(rows[i][1] for i in words.HELD_OUT if rows[i][0] == field) for field in (0, 1)]
+    assert [len(labels) for labels in held_out] == [6, 6] and not held_out[0] & held_out[1]
 
 
 def test_the_posterior_over_word_tasks_is_that_of_a_count():
-    asked = words.draw_prompts(jax.random.key(3), jnp.array([1, 3]), prompts=3, examples=5)
-    halves = [h for h in itertools.product((0, 1), repeat=2) if sum(h) == 1]
-    pairs = list(itertools.combinations(range(words.LABELS), 2))
-    tasks = list(itertools.product((1, 3), halves, pairs))
-    assert len(words.TASK_FIELDS) == 4 * len(halves) * len(pairs)
-    prior = jnp.array([0.0, 1.0, 0.0, 1.0])
+    asked = words.draw_prompts(jax.random.key(3), words.HELD_OUT, prompts=3, examples=5)
+    tasks = list(itertools.product((0, 1), itertools.permutations(range(4))))
+    label_of = lambda task, row: task[1][row[task[0]]]
     for row, labels in zip(*map(np.asarray, asked), strict=True):
-        found = np.asarray(words.bayes(words.Prompts(jnp.array(row), jnp.array(labels)), prior))
+        found = np.asarray(words.bayes(words.Prompts(jnp.array(row), jnp.array(labels))))
         left = tasks
         for k in range(5):
             votes = np.bincount([label_of(task, row[k]) for task in left], minlength=words.LABELS)
@@ -78,13 +80,12 @@ def test_the_posterior_over_word_tasks_is_that_of_a_count():
 
 
 def test_a_prompt_of_words_as_tokens_by_hand():
-    row = words.as_tokens(words.Prompts(jnp.array([[[0, 1, 1, 0], [1, 0, 0, 1]]]), jnp.array([[3, 2]])))
-    assert row.tokens[0].tolist() == [0, 2, 5, 7, 8, 1, 13, 3, 4, 6, 9, 1, 12]
-    assert row.predict[0].tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
-    task = words.Task(jnp.array(2), jnp.array([1, 0]), jnp.array([2, 3]))
+    row = words.as_tokens(words.Prompts(jnp.array([[[0, 3], [2, 1]]]), jnp.array([[3, 2]])))
+    assert row.tokens[0].tolist() == [0, 2, 9, 1, 13, 4, 7, 1, 12]
+    assert row.predict[0].tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 1]
+    task = int(np.flatnonzero((words.TASKS.field == 1) & (words.TASKS.labels == [3, 0, 2, 1]).all(1))[0])
     shown = words.draw_examples(jax.random.key(0), task, 50)
-    decided = np.asarray(shown.words)[:, 2]
-    np.testing.assert_array_equal(shown.labels, np.where(decided == 0, 3, 2))
+    np.testing.assert_array_equal(shown.labels, np.array([3, 0, 2, 1])[np.asarray(shown.words)[:, 1]])
 
 
 def test_the_exact_posterior_is_a_sum_over_all_paths():
@@ -209,8 +210,8 @@ def test_a_run_in_miniature(tmp_path):
     )  # five pairs tell a function of five numbers
     noisy = found["functions"]["squared"]["with noise"]
     assert np.mean(noisy["ridge, Bayes"]) < np.mean(noisy["least squares"])
-    known = found["words"]["right"]["known fields"]
-    assert np.array(known["Bayes, these fields"])[:, 6:].mean() > 0.9
+    known = found["words"]["right"]["known tasks"]
+    assert np.array(known["Bayes, any task"])[:, 6:].mean() > 0.9
     assert np.shape(found["words"]["tuned"]) == (2, 2)
     nats = found["concepts"]["nats"]["known concepts"]
     late = {name: np.array(x)[:, 6:].mean() for name, x in nats.items()}

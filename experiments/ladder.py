@@ -1,0 +1,242 @@
+"""The ladder: one task by examples in the context, by instruction tuning, and by RLHF, with what each costs.
+
+Claim (lectures 001 and 003, F21): in-context learning needs no update, but is bounded by the context and weak
+at complex tasks; instruction tuning is simple and carries over, but demonstrations are expensive and every
+wrong token weighs alike; RLHF asks for what people prefer.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ladder_report import Cost, report
+from ladder_task import Draw, LadderTask, judge
+
+from jaxrl_align import align
+from jaxrl_align.actors.text import Frozen
+from jaxrl_align.align.reward_model import score
+from jaxrl_align.nets import init_lora, init_scalar_head, overlay
+from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
+from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.text.generation import TextConfig
+from jaxrl_align.types import Learner, Params
+
+
+@dataclass(frozen=True)
+class Config:
+    """A published model on every rung, several draws of the labelled rows."""
+
+    out: str = "runs/ladder"
+    seed: int = 0
+    resume: bool = False
+    model: str = ""
+    """A folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
+    task: str = str(Path(__file__).parent / "ladder.toml")
+    """A file of a task of fixed options, or a shipped task's name."""
+    items: int = 100
+    """Of the test rows, the same ones for all rungs and draws."""
+    draws: int = 4
+    """Of the rows that are labelled."""
+    shown: tuple[int, ...] = (8, 24)
+    """Examples in the context."""
+    labels: int = 48
+    """Demonstrations; RLHF has half as many and, for the rest, comparisons."""
+    questions: int = 128
+    """Without labels, which RLHF answers."""
+    length: int = 40
+    """Tokens of a question in training, at most."""
+    rank: int = 8
+    """Of the LoRA on queries and values, of the policies and of the reward model."""
+    batch: int = 8
+    """Rows of a step, and of RLHF's prompts."""
+    passes: int = 8
+    """Over the demonstrations, and over the comparisons."""
+    tuning_rate: float = 1e-3
+    reward_rate: float = 1e-3
+    steps: int = 40
+    """Of RLHF, by GRPO."""
+    group: int = 4
+    """Answers to each of its prompts."""
+    policy_rate: float = 1e-3
+    kl_coef: float = 0.04
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail after minutes."""
+        if self.draws < 2:
+            raise ValueError(f"draws must be at least 2, for an interval; got {self.draws}")
+        if self.labels < 2 * self.batch or max(self.shown) > self.labels:
+            raise ValueError(
+                f"labels must be at least two batches and hold what is shown; got labels={self.labels}, "
+                f"batch={self.batch}, shown={self.shown}"
+            )
+
+
+class Way(NamedTuple):
+    """A learner whose whole run is one program: `run(state, rows, index [steps, batch], frozen)`."""
+
+    learner: Learner
+    run: Callable[..., Any]
+
+
+def make_way(learner: Learner) -> Way:
+    """Return a learner's run over chosen rows as one jitted function."""
+
+    @jax.jit
+    def run(state: Any, rows: Any, index: jax.Array, frozen: Any) -> Any:
+        def one(state: Any, at: jax.Array) -> tuple[Any, None]:
+            return learner.step(state, jax.tree.map(lambda x: x[at], rows), frozen)[0], None
+
+        return jax.lax.scan(one, state, index)[0]
+
+    return Way(learner, run)
+
+
+def in_turn(rows: int, batch: int, steps: int, seed: int) -> np.ndarray:
+    """Return which rows each step reads, [steps, batch]: all of them before any again, in a drawn order."""
+    rng = np.random.default_rng(seed)
+    passes = -(-steps * batch // rows)
+    order = np.concatenate([rng.permutation(rows) for _ in range(passes)])
+    return order[: steps * batch].reshape(steps, batch)
+
+
+class Ladder:
+    """The rungs that train, over one base and from one first LoRA."""
+
+    def __init__(self, config: Config, task: LadderTask) -> None:
+        self.config, self.task = config, task
+        how = {"rank": config.rank, "targets": ["*query", "*value"]}
+        self.part, constants = init_lora(jax.random.key(config.seed), task.params, **how)
+        self.base = overlay(task.params, constants)
+        self.key = jax.random.key(config.seed + 1)
+        text = TextConfig(
+            config.length,
+            1,
+            stop_token=task.tokenizer.stop_token,
+            pad_token=task.tokenizer.pad_token,
+            missing_stop="keep",
+        )
+        paid = functools.partial(score, task.lm)
+        self.tuning = make_way(make_lm_learner(task.lm))
+        self.reward = make_way(align.make_reward_learner(task.lm))
+        self.policy = make_way(align.make_group_learner(task.lm, paid, text, group_size=config.group))
+
+    def steps_for(self, rows: int) -> int:
+        """Return the steps of `passes` over so many rows."""
+        return self.config.passes * rows // self.config.batch
+
+    def tune(self, draw: int, items: Any) -> Params:
+        """Return the first LoRA after it has learnt the right answers of some rows."""
+        config = self.config
+        rows = self.task.demonstrations(items)
+        index = in_turn(len(items), config.batch, self.steps_for(len(items)), draw)
+        start = self.tuning.learner.init(self.key, LMHParams(config.tuning_rate), self.part, self.base)
+        return self.tuning.run(start, rows, index, self.base).params
+
+    def fit_reward(self, draw: int, tuned: Params, items: Any) -> Params:
+        """Return `{"lm", "head"}` of a reward model that starts from the tuned part.
+
+        A person compares, for each row, the right answer with the one that the tuned model writes, or with
+        another option where it writes the right one.
+        """
+        config, task = self.config, self.task
+        written = task.read(overlay(self.base, tuned), task.questions(items)).first
+        rows = task.comparisons(items, written)
+        head = init_scalar_head(jax.random.key(draw), task.lm.config.width)
+        start, base = {"lm": tuned, "head": head}, {"lm": self.base, "head": head}
+        hparams = align.RewardHParams(config.reward_rate)
+        index = in_turn(len(items), config.batch, self.steps_for(len(items)), draw + 1)
+        state = self.reward.learner.init(self.key, hparams, start, base)
+        return self.reward.run(state, rows, index, base).params
+
+    def align(self, draw: int, tuned: Params, reward: Params, items: Any) -> Params:
+        """Return the tuned part after GRPO on questions whose labels nobody knows."""
+        config = self.config
+        judge_params = {"lm": overlay(self.base, reward["lm"]), "head": reward["head"]}
+        frozen = Frozen(overlay(self.base, tuned), align.RewardModel(judge_params))
+        hparams = align.GRPO.hparams._replace(learning_rate=config.policy_rate, kl_coef=config.kl_coef)
+        state = self.policy.learner.init(jax.random.key(draw), hparams, {"lm": tuned})
+        index = in_turn(len(items), config.batch, config.steps, draw + 2)
+        return self.policy.run(state, self.task.questions(items), index, frozen).params["lm"]
+
+
+def climb(ladder: Ladder, draw: int) -> dict[str, dict[str, float]]:
+    """Return the shares of test answers on every rung, and the seconds of its training, for one draw."""
+    config, task = ladder.config, ladder.task
+    rows: Draw = task.draw(config.seed + draw, config.labels, config.questions)
+    half = config.labels // 2
+    found: dict[str, dict[str, float]] = {}
+
+    def rung(name: str, part: Params | None, examples: Any = (), seconds: float = 0.0) -> None:
+        params = task.params if part is None else overlay(ladder.base, part)
+        shares = judge(task.ask(params, examples), task.answers, task.options)
+        found[name] = shares | {"seconds": seconds}
+        print(
+            f"draw {draw}: {name:36}" + "  ".join(f"{k} {100 * v:.0f}" for k, v in shares.items()), flush=True
+        )
+
+    def timed(make: Callable[..., Params], *args: Any) -> tuple[Params, float]:
+        started = time.monotonic()
+        return jax.block_until_ready(make(*args)), time.monotonic() - started
+
+    rung("asked", None)
+    for count in config.shown:
+        rung(f"{count} examples in the context", None, rows.labelled[-count:])
+    tuned, first = timed(ladder.tune, draw, rows.labelled[half:])
+    rung(f"tuned on {config.labels - half}", tuned, (), first)
+    more, longer = timed(ladder.tune, draw, rows.labelled)
+    rung(f"tuned on {config.labels}", more, (), longer)
+    reward, second = timed(ladder.fit_reward, draw, tuned, rows.labelled[:half])
+    aligned, third = timed(ladder.align, draw, tuned, reward, rows.unlabelled)
+    rung(f"tuned on {config.labels - half}, then RLHF", aligned, (), first + second + third)
+    return found
+
+
+def count_costs(ladder: Ladder) -> dict[str, Cost]:
+    """Return what each rung costs: labels, tokens that are read in training, tokens of a question."""
+    config, task = ladder.config, ladder.task
+    half = config.labels // 2
+    asked = task.count_tokens()
+    costs = {"asked": Cost("none", 0, 0, asked)}
+    examples = task.draw(config.seed, config.labels, 0).labelled
+    for count in config.shown:
+        tokens = task.count_tokens(examples[-count:])
+        costs[f"{count} examples in the context"] = Cost(f"{count} right answers", 0, 0, tokens)
+
+    def tuning(rows: int) -> int:
+        return ladder.steps_for(rows) * config.batch * (config.length + 1)
+
+    for rows in (config.labels - half, config.labels):
+        costs[f"tuned on {rows}"] = Cost(f"{rows} right answers", tuning(rows), tuning(rows), asked)
+    first, pairs = tuning(config.labels - half), ladder.steps_for(half) * config.batch * (config.length + 2)
+    prompts = config.steps * config.batch * config.length
+    # Sampling, the reference and the update read a prompt once, the reward model with each of its answers.
+    judged = config.steps * config.batch * config.group * (config.length + 1)
+    costs[f"tuned on {config.labels - half}, then RLHF"] = Cost(
+        f"{config.labels - half} right answers, {half} comparisons",
+        first + pairs + 3 * prompts + judged,
+        first + pairs + prompts,
+        asked,
+    )
+    return costs
+
+
+def main(config: Config) -> None:
+    """Climb the ladder with every draw, and report."""
+    started = time.monotonic()
+    folder = open_run(config.out, config, resume=config.resume)
+    task = LadderTask(config.model, config.task, config.items, config.length)
+    ladder = Ladder(config, task)
+    draws = [folder.once(f"draw_{draw}.json", climb, ladder, draw) for draw in range(config.draws)]
+    weights = sum(x.size for x in jax.tree.leaves(task.params["layers"]))
+    report(folder, draws, count_costs(ladder), weights)
+    print(f"\nladder.png and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
