@@ -46,7 +46,9 @@ class Config:
     shown: tuple[int, ...] = (8, 24)
     """Examples in the context."""
     labels: int = 48
-    """Demonstrations; RLHF has half as many and, for the rest, comparisons."""
+    """Right answers that are learnt. RLHF begins with half as many."""
+    pairs: int = 96
+    """Comparisons for its reward model."""
     questions: int = 128
     """Without labels, which RLHF answers."""
     length: int = 40
@@ -56,10 +58,10 @@ class Config:
     batch: int = 8
     """Rows of a step, and of RLHF's prompts."""
     passes: int = 8
-    """Over the demonstrations, and over the comparisons."""
+    """Over the right answers; half as many over the comparisons."""
     tuning_rate: float = 1e-3
     reward_rate: float = 1e-3
-    steps: int = 40
+    steps: int = 24
     """Of RLHF, by GRPO."""
     group: int = 4
     """Answers to each of its prompts."""
@@ -126,31 +128,32 @@ class Ladder:
         self.reward = make_way(align.make_reward_learner(task.lm))
         self.policy = make_way(align.make_group_learner(task.lm, paid, text, group_size=config.group))
 
-    def steps_for(self, rows: int) -> int:
-        """Return the steps of `passes` over so many rows."""
-        return self.config.passes * rows // self.config.batch
+    def steps_for(self, rows: int, passes: int) -> int:
+        """Return the steps of so many passes over rows."""
+        return passes * rows // self.config.batch
 
     def tune(self, draw: int, items: Any) -> Params:
         """Return the first LoRA after it has learnt the right answers of some rows."""
         config = self.config
         rows = self.task.demonstrations(items)
-        index = in_turn(len(items), config.batch, self.steps_for(len(items)), draw)
+        index = in_turn(len(items), config.batch, self.steps_for(len(items), config.passes), draw)
         start = self.tuning.learner.init(self.key, LMHParams(config.tuning_rate), self.part, self.base)
         return self.tuning.run(start, rows, index, self.base).params
 
     def fit_reward(self, draw: int, tuned: Params, items: Any) -> Params:
         """Return `{"lm", "head"}` of a reward model that starts from the tuned part.
 
-        A person compares, for each row, the right answer with the one that the tuned model writes, or with
-        another option where it writes the right one.
+        A person compares, for each row, the right answer with one that is sampled from the tuned model, or
+        with another option where that is the right one.
         """
         config, task = self.config, self.task
-        written = task.read(overlay(self.base, tuned), task.questions(items)).first
+        written = task.read(overlay(self.base, tuned), task.questions(items), draw).sampled
         rows = task.comparisons(items, written)
         head = init_scalar_head(jax.random.key(draw), task.lm.config.width)
         start, base = {"lm": tuned, "head": head}, {"lm": self.base, "head": head}
         hparams = align.RewardHParams(config.reward_rate)
-        index = in_turn(len(items), config.batch, self.steps_for(len(items)), draw + 1)
+        steps = self.steps_for(len(items), config.passes // 2)
+        index = in_turn(len(items), config.batch, steps, draw + 1)
         state = self.reward.learner.init(self.key, hparams, start, base)
         return self.reward.run(state, rows, index, base).params
 
@@ -168,7 +171,7 @@ class Ladder:
 def climb(ladder: Ladder, draw: int) -> dict[str, dict[str, float]]:
     """Return the shares of test answers on every rung, and the seconds of its training, for one draw."""
     config, task = ladder.config, ladder.task
-    rows: Draw = task.draw(config.seed + draw, config.labels, config.questions)
+    rows: Draw = task.draw(config.seed + draw, config.labels, config.pairs + config.questions)
     half = config.labels // 2
     found: dict[str, dict[str, float]] = {}
 
@@ -191,8 +194,8 @@ def climb(ladder: Ladder, draw: int) -> dict[str, dict[str, float]]:
     rung(f"tuned on {config.labels - half}", tuned, (), first)
     more, longer = timed(ladder.tune, draw, rows.labelled)
     rung(f"tuned on {config.labels}", more, (), longer)
-    reward, second = timed(ladder.fit_reward, draw, tuned, rows.labelled[:half])
-    aligned, third = timed(ladder.align, draw, tuned, reward, rows.unlabelled)
+    reward, second = timed(ladder.fit_reward, draw, tuned, rows.others[: config.pairs])
+    aligned, third = timed(ladder.align, draw, tuned, reward, rows.others[config.pairs :])
     rung(f"tuned on {config.labels - half}, then RLHF", aligned, (), first + second + third)
     return found
 
@@ -209,16 +212,17 @@ def count_costs(ladder: Ladder) -> dict[str, Cost]:
         costs[f"{count} examples in the context"] = Cost(f"{count} right answers", 0, 0, tokens)
 
     def tuning(rows: int) -> int:
-        return ladder.steps_for(rows) * config.batch * (config.length + 1)
+        return ladder.steps_for(rows, config.passes) * config.batch * (config.length + 1)
 
     for rows in (config.labels - half, config.labels):
         costs[f"tuned on {rows}"] = Cost(f"{rows} right answers", tuning(rows), tuning(rows), asked)
-    first, pairs = tuning(config.labels - half), ladder.steps_for(half) * config.batch * (config.length + 2)
+    first = tuning(config.labels - half)
+    pairs = ladder.steps_for(config.pairs, config.passes // 2) * config.batch * (config.length + 2)
     prompts = config.steps * config.batch * config.length
     # Sampling, the reference and the update read a prompt once, the reward model with each of its answers.
     judged = config.steps * config.batch * config.group * (config.length + 1)
     costs[f"tuned on {config.labels - half}, then RLHF"] = Cost(
-        f"{config.labels - half} right answers, {half} comparisons",
+        f"{config.labels - half} right answers, {config.pairs} comparisons",
         first + pairs + 3 * prompts + judged,
         first + pairs + prompts,
         asked,

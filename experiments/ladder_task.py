@@ -24,8 +24,8 @@ class Draw(NamedTuple):
 
     labelled: list[Item]
     """Whose right answers a person has written; the last ones stand next to a question."""
-    unlabelled: list[Item]
-    """Whose labels are not read."""
+    others: list[Item]
+    """Of which people compare answers, or which nobody has labelled."""
 
 
 class Said(NamedTuple):
@@ -33,6 +33,8 @@ class Said(NamedTuple):
 
     first: np.ndarray
     """[N] the likeliest first token."""
+    sampled: np.ndarray
+    """[N] a first token drawn at temperature 1."""
     options: np.ndarray
     """[N, O] log-probabilities of the options' first tokens."""
 
@@ -68,10 +70,10 @@ class LadderTask:
         self.answers = np.array([item.answer for item in self.items])
         self._read = jax.jit(self._read_all)
 
-    def draw(self, seed: int, labelled: int, unlabelled: int) -> Draw:
+    def draw(self, seed: int, labelled: int, others: int) -> Draw:
         """Draw training rows, labels in turn; none is a test item."""
-        rows = draw_examples(self.pool, self.items, labelled + unlabelled, seed=seed, balanced=True).examples
-        return Draw(rows[unlabelled:], rows[:unlabelled])
+        rows = draw_examples(self.pool, self.items, labelled + others, seed=seed, balanced=True).examples
+        return Draw(rows[others:], rows[:others])
 
     def ask(self, params: Params, examples: Sequence[Item] = ()) -> Said:
         """Return what the model says of the test items, with examples before each question or none."""
@@ -79,9 +81,10 @@ class LadderTask:
         padded = left_pad(rows, max(map(len, rows)), self.tokenizer.pad_token)
         return self.read(params, jax.tree.map(jnp.asarray, padded))
 
-    def read(self, params: Params, rows: PaddedTokens) -> Said:
-        """Return what the model says after rows [N, L]."""
-        return Said(*map(np.asarray, self._read(params, rows)))
+    def read(self, params: Params, rows: PaddedTokens, seed: int = 0) -> Said:
+        """Return what the model says after rows [N, L], samples drawn by the seed."""
+        keys = jax.random.split(jax.random.key(seed), len(rows.tokens))
+        return Said(*map(np.asarray, self._read(params, rows, keys)))
 
     def count_tokens(self, examples: Sequence[Item] = ()) -> float:
         """Return the mean number of tokens that the model reads for a question."""
@@ -121,13 +124,14 @@ class LadderTask:
         context = self.lm.config.context
         return make_prompts(self.task, items, examples, self.tokenizer, room=context).prompts
 
-    def _read_all(self, params: Params, rows: PaddedTokens) -> tuple[jax.Array, jax.Array]:
-        def one(row: PaddedTokens) -> tuple[jax.Array, jax.Array]:
-            hidden, _ = self.lm.encode(params, row.tokens, row.real)
+    def _read_all(self, params: Params, rows: PaddedTokens, keys: jax.Array) -> tuple[jax.Array, ...]:
+        def one(row: tuple[PaddedTokens, jax.Array]) -> tuple[jax.Array, ...]:
+            text, key = row
+            hidden, _ = self.lm.encode(params, text.tokens, text.real)
             log_prob = jax.nn.log_softmax(self.lm.logits(params, hidden[-1]))
-            return log_prob.argmax(), log_prob[self.options]
+            return log_prob.argmax(), jax.random.categorical(key, log_prob), log_prob[self.options]
 
-        return jax.lax.map(one, rows, batch_size=ROWS)
+        return jax.lax.map(one, (rows, keys), batch_size=ROWS)
 
 
 def judge(said: Said, answers: np.ndarray, options: np.ndarray) -> dict[str, float]:

@@ -57,8 +57,6 @@ def test_a_prediction_reads_the_pairs_before_and_its_own_x_alone():
 def test_every_assignment_is_a_task_and_some_are_held_out():
     tasks = zip(words.TASKS.field, words.TASKS.labels, strict=True)
     rows = [(int(field), tuple(map(int, labels))) for field, labels in tasks]
-        (int(f), tuple(map(int, row))) for f, row in zip(words.TASKS.field, words.TASKS.labels, strict=True)
-    ]
     assert sorted(rows) == list(itertools.product((0, 1), itertools.permutations(range(4))))
     assert len(words.HELD_OUT) == 12 and not set(words.HELD_OUT) & set(words.KNOWN)
     held_out = [set(rows[i][1] for i in words.HELD_OUT if rows[i][0] == field) for field in (0, 1)]
