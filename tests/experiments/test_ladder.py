@@ -1,0 +1,189 @@
+"""The ladder in miniature: what is read, learnt and compared, by hand, and a whole run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.data.tokenizers import train_bpe
+from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.runtime.huggingface import Pretrained
+from tests.experiments.loading import load
+from tests.tiny import draw_params
+
+report = load("ladder_report")
+setting = load("ladder_task")
+experiment = load("ladder")
+
+TEXT = "Thing: a sea Kind: blue; Thing: a rose Kind: red; the sky is blue, the fire is red. "
+TASK = """
+name = "colours"
+kind = "choice"
+source = "ours"
+licence = "CC0"
+metrics = ["accuracy"]
+description = "Name the kind."
+template = "Thing: {{text}}\\nKind:"
+[options]
+choices = {{ "0" = "{}", "1" = "{}" }}
+[[test]]
+format = "jsonl"
+path = "test.jsonl"
+[[examples]]
+format = "jsonl"
+path = "examples.jsonl"
+"""
+ROWS = {
+    "test": [("a sea", 0), ("a rose", 1), ("the fire", 1)],
+    "examples": [(f"{article} {thing}", i % 2) for article in "aet" for i, thing in enumerate("bcdfgh")],
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    config = TransformerConfig(290, 16, 1, 2, 120)
+    return Pretrained(config, draw_params(make_transformer(config)), (1,), train_bpe([TEXT] * 4, 290))
+
+
+def write_task(folder, *options):
+    for name, rows in ROWS.items():
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "colours.toml").write_text(TASK.format(*options))
+    return str(folder / "colours.toml")
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch, pretrained):
+    monkeypatch.setattr(setting, "load_model", lambda folder: pretrained)
+    return setting.LadderTask("a folder", write_task(tmp_path, "blue", "red"), 3, 30)
+
+
+def test_an_answer_is_the_first_token_behind_the_bare_question(task):
+    assert [task.tokenizer.decode([int(token)]) for token in task.options] == [" blue", " red"]
+    assert task.answers.tolist() == [0, 1, 1]
+    said = task.ask(task.params)
+    for i, item in enumerate(task.items):
+        row = jnp.array(task.tokenizer.encode(f"Name the kind.\n\n{item.input}"))
+        log_prob = jax.nn.log_softmax(
+            task.lm.logits(task.params, task.lm.encode(task.params, row)[0][-1])
+        )  # no padding
+        np.testing.assert_allclose(said.options[i], log_prob[task.options], atol=1e-4)
+        assert said.first[i] == log_prob.argmax()
+
+
+def test_samples_are_drawn_at_temperature_1(task):
+    rows = jax.tree.map(lambda x: jnp.repeat(x[:1], 400, 0), task.questions(task.items))
+    likely = jnp.zeros(290).at[task.options].set(jnp.array([12.0, 12.0 + np.log(3.0)]))
+    task.lm = task.lm._replace(logits=lambda params, hidden: likely)
+    said = task.read(task.params, rows)
+    assert set(said.sampled) == set(task.options)
+    assert (said.sampled == task.options[1]).mean() == pytest.approx(0.75, abs=0.07)
+    assert (said.first == task.options[1]).all()
+
+
+def test_the_right_answers_alone_are_learnt(task):
+    drawn = task.draw(0, 4, 2)
+    assert len(drawn.labelled) == 4 and len(drawn.others) == 2
+    assert sorted(item.answer for item in drawn.labelled) == [0, 0, 1, 1]
+    rows = task.demonstrations(drawn.labelled)
+    for tokens, real, said, item in zip(*map(np.asarray, rows[:3]), drawn.labelled, strict=True):
+        text = task.tokenizer.decode(tokens[real > 0].tolist())
+        assert text == f"Name the kind.\n\n{item.input} {['blue', 'red'][item.answer]}"
+        assert tokens[said > 0].tolist() == [task.options[item.answer]]
+
+
+def test_the_right_answer_is_preferred_to_what_was_written_or_to_another(task):
+    blue, red = task.options
+    found = task.comparisons(task.items, [red, 7, red])  # answers are blue, red, red
+    assert found.chosen.tokens[:, 0].tolist() == [blue, red, red]
+    assert found.rejected.tokens[:, 0].tolist() == [red, 7, blue]
+
+
+def test_questions_that_are_too_long_are_no_training_rows(tmp_path, task):
+    length = max(len(prompt.tokens.context) for prompt in task._prompts(task.pool, []))
+    shorter = setting.LadderTask("a folder", str(tmp_path / "colours.toml"), 3, length - 1)
+    assert 0 < len(shorter.pool) < len(task.pool)
+
+
+def test_options_that_begin_alike_are_refused(tmp_path, monkeypatch, pretrained):
+    monkeypatch.setattr(setting, "load_model", lambda folder: pretrained)
+    path = write_task(tmp_path, "blue sea", "blue sky")
+    with pytest.raises(ValueError, match="begin with different tokens"):
+        setting.LadderTask("a folder", path, 3, 30)
+
+
+def test_shares_by_hand():
+    log_probs = np.log([[0.4, 0.3], [0.2, 0.3], [0.2, 0.1]])
+    said = setting.Said(np.array([5, 6, 9]), np.array([0, 0, 0]), log_probs)
+    found = setting.judge(said, np.array([0, 0, 1]), np.array([5, 6]))
+    assert found == {
+        "format": pytest.approx(2 / 3),
+        "right": pytest.approx(1 / 3),
+        "right of the options": pytest.approx(1 / 3),
+    }
+
+
+def test_rows_are_read_in_turn():
+    index = experiment.in_turn(6, 4, 6, 0)
+    assert index.shape == (6, 4)
+    assert all(sorted(index.reshape(-1)[i : i + 6]) == list(range(6)) for i in (0, 6, 12, 18))
+
+
+def small(tmp_path, **changes):
+    how = {"labels": 8, "pairs": 4, "questions": 4, "shown": (2,), "batch": 4, "passes": 2, "steps": 2}
+    how |= {"group": 2, "draws": 2, "length": 30, "rank": 2, "items": 3}
+    return experiment.Config(out=str(tmp_path / "run"), **how | changes)
+
+
+def test_costs_by_hand(task, tmp_path):
+    costs = experiment.count_costs(experiment.Ladder(small(tmp_path), task))
+    question = np.mean([len(prompt.tokens.context) for prompt in task._prompts(task.items, [])])
+    assert costs["asked"] == report.Cost("none", 0, 0, question)
+    assert costs["2 examples in the context"].question > question
+    # 2 passes over 4 and 8 rows of 30 + 1 tokens; one over 4 pairs of 30 + 2; 2 steps of 4 prompts.
+    assert costs["tuned on 4"] == report.Cost("4 right answers", 248, 248, question)
+    assert costs["tuned on 8"][1:3] == (496, 496)
+    pairs, prompts, judged = 4 * 32, 2 * 4 * 30, 2 * 4 * 2 * 31
+    rlhf = costs["tuned on 4, then RLHF"]
+    assert rlhf.labels == "4 right answers, 4 comparisons"
+    assert rlhf[1:3] == (248 + pairs + 3 * prompts + judged, 248 + pairs + prompts)
+    assert rlhf.flops(10) == 20.0 * sum(rlhf[1:3])
+
+
+def test_labels_must_hold_what_is_shown(tmp_path):
+    with pytest.raises(ValueError, match="hold what is shown"):
+        small(tmp_path, shown=(9,))
+    with pytest.raises(ValueError, match="draws must be at least 2"):
+        small(tmp_path, draws=1)
+
+
+@pytest.mark.slow
+def test_the_reward_model_learns_and_the_policy_follows_it(task, tmp_path):
+    """A model that always prefers the first option's token pulls the policy to it."""
+    config = small(tmp_path, steps=30, policy_rate=3e-2, kl_coef=0.0, passes=40, reward_rate=1e-2)
+    ladder = experiment.Ladder(config, task)
+    rows = [item for item in task.pool if item.answer == 0][:8]
+    reward = ladder.fit_reward(0, ladder.part, rows)
+    aligned = ladder.align(0, ladder.part, reward, task.pool[:4])
+    overlaid = [experiment.overlay(ladder.base, part) for part in (ladder.part, aligned)]
+    before, after = (task.ask(params).options[:, 0].mean() for params in overlaid)
+    assert after > before + 0.2
+
+
+@pytest.mark.slow
+def test_a_run_in_miniature(tmp_path, monkeypatch, pretrained, capsys):
+    monkeypatch.setattr(setting, "load_model", lambda folder: pretrained)
+    config = small(tmp_path, task=write_task(tmp_path, "blue", "red"), model="a folder")
+    experiment.main(config)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(found["answers"]) == list(found["costs"]) and len(found["answers"]) == 5
+    for rung in found["answers"].values():
+        assert np.shape(rung["right"]) == (2,) and max(rung["right"]) <= max(rung["format"]) <= 1.0
+    assert (tmp_path / "run" / "ladder.png").stat().st_size > 10_000
+    said = capsys.readouterr().out
+    assert "tuned on 4, then RLHF" in said and "paired by draw" in said
+    experiment.main(small(tmp_path, task=config.task, model="a folder", resume=True))
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
