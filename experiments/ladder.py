@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ladder_report import Cost, report
 from ladder_task import Draw, LadderTask, judge
@@ -39,7 +40,7 @@ class Config:
     """A folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
     task: str = str(Path(__file__).parent / "ladder.toml")
     """A file of a task of fixed options, or a shipped task's name."""
-    items: int = 100
+    items: int = 80
     """Of the test rows, the same ones for all rungs and draws."""
     draws: int = 4
     """Of the rows that are labelled."""
@@ -47,7 +48,7 @@ class Config:
     """Examples in the context."""
     labels: int = 48
     """Right answers that are learnt. RLHF begins with half as many."""
-    pairs: int = 96
+    pairs: int = 128
     """Comparisons for its reward model."""
     questions: int = 128
     """Without labels, which RLHF answers."""
@@ -65,8 +66,12 @@ class Config:
     """Of RLHF, by GRPO."""
     group: int = 4
     """Answers to each of its prompts."""
-    policy_rate: float = 1e-3
-    kl_coef: float = 0.04
+    policy_rate: float = 3e-4
+    kl_coef: float = 0.5
+    """Towards the tuned part, where a reward model judges."""
+    judged_rate: float = 1e-3
+    judged_kl_coef: float = 0.04
+    """The same where a person judges every answer."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes."""
@@ -107,6 +112,21 @@ def in_turn(rows: int, batch: int, steps: int, seed: int) -> np.ndarray:
     return order[: steps * batch].reshape(steps, batch)
 
 
+class Person(NamedTuple):
+    """Somebody who says of every answer whether it is right: what a score function reads."""
+
+    questions: jax.Array
+    """[N, P] tokens, left-padded."""
+    right: jax.Array
+    """[N] first token of each right answer."""
+
+
+def ask_person(person: Person, tokens: jax.Array, real: jax.Array) -> jax.Array:
+    """Return 1 for ONE question and its answer [P + 1] if the answer is right, else 0."""
+    asked = jnp.all(person.questions == tokens[:-1], -1)
+    return jnp.any(asked & (person.right == tokens[-1])).astype(jnp.float32)
+
+
 class Ladder:
     """The rungs that train, over one base and from one first LoRA."""
 
@@ -126,7 +146,10 @@ class Ladder:
         paid = functools.partial(score, task.lm)
         self.tuning = make_way(make_lm_learner(task.lm))
         self.reward = make_way(align.make_reward_learner(task.lm))
-        self.policy = make_way(align.make_group_learner(task.lm, paid, text, group_size=config.group))
+        self.policy, self.told = (
+            make_way(align.make_group_learner(task.lm, by, text, group_size=config.group))
+            for by in (paid, ask_person)
+        )
 
     def steps_for(self, rows: int, passes: int) -> int:
         """Return the steps of so many passes over rows."""
@@ -157,15 +180,23 @@ class Ladder:
         state = self.reward.learner.init(self.key, hparams, start, base)
         return self.reward.run(state, rows, index, base).params
 
-    def align(self, draw: int, tuned: Params, reward: Params, items: Any) -> Params:
-        """Return the tuned part after GRPO on questions whose labels nobody knows."""
-        config = self.config
-        judge_params = {"lm": overlay(self.base, reward["lm"]), "head": reward["head"]}
-        frozen = Frozen(overlay(self.base, tuned), align.RewardModel(judge_params))
-        hparams = align.GRPO.hparams._replace(learning_rate=config.policy_rate, kl_coef=config.kl_coef)
-        state = self.policy.learner.init(jax.random.key(draw), hparams, {"lm": tuned})
+    def align(self, draw: int, tuned: Params, reward: Params | None, items: Any) -> Params:
+        """Return the tuned part after GRPO on questions, paid by a reward model; None, by a person."""
+        config, task = self.config, self.task
+        questions = task.questions(items)
+        if reward is None:
+            right = task.options[[item.answer for item in items]]
+            way, judge_params = self.told, Person(questions.tokens, jnp.asarray(right))
+            rate, kl_coef = config.judged_rate, config.judged_kl_coef
+        else:
+            params = {"lm": overlay(self.base, reward["lm"]), "head": reward["head"]}
+            way, judge_params = self.policy, align.RewardModel(params)
+            rate, kl_coef = config.policy_rate, config.kl_coef
+        frozen = Frozen(overlay(self.base, tuned), judge_params)
+        hparams = align.GRPO.hparams._replace(learning_rate=rate, kl_coef=kl_coef)
+        state = way.learner.init(jax.random.key(draw), hparams, {"lm": tuned})
         index = in_turn(len(items), config.batch, config.steps, draw + 2)
-        return self.policy.run(state, self.task.questions(items), index, frozen).params["lm"]
+        return way.run(state, questions, index, frozen).params["lm"]
 
 
 def climb(ladder: Ladder, draw: int) -> dict[str, dict[str, float]]:
@@ -194,8 +225,11 @@ def climb(ladder: Ladder, draw: int) -> dict[str, dict[str, float]]:
     rung(f"tuned on {config.labels - half}", tuned, (), first)
     more, longer = timed(ladder.tune, draw, rows.labelled)
     rung(f"tuned on {config.labels}", more, (), longer)
+    others = rows.others[config.pairs :]
+    told, second = timed(ladder.align, draw, tuned, None, others)
+    rung(f"tuned on {config.labels - half}, then RL, judged", told, (), first + second)
     reward, second = timed(ladder.fit_reward, draw, tuned, rows.others[: config.pairs])
-    aligned, third = timed(ladder.align, draw, tuned, reward, rows.others[config.pairs :])
+    aligned, third = timed(ladder.align, draw, tuned, reward, others)
     rung(f"tuned on {config.labels - half}, then RLHF", aligned, (), first + second + third)
     return found
 
@@ -220,10 +254,16 @@ def count_costs(ladder: Ladder) -> dict[str, Cost]:
     pairs = ladder.steps_for(config.pairs, config.passes // 2) * config.batch * (config.length + 2)
     prompts = config.steps * config.batch * config.length
     # Sampling, the reference and the update read a prompt once, the reward model with each of its answers.
-    judged = config.steps * config.batch * config.group * (config.length + 1)
+    answers = config.steps * config.batch * config.group
+    costs[f"tuned on {config.labels - half}, then RL, judged"] = Cost(
+        f"{config.labels - half} right answers, {answers} judgements",
+        first + 3 * prompts,
+        first + prompts,
+        asked,
+    )
     costs[f"tuned on {config.labels - half}, then RLHF"] = Cost(
         f"{config.labels - half} right answers, {config.pairs} comparisons",
-        first + pairs + 3 * prompts + judged,
+        first + pairs + 3 * prompts + answers * (config.length + 1),
         first + pairs + prompts,
         asked,
     )

@@ -147,10 +147,18 @@ def test_costs_by_hand(task, tmp_path):
     assert costs["tuned on 4"] == report.Cost("4 right answers", 248, 248, question)
     assert costs["tuned on 8"][1:3] == (496, 496)
     pairs, prompts, judged = 4 * 32, 2 * 4 * 30, 2 * 4 * 2 * 31
+    told = costs["tuned on 4, then RL, judged"]
+    assert told == report.Cost("4 right answers, 16 judgements", 248 + 3 * prompts, 248 + prompts, question)
     rlhf = costs["tuned on 4, then RLHF"]
     assert rlhf.labels == "4 right answers, 4 comparisons"
     assert rlhf[1:3] == (248 + pairs + 3 * prompts + judged, 248 + pairs + prompts)
     assert rlhf.flops(10) == 20.0 * sum(rlhf[1:3])
+
+
+def test_a_person_knows_the_right_answer_of_each_question():
+    person = experiment.Person(jnp.array([[0, 5, 6], [4, 5, 6]]), jnp.array([8, 9]))
+    ask = lambda *tokens: float(experiment.ask_person(person, jnp.array(tokens), jnp.ones(4)))
+    assert [ask(0, 5, 6, 8), ask(0, 5, 6, 9), ask(4, 5, 6, 9), ask(4, 5, 6, 8)] == [1, 0, 1, 0]
 
 
 def test_labels_must_hold_what_is_shown(tmp_path):
@@ -161,13 +169,15 @@ def test_labels_must_hold_what_is_shown(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_reward_model_learns_and_the_policy_follows_it(task, tmp_path):
-    """A model that always prefers the first option's token pulls the policy to it."""
-    config = small(tmp_path, steps=30, policy_rate=3e-2, kl_coef=0.0, passes=40, reward_rate=1e-2)
+@pytest.mark.parametrize("judge", ["a reward model", "a person"])
+def test_the_policy_follows_its_judge(task, tmp_path, judge):
+    """To the first option, which a reward model has learnt to prefer, or is right for every question."""
+    rates = {"policy_rate": 3e-2, "judged_rate": 3e-2, "kl_coef": 0.0, "judged_kl_coef": 0.0}
+    config = small(tmp_path, **rates, steps=30, passes=40, reward_rate=1e-2)
     ladder = experiment.Ladder(config, task)
     rows = [item for item in task.pool if item.answer == 0][:8]
-    reward = ladder.fit_reward(0, ladder.part, rows)
-    aligned = ladder.align(0, ladder.part, reward, task.pool[:4])
+    reward = ladder.fit_reward(0, ladder.part, rows) if judge == "a reward model" else None
+    aligned = ladder.align(0, ladder.part, reward, rows[:4])
     overlaid = [experiment.overlay(ladder.base, part) for part in (ladder.part, aligned)]
     before, after = (task.ask(params).options[:, 0].mean() for params in overlaid)
     assert after > before + 0.2
@@ -179,7 +189,7 @@ def test_a_run_in_miniature(tmp_path, monkeypatch, pretrained, capsys):
     config = small(tmp_path, task=write_task(tmp_path, "blue", "red"), model="a folder")
     experiment.main(config)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(found["answers"]) == list(found["costs"]) and len(found["answers"]) == 5
+    assert list(found["answers"]) == list(found["costs"]) and len(found["answers"]) == 6
     for rung in found["answers"].values():
         assert np.shape(rung["right"]) == (2,) and max(rung["right"]) <= max(rung["format"]) <= 1.0
     assert (tmp_path / "run" / "ladder.png").stat().st_size > 10_000
