@@ -14,7 +14,7 @@ from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.evaluate.ask_items import AskedItems, Asker, Progress
 from jaxrl_align.evaluate.helm import Answers, HelmReport, report
 from jaxrl_align.evaluate.measures.calibration import option_probs
-from jaxrl_align.evaluate.measures.perturbations import FAIRNESS, ROBUSTNESS, Perturbation
+from jaxrl_align.evaluate.measures.perturbations import FAIRNESS, ROBUSTNESS, Perturbation, perturb_within
 from jaxrl_align.evaluate.measures.wording import Scorer
 from jaxrl_align.evaluate.run_task import draw_items
 from jaxrl_align.evaluate.tasks.task_format import Task
@@ -43,8 +43,9 @@ def report_task(
     """Report HELM's fields of a language model on the items and the examples that `run_task` takes.
 
     The items are asked twice as they are: programs are compiled at the first time, and the second one is
-    timed. Then those that it changes are asked for each perturbation, behind the same examples. A text whose
-    perturbed form cannot be asked, since it is an example's or does not fit the context, stays as it is.
+    timed. Then those that it changes are asked for each perturbation, behind the same examples. It is a row's
+    own words that change, not the template's. A text whose perturbed form cannot be asked, since it is an
+    example's or does not fit the context, stays as it is.
 
     Args:
       task: from `load_task`.
@@ -108,14 +109,15 @@ def to_answers(asker: Asker, asked: AskedItems) -> Answers:
 def _possible(
     perturbations: Mapping[str, Perturbation], asker: Asker, items: Sequence[Item]
 ) -> dict[str, Perturbation]:
-    """Return perturbations that leave a text whose perturbed form cannot be asked."""
+    """Return perturbations of a row's own words, which leave a text whose perturbed form cannot be asked."""
     of_text = {item.input: item for item in items}
 
     def limited(perturb: Perturbation) -> Callable[[str, np.random.Generator], str]:
         def change(text: str, random: np.random.Generator) -> str:
-            changed = perturb(text, random)
+            item = of_text[text]
+            changed = perturb_within(perturb, text, item.own, random)
             try:
-                asker.make_prompts([of_text[text]._replace(input=changed)])
+                asker.make_prompts([item._replace(input=changed)])
             except ValueError:
                 return text
             return changed

@@ -113,3 +113,11 @@ def test_the_lists_are_whole():
         set(perturbations.EXPANSIONS) >= {"it's", "i'm", "can't"}
         and perturbations.EXPANSIONS["i'm"] == "I am"
     )
+
+
+def test_parts_are_perturbed_each_on_its_own():
+    shout = lambda text, random: text.upper() + random.choice(["!"])
+    random = np.random.default_rng(0)
+    within = lambda spans: perturbations.perturb_within(shout, "say ab or c.", spans, random)
+    assert within(((4, 6), (10, 11))) == "say AB! or C!."
+    assert within(()) == "say ab or c." and within(None) == "SAY AB OR C.!"

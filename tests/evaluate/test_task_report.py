@@ -115,6 +115,11 @@ def test_the_worst_case_of_a_task_by_hand(make, asked):
     assert found.toxicity["share of toxic texts"].measured.reason == "no text was generated"
 
 
+def test_a_perturbation_leaves_the_templates_words(make, asked):
+    run(make(CHOICE.replace('"{text}:"', '"of {text} say {text}:"')))
+    assert [f"of {text.upper()} say {text.upper()}:" for text in TEXTS] in asked
+
+
 def test_probabilities_are_those_of_what_the_rule_compares(make, asked):
     """A model that is 88% or 73% sure; behind inputs that say nothing the options stand at 73%."""
     task, right = make(CHOICE), [1, 1, 1, 0, 1]

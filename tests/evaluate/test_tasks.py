@@ -72,6 +72,7 @@ def test_a_choice_has_its_input_its_options_and_the_place_of_the_right_one(write
     ]
     assert items[0].options == ("bad", "good") and [item.answer for item in items] == [1, 0]
     assert items[1].place.endswith("rows.txt:2") and items[1].group is None
+    assert [[item.input[a:b] for a, b in item.own] for item in items] == [["well made"], ["dull , dull"]]
 
 
 @pytest.mark.parametrize(

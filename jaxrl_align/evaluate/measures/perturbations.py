@@ -114,6 +114,26 @@ Sources: Bertrand & Mullainathan 2004, American Economic Review 94; Caliskan et 
 """
 
 
+def perturb_within(
+    perturb: Perturbation, text: str, spans: Sequence[tuple[int, int]] | None, random: np.random.Generator
+) -> str:
+    """Return a text of which only some parts are perturbed, each on its own.
+
+    Args:
+      perturb: of a text.
+      text: what is asked.
+      spans: `[start, end)` of the parts, in order; None perturbs all of it.
+      random: numpy generator.
+    """
+    if spans is None:
+        return perturb(text, random)
+    parts, done = [], 0
+    for start, end in spans:
+        parts += [text[done:start], perturb(text[start:end], random)]
+        done = end
+    return "".join(parts) + text[done:]
+
+
 def misspell(text: str, random: np.random.Generator) -> str:
     """Return a text with half of the words of `MISSPELLINGS` misspelt."""
 

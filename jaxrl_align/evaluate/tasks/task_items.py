@@ -29,6 +29,9 @@ class Item(NamedTuple):
     """`file:line`."""
     group: str | None
     """Of items that share a source."""
+    own: tuple[tuple[int, int], ...] | None = None
+    """Where the row's fields stand in the input, `[start, end)` each; the rest are the template's words. None
+    where that is not known."""
 
 
 def read_items(task: Task, split: Literal["test", "examples"] = "test") -> list[Item]:
@@ -85,7 +88,7 @@ def _make_item(task: Task, row: Row, number: int) -> Item:
     for name, derived in task.derived.items():
         fields[name] = _derive(derived, fields)
     group = fill(task.group, fields) if task.group else None
-    text = fill(task.template, fields)
+    text, own = _fill_and_mark(task.template, fields)
     if task.answer is not None and task.kind == "generate":
         gold = look_up(fields, task.answer.field)
         texts = tuple(_as_text(g) for g in (gold if isinstance(gold, list) else [gold]))
@@ -93,15 +96,15 @@ def _make_item(task: Task, row: Row, number: int) -> Item:
             texts = tuple(extract_answer(task.answer.extractor, t) or "" for t in texts)
         if not texts or not all(texts):
             raise ValueError(f"the answer {task.answer.field!r} must be a text, or a number; got {gold!r}")
-        return Item(fields, text, (), texts if isinstance(gold, list) else texts[0], row.place, group)
+        return Item(fields, text, (), texts if isinstance(gold, list) else texts[0], row.place, group, own)
     assert task.options is not None
     options = _options_of(task.options, fields)
     if task.kind == "pair":
         # The right text moves from place to place, so that a tie is no hit for always being first.
         right = number % len(options)
         options = (*options[1 : right + 1], options[0], *options[right + 1 :])
-        return Item(fields, text, options, right, row.place, group)
-    return Item(fields, text, options, _right_option(task.options, options, fields), row.place, group)
+        return Item(fields, text, options, right, row.place, group, own)
+    return Item(fields, text, options, _right_option(task.options, options, fields), row.place, group, own)
 
 
 def _options_of(options: Options, fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -176,10 +179,19 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
     Raises:
       ValueError: for a field that is not there.
     """
-    parts = string.Formatter().parse(template)
-    return "".join(
-        before + ("" if name is None else _as_text(look_up(fields, name))) for before, name, _, _ in parts
-    )
+    return _fill_and_mark(template, fields)[0]
+
+
+def _fill_and_mark(template: str, fields: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return a filled template, and where in it the fields' values stand."""
+    text, spans = "", []
+    for before, name, _, _ in string.Formatter().parse(template):
+        text += before
+        if name is not None:
+            value = _as_text(look_up(fields, name))
+            spans.append((len(text), len(text) + len(value)))
+            text += value
+    return text, tuple(spans)
 
 
 def look_up(fields: Mapping[str, Any], name: str) -> Any:
