@@ -171,8 +171,8 @@ def test_a_perturbed_text_that_cannot_be_asked_stays_as_it_is(make, asked, monke
     """One is an example's then, one too long."""
     long = "fine " * 8
     task = make(CHOICE, texts=("a fine 1", "fine Emily", "dull THE", "Fine", long))
-    change = {"a fine 1": "a fine one", long + ":": long * 2}
-    replace = lambda text, random: change.get(text, change.get(text[:-1], text[:-1]) + ":")
+    change = {"a fine 1": "a fine one", long: long * 2}
+    replace = lambda text, random: change.get(text, text)
     monkeypatch.setattr(task_report, "ROBUSTNESS", {"change": replace, **SHOUT})
     found = run(task, shots=1)
     assert found.robustness["change"].note == "changes 0 of 5 items"
