@@ -23,6 +23,8 @@ class Cost(NamedTuple):
     """Tokens that a gradient goes back through."""
     question: float
     """Tokens that the model reads to answer a question."""
+    below: str | None = None
+    """The rung that it is compared with."""
 
     def flops(self, weights: int) -> float:
         """Return the operations of training: 2 a weight and token forward, 2 back.
@@ -60,19 +62,19 @@ def report(
             f"  {rung:{width}}{cost.flops(weights) / 1e12:>22.1f}{seconds:>16}{cost.question:>20.0f}  "
             f"{cost.labels}"
         )
-    _print_paired(found)
+    _print_paired(found, costs)
     as_json = {rung: {**cost._asdict(), "flops": cost.flops(weights)} for rung, cost in costs.items()}
     folder.write_json("results.json", {"answers": found, "costs": as_json})
     _draw(folder, found)
 
 
-def _print_paired(found: Mapping[str, Any]) -> None:
-    """Print what each rung gains over the one before it, by draw."""
-    rungs = list(found)
-    print("\n  right answers gained on the rung before [points], paired by draw")
-    for before, rung in zip(rungs, rungs[1:], strict=False):
-        gain = 100.0 * (np.array(found[rung]["right"]) - np.array(found[before]["right"]))
-        print(f"    {rung:36}{mean_text(gain, '+.1f')}")
+def _print_paired(found: Mapping[str, Any], costs: Mapping[str, Cost]) -> None:
+    """Print what each rung gains over the one below it, by draw."""
+    print("\n  right answers gained [points], paired by draw")
+    for rung, cost in costs.items():
+        if cost.below is not None:
+            gain = 100.0 * (np.array(found[rung]["right"]) - np.array(found[cost.below]["right"]))
+            print(f"    {rung:32}over {cost.below:30}{mean_text(gain, '+.1f')}")
 
 
 def _draw(folder: RunFolder, found: Mapping[str, Any]) -> None:
@@ -89,5 +91,5 @@ def _draw(folder: RunFolder, found: Mapping[str, Any]) -> None:
     ax.invert_yaxis()
     ax.set_xlim(0.0, 100.0)
     ax.set_xlabel("answers to held-out questions [%]; 95%", fontsize=10)
-    ax.legend(fontsize=9, loc="lower right")
+    ax.legend(fontsize=9, loc="upper right")
     plots.save_figure(fig, folder.path / "ladder.png")

@@ -144,13 +144,16 @@ def test_costs_by_hand(task, tmp_path):
     assert costs["asked"] == report.Cost("none", 0, 0, question)
     assert costs["2 examples in the context"].question > question
     # 2 passes over 4 and 8 rows of 30 + 1 tokens; one over 4 pairs of 30 + 2; 2 steps of 4 prompts.
-    assert costs["tuned on 4"] == report.Cost("4 right answers", 248, 248, question)
+    shown = "2 examples in the context"
+    assert costs[shown].below == "asked"
+    assert costs["tuned on 4"] == report.Cost("4 right answers", 248, 248, question, shown)
     assert costs["tuned on 8"][1:3] == (496, 496)
     pairs, prompts, judged = 4 * 32, 2 * 4 * 30, 2 * 4 * 2 * 31
     told = costs["tuned on 4, then RL, judged"]
-    assert told == report.Cost("4 right answers, 16 judgements", 248 + 3 * prompts, 248 + prompts, question)
+    labels, below = "4 right answers, 16 judgements", "tuned on 4"
+    assert told == report.Cost(labels, 248 + 3 * prompts, 248 + prompts, question, below)
     rlhf = costs["tuned on 4, then RLHF"]
-    assert rlhf.labels == "4 right answers, 4 comparisons"
+    assert rlhf.labels == "4 right answers, 4 comparisons" and rlhf.below == costs["tuned on 8"].below
     assert rlhf[1:3] == (248 + pairs + 3 * prompts + judged, 248 + pairs + prompts)
     assert rlhf.flops(10) == 20.0 * sum(rlhf[1:3])
 
