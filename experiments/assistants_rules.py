@@ -6,8 +6,8 @@ They read the form alone: a wrong answer is an answer. In their order, the first
 |---|---|---|
 | empty | there is no letter and no digit | neither |
 | copy | the first five words are the prompt's (all of a shorter prompt's) | continues |
-| instruction | it begins with a verb of `VERBS`, or is a question that a question word begins | continues |
-| next | a later line does so, or begins with a label such as "Instruction:" | continues |
+| instruction | a verb of `VERBS`, a label such as "Task:" or a question such as "Who ...?" begins it | continues |
+| next | a later line does so | continues |
 | mid-sentence | it begins with a comma or the like, or with a small word of `JOINTS` | continues |
 | loop | some four words stand there in a row more than three times | neither |
 | unfinished | it did not end by itself, and no sentence or line of it ends | continues |
@@ -16,8 +16,8 @@ They read the form alone: a wrong answer is an answer. In their order, the first
 | answer, cut | none of these, but the most tokens were written before it ended | answers |
 | answer | none of these | answers |
 
-Only lines without a number or a dash can be a "next" one: steps are imperatives too. List marks, labels,
-quotes and spaces before the first word are passed over. Words of content have a digit, or four letters and
+Only lines without a number or a dash can be a "next" one: steps are imperatives too. List marks, quotes and
+spaces before the first word are passed over. Words of content have a digit, or four letters and
 are none of `COMMON`; they are the same where their first five characters are.
 """
 
@@ -86,11 +86,11 @@ def words_of(text: str) -> list[str]:
 
 
 def opens_instruction(text: str) -> bool:
-    """Return whether a text begins as an instruction or a question does, behind marks, labels and quotes."""
-    body = text[_MARK.match(text).end() :]  # type: ignore[union-attr]
-    label = _LABEL.match(body)
-    body = body[label.end() if label else 0 :].lstrip("\"'\u201c\u2018 ")
+    """Return whether a text begins as an instruction or a question does, or with a label of one."""
+    body = text[_MARK.match(text).end() :].lstrip("\"'\u201c\u2018 ")  # type: ignore[union-attr]
     first = _WORD.match(body.lower())
+    if _LABEL.match(body):
+        return True
     if first is None:
         return False
     if first[0] in VERBS:
@@ -100,12 +100,9 @@ def opens_instruction(text: str) -> bool:
 
 
 def goes_to_next(text: str) -> bool:
-    """Return whether a line after the first opens another instruction; steps of a numbered list do not."""
+    """Return whether a line after the first opens another instruction; steps of a list do not."""
     later = (line.strip() for line in text.strip().split("\n")[1:])
-    return any(
-        _LABEL.match(line) or (not re.match(r"\d|[-*\u2022]", line) and opens_instruction(line))
-        for line in later
-    )
+    return any(opens_instruction(line) for line in later if not re.match(r"\d|[-*\u2022]", line))
 
 
 def repeats(words: Sequence[str]) -> bool:
