@@ -6,7 +6,7 @@ They read the form alone: a wrong answer is an answer. In their order, the first
 |---|---|---|
 | empty | there is no letter and no digit | neither |
 | copy | the first five words are the prompt's (all of a shorter prompt's) | continues |
-| instruction | a verb of `VERBS`, a label such as "Task:" or a question such as "Who ...?" begins it | continues |
+| instruction | a verb of `VERBS`, a label ("Task:") or a question ("Who ...?") begins it | continues |
 | next | a later line does so | continues |
 | mid-sentence | it begins with a comma or the like, or with a small word of `JOINTS` | continues |
 | loop | some four words stand there in a row more than three times | neither |
