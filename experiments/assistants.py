@@ -37,7 +37,9 @@ class Config(MembersConfig):
 
     out: str = "runs/assistants"
     seeds: int = 4
-    """Reported members; one more chooses the rates."""
+    """Reported members."""
+    tuning_seeds: int = 2
+    """Further members, on whom alone the rates are chosen."""
     parts: tuple[Part, ...] = ("scratch", "published")
     vocab_size: int = 2048
     width: int = 128
@@ -61,7 +63,7 @@ class Config(MembersConfig):
     batch_size: int = 16
     """Rows a step of fine-tuning and of the reward model."""
     rlhf_steps: int = 40
-    rlhf_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    rlhf_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     """The one with the most answers to the validation prompts is taken."""
     prompts_per_step: int = 8
     group_size: int = 4
@@ -75,7 +77,9 @@ class Config(MembersConfig):
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
-        self.require(seeds=2, pretrain_steps=1, sft_steps=1, reward_steps=1, rlhf_steps=1, group_size=2)
+        self.require(
+            seeds=2, tuning_seeds=1, pretrain_steps=1, sft_steps=1, reward_steps=1, rlhf_steps=1, group_size=2
+        )
         if not 0.0 < self.lists < 1.0:
             raise ValueError(f"lists must lie between 0 and 1; got {self.lists}")
 
@@ -90,11 +94,11 @@ def train(config: Config, folder: RunFolder, split: Split) -> dict[str, Any]:
     setup = Setup(config, split)
     base = pretrain(setup, folder)
     cloning = folder.once("sft_rates.json", choose_cloning, setup, folder, base)
-    rate = cloning["rates"][int(np.argmin(cloning["nats"]))]
+    rate = cloning["rates"][int(np.argmin(np.mean(cloning["nats"], 1)))]
     sft = fine_tune(setup, folder.sub("sft"), base, rate, setup.keys(1))
     model, right = learn_reward(setup, folder, base, sft)
     tried = folder.once("rlhf_rates.json", choose_alignment, setup, folder, sft, model)
-    rate = tried["rates"][int(np.argmax(tried["answers"]))]
+    rate = tried["rates"][int(np.argmax(np.mean(tried["answers"], 1)))]
     base, sft, model = jax.tree.map(lambda x: x[: config.seeds], (base, sft, model))
     rlhf = align(setup, folder.sub("rlhf"), sft, model, rate, setup.keys(8, config.seeds))
     prompts = [*ASSISTANCE_PROMPTS, *(pair.prompt for pair in split.test)]

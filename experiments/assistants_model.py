@@ -11,7 +11,7 @@ from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.text.completion import make_completer
 from jaxrl_align.text.generation import Filters
 
-BARE, TEMPLATE = "bare prompt", "chat template"
+BARE, LINE, TEMPLATE = "bare prompt", "bare prompt and line break", "chat template"
 BATCH = 16
 """Prompts that are answered together."""
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -19,7 +19,7 @@ END_OF_DOCUMENT = "<|endoftext|>"
 
 
 def write_published(config: Any, prompts: Sequence[str]) -> dict[str, list[Written]]:
-    """Return what the model writes to each prompt, greedily, behind the bare text and in its chat template.
+    """Return what the model writes to each prompt, greedily, bare and in its chat template.
 
     Raises:
       ValueError: for a model without a tokenizer, a stop token or a chat template.
@@ -38,6 +38,7 @@ def write_published(config: Any, prompts: Sequence[str]) -> dict[str, list[Writt
     asked = lambda prompt: [{"role": "user", "content": prompt}]
     encode = {
         BARE: tokenizer.encode,
+        LINE: lambda prompt: tokenizer.encode(f"{prompt}\n"),
         TEMPLATE: lambda prompt: tokenizer.encode_chat(asked(prompt), add_generation_prompt=True),
     }
 

@@ -75,12 +75,13 @@ def judge_texts(texts: Texts, prompts: Sequence[str]) -> dict[str, list[dict[str
 
 def print_scratch(found: Mapping[str, Any], judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Print the rates tried, the reward models' accuracy, and the stages' differences paired by seed."""
-    print("\nrates tried on another seed")
+    print("\nrates tried on other seeds")
     for stage, what in (("sft", "nats"), ("rlhf", "answers")):
-        pairs = zip(found[stage]["rates"], found[stage][what], strict=True)
+        pairs = zip(found[stage]["rates"], np.mean(found[stage][what], 1), strict=True)
         print(f"  {stage:5} {what}: " + ", ".join(f"{rate:g} {value:.3f}" for rate, value in pairs))
+    print(f"  before RLHF: {np.mean(found['rlhf']['before']):.3f}")
     for name, right in found["reward"].items():
-        print(f"the reward model puts the human answer above {name}'s text: {share_text(right)}%")
+        print(f"the reward model puts the human answer above {name}: {share_text(right)}%")
     answers = {name: shares(x, "verdicts")[ANSWERS] for name, x in judged.items() if "scratch" in name}
     names = list(answers)
     for a, b in zip(names, names[1:], strict=False):

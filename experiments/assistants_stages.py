@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from assistants_data import Split, encode_pairs, encode_prompts, make_texts, prefer_humans
+from assistants_data import Rows, Split, encode_pairs, encode_prompts, make_texts, prefer_humans
 from assistants_rules import ANSWERS, Written, judge_all
 from rlhf_setup import as_demonstrations
 
@@ -39,7 +39,7 @@ STAGES = ("pre-trained", "SFT", "RLHF")
 
 
 class Setup:
-    """The texts, the model and the prompts of all stages; the last member chooses the rates."""
+    """The texts, the model and the prompts of all stages; the last members choose the rates."""
 
     def __init__(self, config: Any, split: Split) -> None:
         self.config, self.split = config, split
@@ -58,12 +58,12 @@ class Setup:
     @property
     def members(self) -> int:
         """Of all stages but RLHF."""
-        return self.config.seeds + 1
+        return self.config.seeds + self.config.tuning_seeds
 
     def keys(self, purpose: int, count: int | None = None) -> jax.Array:
         """Return one key per member."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), purpose)
-        return jax.random.split(key, self.members)[:count]
+        return jax.random.split(key, self.members if count is None else count)
 
     def _write_member(self, params: Params, prompts: PaddedTokens, key: jax.Array) -> PaddedTokens:
         def one(prompt: PaddedTokens, key: jax.Array) -> PaddedTokens:
@@ -102,34 +102,36 @@ def fine_tune(setup: Setup, folder: RunFolder, params: Params, rate: Any, keys: 
     return train_members(learner, LMHParams(rate), setup.config, steps, **how).state.params
 
 
-def repeat_last(tree: Any, count: int) -> Any:
-    """Return the last member of a tree [M, ...], `count` times."""
-    return jax.tree.map(lambda x: jnp.repeat(x[-1:], count, 0), tree)
+def repeat_tuning(setup: Setup, tree: Any, count: int) -> Any:
+    """Return the members of a tree [M, ...] that choose rates, `count` times: [count x tuning_seeds, ...]."""
+    return jax.tree.map(lambda x: jnp.concatenate([x[setup.config.seeds :]] * count), tree)
 
 
-def choose_cloning(setup: Setup, folder: RunFolder, params: Params) -> dict[str, list[float]]:
-    """Fine-tune the last member at every rate; return the rates and the validation cross-entropies."""
-    rates = setup.config.sft_rates
-    start, keys = (repeat_last(x, len(rates)) for x in (params, setup.keys(1)))
-    tuned = fine_tune(setup, folder.sub("sft_tuning"), start, jnp.asarray(rates), keys)
+def choose_cloning(setup: Setup, folder: RunFolder, params: Params) -> dict[str, Any]:
+    """Fine-tune at every rate; return the rates and the cross-entropies [R, seeds] of validation pairs."""
+    rates, seeds = setup.config.sft_rates, setup.config.tuning_seeds
+    start, keys = (repeat_tuning(setup, x, len(rates)) for x in (params, setup.keys(1)))
+    tuned = fine_tune(setup, folder.sub("sft_tuning"), start, jnp.repeat(jnp.asarray(rates), seeds), keys)
     rows, objective = as_demonstrations(*setup.validation), next_token_objective(setup.lm)
     loss = jax.jit(jax.vmap(lambda p: objective(p, None, rows, jax.random.key(0), None)[0]))
-    return {"rates": list(rates), "nats": np.asarray(loss(tuned)).tolist()}
+    return {"rates": list(rates), "nats": np.asarray(loss(tuned)).reshape(-1, seeds).tolist()}
 
 
 def learn_reward(
     setup: Setup, folder: RunFolder, base: Params, sft: Params
 ) -> tuple[RewardModel, dict[str, np.ndarray]]:
-    """Fit a reward model to the preference of human answers over what both models write.
+    """Fit a reward model to the preference of a prompt's human answer over what is worse.
+
+    Worse is what the pre-trained and the SFT model write, and the human answer to another prompt.
 
     Returns:
-      The models [M, ...], normalised on the SFT policy's answers; and the shares [M] of validation
-      comparisons that they order rightly, by whose text the worse one is.
+      The models [M, ...], normalised on the SFT policy's answers; and what `rank_held_out` does.
     """
     config, lm = setup.config, setup.lm
 
     written = [setup.write(p, setup.train.prompt, setup.keys(2 + i)) for i, p in enumerate((base, sft))]
-    data = jax.vmap(prefer_humans, (None, 0, 0))(setup.train, *written)
+    worse = (None, 0, 0, None)
+    data = jax.vmap(prefer_humans, worse)(setup.train, *written, anothers(setup.train))
 
     def learner(data: Any) -> Learner:
         sample = sample_rows(data, batch_size=config.batch_size)
@@ -145,15 +147,20 @@ def learn_reward(
     return model, rank_held_out(setup, model, base, sft)
 
 
+def anothers(rows: Rows) -> PaddedTokens:
+    """Return the human answer to the row before."""
+    return jax.tree.map(lambda x: jnp.roll(x, 1, 0), rows.answer)
+
+
 def rank_held_out(setup: Setup, model: RewardModel, base: Params, sft: Params) -> dict[str, np.ndarray]:
-    """Return the shares [M] of validation prompts whose human answer scores above each stage's text."""
+    """Return the shares [M] of validation prompts whose human answer scores above what is worse."""
+    rows = setup.validation
+    write = lambda params, purpose: setup.write(params, rows.prompt, setup.keys(purpose))
+    same = jax.tree.map(lambda x: jnp.stack([x] * setup.members), anothers(rows))
+    worse = {STAGES[0]: write(base, 6), STAGES[1]: write(sft, 7), "another's human answer": same}
     margins = jax.jit(jax.vmap(functools.partial(score_margins, setup.lm)))
-    right = {}
-    for i, (name, params) in enumerate(zip(STAGES, (base, sft), strict=False)):
-        text = setup.write(params, setup.validation.prompt, setup.keys(6 + i))
-        rows = jax.vmap(prefer_humans, (None, 0))(setup.validation, text)
-        right[name] = (np.asarray(margins(model, rows)) > 0).mean(1)
-    return right
+    data = {name: jax.vmap(prefer_humans, (None, 0))(rows, text) for name, text in worse.items()}
+    return {name: (np.asarray(margins(model, pairs)) > 0).mean(1) for name, pairs in data.items()}
 
 
 def align(
@@ -178,13 +185,22 @@ def align(
 
 
 def choose_alignment(setup: Setup, folder: RunFolder, sft: Params, model: RewardModel) -> dict[str, Any]:
-    """Align the last member at every rate; return the rates and the shares of validation prompts answered."""
-    rates = setup.config.rlhf_rates
-    sft, model, keys = (repeat_last(x, len(rates)) for x in (sft, model, setup.keys(8)))
-    tuned = align(setup, folder.sub("rlhf_tuning"), sft, model, jnp.asarray(rates), keys)
+    """Align at every rate; return the rates, and the shares [R, seeds] of validation prompts answered.
+
+    `before` [seeds] is the SFT policy's share.
+    """
+    rates, seeds = setup.config.rlhf_rates, setup.config.tuning_seeds
+    start, models, keys = (repeat_tuning(setup, x, len(rates)) for x in (sft, model, setup.keys(8)))
+    rate = jnp.repeat(jnp.asarray(rates), seeds)
+    tuned = align(setup, folder.sub("rlhf_tuning"), start, models, rate, keys)
     prompts = [pair.prompt for pair in setup.split.validation]
-    judged = [judge_all(prompts, member) for member in ask(setup, tuned, prompts, 9)]
-    return {"rates": list(rates), "answers": [j["verdicts"][ANSWERS] / len(prompts) for j in judged]}
+
+    def share(params: Params) -> np.ndarray:
+        judged = [judge_all(prompts, member) for member in ask(setup, params, prompts, 9)]
+        return np.array([one["verdicts"][ANSWERS] / len(prompts) for one in judged])
+
+    before = share(repeat_tuning(setup, sft, 1)).tolist()
+    return {"rates": list(rates), "before": before, "answers": share(tuned).reshape(-1, seeds).tolist()}
 
 
 def ask(setup: Setup, params: Params, prompts: list[str], purpose: int) -> list[list[Written]]:

@@ -206,14 +206,16 @@ def test_the_published_model_is_asked_in_batches_of_one_size_and_in_both_ways(mo
 
     monkeypatch.setattr(published, "make_completer", make)
     found = published.write_published(SimpleNamespace(model="here", model_tokens=3), ["ab", "c", "d"])
+    line = str(tokenizer.encode("\n")[0])
     a, b, c, d = (str(token) for token in tokenizer.encode("abcd"))
     assert found["bare prompt"] == [(f"{b} {a}", False), (c, True), (d, True)]
+    assert found["bare prompt and line break"][1] == (f"{line} {c}", False)
     assert found["chat template"] == [
         (f"23 {b} {a} 22", False),
         (f"23 {c} 22", True),
         (f"23 {d} 22", True),
     ]
-    assert asked == [2] * 4
+    assert asked == [2] * 6 and list(found)[1] == "bare prompt and line break"
 
 
 @pytest.mark.slow
@@ -254,7 +256,15 @@ def test_assistants_in_miniature(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "read_pairs", lambda: pairs)
     words = [f"word{i % 50}" for i in range(400)]
     monkeypatch.setattr(data, "childrens_books", lambda: {"author": {"book": words}})
-    size = {"seeds": 2, "width": 16, "layers": 1, "vocab_size": 300, "words": 300, "prompt_length": 16}
+    size = {
+        "seeds": 2,
+        "tuning_seeds": 1,
+        "width": 16,
+        "layers": 1,
+        "vocab_size": 300,
+        "words": 300,
+        "prompt_length": 16,
+    }
     size |= {"response_length": 16, "pretrain_steps": 2, "pretrain_batch": 2, "sft_steps": 2, "batch_size": 2}
     size |= {"reward_steps": 2, "rlhf_steps": 1, "prompts_per_step": 2, "group_size": 2}
     size |= {"sft_rates": (1e-3, 2e-3), "rlhf_rates": (1e-3, 2e-3), "parts": ("scratch",)}
@@ -267,7 +277,9 @@ def test_assistants_in_miniature(tmp_path, monkeypatch, capsys):
     assert all(sum(one["verdicts"].values()) == 200 for rows in stages.values() for one in rows)
     assert {len(rows) for rows in stages.values()} == {2}
     assert {len(x) for x in found["scratch"]["reward"].values()} == {2}
-    assert len(found["scratch"]["sft"]["nats"]) == len(found["scratch"]["rlhf"]["answers"]) == 2
+    assert (
+        np.shape(found["scratch"]["sft"]["nats"]) == np.shape(found["scratch"]["rlhf"]["answers"]) == (2, 1)
+    )
     texts = json.loads((tmp_path / "run" / "texts.json").read_text())
     assert texts["prompts"][:2] == list(ASSISTANCE_PROMPTS) and len(texts["prompts"]) == 202
     assert (tmp_path / "run" / "assistants.png").stat().st_size > 0
