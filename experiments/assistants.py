@@ -56,13 +56,13 @@ class Config(MembersConfig):
     pretrain_batch: int = 8
     pretrain_rate: float = 3e-3
     sft_steps: int = 250
-    sft_rates: tuple[float, ...] = (1e-3, 3e-3)
+    sft_rates: tuple[float, ...] = (1e-3, 3e-3, 6e-3)
     """The one with the least cross-entropy of the validation pairs is taken."""
     reward_steps: int = 100
     reward_rate: float = 5e-4
     batch_size: int = 16
     """Rows a step of fine-tuning and of the reward model."""
-    rlhf_steps: int = 40
+    rlhf_steps: int = 60
     rlhf_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     """The one with the most answers to the validation prompts is taken."""
     prompts_per_step: int = 8
