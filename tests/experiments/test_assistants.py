@@ -14,7 +14,7 @@ from jaxrl_align.types import PaddedTokens
 from tests.experiments.loading import load
 
 rules, data, tables = load("assistants_rules"), load("assistants_data"), load("assistants_report")
-published, experiment = load("assistants_model"), load("assistants")
+published, stages, experiment = load("assistants_model"), load("assistants_stages"), load("assistants")
 MOON, FROG = ASSISTANCE_PROMPTS
 LISTED = (
     "Explain gravity to a 6 year old. Explain the big bang to a 6 year old. Explain rain to a 6 year old."
@@ -150,19 +150,19 @@ def test_the_tables_judge_held_out_prompts_alone(capsys):
     """The lecture's two prompts come first, and count nowhere; a published model may be asked fewer."""
     prompts = ["Name the colour of snow.", "Name a bird."]
     first = [("x", True), ("y", True), ("White.", True), ("Name a fish.", True)]
-    second = [("x", True), ("y", True), ("White.", True), ("A crow.", False)]
+    second = [("x", True), ("y", True), ("White.", False), ("A crow.", False)]
     texts = tables.gather_texts(
         {"scratch": {"written": {"SFT": [first, second]}}, "published": {"bare prompt": first[:3]}}
     )
     judged = tables.judge_texts(texts, prompts)
     scratch, asked = judged["from scratch, SFT"], judged["published, bare prompt"]
-    assert [one["verdicts"]["answers"] for one in scratch] == [1, 2] and scratch[1]["ended"] == 1
+    assert [one["verdicts"]["answers"] for one in scratch] == [1, 2] and scratch[1]["ended"] == 0
     assert asked == [rules.judge_all(prompts[:1], texts["published, bare prompt"][0][2:])]
     np.testing.assert_array_equal(tables.shares(scratch, "verdicts")["answers"], [0.5, 1.0])
     np.testing.assert_array_equal(tables.shares(scratch, "verdicts")["continues"], [0.5, 0.0])
     tables.print_table(judged)
     out = capsys.readouterr().out
-    assert "75.0 [0.0, 100.0]" in out and "100.0 [20.7, 100.0]" in out
+    assert "75.0 [0.0, 100.0]" in out and "100.0 [20.7, 100.0]" in out and "50.0 [0.0, 100.0]" in out
 
 
 class Chatting(Letters):
@@ -216,6 +216,68 @@ def test_the_published_model_is_asked_in_batches_of_one_size_and_in_both_ways(mo
         (f"23 {d} 22", True),
     ]
     assert asked == [2] * 6 and list(found)[1] == "bare prompt and line break"
+
+
+class FakeFolder:
+    """Keeps nothing."""
+
+    def sub(self, name):
+        return name
+
+    def once(self, name, make, *args):
+        return make(*args)
+
+
+def test_every_stage_starts_from_the_one_before_at_the_rate_that_other_seeds_chose(monkeypatch):
+    """Six members, of which the last two choose: the least mean cross-entropy, then the most answers."""
+    made, six = [], np.arange(6)
+    config = experiment.Config()
+    setup = SimpleNamespace(keys=lambda purpose, count=6: (purpose, count))
+    fakes = {
+        "Setup": lambda *_: setup,
+        "pretrain": lambda *_: 100 + six,
+        "choose_cloning": lambda *_: {"rates": [1, 2, 3], "nats": [[1, 13], [4, 6], [6, 6]]},
+        "fine_tune": lambda _, folder, params, *how: made.append((folder, params[0], *how)) or 200 + six,
+        "learn_reward": lambda _, folder, base, sft: (base + sft, {"SFT": six / 10}),
+        "choose_alignment": lambda *_: {"rates": [4, 5, 6], "answers": [[0.5, 0.5], [0, 0.9], [0.6, 0.7]]},
+        "align": lambda _, folder, sft, model, *how: made.append((folder, sft, model, *how)) or 300 + six[:4],
+        "ask": lambda _, params, prompts, purpose: [params.tolist(), prompts],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(experiment, name, fake)
+    split = data.Split([], [], [data.Pair("held out", "x")])
+    found = experiment.train(config, FakeFolder(), split)
+    cloned, (folder, sft, model, *how) = made
+    assert cloned == ("sft", 100, 2, (1, 6)) and (folder, how) == ("rlhf", [6, (8, 4)])
+    np.testing.assert_array_equal(sft, 200 + six[:4])
+    np.testing.assert_array_equal(model, 300 + 2 * six[:4])
+    starts = {"pre-trained": 100, "SFT": 200, "RLHF": 300}
+    asked = [*ASSISTANCE_PROMPTS, "held out"]
+    assert found["written"] == {n: [[s, s + 1, s + 2, s + 3], asked] for n, s in starts.items()}
+    np.testing.assert_array_equal(found["reward"]["SFT"], six[:4] / 10)
+
+
+def test_who_chooses_rates_and_what_another_prompts_answer_is():
+    setup = SimpleNamespace(config=SimpleNamespace(seeds=2))
+    np.testing.assert_array_equal(stages.repeat_tuning(setup, np.arange(4), 2), [2, 3, 2, 3])
+    rows = data.Rows(None, PaddedTokens(np.array([[1], [2], [3]]), np.array([[4.0], [5.0], [6.0]])))
+    found = stages.anothers(rows)
+    np.testing.assert_array_equal(found.tokens, [[3], [1], [2]])
+    np.testing.assert_array_equal(found.real, [[6], [4], [5]])
+
+
+def test_a_text_is_read_up_to_its_stop_token():
+    """The second text is cut; what stands behind a stop token is padding."""
+    tokens = np.array([[[5, 1, 0], [6, 7, 8]]])
+    real = np.array([[[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]])
+    setup = SimpleNamespace(
+        tokenizer=Chatting(),
+        config=SimpleNamespace(prompt_length=4),
+        text=SimpleNamespace(stop_token=1),
+        keys=lambda purpose, count: (purpose, count),
+        write=lambda params, rows, keys: PaddedTokens(tokens, real),
+    )
+    assert stages.ask(setup, {"a": np.zeros((1, 2))}, ["x", "y"], 3) == [[("5 1", True), ("6 7 8", False)]]
 
 
 @pytest.mark.slow
