@@ -351,7 +351,7 @@ def test_assistants_in_miniature(tmp_path, monkeypatch, capsys):
 
 
 def test_a_configuration_that_cannot_work_is_refused():
-    with pytest.raises(ValueError, match="lists must lie between 0 and 1; got 1.0"):
+    with pytest.raises(ValueError, match="lists must be at least 0 and below 1; got 1.0"):
         experiment.Config(lists=1.0)
     with pytest.raises(ValueError, match="group_size must be at least 2"):
         experiment.Config(group_size=1)
