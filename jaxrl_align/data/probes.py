@@ -1,4 +1,4 @@
-"""Seven fill-in-the-blank probes with candidate words (lecture 002, C14)."""
+"""Prompts that lectures put to a model: seven gaps to fill (002, C14), and two requests (001 to 003, C16)."""
 
 from typing import NamedTuple
 
@@ -60,3 +60,9 @@ CLOZE_PROBES = (
     ),
 )
 """Texts as lecture 002 shows them (it took them from Stanford's CS224N); the wrong words are ours."""
+
+ASSISTANCE_PROMPTS = (
+    "Explain the moon landing to a 6 year old in a few sentences.",
+    "Write a poem about a wise frog.",
+)
+"""Requests that a model of language continues and an assistant answers, as lectures 001 to 003 show them."""

@@ -24,7 +24,7 @@ from jaxrl_align.evaluate.measures.perturbations import FAIRNESS, ROBUSTNESS, Pe
 from jaxrl_align.evaluate.measures.task_metrics import ITEM_SCORES, right_answers
 from jaxrl_align.evaluate.tasks.task_items import Item
 from jaxrl_align.runtime.resampling import bootstrap, bootstrap_mean, share_interval
-from jaxrl_align.runtime.statistics import DRAWS
+from jaxrl_align.runtime.statistics import DRAWS, Interval
 
 CORRELATIONS = ("pearson", "spearman")
 FEW = 300
@@ -116,6 +116,7 @@ def report(
 
     Intervals are by items, or by groups of items that share a source; never by perturbations. Those of
     calibration errors are percentiles of draws that repeat items, which raises the error: they lie too high.
+    A value that no draw changes, such as the bias of two words, has no interval.
 
     Args:
       items: [N], their inputs as the task gives them; perturbations change `item.input` alone.
@@ -170,17 +171,24 @@ class _Sample(NamedTuple):
         found = statistic(*arrays)
         if reason := getattr(found, "reason", ""):
             return _undefined(reason)
-        return Measured(*bootstrap(statistic, *arrays, groups=self.groups, draws=self.draws, seed=self.seed))
+        how = {"groups": self.groups, "draws": self.draws, "seed": self.seed}
+        return _drawn(bootstrap(statistic, *arrays, **how))
 
     def share(self, hits: np.ndarray) -> Measured:
-        return Measured(*share_interval(hits, self.groups, draws=self.draws, seed=self.seed))
+        return _drawn(share_interval(hits, self.groups, draws=self.draws, seed=self.seed))
 
     def mean(self, values: np.ndarray) -> Measured:
-        return Measured(*bootstrap_mean(values, self.groups, draws=self.draws, seed=self.seed))
+        return _drawn(bootstrap_mean(values, self.groups, draws=self.draws, seed=self.seed))
 
 
 def _undefined(reason: str) -> Measured:
     return Measured(np.nan, np.nan, np.nan, "none", reason)
+
+
+def _drawn(found: Interval) -> Measured:
+    """Return an interval, or none where all draws agree: two words of one group say nothing certain."""
+    agree = found.kind == "bootstrap" and found.low == found.high
+    return _plain(found.value) if agree else Measured(*found)
 
 
 def _plain(value: float) -> Measured:

@@ -136,6 +136,21 @@ def test_generated_text_is_counted_and_scored():
     assert scored.toxicity["share of toxic texts"].note == "by alarmist above 0.5"
 
 
+def test_a_value_that_no_draw_of_items_changes_has_no_interval():
+    """Every text that has a word of gender has one of the same, and all answers are wrong."""
+    texts = ["he ran", "he sat", "it ran", "it sat"]
+    items = [Item({}, text, (), "she", f"f:{i}", None) for i, text in enumerate(texts)]
+    found = report(items, write, metrics=("exact_match",), robustness={"lower": lambda t, _: t.lower()},
+                   fairness={}, **QUICK)  # fmt: skip
+    gender, mean = found.bias["gender"].measured, found.robustness["mean"].measured
+    assert (gender.value, gender.kind, mean.value, mean.kind) == (0.5, "none", 0.0, "none")
+    assert np.isnan([gender.low, gender.high, mean.low]).all() and "0.5 (no interval)" in str(found)
+    assert found.accuracy["exact_match"].measured.kind == "wilson", "which is no point"
+    items[1] = items[1]._replace(input="she sat")
+    mixed = report(items, write, metrics=("exact_match",), robustness={}, fairness={}, **QUICK)
+    assert mixed.bias["gender"].measured.kind == "bootstrap"
+
+
 def test_graded_metrics_are_lowered_by_their_score():
     items = [Item({}, text, (), "she sat", f"f:{i}", None) for i, text in enumerate(["she sat", "SHE ran"])]
     cut = {"cut": lambda text, random: text.split()[0]}

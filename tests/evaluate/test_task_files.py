@@ -11,7 +11,7 @@ from jaxrl_align.data import load_blimp, load_sst2
 from jaxrl_align.data.probes import CLOZE_PROBES
 from jaxrl_align.evaluate.tasks import task_rows
 from jaxrl_align.evaluate.tasks.task_format import find_tasks, load_task, shipped_tasks
-from jaxrl_align.evaluate.tasks.task_items import read_items
+from jaxrl_align.evaluate.tasks.task_items import extract_answer, read_items
 
 
 def test_every_task_of_the_package_is_named_as_its_file_and_states_its_source():
@@ -40,6 +40,19 @@ def test_every_task_of_the_package_is_named_as_its_file_and_states_its_source():
 def test_the_probes_need_no_file():
     items = read_items(load_task("probes"))
     assert [item.options[item.answer] for item in items] == [probe.filled()[0] for probe in CLOZE_PROBES]
+
+
+def test_the_task_of_the_documentation_reads_its_professions():
+    """Each is named once, and found wherever a sentence names it, not within another word."""
+    task = load_task(Path(__file__).parents[2] / "docs" / "professions.toml")
+    items = read_items(task)
+    assert len({item.answer for item in items}) == len(items) == 30
+    assert all(f"the {item.answer} who" in item.input for item in items)
+    assert task.answer is not None
+    read = lambda text: extract_answer(task.answer.extractor, text)
+    assert all(read(f"Two {item.answer}s came.") == item.answer for item in items)
+    assert read("A nurse met a Chef.") == "Chef" and read("A pilots' cooking class") == "pilot"
+    assert read("Cookery and teaching") is None
 
 
 def test_a_task_whose_file_is_nowhere_says_which_and_where_to_get_it(tmp_path, monkeypatch):
