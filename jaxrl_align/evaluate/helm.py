@@ -171,8 +171,8 @@ class _Sample(NamedTuple):
         found = statistic(*arrays)
         if reason := getattr(found, "reason", ""):
             return _undefined(reason)
-        how = {"groups": self.groups, "draws": self.draws, "seed": self.seed}
-        return _drawn(bootstrap(statistic, *arrays, **how))
+        found = bootstrap(statistic, *arrays, groups=self.groups, draws=self.draws, seed=self.seed)
+        return _drawn(found)
 
     def share(self, hits: np.ndarray) -> Measured:
         return _drawn(share_interval(hits, self.groups, draws=self.draws, seed=self.seed))

@@ -313,7 +313,7 @@ def test_the_published_model_is_asked_greedily(monkeypatch):
 
 @pytest.mark.slow
 def test_assistants_in_miniature(tmp_path, monkeypatch, capsys):
-    """All stages, on another file: every seed is judged on every held-out prompt, and a run resumes."""
+    """All stages, on another file: every seed is judged on every held-out prompt."""
     pairs = [data.Pair(f"Name the number behind {i}.", f"It is {i + 1}.") for i in range(340)]
     monkeypatch.setattr(experiment, "read_pairs", lambda: pairs)
     words = [f"word{i % 50}" for i in range(400)]
@@ -330,10 +330,9 @@ def test_assistants_in_miniature(tmp_path, monkeypatch, capsys):
     size |= {"response_length": 16, "pretrain_steps": 2, "pretrain_batch": 2, "sft_steps": 2, "batch_size": 2}
     size |= {"reward_steps": 2, "rlhf_steps": 1, "prompts_per_step": 2, "group_size": 2}
     size |= {"sft_rates": (1e-3, 2e-3), "rlhf_rates": (1e-3, 2e-3), "parts": ("scratch",)}
-    config = experiment.Config(out=str(tmp_path / "run"), resume=True, **size)
+    config = experiment.Config(out=str(tmp_path / "run"), **size)
     experiment.main(config)
-    first = (tmp_path / "run" / "results.json").read_text()
-    found = json.loads(first)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
     stages = {name: rows for name, rows in found["table"].items() if "scratch" in name}
     assert list(stages) == [f"from scratch, {name}" for name in ("pre-trained", "SFT", "RLHF")]
     assert all(sum(one["verdicts"].values()) == 200 for rows in stages.values() for one in rows)
@@ -346,8 +345,6 @@ def test_assistants_in_miniature(tmp_path, monkeypatch, capsys):
     assert texts["prompts"][:2] == list(ASSISTANCE_PROMPTS) and len(texts["prompts"]) == 202
     assert (tmp_path / "run" / "assistants.png").stat().st_size > 0
     assert ASSISTANCE_PROMPTS[1] in capsys.readouterr().out
-    experiment.main(config)
-    assert (tmp_path / "run" / "results.json").read_text() == first
 
 
 def test_a_configuration_that_cannot_work_is_refused():
