@@ -1,0 +1,187 @@
+"""Tables and figure of `instruction_tuning.py`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from instruction_tuning_ask import ROUGE
+from instruction_tuning_sets import FAMILIES, UNSEEN_FAMILIES
+from panels import save_panels
+
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.resampling import bootstrap_mean
+from jaxrl_align.runtime.statistics import mean_text, paired_interval, wilson_interval
+
+MEASURES = {"format": "format", "right": "right", "ranked": "ranked right"}
+"""What is printed, by its name in the results."""
+UNSEEN = frozenset(name for family in UNSEEN_FAMILIES for name in FAMILIES[family])
+PARTS = {"unseen families": True, "unseen sets of a learnt family": False}
+CALLED = {"chat": "untuned, as a chat", "0": "untuned"}
+
+
+def call(condition: str) -> str:
+    """Return the name of a condition in the tables."""
+    return CALLED.get(condition, f"{condition} sets" if condition != "1" else "1 set")
+
+
+def names_of(questions: Sequence[Mapping[str, Any]], unseen_family: bool | None = None) -> list[str]:
+    """Return the sets that are asked, all, or those of unseen or of learnt families."""
+    names = list(dict.fromkeys(q["set"] for q in questions))
+    return [name for name in names if unseen_family is None or (name in UNSEEN) == unseen_family]
+
+
+def set_shares(
+    questions: Sequence[Mapping[str, Any]],
+    asked: Sequence[Mapping[str, Any]],
+    measure: str,
+    names: Sequence[str],
+) -> np.ndarray:
+    """Return shares [draws, sets] of one measure: a set counts as much as any, however often it is asked."""
+    own = np.array([q["set"] for q in questions])
+    hits = np.array([draw[measure] for draw in asked], float)
+    return np.stack([hits[:, own == name].mean(1) for name in names], 1)
+
+
+def chance(questions: Sequence[Mapping[str, Any]], which: str, names: Sequence[str]) -> float:
+    """Return the share that a guess gets right, the mean over sets."""
+    by_set = [np.mean([q[which] for q in questions if q["set"] == name]) for name in names]
+    return float(np.mean(by_set))
+
+
+def right_given_format(right: np.ndarray, form: np.ndarray) -> np.ndarray:
+    """Return, for each draw, the share of right answers among those that have the format; nan without any."""
+    total = form.sum(1)
+    return np.where(total > 0, right.sum(1) / np.where(total > 0, total, 1.0), np.nan)
+
+
+def _cell(x: np.ndarray) -> str:
+    """Return shares [draws] in per cent, with their t interval where there are several."""
+    x = 100.0 * x[np.isfinite(x)]
+    return "" if not len(x) else f"{x[0]:.1f}" if len(x) == 1 else mean_text(x)
+
+
+def print_closed(title: str, found: Mapping[str, Any]) -> None:
+    """Print what became of the closed questions, by condition, and by set."""
+    questions, asked = found["questions"], found["asked"]
+    for part, unseen in PARTS.items():
+        names = names_of(questions, unseen)
+        if not names:
+            continue
+        print(f"\n{title}, {part} ({len(names)} sets) [%], 95% t intervals over draws")
+        print(f"  {'':20}" + "".join(f"{c:>18}" for c in [*MEASURES.values(), "right if in format"]))
+        for condition, draws in asked.items():
+            x = {m: set_shares(questions, draws, m, names) for m in MEASURES}
+            cells = [_cell(x[m].mean(1)) for m in MEASURES]
+            cells.append(_cell(right_given_format(x["right"], x["format"])))
+            print(f"  {call(condition):20}" + "".join(f"{cell:>18}" for cell in cells))
+        uniform, constant = (100.0 * chance(questions, which, names) for which in ("uniform", "constant"))
+        print(f"  a guess gets {uniform:.1f} right, each template's commonest answer {constant:.1f}")
+        print_gains(questions, asked, names)
+    print_sets(title, questions, asked)
+
+
+def print_gains(questions: Any, asked: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Print the most sets less the fewest and less none, with intervals over draws and over sets."""
+    tuned = [c for c in asked if c not in CALLED]
+    last = tuned[-1]
+    for first in [*(["0"] if "0" in asked else []), tuned[0]]:
+        if first == last:
+            continue
+        for measure, called in MEASURES.items():
+            gain = gains(questions, asked, measure, names, first, last)
+            over_draws = mean_text(gain.mean(1), "+.1f") if len(gain) > 1 else f"{gain.mean():+.1f}"
+            over_sets = bootstrap_mean(gain.mean(0))
+            print(
+                f"  {called}, {call(last)} less {call(first)}: {over_draws} over draws; "
+                f"[{over_sets.low:+.1f}, {over_sets.high:+.1f}] bootstrapped over {len(names)} sets"
+            )
+
+
+def gains(
+    questions: Any, asked: Mapping[str, Any], measure: str, names: Sequence[str], first: str, last: str
+) -> np.ndarray:
+    """Return one condition less another, paired [draws, sets], in points; one untuned model meets all."""
+    before, after = (100.0 * set_shares(questions, asked[c], measure, names) for c in (first, last))
+    return after - np.broadcast_to(before, after.shape) if len(before) == 1 else after - before
+
+
+def print_sets(title: str, questions: Any, asked: Mapping[str, Any]) -> None:
+    """Print format and right answers of every set, the mean over draws."""
+    print(f"\n{title}: format / right / ranked right by set [%]")
+    print(f"  {'':22}{'constant':>10}" + "".join(f"{call(c):>20}" for c in asked))
+    for name in names_of(questions):
+        cells = []
+        for draws in asked.values():
+            shares = [100.0 * set_shares(questions, draws, m, [name]).mean() for m in MEASURES]
+            cells.append(" / ".join(f"{share:.0f}" for share in shares))
+        constant = 100.0 * chance(questions, "constant", [name])
+        print(f"  {name:22}{constant:10.0f}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+def print_examples(found: Mapping[str, Any]) -> None:
+    """Print the questions about pronouns and the summaries, before and after."""
+    examples = found["examples"]
+    print("\nthe question of disambiguation [%], Wilson's 95% intervals: format; right")
+    share = lambda hits: "{:.1f} [{:.1f}, {:.1f}]".format(
+        *(100.0 * x for x in wilson_interval(sum(hits), len(hits))[:3])
+    )
+    for condition, said in examples.items():
+        rows = said["pronouns"]
+        for way in ("plain", "step by step"):
+            cells = "".join(f"{share(rows[way][m]):>22}" for m in ("format", "right"))
+            print(f"  {call(condition):20}{way:14}{cells}")
+        print(f"  {call(condition):20}{'by likelihood':14}{'':>22}{share(rows['ranked']):>22}")
+    dialogues = found["dialogues"]
+    print(f"\nsummaries of {len(dialogues['human'])} dialogues, F1 [%] against the human ones, t intervals")
+    table = {"first line": dialogues["lead_rouge"]} | {call(c): x["rouge"] for c, x in examples.items()}
+    for name, rouge in table.items():
+        print(f"  {name:20}" + "".join(f"{m} {mean_text(100.0 * np.array(rouge[m])):>14}  " for m in ROUGE))
+    last = list(examples)[-1]
+    for base in [call(c) for c in examples if c != last] + ["first line"]:
+        for m in ROUGE:
+            gain = paired_interval(*(100.0 * np.array(table[name][m]) for name in (call(last), base)))
+            print(f"  {m}, {call(last)} less {base}: {gain.value:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]")
+    print(f"\n{dialogues['prompts'][0]}\n  human: {dialogues['human'][0]}")
+    for condition, said in examples.items():
+        print(f"  {call(condition)}: {said['summaries'][0]!r}")
+
+
+TITLES = {"scratch": "models from nothing", "model": "the published model"}
+
+
+def report(config: Any, found: Mapping[str, Any]) -> None:
+    """Print what each part came to."""
+    for part, result in found.items():
+        print_closed(TITLES[part], result)
+        for n, losses in result["loss"].items():
+            ends = [float(np.mean(np.ravel(x)[-10:])) for x in losses]
+            print(f"  {call(n)}: loss on completions at the end {np.mean(ends):.2f} nats a token")
+        for i, order in enumerate(result["sets"]):
+            print(f"  draw {i}: {', '.join(order)}")
+        if "examples" in result:
+            print_examples(result)
+
+
+def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
+    """Write instruction_tuning.png: format and right answers against the number of sets."""
+    panels: dict[str, Any] = {}
+    for part, result in found.items():
+        questions, asked = result["questions"], result["asked"]
+        conditions = [c for c in asked if c != "chat"]
+        at = np.array([int(c) for c in conditions])
+        most = max(len(asked[c]) for c in conditions)
+        for measure, called in MEASURES.items():
+            curves = {}
+            for name, unseen in PARTS.items():
+                sets = names_of(questions, unseen)
+                rows = [set_shares(questions, asked[c], measure, sets).mean(1) for c in conditions]
+                curves[name] = (at, 100.0 * np.stack([np.broadcast_to(row, most) for row in rows]))
+            panels[f"{TITLES[part]}: {called} [%]"] = curves
+    save_panels(
+        folder.path / "instruction_tuning.png",
+        "sets learnt from, at the same number of rows (0: untuned)",
+        panels,
+        title="instruction tuning, asked unseen sets; 95%",
+        columns=3,
+        bounds=dict.fromkeys(panels, (0.0, 100.0)),
+    )

@@ -1,0 +1,394 @@
+"""Instruction tuning in miniature: what is read, drawn and judged, by hand, and a whole run."""
+
+import collections
+import io
+import json
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl_align.data import byte_tokenizer
+from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.evaluate import Choices, Item
+from jaxrl_align.nets import transformer
+from tests.experiments.loading import load
+from tests.tiny import draw_params
+
+sets = load("instruction_tuning_sets")
+rows_room = load("instruction_tuning_rows")
+ask = load("instruction_tuning_ask")
+scratch = load("instruction_tuning_scratch")
+published = load("instruction_tuning_model")
+reports = load("instruction_tuning_report")
+experiment = load("instruction_tuning")
+TOKENIZER = byte_tokenizer()
+
+
+def write_archive(path, files):
+    """Write templates {name: [(prompt, completion)]} as T0's archive holds them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:xz") as archive:
+        for name, pairs in files.items():
+            lines = [json.dumps({"prompt": p, "completion": c + sets.END}) for p, c in pairs]
+            text = ("\n".join(lines) + "\n").encode()
+            member = tarfile.TarInfo(f"t0/{name}.jsonl")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    return path
+
+
+def make_row(own="sciq", template="a", prompt="Q\n", completion="yes", place=0):
+    return sets.Row(own, template, prompt, completion, place)
+
+
+def test_every_set_has_one_family_and_is_learnt_asked_or_neither():
+    assert len(sets.SETS) == len(set(sets.SETS)) == 37
+    assert len(sets.POOL) == 18
+    assert not set(sets.POOL) & set(sets.TESTS)
+    learnt = {family for family, own in sets.FAMILIES.items() if set(own) & set(sets.POOL)}
+    assert not learnt & set(sets.UNSEEN_FAMILIES)
+    assert "samsum" not in sets.POOL and "rotten_tomatoes" not in sets.POOL
+
+
+def test_a_template_belongs_to_the_longest_name_it_begins_with(monkeypatch):
+    assert sets.split_name("glue_qqp_same_thing") == ("glue_qqp", "same_thing")
+    assert sets.split_name("duorc_SelfRC_answer_question") == ("duorc_SelfRC", "answer_question")
+    monkeypatch.setattr(sets, "SETS", ("quartz", "quartz_b"))
+    assert sets.split_name("quartz_b_x") == ("quartz_b", "x")
+    assert sets.split_name("quartz_by") == ("quartz", "by")
+    with pytest.raises(ValueError, match="quar_x must begin with the name of a set"):
+        sets.split_name("quar_x")
+
+
+def test_an_archive_is_read_without_empty_completions(tmp_path, monkeypatch):
+    files = {"trec_trec1": [("Who?\n", "")], "glue_qqp_answer": [("Same?\n", "yes"), ("So?\n", " no ")]}
+    path = write_archive(tmp_path / sets.ARCHIVE, files)
+    expected = [
+        sets.Row("glue_qqp", "answer", "Same?\n", "yes", 0),
+        sets.Row("glue_qqp", "answer", "So?\n", "no", 1),
+    ]
+    assert sets.read_mixture(path) == expected
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path))
+    assert sets.find_archive() == path
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"data_per_template.tar.xz is not in .*self-instruct"):
+        sets.find_archive()
+    for name, limit in {"LARGEST_FILE": 10, "LARGEST_ARCHIVE": 100}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(sets, name, limit)
+            with pytest.raises(ValueError, match="must hold files of at most .* bytes"):
+                sets.read_mixture(path)
+    with pytest.raises(ValueError, match=r"qqp_answer.jsonl:2: must have prompt and completion"):
+        sets._read_template("glue_qqp_answer", ['{"prompt": "a", "completion": "b"}', '{"prompt": "a"}'])
+
+
+def test_questions_read_their_options_from_the_table_or_the_prompt():
+    listed = "Facts.\nAnswer choices:\n- Red\n - blue sky\n - green\n"
+    bracketed = "Fact.\nRead it (choices are hot or very cold ):\n\nWhen?\n"
+    comma = "X.\n\nGiven the context: How?\n\nPossible answers: glad, very sad, mad\n"
+    given = [
+        make_row("qasc", "qa_with_combined_facts_1", listed, "blue sky"),
+        make_row("quartz", "having_read_above_passage", bracketed, "very cold"),
+        make_row("social_i_qa", "Show_choices_and_generate_answer", comma, "glad"),
+        make_row("quartz", "having_read_above_passage", bracketed, "40 cm"),
+        make_row("glue_qqp", "meaning", "Same?\n", "No", 7),
+        make_row("glue_qqp", "meaning", "Same?\n", "Yes", 8),
+        make_row("glue_qqp", "meaning", "So?\n", "No", 9),
+        make_row("glue_qqp", "no such template", "So?\n", "No"),
+        make_row("sciq", "a", "So?\n", "No"),
+    ]
+    found = rows_room.make_questions(given)
+    assert [(q.set, q.options, q.answer) for q in found] == [
+        ("qasc", ("Red", "blue sky", "green"), 1),
+        ("quartz", ("hot", "very cold"), 1),
+        ("social_i_qa", ("glad", "very sad", "mad"), 0),
+        ("glue_qqp", ("Yes", "No"), 1),
+        ("glue_qqp", ("Yes", "No"), 0),
+        ("glue_qqp", ("Yes", "No"), 1),
+    ]
+    np.testing.assert_allclose([q.constant for q in found], [0, 0, 0, 2 / 3, 2 / 3, 2 / 3])
+    assert found[-1].place == 9
+    with pytest.raises(ValueError, match="glue_qqp_meaning allows .*; got 'perhaps'"):
+        rows_room.make_questions([make_row("glue_qqp", "meaning", "Same?\n", "perhaps")])
+    told = rows_room.describe(found[:1] + found[3:4])
+    assert [(q["answer"], q["uniform"], q["constant"]) for q in told] == [
+        ("blue sky", 1 / 3, 1 / 3),
+        ("No", 0.5, 2 / 3),
+    ]
+
+
+def test_rows_are_drawn_from_sets_and_templates_in_turn():
+    many = [make_row("sciq", f"t{i % 2}", place=i) for i in range(20)]
+    few = [make_row("dream", "t", place=i) for i in range(3)]
+    drawn = rows_room.draw_in_turn(many + few, np.random.default_rng(0))
+    assert sorted(drawn) == sorted(many + few)
+    assert [row.set for row in drawn[:7]] == ["sciq", "dream"] * 3 + ["sciq"]
+    assert collections.Counter(row.template for row in drawn if row.set == "sciq") == {"t0": 10, "t1": 10}
+    own = [row.template for row in drawn if row.set == "sciq"]
+    assert own == ["t0", "t1"] * 10
+    again = rows_room.draw_in_turn(many + few, np.random.default_rng(1))
+    assert again != drawn
+
+
+def test_orders_of_sets_begin_apart_and_with_enough_rows():
+    sizes = {"a": 5, "b": 50, "c": 60, "d": 2, "e": 50}
+    orders = rows_room.draw_orders(sizes, 50, 3, 0)
+    assert all(sorted(order) == sorted(sizes) for order in orders)
+    assert sorted(order[0] for order in orders) == ["b", "c", "e"]
+    assert orders == rows_room.draw_orders(sizes, 50, 3, 0) != rows_room.draw_orders(sizes, 50, 3, 1)
+    with pytest.raises(ValueError, match="4 orders must begin with sets of 50 rows each; got 3"):
+        rows_room.draw_orders(sizes, 50, 4, 0)
+
+
+def make_pool(each=4):
+    return [
+        make_row(own, f"t{i % 2}", f"{own} {i}?\n", f"yes {i}", i) for own in sets.POOL for i in range(each)
+    ]
+
+
+def test_completions_alone_are_learnt_and_long_ones_do_not_end():
+    given = [
+        *make_pool(1),
+        make_row("dream", "t0", "d?\n", "a long answer", 5),
+        make_row("sciq", "t0", "x" * 90),
+    ]
+    found = rows_room.encode_examples(TOKENIZER, [*given, make_row("samsum")], length=60, answer=6)
+    assert found.rows == given[:-1]
+    assert found.sizes() == dict.fromkeys(sets.POOL, 1) | {"dream": 2}
+    ids, said = found.shown[-1]
+    assert TOKENIZER.decode(ids) == "d?\na long" and TOKENIZER.stop_token not in ids
+    assert TOKENIZER.decode(np.array(ids)[said]) == "a long"
+    ids, said = found.shown[0]
+    assert np.array(ids)[said].tolist() == [*TOKENIZER.encode("yes 0"), TOKENIZER.stop_token]
+    with pytest.raises(ValueError, match=r"must have a row of 60 tokens; \['sciq'\] have none"):
+        rows_room.encode_examples(TOKENIZER, [r for r in given[:-2] if r.set != "sciq"], length=60, answer=6)
+
+
+def test_a_batch_holds_the_chosen_sets_and_as_many_rows_at_every_breadth():
+    examples = rows_room.encode_examples(TOKENIZER, make_pool(), length=60, answer=8)
+    for chosen in (["sciq"], ["sciq", "dream", "wiqa"]):
+        batch = rows_room.draw_batch(examples, chosen, 8, 60, 0)
+        assert batch.tokens.shape == (8, 60)
+        texts = [TOKENIZER.decode(row[real > 0]) for row, real in zip(batch.tokens, batch.real, strict=True)]
+        own = collections.Counter(text.split()[0] for text in texts)
+        assert set(own) == set(chosen) and max(own.values()) - min(own.values()) <= 1
+        assert max(collections.Counter(texts).values()) == (2 if len(chosen) == 1 else 1)
+        said = TOKENIZER.decode(batch.tokens[0][batch.predict[0] > 0])
+        assert said.startswith("yes ") and len(said) == 5
+
+
+def test_pilots_and_records_ask_other_rows(tmp_path, monkeypatch):
+    pairs = [(f"Is it {i}?\n", "yes") for i in range(200)]
+    write_archive(tmp_path / sets.ARCHIVE, {"glue_qqp_answer": pairs, "sciq_Direct_Question": pairs})
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path))
+    places = [{row.place for row in rows_room.Mixture(pilot).asked} for pilot in (False, True)]
+    assert places == [set(range(150)), set(range(150, 200))]
+    mixture = rows_room.Mixture()
+    assert mixture.texts()["sciq"] == [p for p, _ in pairs] and "glue_qqp" not in mixture.texts()
+    drawn = rows_room.draw_questions(TOKENIZER, mixture.asked, 5, 9, 0)
+    assert len(drawn) == 5 and all(q.set == "glue_qqp" and q.place < 10 for q in drawn)
+
+
+def make_question(options=("Yes", "No"), answer=1):
+    return rows_room.Question("glue_qqp", "meaning", "Same?\n", options, answer, 0.5, 0)
+
+
+def test_an_answer_has_the_format_only_if_it_says_nothing_else():
+    judged = lambda text: ask.judge(make_question(), text)
+    assert judged(" no.\nBecause they differ.") == (True, True)
+    assert judged("\n\nYES") == (True, False)
+    assert judged("No, they are not") == (False, False)
+    assert judged("") == (False, False)
+    assert ask.judge(make_question(("40 cm", "30 cm"), 0), "40 CM") == (True, True)
+
+
+def test_the_letter_is_the_first_of_an_answer_and_the_last_of_a_solution():
+    text = " It is (A) or (B). So (C).\nQ: next (A)"
+    assert ask.read_letter(text, last=False) == "(A)"
+    assert ask.read_letter(text, last=True) == "(C)"
+    assert ask.read_letter("A, or (D)", last=True) is None
+
+
+def test_closed_questions_are_asked_as_they_stand_and_ranked_by_likelihood():
+    asked = []
+
+    def write(params, prompts, marked):
+        asked.append((prompts, marked))
+        return [" Yes\n", "no, never"]
+
+    def score(params, items):
+        return [Choices(item.context, item.options) for item in items] and [
+            type("S", (), {"log_prob": np.array([-1.0, -2.0])})() for _ in items
+        ]
+
+    reader = ask.Reader(TOKENIZER, write, write, score)
+    found = ask.ask_closed(reader, None, [make_question(answer=0), make_question(answer=1)])
+    assert asked == [(["Same?\n", "Same?\n"], False)]
+    assert found["said"] == ["yes", "no, never"]
+    assert found["format"] == [1, 0] and found["right"] == [1, 0] and found["ranked"] == [1, 0]
+
+
+def test_pronouns_are_asked_with_and_without_a_chain_of_thought():
+    task = published.load_task(published.PRONOUNS)
+    options = ("(A)", "(B)", "(C)")
+    items = [Item({}, "Q: Who? (A) (B) (C)\nA:", options, 1, "x:1", None)] * 2
+    asked = []
+
+    def write(params, prompts, marked):
+        asked.append(prompts)
+        return [" (B)", " (A), no, (B)"] if len(asked) == 1 else [" Let me see", " (A), no, (B)"]
+
+    score = lambda params, items: [type("S", (), {"log_prob": np.array([0.0, 1.0, -1.0])})()] * len(items)
+    found = ask.ask_pronouns(ask.Reader(TOKENIZER, None, write, score), None, task, items, 500)
+    assert [prompt.endswith("A: Let's think step by step.") for prompt in (asked[0][0], asked[1][0])] == [
+        0,
+        1,
+    ]
+    assert asked[0][0].endswith("Q: Who? (A) (B) (C)\nA:")
+    assert found["plain"]["format"] == [1, 1] and found["plain"]["right"] == [1, 0]
+    assert found["step by step"]["format"] == [0, 1] and found["step by step"]["right"] == [0, 1]
+    assert found["ranked"] == [1, 1]
+
+
+def test_dialogues_their_first_lines_and_rouge_by_hand():
+    prompts = [f"Summarize this dialogue: A: hello {i}\nB: bye\n" for i in range(4)]
+    given = [make_row("samsum", ask.DIALOGUE, p, "A says hello.", i) for i, p in enumerate(prompts)]
+    given += [
+        make_row("samsum", "To_sum_up_this_dialog", prompts[0]),
+        make_row("samsum", ask.DIALOGUE, "x" * 90),
+    ]
+    chosen = ask.choose_dialogues(TOKENIZER, given, 3, 60)
+    assert len(chosen) == 3 and all(row.prompt in prompts for row in chosen)
+    assert ask.first_utterance(chosen[0]) == f"A: hello {chosen[0].place}"
+    write = lambda params, prompts, marked: ["\n A says hello.\nYes.\n \nMore", "bye", ""]
+    texts = ask.sum_up(ask.Reader(TOKENIZER, None, write, None), None, chosen)
+    assert texts == ["A says hello.\nYes.", "bye", ""]
+    found = ask.rate_summaries(texts, chosen)
+    np.testing.assert_allclose(found["ROUGE-1"], [6 / 7, 0, 0])
+    np.testing.assert_allclose(found["ROUGE-2"], [4 / 5, 0, 0])
+    np.testing.assert_allclose(found["ROUGE-L"], [6 / 7, 0, 0])
+    told = published.describe_dialogues(chosen)
+    assert told["lead_rouge"]["ROUGE-1"][0] == pytest.approx(4 / 6)
+
+
+QUESTIONS = [
+    {"set": own, "uniform": 0.5, "constant": c}
+    for own, c in (("qasc", 0.5), ("glue_qqp", 0.7), ("ag_news", 0.5), ("glue_qqp", 0.7))
+]
+
+
+def test_shares_count_every_set_alike():
+    asked = [{"format": [1, 1, 0, 0]}, {"format": [0, 1, 1, 1]}]
+    names = reports.names_of(QUESTIONS, True)
+    assert names == ["glue_qqp", "ag_news"] and reports.names_of(QUESTIONS, False) == ["qasc"]
+    np.testing.assert_allclose(
+        reports.set_shares(QUESTIONS, asked, "format", names), [[0.5, 0.0], [1.0, 1.0]]
+    )
+    assert reports.chance(QUESTIONS, "constant", names) == pytest.approx(0.6)
+    before = {"0": [{"format": [0, 0, 1, 0]}], "18": asked}
+    np.testing.assert_allclose(
+        reports.gains(QUESTIONS, before, "format", names, "0", "18"), [[50.0, -100.0], [100.0, 0.0]]
+    )
+    form, right = np.array([[0.5, 0.5], [0.0, 0.0]]), np.array([[0.5, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(reports.right_given_format(right, form), [0.5, np.nan])
+
+
+def test_breadths_rise_within_the_pool():
+    with pytest.raises(ValueError, match="breadths must rise to at most 18 sets"):
+        experiment.Config(breadths=(4, 1))
+    with pytest.raises(ValueError, match="breadths must rise to at most 18 sets"):
+        experiment.Config(breadths=(1, 19))
+
+
+def test_lora_learns_every_row_once_and_leaves_the_base_alone():
+    lm = transformer.make_transformer(transformer.TransformerConfig(258, 8, 1, 2, 60))
+    model = published.Published(lm, draw_params(lm), TOKENIZER)
+    config = experiment.Config(model_steps=3, model_batch=2, model_rate=0.1, rank=2)
+    untuned, tune = published.make_tuner(config, model)
+    examples = rows_room.encode_examples(TOKENIZER, make_pool(), length=60, answer=8)
+    batch = rows_room.draw_batch(examples, ["sciq", "dream"], 6, 60, 0)
+    tuned, losses = tune(batch)
+    row = jax.tree.map(lambda x: x[0], batch)
+    hidden = lambda params: np.asarray(lm.encode(params, row.tokens, row.real)[0])
+    np.testing.assert_array_equal(hidden(untuned), hidden(model.params))
+    assert np.abs(hidden(tuned) - hidden(untuned)).max() > 1e-3
+    assert len(losses) == 3
+    other = batch._replace(tokens=np.concatenate([batch.tokens[:4], batch.tokens[:2]]))
+    _, changed = tune(other)
+    assert changed[:2] == losses[:2] and changed[2] != losses[2]
+
+
+def test_a_resumed_condition_is_not_tuned_again(tmp_path):
+    """What a folder has, `once` returns; the run in miniature counts on it."""
+    config = experiment.Config(out=str(tmp_path / "run"))
+    folder = config.open_folder()
+    calls = []
+    make = lambda: calls.append(1) or {"asked": 1}
+    assert folder.once("1_sets_draw_0", make) == folder.once("1_sets_draw_0", make) == {"asked": 1}
+    assert calls == [1]
+
+
+CHAT = (
+    "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data folder with a small mixture, and questions about pronouns."""
+    files = {}
+    for k, own in enumerate(sets.POOL):
+        pairs = [(f"What {own[:4]} is number {i}?\n", f"it is {(i + k) % 7}") for i in range(40)]
+        files |= {f"{own}_one": pairs[:20], f"{own}_two": pairs[20:]}
+    for own, templates in sets.TESTS.items():
+        for template, allowed in templates.items():
+            if not isinstance(allowed, str):
+                n = len(allowed)
+                files[f"{own}_{template}"] = [(f"Say {i}?\n", allowed[i % n]) for i in range(160)]
+    talk = [(f"{ask.BEFORE_DIALOGUE}A: hi {i}\nB: bye\n", "A says hi to B.") for i in range(6)]
+    files[f"samsum_{ask.DIALOGUE}"] = talk
+    write_archive(tmp_path / "data" / sets.ARCHIVE, files)
+    asked = [{"input": f"Who {i}?\nOptions:\n(A) x\n(B) y\n(C) z", "target": "(B)"} for i in range(5)]
+    path = tmp_path / "data" / "reasoning" / "bbh" / "disambiguation_qa.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"canary": "", "examples": asked}))
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
+    lm = transformer.make_transformer(transformer.TransformerConfig(258, 8, 1, 2, 400))
+    chatting = Tokenizer(TOKENIZER._backend, TOKENIZER.special, ChatTemplate(CHAT, {}))
+    model = published.Published(lm, draw_params(lm), chatting)
+    monkeypatch.setattr(published, "load_published", lambda folder: model)
+    small = {"seeds": 2, "breadths": (1, 3), "width": 16, "layers": 1, "vocab_size": 280, "length": 64}
+    small |= {"pretrain_steps": 20, "tune_steps": 60, "tune_rate": 1e-2, "tune_rows": 30, "questions": 4}
+    small |= {"model_draws": 2, "model_steps": 2, "model_batch": 3, "model_questions": 3, "items": 4}
+    small |= {"dialogues": 3, "rank": 2, "long_answer": 16}
+    config = experiment.Config(out=str(tmp_path / "run"), parts=("scratch", "model"), **small)
+    experiment.main(config)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(found["scratch"]["asked"]) == ["0", "1", "3"]
+    assert [len(x) for x in found["scratch"]["asked"].values()] == [2, 2, 2]
+    firsts = [order[0] for order in found["scratch"]["sets"]]
+    assert len(set(firsts)) == 2
+    loss = np.array([found["scratch"]["loss"][n] for n in ("1", "3")])
+    assert loss.shape == (2, 2) and loss.max() < 2.5  # a byte by chance costs 5.6
+    said = [text for draws in found["scratch"]["asked"]["3"] for text in draws["said"]]
+    assert np.mean([text.startswith("it is") for text in said]) > 0.9  # learnt, and no allowed answer
+    assert not any(sum(draws["format"]) for draws in found["scratch"]["asked"]["3"])
+    told = found["model"]
+    assert list(told["asked"]) == ["chat", "0", "1", "3"] and len(told["asked"]["3"]) == 2
+    assert list(told["examples"]) == ["chat", "0", "3"]
+    assert len(told["examples"]["3"]["pronouns"]["plain"]["said"]) == 4
+    assert len(told["examples"]["3"]["rouge"]["ROUGE-L"]) == 3
+    out = capsys.readouterr().out
+    assert "unseen families" in out and "3 sets less untuned" in out and "ROUGE-L, 3 sets less" in out
+    assert (tmp_path / "run" / "instruction_tuning.png").stat().st_size > 10_000
+    monkeypatch.setattr(published.Asked, "closed", None)  # a continued run asks nothing again
+    monkeypatch.setattr(scratch, "ask_closed", None)
+    experiment.main(experiment.Config(**(vars(config) | {"resume": True})))
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
