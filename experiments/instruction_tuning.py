@@ -34,7 +34,7 @@ class Config(MembersConfig):
     layers: int = 4
     vocab_size: int = 3_000
     length: int = 128
-    """Tokens of a row, at most; of a question too."""
+    """Tokens of a row, at most; of a question to any model too."""
     pretrain_steps: int = 400
     """On windows of the pool's prompts, every set alike."""
     pretrain_rate: float = 3e-3
@@ -47,12 +47,14 @@ class Config(MembersConfig):
     """A folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
     model_draws: int = 3
     """Of orders of the sets and of rows."""
-    model_steps: int = 60
+    model_length: int = 96
+    """Tokens of a row that the published model learns from, at most."""
+    model_steps: int = 50
     model_batch: int = 8
     """Rows of a step; every row is read once."""
     model_rate: float = 1e-3
     rank: int = 8
-    model_questions: int = 25
+    model_questions: int = 20
     items: int = 40
     """Of the questions about pronouns."""
     dialogues: int = 20

@@ -102,10 +102,28 @@ def read_closed(text: str) -> str:
     return normalise(lines[0]) if lines else ""
 
 
-def judge(question: Question, text: str) -> tuple[bool, bool]:
-    """Return whether a text has the format of an answer, and whether it is the right one."""
+def find_named(options: Sequence[str], text: str) -> int | None:
+    """Return the place of the allowed answer that a text names first, as whole words, or None.
+
+    Case is ignored but for single letters; of answers that begin at one place the longest is named.
+    """
+    texts = [option if len(option) == 1 else option.casefold() for option in options]
+    matches = []
+    for i, option in enumerate(texts):
+        where = text if len(option) == 1 else text.casefold()
+        if found := re.search(rf"(?<!\w){re.escape(option)}(?!\w)", where):
+            matches.append((found.start(), -len(option), i))
+    return min(matches)[2] if matches else None
+
+
+def judge(question: Question, text: str) -> dict[str, int]:
+    """Return 1 or 0: has a text an answer's `format`, is it `right`, is the right one `named` first?"""
     said, allowed = read_closed(text), [normalise(option) for option in question.options]
-    return said in allowed, said == allowed[question.answer]
+    return {
+        "format": int(said in allowed),
+        "right": int(said == allowed[question.answer]),
+        "named": int(find_named(question.options, text) == question.answer),
+    }
 
 
 def ask_closed(
@@ -114,8 +132,8 @@ def ask_closed(
     """Ask closed questions.
 
     Returns:
-      One value a question: `said`, the first line as read; `format` and `right`, 0 or 1; `ranked`, whether
-      the right answer is the likeliest of those allowed, which no format can spoil.
+      One value a question: `said`, the first line as read; what `judge` returns; and `ranked`, whether the
+      right answer is the likeliest of those allowed, which no format can spoil.
     """
     prompts = [as_chat(reader.tokenizer, q.prompt) if chat else q.prompt for q in questions]
     texts = reader.write(params, prompts, chat)
@@ -128,8 +146,7 @@ def ask_closed(
     likeliest = [int(np.argmax(s.log_prob)) == q.answer for s, q in zip(scores, questions, strict=True)]
     return {
         "said": [read_closed(text) for text in texts],
-        "format": [int(fits) for fits, _ in judged],
-        "right": [int(right) for _, right in judged],
+        **{measure: [row[measure] for row in judged] for measure in ("format", "right", "named")},
         "ranked": [int(right) for right in likeliest],
     }
 

@@ -97,7 +97,7 @@ def tune_published(config: Any, folder: RunFolder) -> dict[str, Any]:
     """
     model, mixture = load_published(config.model), Mixture(config.pilot)
     asked = Asked(config, model, mixture)
-    shape = {"length": config.length, "answer": config.answer_length}
+    shape = {"length": config.model_length, "answer": config.answer_length}
     examples = encode_examples(model.tokenizer, mixture.rows, **shape)
     count = config.model_steps * config.model_batch
     orders = draw_orders(examples.sizes(), count, config.model_draws, config.seed)
@@ -105,7 +105,7 @@ def tune_published(config: Any, folder: RunFolder) -> dict[str, Any]:
 
     def go(n: int, i: int, whole: bool) -> dict[str, Any]:
         begin = time.monotonic()
-        batch = draw_batch(examples, orders[i][:n], count, config.length, config.seed + i)
+        batch = draw_batch(examples, orders[i][:n], count, config.model_length, config.seed + i)
         params, losses = tune_model(batch)
         middle = time.monotonic()
         found = {"loss": losses, "asked": asked.closed(params)}

@@ -12,7 +12,7 @@ from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.resampling import bootstrap_mean
 from jaxrl_align.runtime.statistics import mean_text, paired_interval, wilson_interval
 
-MEASURES = {"format": "format", "right": "right", "ranked": "ranked right"}
+MEASURES = {"format": "format", "right": "right", "named": "named right", "ranked": "ranked right"}
 """What is printed, by its name in the results."""
 UNSEEN = frozenset(name for family in UNSEEN_FAMILIES for name in FAMILIES[family])
 PARTS = {"unseen families": True, "unseen sets of a learnt family": False}
@@ -106,8 +106,8 @@ def gains(
 
 
 def print_sets(title: str, questions: Any, asked: Mapping[str, Any]) -> None:
-    """Print format and right answers of every set, the mean over draws."""
-    print(f"\n{title}: format / right / ranked right by set [%]")
+    """Print every measure by set, the mean over draws."""
+    print(f"\n{title}: format / right / named right / ranked right by set [%]")
     print(f"  {'':22}{'constant':>10}" + "".join(f"{call(c):>20}" for c in asked))
     for name in names_of(questions):
         cells = []
@@ -182,6 +182,6 @@ def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
         "sets learnt from, at the same number of rows (0: untuned)",
         panels,
         title="instruction tuning, asked unseen sets; 95%",
-        columns=3,
+        columns=4,
         bounds=dict.fromkeys(panels, (0.0, 100.0)),
     )

@@ -197,12 +197,21 @@ def make_question(options=("Yes", "No"), answer=1):
 
 
 def test_an_answer_has_the_format_only_if_it_says_nothing_else():
-    judged = lambda text: ask.judge(make_question(), text)
-    assert judged(" no.\nBecause they differ.") == (True, True)
-    assert judged("\n\nYES") == (True, False)
-    assert judged("No, they are not") == (False, False)
-    assert judged("") == (False, False)
-    assert ask.judge(make_question(("40 cm", "30 cm"), 0), "40 CM") == (True, True)
+    judged = lambda text: tuple(ask.judge(make_question(), text).values())
+    assert list(ask.judge(make_question(), "")) == ["format", "right", "named"]
+    assert judged(" no.\nBecause they differ.") == (1, 1, 1)
+    assert judged("\n\nYES") == (1, 0, 0)
+    assert judged("No, they are not: yes") == (0, 0, 1)
+    assert judged("They are not") == judged("") == (0, 0, 0)
+    assert ask.judge(make_question(("40 cm", "30 cm"), 0), "40 CM")["right"] == 1
+
+
+def test_an_answer_is_named_first_and_whole():
+    assert ask.find_named(("equivalent", "not equivalent"), "They are not equivalent.") == 1
+    assert ask.find_named(("increase", "decrease"), "It decreases; an INCREASE") == 0
+    assert ask.find_named(("A", "B"), "a good answer is B") == 1
+    assert ask.find_named(("\u2605", "\u2605\u2605"), "\u2605\u2605") == 1
+    assert ask.find_named(("yes", "no"), "none") is None
 
 
 def test_the_letter_is_the_first_of_an_answer_and_the_last_of_a_solution():
@@ -228,7 +237,8 @@ def test_closed_questions_are_asked_as_they_stand_and_ranked_by_likelihood():
     found = ask.ask_closed(reader, None, [make_question(answer=0), make_question(answer=1)])
     assert asked == [(["Same?\n", "Same?\n"], False)]
     assert found["said"] == ["yes", "no, never"]
-    assert found["format"] == [1, 0] and found["right"] == [1, 0] and found["ranked"] == [1, 0]
+    assert found["format"] == [1, 0] and found["right"] == [1, 0]
+    assert found["named"] == [1, 1] and found["ranked"] == [1, 0]
 
 
 def test_pronouns_are_asked_with_and_without_a_chain_of_thought():
@@ -364,7 +374,15 @@ def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
     chatting = Tokenizer(TOKENIZER._backend, TOKENIZER.special, ChatTemplate(CHAT, {}))
     model = published.Published(lm, draw_params(lm), chatting)
     monkeypatch.setattr(published, "load_published", lambda folder: model)
-    small = {"seeds": 2, "breadths": (1, 3), "width": 16, "layers": 1, "vocab_size": 280, "length": 64}
+    small = {
+        "seeds": 2,
+        "breadths": (1, 3),
+        "width": 16,
+        "layers": 1,
+        "vocab_size": 280,
+        "length": 64,
+        "model_length": 64,
+    }
     small |= {"pretrain_steps": 20, "tune_steps": 60, "tune_rate": 1e-2, "tune_rows": 30, "questions": 4}
     small |= {"model_draws": 2, "model_steps": 2, "model_batch": 3, "model_questions": 3, "items": 4}
     small |= {"dialogues": 3, "rank": 2, "long_answer": 16}
