@@ -151,10 +151,9 @@ def ask_closed(
     }
 
 
-def read_letter(text: str, last: bool) -> str | None:
-    """Return the first or the last of (A), (B), (C) that a text says up to its next question, or None."""
-    found = re.findall(r"\([ABC]\)", re.split(r"\n\s*Q:", text)[0])
-    return None if not found else found[-1 if last else 0]
+def read_letters(text: str) -> list[str]:
+    """Return each (A), (B) or (C) that a text says up to its next question, in order."""
+    return re.findall(r"\([ABC]\)", re.split(r"\n\s*Q:", text)[0])
 
 
 def ask_pronouns(
@@ -163,20 +162,23 @@ def ask_pronouns(
     """Ask whom pronouns refer to, plainly and behind "Let's think step by step." (E5).
 
     Returns:
-      Under "plain" and "step by step", one value an item: `said`, the text; `format`, whether it names an
-      option; `right`, whether that is the right one (the first that a plain answer names, the last of a
-      solution); and `ranked`, whether the right option is the likeliest.
+      Under "plain" and "step by step", one value an item: `said`, the text; `names`, whether it says an
+      option's letter; `format`, whether it says that of one option alone; `right`, whether the letter is the
+      right one, the first of a plain answer, the last of a solution. And `ranked`, whether the right option
+      is the likeliest.
     """
     found: dict[str, Any] = {}
     for name, thoughts in {"plain": False, "step by step": True}.items():
         how = {"room": room, "thoughts": thoughts, "chat": chat}
         prompts = make_prompts(task, items, [], reader.tokenizer, **how).prompts
         texts = reader.write_long(params, [prompt.text for prompt in prompts], chat)
-        letters = [read_letter(text, last=thoughts) for text in texts]
-        right = [letter == item.options[item.answer] for letter, item in zip(letters, items, strict=True)]
+        letters = [read_letters(text) for text in texts]
+        taken = [row[-1 if thoughts else 0] if row else None for row in letters]
+        right = [letter == item.options[item.answer] for letter, item in zip(taken, items, strict=True)]
         found[name] = {
             "said": texts,
-            "format": [int(letter is not None) for letter in letters],
+            "names": [int(len(row) > 0) for row in letters],
+            "format": [int(len(set(row)) == 1) for row in letters],
             "right": [int(hit) for hit in right],
         }
         if not thoughts:

@@ -121,16 +121,18 @@ def print_sets(title: str, questions: Any, asked: Mapping[str, Any]) -> None:
 def print_examples(found: Mapping[str, Any]) -> None:
     """Print the questions about pronouns and the summaries, before and after."""
     examples = found["examples"]
-    print("\nthe question of disambiguation [%], Wilson's 95% intervals: format; right")
+    print(
+        "\nthe question of disambiguation [%], Wilson's 95% intervals: says a letter; says one alone; right"
+    )
     share = lambda hits: "{:.1f} [{:.1f}, {:.1f}]".format(
         *(100.0 * x for x in wilson_interval(sum(hits), len(hits))[:3])
     )
     for condition, said in examples.items():
         rows = said["pronouns"]
         for way in ("plain", "step by step"):
-            cells = "".join(f"{share(rows[way][m]):>22}" for m in ("format", "right"))
+            cells = "".join(f"{share(rows[way][m]):>22}" for m in ("names", "format", "right"))
             print(f"  {call(condition):20}{way:14}{cells}")
-        print(f"  {call(condition):20}{'by likelihood':14}{'':>22}{share(rows['ranked']):>22}")
+        print(f"  {call(condition):20}{'by likelihood':14}{'':>44}{share(rows['ranked']):>22}")
     dialogues = found["dialogues"]
     print(f"\nsummaries of {len(dialogues['human'])} dialogues, F1 [%] against the human ones, t intervals")
     table = {"first line": dialogues["lead_rouge"]} | {call(c): x["rouge"] for c, x in examples.items()}

@@ -214,11 +214,9 @@ def test_an_answer_is_named_first_and_whole():
     assert ask.find_named(("yes", "no"), "none") is None
 
 
-def test_the_letter_is_the_first_of_an_answer_and_the_last_of_a_solution():
-    text = " It is (A) or (B). So (C).\nQ: next (A)"
-    assert ask.read_letter(text, last=False) == "(A)"
-    assert ask.read_letter(text, last=True) == "(C)"
-    assert ask.read_letter("A, or (D)", last=True) is None
+def test_letters_are_read_up_to_the_next_question():
+    assert ask.read_letters(" It is (A) or (B). So (C).\nQ: next (A)") == ["(A)", "(B)", "(C)"]
+    assert ask.read_letters("A, or (D)") == []
 
 
 def test_closed_questions_are_asked_as_they_stand_and_ranked_by_likelihood():
@@ -258,8 +256,9 @@ def test_pronouns_are_asked_with_and_without_a_chain_of_thought():
         1,
     ]
     assert asked[0][0].endswith("Q: Who? (A) (B) (C)\nA:")
-    assert found["plain"]["format"] == [1, 1] and found["plain"]["right"] == [1, 0]
-    assert found["step by step"]["format"] == [0, 1] and found["step by step"]["right"] == [0, 1]
+    assert found["plain"]["names"] == [1, 1] and found["step by step"]["names"] == [0, 1]
+    assert found["plain"]["format"] == [1, 0] and found["step by step"]["format"] == [0, 0]
+    assert found["plain"]["right"] == [1, 0] and found["step by step"]["right"] == [0, 1]
     assert found["ranked"] == [1, 1]
 
 
