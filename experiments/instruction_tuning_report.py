@@ -148,42 +148,103 @@ def print_examples(found: Mapping[str, Any]) -> None:
         print(f"  {call(condition)}: {said['summaries'][0]!r}")
 
 
-TITLES = {"scratch": "models from nothing", "model": "the published model"}
+WORLD = {"format": "format", "right": "right", "given": "right if in format"}
+
+
+def unseen_shares(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return shares [seeds] of the world's unseen tasks, all of them and those of two learnt words alone.
+
+    Of a seed without such a task, and of no answer in the format, a share is nan.
+    """
+    known = np.array(row["known"], float)
+    found = {"known": known.mean(1)}
+    for name, weight in {"": np.ones_like(known), "known ": known}.items():
+        total = weight.sum(1)
+        mean = lambda x, w=weight, n=total: np.where(
+            n > 0, (np.array(x) * w).sum(1) / np.maximum(n, 1), np.nan
+        )
+        for measure in ("format", "right"):
+            found[name + measure] = mean(row["unseen"][measure])
+        form = found[name + "format"]
+        found[name + "given"] = np.where(
+            form > 0, found[name + "right"] / np.where(form > 0, form, 1), np.nan
+        )
+    return found
+
+
+def print_world(found: Mapping[str, Any]) -> None:
+    """Print what became of the world's tasks, by the number of tasks learnt."""
+    print("\nworld of exact tasks [%], 95% t intervals over seeds; in the format a guess is right in 20")
+    heads = ["learnt, right", *(f"unseen, {name}" for name in WORLD.values()), "both words learnt"]
+    print(f"  {'tasks':6}" + "".join(f"{head:>26}" for head in heads))
+    for n, row in found.items():
+        shares = unseen_shares(row)
+        learnt = np.array(row["learnt"]["right"])[:, : int(n)].mean(1)
+        cells = [learnt, *(shares[m] for m in WORLD), shares["known"]]
+        print(f"  {n:6}" + "".join(f"{_cell(x):>26}" for x in cells))
+        cells = [f"{name} {_cell(shares['known ' + m])}" for m, name in WORLD.items()]
+        print(f"  {'':6}of unseen tasks with both words learnt: " + ", ".join(cells))
+    numbers = list(found)
+    for first, last in zip(numbers, numbers[1:], strict=False):
+        before, after = (unseen_shares(found[n]) for n in (first, last))
+        for measure in ("format", "right"):
+            gain = mean_text(100.0 * (after[measure] - before[measure]), "+.1f")
+            print(f"  unseen, {measure}, {last} less {first} tasks: {gain}")
 
 
 def report(config: Any, found: Mapping[str, Any]) -> None:
     """Print what each part came to."""
-    for part, result in found.items():
-        print_closed(TITLES[part], result)
-        for n, losses in result["loss"].items():
-            ends = [float(np.mean(np.ravel(x)[-10:])) for x in losses]
-            print(f"  {call(n)}: loss on completions at the end {np.mean(ends):.2f} nats a token")
-        for i, order in enumerate(result["sets"]):
-            print(f"  draw {i}: {', '.join(order)}")
-        if "examples" in result:
-            print_examples(result)
+    if "world" in found:
+        print_world(found["world"])
+    if "model" not in found:
+        return
+    result = found["model"]
+    print_closed("the published model", result)
+    for n, losses in result["loss"].items():
+        ends = [float(np.mean(x[-10:])) for x in losses]
+        print(f"  {call(n)}: loss of the last 10 steps {np.mean(ends):.2f} nats a token of the completions")
+    for i, order in enumerate(result["sets"]):
+        print(f"  draw {i}: {', '.join(order)}")
+    print_examples(result)
 
 
 def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
-    """Write instruction_tuning.png: format and right answers against the number of sets."""
-    panels: dict[str, Any] = {}
-    for part, result in found.items():
-        questions, asked = result["questions"], result["asked"]
+    """Write a figure for each part: format and right answers against the breadth of training."""
+    if "world" in found:
+        at = np.arange(len(found["world"]))
+        rows = [unseen_shares(row) for row in found["world"].values()]
+        learnt = [np.array(r["learnt"]["right"])[:, : int(n)].mean(1) for n, r in found["world"].items()]
+        curves = {
+            "learnt tasks, right": (at, 100.0 * np.stack(learnt)),
+            **{
+                f"unseen tasks, {m}": (at, 100.0 * np.stack([r[m] for r in rows]))
+                for m in ("format", "right")
+            },
+        }
+        panels = {"answers [%]": curves}
+        _save(folder, "world", f"tasks learnt: {', '.join(found['world'])}; the same number of rows", panels)
+    if "model" in found:
+        questions, asked = found["model"]["questions"], found["model"]["asked"]
         conditions = [c for c in asked if c != "chat"]
-        at = np.array([int(c) for c in conditions])
+        at = np.arange(len(conditions))
         most = max(len(asked[c]) for c in conditions)
+        panels = {}
         for measure, called in MEASURES.items():
             curves = {}
             for name, unseen in PARTS.items():
                 sets = names_of(questions, unseen)
                 rows = [set_shares(questions, asked[c], measure, sets).mean(1) for c in conditions]
                 curves[name] = (at, 100.0 * np.stack([np.broadcast_to(row, most) for row in rows]))
-            panels[f"{TITLES[part]}: {called} [%]"] = curves
+            panels[f"{called} [%]"] = curves
+        _save(folder, "model", f"T0's sets learnt from: {', '.join(conditions)}; the same rows", panels)
+
+
+def _save(folder: RunFolder, part: str, x_label: str, panels: Mapping[str, Any]) -> None:
     save_panels(
-        folder.path / "instruction_tuning.png",
-        "sets learnt from, at the same number of rows (0: untuned)",
+        folder.path / f"instruction_tuning_{part}.png",
+        x_label,
         panels,
-        title="instruction tuning, asked unseen sets; 95%",
-        columns=4,
+        title="instruction tuning, asked unseen tasks; 95%",
+        columns=min(2, len(panels)),
         bounds=dict.fromkeys(panels, (0.0, 100.0)),
     )

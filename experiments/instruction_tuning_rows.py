@@ -178,14 +178,6 @@ class Mixture:
         self.rows = read_mixture(find_archive())
         self.asked = [row for row in self.rows if (row.place >= 150) == pilot]
 
-    def texts(self) -> dict[str, list[str]]:
-        """Return the pool's prompts by their sets, each once."""
-        found: dict[str, dict[str, None]] = {name: {} for name in POOL}
-        for row in self.rows:
-            if row.set in found:
-                found[row.set][row.prompt] = None
-        return {name: list(prompts) for name, prompts in found.items()}
-
 
 def describe(questions: Sequence[Question]) -> list[dict[str, Any]]:
     """Return what a report needs to know of each question."""

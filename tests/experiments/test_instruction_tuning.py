@@ -6,6 +6,7 @@ import json
 import tarfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from tests.tiny import draw_params
 sets = load("instruction_tuning_sets")
 rows_room = load("instruction_tuning_rows")
 ask = load("instruction_tuning_ask")
-scratch = load("instruction_tuning_scratch")
+world = load("instruction_tuning_world")
 published = load("instruction_tuning_model")
 reports = load("instruction_tuning_report")
 experiment = load("instruction_tuning")
@@ -186,9 +187,7 @@ def test_pilots_and_records_ask_other_rows(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path))
     places = [{row.place for row in rows_room.Mixture(pilot).asked} for pilot in (False, True)]
     assert places == [set(range(150)), set(range(150, 200))]
-    mixture = rows_room.Mixture()
-    assert mixture.texts()["sciq"] == [p for p, _ in pairs] and "glue_qqp" not in mixture.texts()
-    drawn = rows_room.draw_questions(TOKENIZER, mixture.asked, 5, 9, 0)
+    drawn = rows_room.draw_questions(TOKENIZER, rows_room.Mixture().asked, 5, 9, 0)
     assert len(drawn) == 5 and all(q.set == "glue_qqp" and q.place < 10 for q in drawn)
 
 
@@ -310,6 +309,72 @@ def test_breadths_rise_within_the_pool():
         experiment.Config(breadths=(4, 1))
     with pytest.raises(ValueError, match="breadths must rise to at most 18 sets"):
         experiment.Config(breadths=(1, 19))
+    with pytest.raises(ValueError, match="world_breadths must divide 48"):
+        experiment.Config(world_breadths=(1, 5))
+
+
+def test_the_world_picks_and_writes_by_hand():
+    items = jnp.array([7, 15, 2, 9, 4])
+    picked = [int(world.pick(jnp.array(rule), items)) for rule in range(len(world.RULES))]
+    assert picked == [7, 15, 2, 9, 4, 15, 2, 7]
+    m, o, c, stop, pad = world.MARK, world.OPEN, world.CLOSE, world.STOP, world.PAD
+    expected = [
+        *([15, stop, pad, pad], [15, 15, stop, pad], [15, 15, 15, stop], [m, 15, stop, pad]),
+        *([15, m, stop, pad], [o, 15, c, stop], [0, stop, pad, pad], [7, stop, pad, pad]),
+    ]
+    forms = jnp.arange(len(world.FORMS))
+    assert jax.vmap(world.write_answer, (0, None))(forms, jnp.array(15)).tolist() == expected
+
+
+def test_a_row_of_the_world_asks_and_its_answer_alone_is_learnt():
+    asked = world.draw_lists(jax.random.key(0), jnp.array([8 * 4 + 2, 8 * 5 + 6]))
+    assert asked.rule.tolist() == [4, 5] and asked.form.tolist() == [2, 6]
+    assert all(len(set(row)) == world.ITEMS for row in asked.items.tolist())
+    rows = world.as_rows(asked)
+    words = [[world.WORD + 4, world.WORD + 8 + 2], [world.WORD + 5, world.WORD + 8 + 6]]
+    items = asked.items.tolist()
+    last, largest = items[0][-1], max(items[1])
+    assert rows.tokens.tolist() == [
+        [*words[0], *items[0], world.ASK, last, last, last, world.STOP],
+        [*words[1], *items[1], world.ASK, (largest + 1) % 16, world.STOP, world.PAD, world.PAD],
+    ]
+    assert rows.predict.tolist() == [[0.0] * 8 + [1.0] * 4, [0.0] * 8 + [1.0, 1.0, 0.0, 0.0]]
+    assert rows.real.tolist() == [[1.0] * 12, [1.0] * 10 + [0.0] * 2]
+
+
+def test_the_worlds_answers_are_judged_by_their_form_and_their_symbol():
+    asked = world.Asked(jnp.zeros(4, int), jnp.full(4, 3), jnp.tile(jnp.array([7, 15, 2, 9, 4]), (4, 1)))
+    said = [[world.MARK, 7, world.STOP, world.PAD], [world.MARK, 9, world.STOP, world.PAD]]
+    said += [[world.MARK, 8, world.STOP, world.PAD], [7, world.STOP, world.PAD, world.PAD]]
+    found = world.judge_answers(asked, jnp.array(said))
+    assert found["right"].tolist() == [1, 0, 0, 0] and found["format"].tolist() == [1, 1, 0, 0]
+
+
+def test_every_word_is_learnt_and_asked():
+    learnt, unseen = world.split_tasks(0)
+    assert sorted([*learnt, *unseen]) == list(range(64))
+    for part, times in ((learnt, 6), (unseen, 2)):
+        for words in np.divmod(part, 8):
+            assert np.bincount(words).tolist() == [times] * 8
+    assert world.split_tasks(0)[0].tolist() == learnt.tolist() != world.split_tasks(1)[0].tolist()
+    assert world.split_tasks(1)[1].tolist() != unseen.tolist()
+    assert world.words_known(learnt, unseen).all() and not world.words_known(learnt[:1], unseen).any()
+    known = world.words_known(np.array([8 * 1 + 2, 8 * 3 + 4]), np.array([8 * 1 + 4, 8 * 1 + 5, 8 * 2 + 4]))
+    assert known.tolist() == [True, False, False]
+
+
+def test_shares_of_the_world_by_hand():
+    row = {
+        "known": [[1, 0], [0, 0]],
+        "unseen": {"format": [[1.0, 0.5], [0.0, 0.0]], "right": [[0.5, 0], [0, 0]]},
+    }
+    found = reports.unseen_shares(row)
+    np.testing.assert_allclose(found["known"], [0.5, 0.0])
+    np.testing.assert_allclose(found["format"], [0.75, 0.0])
+    np.testing.assert_allclose(found["given"], [1 / 3, np.nan])
+    np.testing.assert_allclose(found["known format"], [1.0, np.nan])
+    np.testing.assert_allclose(found["known right"], [0.5, np.nan])
+    np.testing.assert_allclose(found["known given"], [0.5, np.nan])
 
 
 def test_lora_learns_every_row_once_and_leaves_the_base_alone():
@@ -373,30 +438,26 @@ def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
     chatting = Tokenizer(TOKENIZER._backend, TOKENIZER.special, ChatTemplate(CHAT, {}))
     model = published.Published(lm, draw_params(lm), chatting)
     monkeypatch.setattr(published, "load_published", lambda folder: model)
-    small = {
-        "seeds": 2,
-        "breadths": (1, 3),
-        "width": 16,
-        "layers": 1,
-        "vocab_size": 280,
-        "length": 64,
-        "model_length": 64,
+    small = {"seeds": 2, "world_breadths": (1, 48), "width": 32, "layers": 1, "lists": 8, "world_steps": 150}
+    small |= {"breadths": (1, 3), "length": 64, "model_length": 64, "model_draws": 2, "model_steps": 2}
+    small |= {
+        "model_batch": 3,
+        "model_questions": 3,
+        "items": 4,
+        "dialogues": 3,
+        "rank": 2,
+        "long_answer": 16,
     }
-    small |= {"pretrain_steps": 20, "tune_steps": 60, "tune_rate": 1e-2, "tune_rows": 30, "questions": 4}
-    small |= {"model_draws": 2, "model_steps": 2, "model_batch": 3, "model_questions": 3, "items": 4}
-    small |= {"dialogues": 3, "rank": 2, "long_answer": 16}
-    config = experiment.Config(out=str(tmp_path / "run"), parts=("scratch", "model"), **small)
+    config = experiment.Config(out=str(tmp_path / "run"), parts=("world", "model"), **small)
     experiment.main(config)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(found["scratch"]["asked"]) == ["0", "1", "3"]
-    assert [len(x) for x in found["scratch"]["asked"].values()] == [2, 2, 2]
-    firsts = [order[0] for order in found["scratch"]["sets"]]
-    assert len(set(firsts)) == 2
-    loss = np.array([found["scratch"]["loss"][n] for n in ("1", "3")])
-    assert loss.shape == (2, 2) and loss.max() < 2.5  # a byte by chance costs 5.6
-    said = [text for draws in found["scratch"]["asked"]["3"] for text in draws["said"]]
-    assert np.mean([text.startswith("it is") for text in said]) > 0.9  # learnt, and no allowed answer
-    assert not any(sum(draws["format"]) for draws in found["scratch"]["asked"]["3"])
+    one, all_of_them = (found["world"][n] for n in ("1", "48"))
+    assert np.shape(one["unseen"]["right"]) == (2, 16) and np.shape(one["learnt"]["right"]) == (2, 48)
+    form = [np.mean(row["learnt"]["format"], 1) for row in (one, all_of_them)]
+    assert (np.array(one["learnt"]["format"])[:, 0] > 0.9).all()  # the task that was learnt
+    assert form[0].max() < 0.5 and np.mean(one["unseen"]["format"]) < 0.5
+    assert form[1].min() > form[0].max()
+    assert np.all(all_of_them["known"]) and not np.any(one["known"])
     told = found["model"]
     assert list(told["asked"]) == ["chat", "0", "1", "3"] and len(told["asked"]["3"]) == 2
     assert list(told["examples"]) == ["chat", "0", "3"]
@@ -404,8 +465,9 @@ def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
     assert len(told["examples"]["3"]["rouge"]["ROUGE-L"]) == 3
     out = capsys.readouterr().out
     assert "unseen families" in out and "3 sets less untuned" in out and "ROUGE-L, 3 sets less" in out
-    assert (tmp_path / "run" / "instruction_tuning.png").stat().st_size > 10_000
+    assert "unseen, format, 48 less 1 tasks" in out
+    for part in ("world", "model"):
+        assert (tmp_path / "run" / f"instruction_tuning_{part}.png").stat().st_size > 10_000
     monkeypatch.setattr(published.Asked, "closed", None)  # a continued run asks nothing again
-    monkeypatch.setattr(scratch, "ask_closed", None)
     experiment.main(experiment.Config(**(vars(config) | {"resume": True})))
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
