@@ -34,11 +34,11 @@ class Config(MembersConfig):
     """That every task is asked of."""
     model: str = ""
     """A folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
-    breadths: tuple[int, ...] = (1, 4, 18)
+    breadths: tuple[int, ...] = (1, 4, 16)
     """Numbers of T0's sets that are learnt from, at the same number of rows."""
     pilot: bool = False
     """Ask the last quarter of every template's rows instead of the others, to choose rates."""
-    model_draws: int = 3
+    model_draws: int = 2
     """Of orders of the sets and of rows."""
     model_length: int = 96
     """Tokens of a row that is learnt, at most."""

@@ -10,7 +10,7 @@ from panels import save_panels
 
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.resampling import bootstrap_mean
-from jaxrl_align.runtime.statistics import mean_text, paired_interval, wilson_interval
+from jaxrl_align.runtime.statistics import mean_text, paired_interval, share_text, wilson_interval
 
 MEASURES = {"format": "format", "right": "right", "named": "named right", "ranked": "ranked right"}
 """What is printed, by its name in the results."""
@@ -54,10 +54,16 @@ def right_given_format(right: np.ndarray, form: np.ndarray) -> np.ndarray:
     return np.where(total > 0, right.sum(1) / np.where(total > 0, total, 1.0), np.nan)
 
 
-def _cell(x: np.ndarray) -> str:
-    """Return shares [draws] in per cent, with their t interval where there are several."""
-    x = 100.0 * x[np.isfinite(x)]
-    return "" if not len(x) else f"{x[0]:.1f}" if len(x) == 1 else mean_text(x)
+def cell(x: np.ndarray) -> str:
+    """Return shares [draws] in per cent: their mean with a t interval, of two draws with both; nan is out."""
+    x = x[np.isfinite(x)]
+    if not len(x):
+        return "none"
+    if len(x) < 3:
+        return f"{100.0 * x.mean():.1f}" + (
+            f" ({', '.join(f'{100.0 * y:.1f}' for y in x)})" if len(x) > 1 else ""
+        )
+    return share_text(x)
 
 
 def print_closed(title: str, found: Mapping[str, Any]) -> None:
@@ -67,13 +73,13 @@ def print_closed(title: str, found: Mapping[str, Any]) -> None:
         names = names_of(questions, unseen)
         if not names:
             continue
-        print(f"\n{title}, {part} ({len(names)} sets) [%], 95% t intervals over draws")
-        print(f"  {'':20}" + "".join(f"{c:>18}" for c in [*MEASURES.values(), "right if in format"]))
+        print(f"\n{title}, {part} ({len(names)} sets) [%], mean over draws")
+        print(f"  {'':20}" + "".join(f"{c:>24}" for c in [*MEASURES.values(), "right if in format"]))
         for condition, draws in asked.items():
             x = {m: set_shares(questions, draws, m, names) for m in MEASURES}
-            cells = [_cell(x[m].mean(1)) for m in MEASURES]
-            cells.append(_cell(right_given_format(x["right"], x["format"])))
-            print(f"  {call(condition):20}" + "".join(f"{cell:>18}" for cell in cells))
+            cells = [cell(x[m].mean(1)) for m in MEASURES]
+            cells.append(cell(right_given_format(x["right"], x["format"])))
+            print(f"  {call(condition):20}" + "".join(f"{text:>24}" for text in cells))
         uniform, constant = (100.0 * chance(questions, which, names) for which in ("uniform", "constant"))
         print(f"  a guess gets {uniform:.1f} right, each template's commonest answer {constant:.1f}")
         print_gains(questions, asked, names)
@@ -89,11 +95,11 @@ def print_gains(questions: Any, asked: Mapping[str, Any], names: Sequence[str]) 
             continue
         for measure, called in MEASURES.items():
             gain = gains(questions, asked, measure, names, first, last)
-            over_draws = mean_text(gain.mean(1), "+.1f") if len(gain) > 1 else f"{gain.mean():+.1f}"
-            over_sets = bootstrap_mean(gain.mean(0))
+            draws = ", ".join(f"{x:+.1f}" for x in gain.mean(1))
+            mean = bootstrap_mean(gain.mean(0))
             print(
-                f"  {called}, {call(last)} less {call(first)}: {over_draws} over draws; "
-                f"[{over_sets.low:+.1f}, {over_sets.high:+.1f}] bootstrapped over {len(names)} sets"
+                f"  {called}, {call(last)} less {call(first)}: {mean.value:+.1f} [{mean.low:+.1f}, "
+                f"{mean.high:+.1f}] bootstrapped over {len(names)} sets; by draw {draws}"
             )
 
 
@@ -108,14 +114,14 @@ def gains(
 def print_sets(title: str, questions: Any, asked: Mapping[str, Any]) -> None:
     """Print every measure by set, the mean over draws."""
     print(f"\n{title}: format / right / named right / ranked right by set [%]")
-    print(f"  {'':22}{'constant':>10}" + "".join(f"{call(c):>20}" for c in asked))
+    print(f"  {'':22}{'constant':>10}" + "".join(f"{call(c):>24}" for c in asked))
     for name in names_of(questions):
         cells = []
         for draws in asked.values():
             shares = [100.0 * set_shares(questions, draws, m, [name]).mean() for m in MEASURES]
             cells.append(" / ".join(f"{share:.0f}" for share in shares))
         constant = 100.0 * chance(questions, "constant", [name])
-        print(f"  {name:22}{constant:10.0f}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"  {name:22}{constant:10.0f}" + "".join(f"{text:>24}" for text in cells))
 
 
 def print_examples(found: Mapping[str, Any]) -> None:
@@ -151,12 +157,16 @@ def print_examples(found: Mapping[str, Any]) -> None:
 WORLD = {"format": "format", "right": "right", "given": "right if in format"}
 
 
-def unseen_shares(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def unseen_shares(row: Mapping[str, Any], known: Any = None) -> dict[str, np.ndarray]:
     """Return shares [seeds] of the world's unseen tasks, all of them and those of two learnt words alone.
 
     Of a seed without such a task, and of no answer in the format, a share is nan.
+
+    Args:
+      row: one breadth's part of the results.
+      known: [seeds, tasks] which tasks have two learnt words, if not by the row's own breadth.
     """
-    known = np.array(row["known"], float)
+    known = np.array(row["known"] if known is None else known, float)
     found = {"known": known.mean(1)}
     for name, weight in {"": np.ones_like(known), "known ": known}.items():
         total = weight.sum(1)
@@ -176,20 +186,25 @@ def print_world(found: Mapping[str, Any]) -> None:
     """Print what became of the world's tasks, by the number of tasks learnt."""
     print("\nworld of exact tasks [%], 95% t intervals over seeds; in the format a guess is right in 20")
     heads = ["learnt, right", *(f"unseen, {name}" for name in WORLD.values()), "both words learnt"]
-    print(f"  {'tasks':6}" + "".join(f"{head:>26}" for head in heads))
+    print(f"  {'tasks':6}" + "".join(f"{head:>28}" for head in heads))
     for n, row in found.items():
         shares = unseen_shares(row)
         learnt = np.array(row["learnt"]["right"])[:, : int(n)].mean(1)
         cells = [learnt, *(shares[m] for m in WORLD), shares["known"]]
-        print(f"  {n:6}" + "".join(f"{_cell(x):>26}" for x in cells))
-        cells = [f"{name} {_cell(shares['known ' + m])}" for m, name in WORLD.items()]
+        print(f"  {n:6}" + "".join(f"{cell(x):>28}" for x in cells))
+        cells = [f"{name} {cell(shares['known ' + m])}" for m, name in WORLD.items()]
         print(f"  {'':6}of unseen tasks with both words learnt: " + ", ".join(cells))
     numbers = list(found)
     for first, last in zip(numbers, numbers[1:], strict=False):
-        before, after = (unseen_shares(found[n]) for n in (first, last))
+        known = found[first]["known"]
+        before, after = (unseen_shares(found[n], known) for n in (first, last))
         for measure in ("format", "right"):
-            gain = mean_text(100.0 * (after[measure] - before[measure]), "+.1f")
-            print(f"  unseen, {measure}, {last} less {first} tasks: {gain}")
+            gain = 100.0 * (after[measure] - before[measure])
+            line = f"  unseen, {measure}, {last} less {first} tasks: {mean_text(gain, '+.1f')}"
+            gain = 100.0 * (after["known " + measure] - before["known " + measure])
+            gain = gain[np.isfinite(gain)]
+            few = f"; where {first} had taught both words: {mean_text(gain, '+.1f')}" if len(gain) > 1 else ""
+            print(line + few)
 
 
 def report(config: Any, found: Mapping[str, Any]) -> None:

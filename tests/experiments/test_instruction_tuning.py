@@ -304,6 +304,12 @@ def test_shares_count_every_set_alike():
     np.testing.assert_allclose(reports.right_given_format(right, form), [0.5, np.nan])
 
 
+def test_shares_are_shown_with_what_their_draws_carry():
+    assert reports.cell(np.array([0.5])) == "50.0" and reports.cell(np.array([np.nan])) == "none"
+    assert reports.cell(np.array([0.5, np.nan, 0.25])) == "37.5 (50.0, 25.0)"
+    assert reports.cell(np.array([1.0, 1.0, 1.0])) == "100.0 [100.0, 100.0]"
+
+
 def test_breadths_rise_within_the_pool():
     with pytest.raises(ValueError, match="breadths must rise to at most 18 sets"):
         experiment.Config(breadths=(4, 1))
@@ -375,6 +381,8 @@ def test_shares_of_the_world_by_hand():
     np.testing.assert_allclose(found["known format"], [1.0, np.nan])
     np.testing.assert_allclose(found["known right"], [0.5, np.nan])
     np.testing.assert_allclose(found["known given"], [0.5, np.nan])
+    other = reports.unseen_shares(row, [[0, 1], [1, 1]])
+    np.testing.assert_allclose(other["known format"], [0.5, 0.0])
 
 
 def test_lora_learns_every_row_once_and_leaves_the_base_alone():
