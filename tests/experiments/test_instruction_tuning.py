@@ -16,7 +16,7 @@ from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.evaluate import Choices, Item
 from jaxrl_align.nets import transformer
 from tests.experiments.loading import load
-from tests.tiny import draw_params
+from tests.tiny import draw_params, make_bigram
 
 sets = load("instruction_tuning_sets")
 rows_room = load("instruction_tuning_rows")
@@ -89,7 +89,7 @@ def test_an_archive_is_read_without_empty_completions(tmp_path, monkeypatch):
 def test_questions_read_their_options_from_the_table_or_the_prompt():
     listed = "Facts.\nAnswer choices:\n- Red\n - blue sky\n - green\n"
     bracketed = "Fact.\nRead it (choices are hot or very cold ):\n\nWhen?\n"
-    comma = "X.\n\nGiven the context: How?\n\nPossible answers: glad, very sad, mad\n"
+    comma = "X.\n\nGiven the context: How?\n\nPossible answers: glad, 1,000 times, mad\n"
     given = [
         make_row("qasc", "qa_with_combined_facts_1", listed, "blue sky"),
         make_row("quartz", "having_read_above_passage", bracketed, "very cold"),
@@ -105,7 +105,7 @@ def test_questions_read_their_options_from_the_table_or_the_prompt():
     assert [(q.set, q.options, q.answer) for q in found] == [
         ("qasc", ("Red", "blue sky", "green"), 1),
         ("quartz", ("hot", "very cold"), 1),
-        ("social_i_qa", ("glad", "very sad", "mad"), 0),
+        ("social_i_qa", ("glad", "1,000 times", "mad"), 0),
         ("glue_qqp", ("Yes", "No"), 1),
         ("glue_qqp", ("Yes", "No"), 0),
         ("glue_qqp", ("Yes", "No"), 1),
@@ -154,7 +154,7 @@ def test_completions_alone_are_learnt_and_long_ones_do_not_end():
     given = [
         *make_pool(1),
         make_row("dream", "t0", "d?\n", "a long answer", 5),
-        make_row("sciq", "t0", "x" * 90),
+        make_row("sciq", "t0", "x" * 58),
     ]
     found = rows_room.encode_examples(TOKENIZER, [*given, make_row("samsum")], length=60, answer=6)
     assert found.rows == given[:-1]
@@ -210,7 +210,19 @@ def test_an_answer_is_named_first_and_whole():
     assert ask.find_named(("increase", "decrease"), "It decreases; an INCREASE") == 0
     assert ask.find_named(("A", "B"), "a good answer is B") == 1
     assert ask.find_named(("\u2605", "\u2605\u2605"), "\u2605\u2605") == 1
-    assert ask.find_named(("yes", "no"), "none") is None
+    assert ask.find_named(("yes", "no"), "none") is None and ask.find_named(("yes", "no"), "piano") is None
+
+
+def test_texts_come_back_in_the_order_of_their_prompts():
+    """Under this model the letter after a is b, and so on: a prompt's last letter decides what is written."""
+    letters = [TOKENIZER.encode(letter)[0] for letter in "abcdefghi"]
+    params = np.full((258, 258), -9.0)
+    params[letters[:-1], letters[1:]] = 9.0
+    params[letters[-1], TOKENIZER.stop_token] = 9.0
+    lm = make_bigram(258, context=64)
+    reader = ask.make_reader_of_instructions(lm, TOKENIZER, [TOKENIZER.stop_token], short=3, batch_size=2)
+    prompts = ["xxxxa", "g", "xxb", "xxxxxf", "c"]
+    assert reader.write(jnp.array(params), prompts, False) == ["bcd", "hi", "cde", "ghi", "def"]
 
 
 def test_letters_are_read_up_to_the_next_question():
@@ -246,7 +258,7 @@ def test_pronouns_are_asked_with_and_without_a_chain_of_thought():
 
     def write(params, prompts, marked):
         asked.append(prompts)
-        return [" (B)", " (A), no, (B)"] if len(asked) == 1 else [" Let me see", " (A), no, (B)"]
+        return [" (B), yes (B)", " (A), no, (B)"] if len(asked) == 1 else [" Let me see", " (A), no, (B)"]
 
     score = lambda params, items: [type("S", (), {"log_prob": np.array([0.0, 1.0, -1.0])})()] * len(items)
     found = ask.ask_pronouns(ask.Reader(TOKENIZER, None, write, score), None, task, items, 500)
@@ -265,11 +277,12 @@ def test_dialogues_their_first_lines_and_rouge_by_hand():
     prompts = [f"Summarize this dialogue: A: hello {i}\nB: bye\n" for i in range(4)]
     given = [make_row("samsum", ask.DIALOGUE, p, "A says hello.", i) for i, p in enumerate(prompts)]
     given += [
-        make_row("samsum", "To_sum_up_this_dialog", prompts[0]),
+        make_row("samsum", "To_sum_up_this_dialog", "A: hello\n"),
         make_row("samsum", ask.DIALOGUE, "x" * 90),
     ]
     chosen = ask.choose_dialogues(TOKENIZER, given, 3, 60)
     assert len(chosen) == 3 and all(row.prompt in prompts for row in chosen)
+    assert ask.choose_dialogues(TOKENIZER, given, 9, 60) == given[:4]
     assert ask.first_utterance(chosen[0]) == f"A: hello {chosen[0].place}"
     write = lambda params, prompts, marked: ["\n A says hello.\nYes.\n \nMore", "bye", ""]
     texts = ask.sum_up(ask.Reader(TOKENIZER, None, write, None), None, chosen)
@@ -299,6 +312,10 @@ def test_shares_count_every_set_alike():
     before = {"0": [{"format": [0, 0, 1, 0]}], "18": asked}
     np.testing.assert_allclose(
         reports.gains(QUESTIONS, before, "format", names, "0", "18"), [[50.0, -100.0], [100.0, 0.0]]
+    )
+    before = {"0": [{"format": [0, 1, 0, 0]}, {"format": [0, 1, 0, 1]}], "18": asked}
+    np.testing.assert_allclose(
+        reports.gains(QUESTIONS, before, "format", names, "0", "18"), [[0.0, 0.0], [0.0, 100.0]]
     )
     form, right = np.array([[0.5, 0.5], [0.0, 0.0]]), np.array([[0.5, 0.0], [0.0, 0.0]])
     np.testing.assert_allclose(reports.right_given_format(right, form), [0.5, np.nan])
@@ -385,6 +402,7 @@ def test_shares_of_the_world_by_hand():
     np.testing.assert_allclose(other["known format"], [0.5, 0.0])
 
 
+@pytest.mark.slow
 def test_lora_learns_every_row_once_and_leaves_the_base_alone():
     lm = transformer.make_transformer(transformer.TransformerConfig(258, 8, 1, 2, 60))
     model = published.Published(lm, draw_params(lm), TOKENIZER)
@@ -446,6 +464,17 @@ def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
     chatting = Tokenizer(TOKENIZER._backend, TOKENIZER.special, ChatTemplate(CHAT, {}))
     model = published.Published(lm, draw_params(lm), chatting)
     monkeypatch.setattr(published, "load_published", lambda folder: model)
+    drawn, closed, examples = [], [], []
+    real = {name: getattr(published, name) for name in ("draw_batch", "ask_closed", "sum_up", "ask_pronouns")}
+    tuned = lambda params: bool(np.any(params["layers"]["query"]["lora"]["b"]))
+
+    def spy(name, seen, note):
+        monkeypatch.setattr(published, name, lambda *a: seen.append(note(*a)) or real[name](*a))
+
+    spy("draw_batch", drawn, lambda rows, chosen, *_: chosen)
+    spy("ask_closed", closed, lambda reader, params, questions, chat: (chat, tuned(params)))
+    spy("sum_up", examples, lambda reader, params, rows, chat: (chat, tuned(params)))
+    spy("ask_pronouns", examples, lambda reader, params, task, items, room, chat: (chat, tuned(params)))
     small = {"seeds": 2, "world_breadths": (1, 48), "width": 32, "layers": 1, "lists": 8, "world_steps": 150}
     small |= {"breadths": (1, 3), "length": 64, "model_length": 64, "model_draws": 2, "model_steps": 2}
     small |= {
@@ -471,6 +500,9 @@ def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
     assert list(told["examples"]) == ["chat", "0", "3"]
     assert len(told["examples"]["3"]["pronouns"]["plain"]["said"]) == 4
     assert len(told["examples"]["3"]["rouge"]["ROUGE-L"]) == 3
+    assert drawn == [told["sets"][i][:n] for n in (1, 3) for i in (0, 1)]
+    assert closed == [(True, False), (False, False)] + 4 * [(False, True)]
+    assert examples == 2 * [(True, False)] + 2 * [(False, False)] + 2 * [(False, True)]
     out = capsys.readouterr().out
     assert "unseen families" in out and "3 sets less untuned" in out and "ROUGE-L, 3 sets less" in out
     assert "unseen, format, 48 less 1 tasks" in out
