@@ -1,4 +1,39 @@
-"""Instruction tuning: many tasks in training, unseen ones in the test."""
+"""Instruction tuning: many tasks in training, unseen ones in the test.
+
+Claims (lectures 001, 002, 003): fine-tune on pairs of instruction and output from many tasks and the model
+does unseen ones (E4), shown by a question of disambiguation (E5) and a dialogue's summary (E8) before and
+after; what helps is the number of tasks (Wei et al. 2022, Chung et al. 2022, whose mixture is
+`data.mixtures.FLAN_COLLECTIONS`, E7). Breadth alone differs here: steps and rows are the same, only the
+completions' tokens are learnt, and an answer's format is told apart from its being right.
+
+*World* (`instruction_tuning_world.py`): small transformers from nothing, on instructions of two words whose
+answers are exact, 8 rules x 8 forms. Of the 64 tasks 16 are never learnt, though their words are. *Model*:
+SmolLM2-135M-Instruct, which its makers have tuned on instructions before, with LoRA on T0's mixture, up to 16
+of 18 sets of five families. It is asked sets of three families that are never learnt (sentiment, paraphrase,
+topic) and three unseen sets of a learnt family (questions with options). An answer has the format if it is,
+and says nothing but, one of those that its prompt allows.
+
+Measured, world (`python experiments/instruction_tuning.py`: 6 seeds, each with unseen tasks of its own,
+128,000 rows, [%], 95% t intervals; 15 minutes on 2 CPU cores that five jobs shared; one rate was tried):
+
+    tasks learnt          1                    4                   16                  48
+    learnt, right         100.0 [100, 100]     99.9 [99.7, 100]    99.9 [99.8, 100]    100.0 [99.9, 100]
+    unseen, format        12.5 [12.5, 12.5]    22.4 [8.9, 35.8]    68.4 [54.0, 82.8]   92.9 [88.2, 97.6]
+    unseen, right         1.1 [0.1, 2.2]       2.8 [0.3, 5.2]      44.9 [25.1, 64.7]   88.0 [82.4, 93.6]
+      of those in format  9.0 [0.6, 17.4]      12.9 [5.0, 20.9]    63.7 [46.9, 80.5]   94.7 [91.9, 97.4]
+    both words learnt     0                    17.7 [5.7, 29.7]    87.5 [79.2, 95.8]   100
+
+The claim holds. All do what they have learnt; only breadth makes them do the rest, first the format (after one
+task the learnt one, which is that of 2 in 16), then the answer, of which a guess in the format gets 20 right.
+It is more than having met the words: of the unseen tasks whose two words 16 tasks had taught already, 48 get
+a further 37.3 +- 22.5 points right.
+
+The part `model` (`--parts model`, two orders of the sets) is not measured yet. Rates tried on other rows and
+another seed, 18 sets, 400 rows: format in unseen families and sets 3e-4 2 and 0, 1e-3 14 and 0, 3e-3 30 and
+46, 1e-2 39 and 58, 3e-2 12 and 17 [%]; 1e-2 was taken. Small transformers from nothing on T0 itself (2 layers
+of 64, pre-trained on the prompts) learnt 600 rows by heart, to .2 nats a token, and had the format in 2 and
+6% of the unseen questions with 18 sets, in none with one: too small to tell, and not kept.
+"""
 
 import time
 from dataclasses import dataclass

@@ -226,22 +226,21 @@ def report(config: Any, found: Mapping[str, Any]) -> None:
 def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
     """Write a figure for each part: format and right answers against the breadth of training."""
     if "world" in found:
-        at = np.arange(len(found["world"]))
+        at = np.array([int(n) for n in found["world"]])
         rows = [unseen_shares(row) for row in found["world"].values()]
-        learnt = [np.array(r["learnt"]["right"])[:, : int(n)].mean(1) for n, r in found["world"].items()]
-        curves = {
-            "learnt tasks, right": (at, 100.0 * np.stack(learnt)),
-            **{
-                f"unseen tasks, {m}": (at, 100.0 * np.stack([r[m] for r in rows]))
-                for m in ("format", "right")
-            },
-        }
-        panels = {"answers [%]": curves}
-        _save(folder, "world", f"tasks learnt: {', '.join(found['world'])}; the same number of rows", panels)
+        panels = {}
+        for measure in ("format", "right"):
+            own = [np.array(r["learnt"][measure])[:, : int(n)].mean(1) for n, r in found["world"].items()]
+            unseen = [row[measure] for row in rows]
+            panels[f"{measure} [%]"] = {
+                "learnt tasks": (at, 100.0 * np.stack(own)),
+                "unseen tasks": (at, 100.0 * np.stack(unseen)),
+            }
+        _save(folder, "world", "tasks learnt, at the same number of rows", panels)
     if "model" in found:
         questions, asked = found["model"]["questions"], found["model"]["asked"]
         conditions = [c for c in asked if c != "chat"]
-        at = np.arange(len(conditions))
+        at = np.array([int(c) for c in conditions])
         most = max(len(asked[c]) for c in conditions)
         panels = {}
         for measure, called in MEASURES.items():
@@ -251,7 +250,7 @@ def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
                 rows = [set_shares(questions, asked[c], measure, sets).mean(1) for c in conditions]
                 curves[name] = (at, 100.0 * np.stack([np.broadcast_to(row, most) for row in rows]))
             panels[f"{called} [%]"] = curves
-        _save(folder, "model", f"T0's sets learnt from: {', '.join(conditions)}; the same rows", panels)
+        _save(folder, "model", "T0's sets learnt from, at the same number of rows", panels)
 
 
 def _save(folder: RunFolder, part: str, x_label: str, panels: Mapping[str, Any]) -> None:
@@ -260,6 +259,6 @@ def _save(folder: RunFolder, part: str, x_label: str, panels: Mapping[str, Any])
         x_label,
         panels,
         title="instruction tuning, asked unseen tasks; 95%",
-        columns=min(2, len(panels)),
+        columns=2,
         bounds=dict.fromkeys(panels, (0.0, 100.0)),
     )
