@@ -1,0 +1,513 @@
+"""Instruction tuning in miniature: what is read, drawn and judged, by hand, and a whole run."""
+
+import collections
+import io
+import json
+import tarfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.data import byte_tokenizer
+from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.evaluate import Choices, Item
+from jaxrl_align.nets import transformer
+from tests.experiments.loading import load
+from tests.tiny import draw_params, make_bigram
+
+sets = load("instruction_tuning_sets")
+rows_room = load("instruction_tuning_rows")
+ask = load("instruction_tuning_ask")
+world = load("instruction_tuning_world")
+published = load("instruction_tuning_model")
+reports = load("instruction_tuning_report")
+experiment = load("instruction_tuning")
+TOKENIZER = byte_tokenizer()
+
+
+def write_archive(path, files):
+    """Write templates {name: [(prompt, completion)]} as T0's archive holds them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:xz") as archive:
+        for name, pairs in files.items():
+            lines = [json.dumps({"prompt": p, "completion": c + sets.END}) for p, c in pairs]
+            text = ("\n".join(lines) + "\n").encode()
+            member = tarfile.TarInfo(f"t0/{name}.jsonl")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    return path
+
+
+def make_row(own="sciq", template="a", prompt="Q\n", completion="yes", place=0):
+    return sets.Row(own, template, prompt, completion, place)
+
+
+def test_every_set_has_one_family_and_is_learnt_asked_or_neither():
+    assert len(sets.SETS) == len(set(sets.SETS)) == 37
+    assert len(sets.POOL) == 18
+    assert not set(sets.POOL) & set(sets.TESTS)
+    learnt = {family for family, own in sets.FAMILIES.items() if set(own) & set(sets.POOL)}
+    assert not learnt & set(sets.UNSEEN_FAMILIES)
+    assert "samsum" not in sets.POOL and "rotten_tomatoes" not in sets.POOL
+
+
+def test_a_template_belongs_to_the_longest_name_it_begins_with(monkeypatch):
+    assert sets.split_name("glue_qqp_same_thing") == ("glue_qqp", "same_thing")
+    assert sets.split_name("duorc_SelfRC_answer_question") == ("duorc_SelfRC", "answer_question")
+    monkeypatch.setattr(sets, "SETS", ("quartz", "quartz_b"))
+    assert sets.split_name("quartz_b_x") == ("quartz_b", "x")
+    assert sets.split_name("quartz_by") == ("quartz", "by")
+    with pytest.raises(ValueError, match="quar_x must begin with the name of a set"):
+        sets.split_name("quar_x")
+
+
+def test_an_archive_is_read_without_empty_completions(tmp_path, monkeypatch):
+    files = {"trec_trec1": [("Who?\n", "")], "glue_qqp_answer": [("Same?\n", "yes"), ("So?\n", " no ")]}
+    path = write_archive(tmp_path / sets.ARCHIVE, files)
+    expected = [
+        sets.Row("glue_qqp", "answer", "Same?\n", "yes", 0),
+        sets.Row("glue_qqp", "answer", "So?\n", "no", 1),
+    ]
+    assert sets.read_mixture(path) == expected
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path))
+    assert sets.find_archive() == path
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"data_per_template.tar.xz is not in .*self-instruct"):
+        sets.find_archive()
+    for name, limit in {"LARGEST_FILE": 10, "LARGEST_ARCHIVE": 100}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(sets, name, limit)
+            with pytest.raises(ValueError, match="must hold files of at most .* bytes"):
+                sets.read_mixture(path)
+    with pytest.raises(ValueError, match=r"qqp_answer.jsonl:2: must have prompt and completion"):
+        sets._read_template("glue_qqp_answer", ['{"prompt": "a", "completion": "b"}', '{"prompt": "a"}'])
+
+
+def test_questions_read_their_options_from_the_table_or_the_prompt():
+    listed = "Facts.\nAnswer choices:\n- Red\n - blue sky\n - green\n"
+    bracketed = "Fact.\nRead it (choices are hot or very cold ):\n\nWhen?\n"
+    comma = "X.\n\nGiven the context: How?\n\nPossible answers: glad, 1,000 times, mad\n"
+    given = [
+        make_row("qasc", "qa_with_combined_facts_1", listed, "blue sky"),
+        make_row("quartz", "having_read_above_passage", bracketed, "very cold"),
+        make_row("social_i_qa", "Show_choices_and_generate_answer", comma, "glad"),
+        make_row("quartz", "having_read_above_passage", bracketed, "40 cm"),
+        make_row("glue_qqp", "meaning", "Same?\n", "No", 7),
+        make_row("glue_qqp", "meaning", "Same?\n", "Yes", 8),
+        make_row("glue_qqp", "meaning", "So?\n", "No", 9),
+        make_row("glue_qqp", "no such template", "So?\n", "No"),
+        make_row("sciq", "a", "So?\n", "No"),
+    ]
+    found = rows_room.make_questions(given)
+    assert [(q.set, q.options, q.answer) for q in found] == [
+        ("qasc", ("Red", "blue sky", "green"), 1),
+        ("quartz", ("hot", "very cold"), 1),
+        ("social_i_qa", ("glad", "1,000 times", "mad"), 0),
+        ("glue_qqp", ("Yes", "No"), 1),
+        ("glue_qqp", ("Yes", "No"), 0),
+        ("glue_qqp", ("Yes", "No"), 1),
+    ]
+    np.testing.assert_allclose([q.constant for q in found], [0, 0, 0, 2 / 3, 2 / 3, 2 / 3])
+    assert found[-1].place == 9
+    with pytest.raises(ValueError, match="glue_qqp_meaning allows .*; got 'perhaps'"):
+        rows_room.make_questions([make_row("glue_qqp", "meaning", "Same?\n", "perhaps")])
+    told = rows_room.describe(found[:1] + found[3:4])
+    assert [(q["answer"], q["uniform"], q["constant"]) for q in told] == [
+        ("blue sky", 1 / 3, 1 / 3),
+        ("No", 0.5, 2 / 3),
+    ]
+
+
+def test_rows_are_drawn_from_sets_and_templates_in_turn():
+    many = [make_row("sciq", f"t{i % 2}", place=i) for i in range(20)]
+    few = [make_row("dream", "t", place=i) for i in range(3)]
+    drawn = rows_room.draw_in_turn(many + few, np.random.default_rng(0))
+    assert sorted(drawn) == sorted(many + few)
+    assert [row.set for row in drawn[:7]] == ["sciq", "dream"] * 3 + ["sciq"]
+    assert collections.Counter(row.template for row in drawn if row.set == "sciq") == {"t0": 10, "t1": 10}
+    own = [row.template for row in drawn if row.set == "sciq"]
+    assert own == ["t0", "t1"] * 10
+    again = rows_room.draw_in_turn(many + few, np.random.default_rng(1))
+    assert again != drawn
+
+
+def test_orders_of_sets_begin_apart_and_with_enough_rows():
+    sizes = {"a": 5, "b": 50, "c": 60, "d": 2, "e": 50}
+    orders = rows_room.draw_orders(sizes, 50, 3, 0)
+    assert all(sorted(order) == sorted(sizes) for order in orders)
+    assert sorted(order[0] for order in orders) == ["b", "c", "e"]
+    assert orders == rows_room.draw_orders(sizes, 50, 3, 0) != rows_room.draw_orders(sizes, 50, 3, 1)
+    with pytest.raises(ValueError, match="4 orders must begin with sets of 50 rows each; got 3"):
+        rows_room.draw_orders(sizes, 50, 4, 0)
+
+
+def make_pool(each=4):
+    return [
+        make_row(own, f"t{i % 2}", f"{own} {i}?\n", f"yes {i}", i) for own in sets.POOL for i in range(each)
+    ]
+
+
+def test_completions_alone_are_learnt_and_long_ones_do_not_end():
+    given = [
+        *make_pool(1),
+        make_row("dream", "t0", "d?\n", "a long answer", 5),
+        make_row("sciq", "t0", "x" * 58),
+    ]
+    found = rows_room.encode_examples(TOKENIZER, [*given, make_row("samsum")], length=60, answer=6)
+    assert found.rows == given[:-1]
+    assert found.sizes() == dict.fromkeys(sets.POOL, 1) | {"dream": 2}
+    ids, said = found.shown[-1]
+    assert TOKENIZER.decode(ids) == "d?\na long" and TOKENIZER.stop_token not in ids
+    assert TOKENIZER.decode(np.array(ids)[said]) == "a long"
+    ids, said = found.shown[0]
+    assert np.array(ids)[said].tolist() == [*TOKENIZER.encode("yes 0"), TOKENIZER.stop_token]
+    with pytest.raises(ValueError, match=r"must have a row of 60 tokens; \['sciq'\] have none"):
+        rows_room.encode_examples(TOKENIZER, [r for r in given[:-2] if r.set != "sciq"], length=60, answer=6)
+
+
+def test_a_batch_holds_the_chosen_sets_and_as_many_rows_at_every_breadth():
+    examples = rows_room.encode_examples(TOKENIZER, make_pool(), length=60, answer=8)
+    for chosen in (["sciq"], ["sciq", "dream", "wiqa"]):
+        batch = rows_room.draw_batch(examples, chosen, 8, 60, 0)
+        assert batch.tokens.shape == (8, 60)
+        texts = [TOKENIZER.decode(row[real > 0]) for row, real in zip(batch.tokens, batch.real, strict=True)]
+        own = collections.Counter(text.split()[0] for text in texts)
+        assert set(own) == set(chosen) and max(own.values()) - min(own.values()) <= 1
+        assert max(collections.Counter(texts).values()) == (2 if len(chosen) == 1 else 1)
+        said = TOKENIZER.decode(batch.tokens[0][batch.predict[0] > 0])
+        assert said.startswith("yes ") and len(said) == 5
+
+
+def test_pilots_and_records_ask_other_rows(tmp_path, monkeypatch):
+    pairs = [(f"Is it {i}?\n", "yes") for i in range(200)]
+    write_archive(tmp_path / sets.ARCHIVE, {"glue_qqp_answer": pairs, "sciq_Direct_Question": pairs})
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path))
+    places = [{row.place for row in rows_room.Mixture(pilot).asked} for pilot in (False, True)]
+    assert places == [set(range(150)), set(range(150, 200))]
+    drawn = rows_room.draw_questions(TOKENIZER, rows_room.Mixture().asked, 5, 9, 0)
+    assert len(drawn) == 5 and all(q.set == "glue_qqp" and q.place < 10 for q in drawn)
+
+
+def make_question(options=("Yes", "No"), answer=1):
+    return rows_room.Question("glue_qqp", "meaning", "Same?\n", options, answer, 0.5, 0)
+
+
+def test_an_answer_has_the_format_only_if_it_says_nothing_else():
+    judged = lambda text: tuple(ask.judge(make_question(), text).values())
+    assert list(ask.judge(make_question(), "")) == ["format", "right", "named"]
+    assert judged(" no.\nBecause they differ.") == (1, 1, 1)
+    assert judged("\n\nYES") == (1, 0, 0)
+    assert judged("No, they are not: yes") == (0, 0, 1)
+    assert judged("They are not") == judged("") == (0, 0, 0)
+    assert ask.judge(make_question(("40 cm", "30 cm"), 0), "40 CM")["right"] == 1
+
+
+def test_an_answer_is_named_first_and_whole():
+    assert ask.find_named(("equivalent", "not equivalent"), "They are not equivalent.") == 1
+    assert ask.find_named(("increase", "decrease"), "It decreases; an INCREASE") == 0
+    assert ask.find_named(("A", "B"), "a good answer is B") == 1
+    assert ask.find_named(("\u2605", "\u2605\u2605"), "\u2605\u2605") == 1
+    assert ask.find_named(("yes", "no"), "none") is None and ask.find_named(("yes", "no"), "piano") is None
+
+
+def test_texts_come_back_in_the_order_of_their_prompts():
+    """Under this model the letter after a is b, and so on: a prompt's last letter decides what is written."""
+    letters = [TOKENIZER.encode(letter)[0] for letter in "abcdefghi"]
+    params = np.full((258, 258), -9.0)
+    params[letters[:-1], letters[1:]] = 9.0
+    params[letters[-1], TOKENIZER.stop_token] = 9.0
+    lm = make_bigram(258, context=64)
+    reader = ask.make_reader_of_instructions(lm, TOKENIZER, [TOKENIZER.stop_token], short=3, batch_size=2)
+    prompts = ["xxxxa", "g", "xxb", "xxxxxf", "c"]
+    assert reader.write(jnp.array(params), prompts, False) == ["bcd", "hi", "cde", "ghi", "def"]
+
+
+def test_letters_are_read_up_to_the_next_question():
+    assert ask.read_letters(" It is (A) or (B). So (C).\nQ: next (A)") == ["(A)", "(B)", "(C)"]
+    assert ask.read_letters("A, or (D)") == []
+
+
+def test_closed_questions_are_asked_as_they_stand_and_ranked_by_likelihood():
+    asked = []
+
+    def write(params, prompts, marked):
+        asked.append((prompts, marked))
+        return [" Yes\n", "no, never"]
+
+    def score(params, items):
+        return [Choices(item.context, item.options) for item in items] and [
+            type("S", (), {"log_prob": np.array([-1.0, -2.0])})() for _ in items
+        ]
+
+    reader = ask.Reader(TOKENIZER, write, write, score)
+    found = ask.ask_closed(reader, None, [make_question(answer=0), make_question(answer=1)])
+    assert asked == [(["Same?\n", "Same?\n"], False)]
+    assert found["said"] == ["yes", "no, never"]
+    assert found["format"] == [1, 0] and found["right"] == [1, 0]
+    assert found["named"] == [1, 1] and found["ranked"] == [1, 0]
+
+
+def test_pronouns_are_asked_with_and_without_a_chain_of_thought():
+    task = published.load_task(published.PRONOUNS)
+    options = ("(A)", "(B)", "(C)")
+    items = [Item({}, "Q: Who? (A) (B) (C)\nA:", options, 1, "x:1", None)] * 2
+    asked = []
+
+    def write(params, prompts, marked):
+        asked.append(prompts)
+        return [" (B), yes (B)", " (A), no, (B)"] if len(asked) == 1 else [" Let me see", " (A), no, (B)"]
+
+    score = lambda params, items: [type("S", (), {"log_prob": np.array([0.0, 1.0, -1.0])})()] * len(items)
+    found = ask.ask_pronouns(ask.Reader(TOKENIZER, None, write, score), None, task, items, 500)
+    assert [prompt.endswith("A: Let's think step by step.") for prompt in (asked[0][0], asked[1][0])] == [
+        0,
+        1,
+    ]
+    assert asked[0][0].endswith("Q: Who? (A) (B) (C)\nA:")
+    assert found["plain"]["names"] == [1, 1] and found["step by step"]["names"] == [0, 1]
+    assert found["plain"]["format"] == [1, 0] and found["step by step"]["format"] == [0, 0]
+    assert found["plain"]["right"] == [1, 0] and found["step by step"]["right"] == [0, 1]
+    assert found["ranked"] == [1, 1]
+
+
+def test_dialogues_their_first_lines_and_rouge_by_hand():
+    prompts = [f"Summarize this dialogue: A: hello {i}\nB: bye\n" for i in range(4)]
+    given = [make_row("samsum", ask.DIALOGUE, p, "A says hello.", i) for i, p in enumerate(prompts)]
+    given += [
+        make_row("samsum", "To_sum_up_this_dialog", "A: hello\n"),
+        make_row("samsum", ask.DIALOGUE, "x" * 90),
+    ]
+    chosen = ask.choose_dialogues(TOKENIZER, given, 3, 60)
+    assert len(chosen) == 3 and all(row.prompt in prompts for row in chosen)
+    assert ask.choose_dialogues(TOKENIZER, given, 9, 60) == given[:4]
+    assert ask.first_utterance(chosen[0]) == f"A: hello {chosen[0].place}"
+    write = lambda params, prompts, marked: ["\n A says hello.\nYes.\n \nMore", "bye", ""]
+    texts = ask.sum_up(ask.Reader(TOKENIZER, None, write, None), None, chosen)
+    assert texts == ["A says hello.\nYes.", "bye", ""]
+    found = ask.rate_summaries(texts, chosen)
+    np.testing.assert_allclose(found["ROUGE-1"], [6 / 7, 0, 0])
+    np.testing.assert_allclose(found["ROUGE-2"], [4 / 5, 0, 0])
+    np.testing.assert_allclose(found["ROUGE-L"], [6 / 7, 0, 0])
+    told = published.describe_dialogues(chosen)
+    assert told["lead_rouge"]["ROUGE-1"][0] == pytest.approx(4 / 6)
+
+
+QUESTIONS = [
+    {"set": own, "uniform": 0.5, "constant": c}
+    for own, c in (("qasc", 0.5), ("glue_qqp", 0.7), ("ag_news", 0.5), ("glue_qqp", 0.7))
+]
+
+
+def test_shares_count_every_set_alike():
+    asked = [{"format": [1, 1, 0, 0]}, {"format": [0, 1, 1, 1]}]
+    names = reports.names_of(QUESTIONS, True)
+    assert names == ["glue_qqp", "ag_news"] and reports.names_of(QUESTIONS, False) == ["qasc"]
+    np.testing.assert_allclose(
+        reports.set_shares(QUESTIONS, asked, "format", names), [[0.5, 0.0], [1.0, 1.0]]
+    )
+    assert reports.chance(QUESTIONS, "constant", names) == pytest.approx(0.6)
+    before = {"0": [{"format": [0, 0, 1, 0]}], "18": asked}
+    np.testing.assert_allclose(
+        reports.gains(QUESTIONS, before, "format", names, "0", "18"), [[50.0, -100.0], [100.0, 0.0]]
+    )
+    before = {"0": [{"format": [0, 1, 0, 0]}, {"format": [0, 1, 0, 1]}], "18": asked}
+    np.testing.assert_allclose(
+        reports.gains(QUESTIONS, before, "format", names, "0", "18"), [[0.0, 0.0], [0.0, 100.0]]
+    )
+    form, right = np.array([[0.5, 0.5], [0.0, 0.0]]), np.array([[0.5, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(reports.right_given_format(right, form), [0.5, np.nan])
+
+
+def test_shares_are_shown_with_what_their_draws_carry():
+    assert reports.cell(np.array([0.5])) == "50.0" and reports.cell(np.array([np.nan])) == "none"
+    assert reports.cell(np.array([0.5, np.nan, 0.25])) == "37.5 (50.0, 25.0)"
+    assert reports.cell(np.array([1.0, 1.0, 1.0])) == "100.0 [100.0, 100.0]"
+
+
+def test_breadths_rise_within_the_pool():
+    with pytest.raises(ValueError, match="breadths must rise to at most 18 sets"):
+        experiment.Config(breadths=(4, 1))
+    with pytest.raises(ValueError, match="breadths must rise to at most 18 sets"):
+        experiment.Config(breadths=(1, 19))
+    with pytest.raises(ValueError, match="world_breadths must divide 48"):
+        experiment.Config(world_breadths=(1, 5))
+
+
+def test_the_world_picks_and_writes_by_hand():
+    items = jnp.array([7, 15, 2, 9, 4])
+    picked = [int(world.pick(jnp.array(rule), items)) for rule in range(len(world.RULES))]
+    assert picked == [7, 15, 2, 9, 4, 15, 2, 7]
+    m, o, c, stop, pad = world.MARK, world.OPEN, world.CLOSE, world.STOP, world.PAD
+    expected = [
+        *([15, stop, pad, pad], [15, 15, stop, pad], [15, 15, 15, stop], [m, 15, stop, pad]),
+        *([15, m, stop, pad], [o, 15, c, stop], [0, stop, pad, pad], [7, stop, pad, pad]),
+    ]
+    forms = jnp.arange(len(world.FORMS))
+    assert jax.vmap(world.write_answer, (0, None))(forms, jnp.array(15)).tolist() == expected
+
+
+def test_a_row_of_the_world_asks_and_its_answer_alone_is_learnt():
+    asked = world.draw_lists(jax.random.key(0), jnp.array([8 * 4 + 2, 8 * 5 + 6]))
+    assert asked.rule.tolist() == [4, 5] and asked.form.tolist() == [2, 6]
+    assert all(len(set(row)) == world.ITEMS for row in asked.items.tolist())
+    rows = world.as_rows(asked)
+    words = [[world.WORD + 4, world.WORD + 8 + 2], [world.WORD + 5, world.WORD + 8 + 6]]
+    items = asked.items.tolist()
+    last, largest = items[0][-1], max(items[1])
+    assert rows.tokens.tolist() == [
+        [*words[0], *items[0], world.ASK, last, last, last, world.STOP],
+        [*words[1], *items[1], world.ASK, (largest + 1) % 16, world.STOP, world.PAD, world.PAD],
+    ]
+    assert rows.predict.tolist() == [[0.0] * 8 + [1.0] * 4, [0.0] * 8 + [1.0, 1.0, 0.0, 0.0]]
+    assert rows.real.tolist() == [[1.0] * 12, [1.0] * 10 + [0.0] * 2]
+
+
+def test_the_worlds_answers_are_judged_by_their_form_and_their_symbol():
+    asked = world.Asked(jnp.zeros(4, int), jnp.full(4, 3), jnp.tile(jnp.array([7, 15, 2, 9, 4]), (4, 1)))
+    said = [[world.MARK, 7, world.STOP, world.PAD], [world.MARK, 9, world.STOP, world.PAD]]
+    said += [[world.MARK, 8, world.STOP, world.PAD], [7, world.STOP, world.PAD, world.PAD]]
+    found = world.judge_answers(asked, jnp.array(said))
+    assert found["right"].tolist() == [1, 0, 0, 0] and found["format"].tolist() == [1, 1, 0, 0]
+
+
+def test_every_word_is_learnt_and_asked():
+    learnt, unseen = world.split_tasks(0)
+    assert sorted([*learnt, *unseen]) == list(range(64)) and learnt.tolist() != sorted(learnt)
+    for part, times in ((learnt, 6), (unseen, 2)):
+        for words in np.divmod(part, 8):
+            assert np.bincount(words).tolist() == [times] * 8
+    assert world.split_tasks(0)[0].tolist() == learnt.tolist() != world.split_tasks(1)[0].tolist()
+    assert world.split_tasks(1)[1].tolist() != unseen.tolist()
+    assert world.words_known(learnt, unseen).all() and not world.words_known(learnt[:1], unseen).any()
+    known = world.words_known(np.array([8 * 1 + 2, 8 * 3 + 4]), np.array([8 * 1 + 4, 8 * 1 + 5, 8 * 2 + 4]))
+    assert known.tolist() == [True, False, False]
+
+
+def test_shares_of_the_world_by_hand():
+    row = {
+        "known": [[1, 0], [0, 0]],
+        "unseen": {"format": [[1.0, 0.5], [0.0, 0.0]], "right": [[0.5, 0], [0, 0]]},
+    }
+    found = reports.unseen_shares(row)
+    np.testing.assert_allclose(found["known"], [0.5, 0.0])
+    np.testing.assert_allclose(found["format"], [0.75, 0.0])
+    np.testing.assert_allclose(found["given"], [1 / 3, np.nan])
+    np.testing.assert_allclose(found["known format"], [1.0, np.nan])
+    np.testing.assert_allclose(found["known right"], [0.5, np.nan])
+    np.testing.assert_allclose(found["known given"], [0.5, np.nan])
+    other = reports.unseen_shares(row, [[0, 1], [1, 1]])
+    np.testing.assert_allclose(other["known format"], [0.5, 0.0])
+
+
+@pytest.mark.slow
+def test_lora_learns_every_row_once_and_leaves_the_base_alone():
+    lm = transformer.make_transformer(transformer.TransformerConfig(258, 8, 1, 2, 60))
+    model = published.Published(lm, draw_params(lm), TOKENIZER)
+    config = experiment.Config(model_steps=3, model_batch=2, model_rate=0.1, rank=2)
+    untuned, tune = published.make_tuner(config, model)
+    examples = rows_room.encode_examples(TOKENIZER, make_pool(), length=60, answer=8)
+    batch = rows_room.draw_batch(examples, ["sciq", "dream"], 6, 60, 0)
+    tuned, losses = tune(batch)
+    row = jax.tree.map(lambda x: x[0], batch)
+    hidden = lambda params: np.asarray(lm.encode(params, row.tokens, row.real)[0])
+    np.testing.assert_array_equal(hidden(untuned), hidden(model.params))
+    assert np.abs(hidden(tuned) - hidden(untuned)).max() > 1e-3
+    assert len(losses) == 3
+    other = batch._replace(tokens=np.concatenate([batch.tokens[:4], batch.tokens[:2]]))
+    _, changed = tune(other)
+    assert changed[:2] == losses[:2] and changed[2] != losses[2]
+
+
+def test_a_resumed_condition_is_not_tuned_again(tmp_path):
+    """What a folder has, `once` returns; the run in miniature counts on it."""
+    config = experiment.Config(out=str(tmp_path / "run"))
+    folder = config.open_folder()
+    calls = []
+    make = lambda: calls.append(1) or {"asked": 1}
+    assert folder.once("1_sets_draw_0", make) == folder.once("1_sets_draw_0", make) == {"asked": 1}
+    assert calls == [1]
+
+
+CHAT = (
+    "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data folder with a small mixture, and questions about pronouns."""
+    files = {}
+    for k, own in enumerate(sets.POOL):
+        pairs = [(f"What {own[:4]} is number {i}?\n", f"it is {(i + k) % 7}") for i in range(40)]
+        files |= {f"{own}_one": pairs[:20], f"{own}_two": pairs[20:]}
+    for own, templates in sets.TESTS.items():
+        for template, allowed in templates.items():
+            if not isinstance(allowed, str):
+                n = len(allowed)
+                files[f"{own}_{template}"] = [(f"Say {i}?\n", allowed[i % n]) for i in range(160)]
+    talk = [(f"{ask.BEFORE_DIALOGUE}A: hi {i}\nB: bye\n", "A says hi to B.") for i in range(6)]
+    files[f"samsum_{ask.DIALOGUE}"] = talk
+    write_archive(tmp_path / "data" / sets.ARCHIVE, files)
+    asked = [{"input": f"Who {i}?\nOptions:\n(A) x\n(B) y\n(C) z", "target": "(B)"} for i in range(5)]
+    path = tmp_path / "data" / "reasoning" / "bbh" / "disambiguation_qa.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"canary": "", "examples": asked}))
+    monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
+    lm = transformer.make_transformer(transformer.TransformerConfig(258, 8, 1, 2, 400))
+    chatting = Tokenizer(TOKENIZER._backend, TOKENIZER.special, ChatTemplate(CHAT, {}))
+    model = published.Published(lm, draw_params(lm), chatting)
+    monkeypatch.setattr(published, "load_published", lambda folder: model)
+    drawn, closed, examples = [], [], []
+    real = {name: getattr(published, name) for name in ("draw_batch", "ask_closed", "sum_up", "ask_pronouns")}
+    tuned = lambda params: bool(np.any(params["layers"]["query"]["lora"]["b"]))
+
+    def spy(name, seen, note):
+        monkeypatch.setattr(published, name, lambda *a: seen.append(note(*a)) or real[name](*a))
+
+    spy("draw_batch", drawn, lambda rows, chosen, *_: chosen)
+    spy("ask_closed", closed, lambda reader, params, questions, chat: (chat, tuned(params)))
+    spy("sum_up", examples, lambda reader, params, rows, chat: (chat, tuned(params)))
+    spy("ask_pronouns", examples, lambda reader, params, task, items, room, chat: (chat, tuned(params)))
+    small = {"seeds": 2, "world_breadths": (1, 48), "width": 32, "layers": 1, "lists": 8, "world_steps": 500}
+    small |= {"breadths": (1, 3), "length": 64, "model_length": 64, "model_draws": 2, "model_steps": 2}
+    small |= {
+        "model_batch": 3,
+        "model_questions": 3,
+        "items": 4,
+        "dialogues": 3,
+        "rank": 2,
+        "long_answer": 16,
+    }
+    config = experiment.Config(out=str(tmp_path / "run"), parts=("world", "model"), **small)
+    experiment.main(config)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    one, all_of_them = (found["world"][n] for n in ("1", "48"))
+    assert np.shape(one["unseen"]["right"]) == (2, 16) and np.shape(one["learnt"]["right"]) == (2, 48)
+    form = [np.mean(row["learnt"]["format"], 1) for row in (one, all_of_them)]
+    assert (np.array(one["learnt"]["format"])[:, 0] > 0.9).all()  # the task that was learnt
+    assert form[0].max() < 0.5 and np.mean(one["unseen"]["format"]) < 0.5
+    assert form[1].min() > form[0].max()
+    assert np.all(all_of_them["known"]) and not np.any(one["known"])
+    told = found["model"]
+    assert list(told["asked"]) == ["chat", "0", "1", "3"] and len(told["asked"]["3"]) == 2
+    assert list(told["examples"]) == ["chat", "0", "3"]
+    assert len(told["examples"]["3"]["pronouns"]["plain"]["said"]) == 4
+    assert len(told["examples"]["3"]["rouge"]["ROUGE-L"]) == 3
+    assert drawn == [told["sets"][i][:n] for n in (1, 3) for i in (0, 1)]
+    assert closed == [(True, False), (False, False)] + 4 * [(False, True)]
+    assert examples == 2 * [(True, False)] + 2 * [(False, False)] + 2 * [(False, True)]
+    out = capsys.readouterr().out
+    assert "unseen families" in out and "3 sets less untuned" in out and "ROUGE-L, 3 sets less" in out
+    assert "unseen, format, 48 less 1 tasks" in out
+    for part in ("world", "model"):
+        assert (tmp_path / "run" / f"instruction_tuning_{part}.png").stat().st_size > 10_000
+    monkeypatch.setattr(published.Asked, "closed", None)  # a continued run asks nothing again
+    experiment.main(experiment.Config(**(vars(config) | {"resume": True})))
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
