@@ -176,7 +176,7 @@ def test_labels_must_hold_what_is_shown(tmp_path):
 def test_the_policy_follows_its_judge(task, tmp_path, judge):
     """To the first option, which a reward model has learnt to prefer, or is right for every question."""
     rates = {"policy_rate": 3e-2, "judged_rate": 3e-2, "kl_coef": 0.0, "judged_kl_coef": 0.0}
-    config = small(tmp_path, **rates, steps=30, passes=40, reward_rate=1e-2)
+    config = small(tmp_path, **rates, group=32, steps=30, passes=40, reward_rate=1e-2)
     ladder = experiment.Ladder(config, task)
     rows = [item for item in task.pool if item.answer == 0][:8]
     reward = ladder.fit_reward(0, ladder.part, rows) if judge == "a reward model" else None
