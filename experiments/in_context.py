@@ -5,11 +5,12 @@ an update; the context locates a concept that the model already has; its limits 
 tasks, which need gradients. Small transformers (2 layers of 64) are trained on prompts of one kind and then
 read fresh ones, beside a reader who knows everything that can be known. *Functions*: pairs of x and w x, w
 drawn anew for each prompt (d = 3). *Concepts*: documents of examples from one of 6 hidden Markov models,
-whose posterior is computed exactly, and documents of models that training never had.
+whose posterior is computed exactly, and documents of models that training never had. *Words*: tasks of text
+with label words drawn anew.
 
-Measured (`python experiments/in_context.py`: 4 seeds, each a world of its own, 512 prompts each, 95% t
-intervals; about 30 minutes of CPU time; the rate of functions was chosen on another seed, that of concepts is
-the first one tried):
+Measured (`python experiments/in_context.py --parts functions concepts`: 4 seeds, each a world of its own, 512
+prompts each, 95% t intervals; about 30 minutes of CPU time; the rate of functions was chosen on another seed,
+that of concepts is the first one tried):
 
     examples before         0               1               2               4               8
     functions, squared error / d
@@ -46,8 +47,22 @@ Raw, examples lower it in both tasks. Contextual calibration mends that on TREC 
 in the context: learning them beats showing them there (E3). On TREC it answers 39.6 [22, 57], level with what
 calibration makes of showing them (one rate, which was not chosen).
 
-The part `words` (random label words, a held-out field, fine-tuning instead) is not measured yet: in 2,500
-steps it came to guess between the two labels (47% right), at any of the rates tried.
+*Words* (`--parts words`: 4 seeds, 512 prompts each, right labels in per cent, t intervals cut at 100; 41
+minutes on 2 CPU cores that four jobs shared): sentences of two words, one of which decides; which, and what its four
+words are called, is drawn anew, 12 of the 48 tasks never in training:
+
+    examples                   0              1              2              4              8
+    known tasks                30.3 +- 3.1    45.9 +- 3.1    57.7 +- 4.9    83.4 +- 4.6    97.8 [95, 100]
+    held-out tasks             14.9 +- 2.2    33.3 +- 3.5    46.5 +- 3.9    72.8 +- 7.8    93.1 [86, 100]
+      Bayes, all 48 alike      24.7 +- 2.8    43.4 +- 4.0    57.3 +- 4.8    88.7 +- 1.4    99.3 +- 0.5
+      fine-tuned on as many                                  37.4 +- 2.0    53.9 +- 7.3    75.9 +- 4.8
+
+Eight examples of a task that training never had are worth more in the context than learnt (+17.3 +- 11.5,
+paired), and cost no update; from 32 on, fine-tuning is at 99.1 [98, 100]. Before any example the model bets
+against the held-out tasks, which it knows not to occur. It took rotary positions, kernels five times as wide
+and a label for every word: with two labels, or the language models' narrow start, 2,500 steps at three rates
+taught nothing; with these two of the four seeds still guessed after 3,000 steps, none after 8,000. Rates of
+fine-tuning 1e-3, 3e-3, 1e-2, the best on the first 8 of 32 tasks for each number.
 """
 
 import time

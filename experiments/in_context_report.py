@@ -101,5 +101,6 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
         "examples in the context",
         panels,
         title="in-context learning, no update; 95%",
+        columns=min(2, len(panels)),
         bounds={label: (0.0, 100.0) for label in panels if "[%]" in label},
     )
