@@ -48,8 +48,8 @@ in the context: learning them beats showing them there (E3). On TREC it answers 
 calibration makes of showing them (one rate, which was not chosen).
 
 *Words* (`--parts words`: 4 seeds, 512 prompts each, right labels in per cent, t intervals cut at 100; 41
-minutes on 2 CPU cores that four jobs shared): sentences of two words, one of which decides; which, and what its four
-words are called, is drawn anew, 12 of the 48 tasks never in training:
+minutes on 2 CPU cores that four jobs shared): sentences of two words, one of which decides; which, and what
+its four words are called, is drawn anew, 12 of the 48 tasks never in training:
 
     examples                   0              1              2              4              8
     known tasks                30.3 +- 3.1    45.9 +- 3.1    57.7 +- 4.9    83.4 +- 4.6    97.8 [95, 100]

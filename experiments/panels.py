@@ -62,7 +62,7 @@ def save_panels(
     rows = -(-len(panels) // columns)
     fig, axes = plots.panels(rows, columns, size=(4.6 * columns, 3.0 * rows + 0.6))
     fig.suptitle(title)
-    shared = len({tuple(curves) for curves in panels.values()}) == 1
+    shared = len(panels) > 1 and len({tuple(curves) for curves in panels.values()}) == 1
     for ax, (y_label, curves) in zip(axes, panels.items(), strict=False):
         draw_curves(ax, curves, bounds=(bounds or {}).get(y_label, (-np.inf, np.inf)))
         ax.set_xlabel(x_label, fontsize=10)
