@@ -182,15 +182,19 @@ class Ladder:
             for by in (paid, ask_person)
         )
 
-    def steps_for(self, rows: int, passes: int) -> int:
-        """Return the steps of so many passes over rows."""
-        return passes * rows // self.config.batch
+    def tuning_steps(self, rows: int) -> int:
+        """Return the steps of tuning on so many right answers."""
+        return self.config.passes * rows // self.config.batch
+
+    def reward_steps(self) -> int:
+        """Return the steps of the reward model."""
+        return self.config.passes // 2 * self.config.pairs // self.config.batch
 
     def tune(self, draw: int, items: Any) -> Params:
         """Return the first LoRA after it has learnt the right answers of some rows."""
         config = self.config
         rows = self.task.demonstrations(items)
-        index = in_turn(len(items), config.batch, self.steps_for(len(items), config.passes), draw)
+        index = in_turn(len(items), config.batch, self.tuning_steps(len(items)), draw)
         start = self.tuning.learner.init(self.key, LMHParams(config.tuning_rate), self.part, self.base)
         return self.tuning.run(start, rows, index, self.base).params
 
@@ -206,8 +210,7 @@ class Ladder:
         head = init_scalar_head(jax.random.key(draw), task.lm.config.width)
         start, base = {"lm": tuned, "head": head}, {"lm": self.base, "head": head}
         hparams = align.RewardHParams(config.reward_rate)
-        steps = self.steps_for(len(items), config.passes // 2)
-        index = in_turn(len(items), config.batch, steps, draw + 1)
+        index = in_turn(len(items), config.batch, self.reward_steps(), draw + 1)
         state = self.reward.learner.init(self.key, hparams, start, base)
         return self.reward.run(state, rows, index, base).params
 
@@ -282,12 +285,12 @@ def count_costs(ladder: Ladder) -> dict[str, Cost]:
         add(f"{count} examples in the context", f"{count} right answers", 0, 0, tokens, below)
 
     def tuning(rows: int) -> int:
-        return ladder.steps_for(rows, config.passes) * config.batch * (config.length + 1)
+        return ladder.tuning_steps(rows) * config.batch * (config.length + 1)
 
     shown = f"{max(config.shown)} examples in the context"
     for rows, below in ((first, shown), (config.labels, f"tuned on {first}")):
         add(f"tuned on {rows}", f"{rows} right answers", tuning(rows), tuning(rows), asked, below)
-    pairs = ladder.steps_for(config.pairs, config.passes // 2) * config.batch * (config.length + 2)
+    pairs = ladder.reward_steps() * config.batch * (config.length + 2)
     prompts = config.steps * config.batch * config.length
     # Sampling, the reference and the update read a prompt once, the reward model with each of its answers.
     answers = config.steps * config.batch * config.group
