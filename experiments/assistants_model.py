@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 from assistants_rules import Written
+from published import load_published
 
-from jaxrl_align.nets.transformer import make_transformer
-from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.text.completion import make_completer
 from jaxrl_align.text.generation import Filters
 
@@ -24,13 +23,15 @@ def write_published(config: Any, prompts: Sequence[str]) -> dict[str, list[Writt
     Raises:
       ValueError: for a model without a tokenizer, a stop token or a chat template.
     """
-    model = load_model(config.model or find_model())
+    model = load_published(config.model)
     tokenizer = model.tokenizer
-    if tokenizer is None or tokenizer.chat_template is None or not model.stop_tokens:
-        raise ValueError(f"{config.model} must have a tokenizer with a chat template, and a stop token")
+    if tokenizer.chat_template is None or not model.stop_tokens:
+        raise ValueError(
+            "the published model must have a chat template and a stop token; name another, --model"
+        )
     end = tokenizer.special_token(END_OF_DOCUMENT)
     complete = make_completer(
-        make_transformer(model.config),
+        model.lm,
         response_length=config.model_tokens,
         stop_tokens=[*model.stop_tokens, *([] if end is None else [end])],
         filters=Filters(top_k=1),

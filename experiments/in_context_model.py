@@ -1,38 +1,21 @@
 """The published model of `in_context.py`: examples in its context, or the same examples learnt by a LoRA."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from published import Published, load_published
 
 from jaxrl_align.evaluate import Item, Task, load_task, make_prompts, run_task
 from jaxrl_align.evaluate.run_task import draw_items
 from jaxrl_align.feedback import pad_demonstrations
 from jaxrl_align.nets import init_lora, overlay
-from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.types import Params, TokenBatch
 
 RULES = ("raw", "calibrated")
-
-
-class Published(NamedTuple):
-    """A model from a folder."""
-
-    lm: Any
-    params: Params
-    tokenizer: Any
-
-
-def load_published(folder: str) -> Published:
-    """Read the model, SmolLM2-135M-Instruct unless a folder is named."""
-    found = load_model(folder or find_model())
-    if found.tokenizer is None:
-        raise ValueError(f"{folder} must hold a tokenizer.json; got none")
-    return Published(make_transformer(found.config), found.params, found.tokenizer)
 
 
 def ask(model: Published, task: Task, config: Any, params: Params, shots: int, seed: int) -> dict[str, float]:

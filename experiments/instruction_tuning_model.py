@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from in_context_model import Published, load_published
 from instruction_tuning_ask import (
     ask_closed,
     ask_pronouns,
@@ -25,6 +24,7 @@ from instruction_tuning_rows import (
     encode_examples,
 )
 from instruction_tuning_sets import Row
+from published import Published, load_published
 
 from jaxrl_align.evaluate import load_task, read_items
 from jaxrl_align.evaluate.run_task import choose_items

@@ -108,6 +108,11 @@ class Config:
         """Refuse what would fail after minutes."""
         if self.draws < 2:
             raise ValueError(f"draws must be at least 2, for an interval; got {self.draws}")
+        for name in ("pairs", "questions"):
+            if getattr(self, name) < self.batch:
+                raise ValueError(
+                    f"{name} must be at least a batch of {self.batch}; got {getattr(self, name)}"
+                )
         if self.labels < 2 * self.batch or max(self.shown) > self.labels:
             raise ValueError(
                 f"labels must be at least two batches and hold what is shown; got labels={self.labels}, "

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from published import load_published
 
 from jaxrl_align.data.tokenizers import left_pad, right_pad
 from jaxrl_align.evaluate import Item, Task, draw_examples, load_task, make_prompts, read_items
 from jaxrl_align.evaluate.run_task import choose_items
 from jaxrl_align.feedback import pad_demonstrations
-from jaxrl_align.nets.transformer import LanguageModel, make_transformer
-from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.types import Comparisons, PaddedTokens, Params, TokenBatch
 
 ROWS = 10
@@ -46,15 +45,12 @@ class LadderTask:
     model writes: its format is right if it is any option's first.
 
     Raises:
-      ValueError: for a task without fixed options, or options that begin alike.
+      ValueError: for a task without fixed options, or options that begin alike; as `load_published`.
     """
 
     def __init__(self, folder: str, task: str, items: int, length: int) -> None:
-        found = load_model(folder or find_model())
-        if found.tokenizer is None:
-            raise ValueError(f"{folder} must hold a tokenizer.json; got none")
-        self.lm: LanguageModel = make_transformer(found.config)
-        self.params, self.tokenizer, self.length = found.params, found.tokenizer, length
+        self.lm, self.params, self.tokenizer, _ = load_published(folder)
+        self.length = length
         self.task: Task = load_task(task)
         self.items = choose_items(self.task, read_items(self.task), items)
         pool = read_items(self.task, "examples")

@@ -252,7 +252,7 @@ def _perturbed(
         changed = [i for i, item in enumerate(sample.items) if texts[i] != item.input]
         scores = original.copy()
         if changed:
-            asked = [sample.items[i]._replace(input=texts[i]) for i in changed]
+            asked = [sample.items[i]._replace(input=texts[i], own=None) for i in changed]
             scores[changed] = _score(metric, asked, _ask(answer, asked))
         rows.append(scores)
         found[name] = Figure(_mean(sample, metric, scores), f"changes {len(changed)} of {len(texts)} items")

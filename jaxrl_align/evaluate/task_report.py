@@ -117,7 +117,7 @@ def _possible(
             item = of_text[text]
             changed = perturb_within(perturb, text, item.own, random)
             try:
-                asker.make_prompts([item._replace(input=changed)])
+                asker.make_prompts([item._replace(input=changed, own=None)])
             except ValueError:
                 return text
             return changed

@@ -189,9 +189,8 @@ class Chatting(Letters):
 def test_the_published_model_is_asked_in_batches_of_one_size_and_in_both_ways(monkeypatch):
     """What is filled up is dropped again; texts keep their prompts' order."""
     tokenizer, asked = Chatting(), []
-    model = SimpleNamespace(config=None, params="weights", stop_tokens=(1,), tokenizer=tokenizer)
-    monkeypatch.setattr(published, "load_model", lambda folder: model)
-    monkeypatch.setattr(published, "make_transformer", lambda config: "model")
+    model = SimpleNamespace(lm="model", params="weights", stop_tokens=(1,), tokenizer=tokenizer)
+    monkeypatch.setattr(published, "load_published", lambda folder: model)
     monkeypatch.setattr(published, "BATCH", 2)
 
     def make(lm, **options):
@@ -286,8 +285,8 @@ def test_the_published_model_is_asked_greedily(monkeypatch):
     config = TransformerConfig(25, 8, 1, 2, 64)
     lm = make_transformer(config)
     params = jax.tree.map(lambda x: 3.0 * x, lm.init(jax.random.key(0)))
-    model = SimpleNamespace(config=config, params=params, stop_tokens=(1,), tokenizer=Chatting())
-    monkeypatch.setattr(published, "load_model", lambda folder: model)
+    model = SimpleNamespace(lm=lm, params=params, stop_tokens=(1,), tokenizer=Chatting())
+    monkeypatch.setattr(published, "load_published", lambda folder: model)
     monkeypatch.setattr(published, "BATCH", 2)
     prompts = ["abc", "def", "cba"]
     found = published.write_published(SimpleNamespace(model="somewhere", model_tokens=3), prompts)

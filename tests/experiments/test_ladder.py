@@ -9,10 +9,10 @@ import pytest
 
 from jaxrl_align.data.tokenizers import train_bpe
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
-from jaxrl_align.runtime.huggingface import Pretrained
 from tests.experiments.loading import load
 from tests.tiny import draw_params
 
+Published = load("published").Published
 report = load("ladder_report")
 setting = load("ladder_task")
 experiment = load("ladder")
@@ -42,9 +42,9 @@ ROWS = {
 
 
 @pytest.fixture(scope="module")
-def pretrained():
-    config = TransformerConfig(290, 16, 1, 2, 120)
-    return Pretrained(config, draw_params(make_transformer(config)), (1,), train_bpe([TEXT] * 4, 290))
+def model():
+    lm = make_transformer(TransformerConfig(290, 16, 1, 2, 120))
+    return Published(lm, draw_params(lm), train_bpe([TEXT] * 4, 290))
 
 
 def write_task(folder, *options):
@@ -56,8 +56,8 @@ def write_task(folder, *options):
 
 
 @pytest.fixture
-def task(tmp_path, monkeypatch, pretrained):
-    monkeypatch.setattr(setting, "load_model", lambda folder: pretrained)
+def task(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(setting, "load_published", lambda folder: model)
     return setting.LadderTask("a folder", write_task(tmp_path, "blue", "red"), 3, 30)
 
 
@@ -108,8 +108,8 @@ def test_questions_that_are_too_long_are_no_training_rows(tmp_path, task):
     assert 0 < len(shorter.pool) < len(task.pool)
 
 
-def test_options_that_begin_alike_are_refused(tmp_path, monkeypatch, pretrained):
-    monkeypatch.setattr(setting, "load_model", lambda folder: pretrained)
+def test_options_that_begin_alike_are_refused(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(setting, "load_published", lambda folder: model)
     path = write_task(tmp_path, "blue sea", "blue sky")
     with pytest.raises(ValueError, match="begin with different tokens"):
         setting.LadderTask("a folder", path, 3, 30)
@@ -187,8 +187,8 @@ def test_the_policy_follows_its_judge(task, tmp_path, judge):
 
 
 @pytest.mark.slow
-def test_a_run_in_miniature(tmp_path, monkeypatch, pretrained, capsys):
-    monkeypatch.setattr(setting, "load_model", lambda folder: pretrained)
+def test_a_run_in_miniature(tmp_path, monkeypatch, model, capsys):
+    monkeypatch.setattr(setting, "load_published", lambda folder: model)
     config = small(tmp_path, task=write_task(tmp_path, "blue", "red"), model="a folder")
     experiment.main(config)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
