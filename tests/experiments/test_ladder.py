@@ -169,6 +169,8 @@ def test_labels_must_hold_what_is_shown(tmp_path):
         small(tmp_path, shown=(9,))
     with pytest.raises(ValueError, match="draws must be at least 2"):
         small(tmp_path, draws=1)
+    with pytest.raises(ValueError, match="pairs must be at least a batch of 4; got 3"):
+        small(tmp_path, pairs=3)
 
 
 @pytest.mark.slow
