@@ -6,17 +6,15 @@ import json
 import tarfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrl_align.data import byte_tokenizer
 from jaxrl_align.data.chat import ChatTemplate
 from jaxrl_align.data.tokenizers import Tokenizer
-from jaxrl_align.evaluate import Choices, Item
 from jaxrl_align.nets import transformer
 from tests.experiments.loading import load
-from tests.tiny import draw_params, make_bigram
+from tests.tiny import draw_params
 
 sets = load("instruction_tuning_sets")
 rows_room = load("instruction_tuning_rows")
@@ -191,110 +189,6 @@ def test_pilots_and_records_ask_other_rows(tmp_path, monkeypatch):
     assert len(drawn) == 5 and all(q.set == "glue_qqp" and q.place < 10 for q in drawn)
 
 
-def make_question(options=("Yes", "No"), answer=1):
-    return rows_room.Question("glue_qqp", "meaning", "Same?\n", options, answer, 0.5, 0)
-
-
-def test_an_answer_has_the_format_only_if_it_says_nothing_else():
-    judged = lambda text: tuple(ask.judge(make_question(), text).values())
-    assert list(ask.judge(make_question(), "")) == ["format", "right", "named"]
-    assert judged(" no.\nBecause they differ.") == (1, 1, 1)
-    assert judged("\n\nYES") == (1, 0, 0)
-    assert judged("No, they are not: yes") == (0, 0, 1)
-    assert judged("They are not") == judged("") == (0, 0, 0)
-    assert ask.judge(make_question(("40 cm", "30 cm"), 0), "40 CM")["right"] == 1
-
-
-def test_an_answer_is_named_first_and_whole():
-    assert ask.find_named(("equivalent", "not equivalent"), "They are not equivalent.") == 1
-    assert ask.find_named(("increase", "decrease"), "It decreases; an INCREASE") == 0
-    assert ask.find_named(("A", "B"), "a good answer is B") == 1
-    assert ask.find_named(("\u2605", "\u2605\u2605"), "\u2605\u2605") == 1
-    assert ask.find_named(("yes", "no"), "none") is None and ask.find_named(("yes", "no"), "piano") is None
-
-
-def test_texts_come_back_in_the_order_of_their_prompts():
-    """Under this model the letter after a is b, and so on: a prompt's last letter decides what is written."""
-    letters = [TOKENIZER.encode(letter)[0] for letter in "abcdefghi"]
-    params = np.full((258, 258), -9.0)
-    params[letters[:-1], letters[1:]] = 9.0
-    params[letters[-1], TOKENIZER.stop_token] = 9.0
-    lm = make_bigram(258, context=64)
-    reader = ask.make_reader_of_instructions(lm, TOKENIZER, [TOKENIZER.stop_token], short=3, batch_size=2)
-    prompts = ["xxxxa", "g", "xxb", "xxxxxf", "c"]
-    assert reader.write(jnp.array(params), prompts, False) == ["bcd", "hi", "cde", "ghi", "def"]
-
-
-def test_letters_are_read_up_to_the_next_question():
-    assert ask.read_letters(" It is (A) or (B). So (C).\nQ: next (A)") == ["(A)", "(B)", "(C)"]
-    assert ask.read_letters("A, or (D)") == []
-
-
-def test_closed_questions_are_asked_as_they_stand_and_ranked_by_likelihood():
-    asked = []
-
-    def write(params, prompts, marked):
-        asked.append((prompts, marked))
-        return [" Yes\n", "no, never"]
-
-    def score(params, items):
-        return [Choices(item.context, item.options) for item in items] and [
-            type("S", (), {"log_prob": np.array([-1.0, -2.0])})() for _ in items
-        ]
-
-    reader = ask.Reader(TOKENIZER, write, write, score)
-    found = ask.ask_closed(reader, None, [make_question(answer=0), make_question(answer=1)])
-    assert asked == [(["Same?\n", "Same?\n"], False)]
-    assert found["said"] == ["yes", "no, never"]
-    assert found["format"] == [1, 0] and found["right"] == [1, 0]
-    assert found["named"] == [1, 1] and found["ranked"] == [1, 0]
-
-
-def test_pronouns_are_asked_with_and_without_a_chain_of_thought():
-    task = published.load_task(published.PRONOUNS)
-    options = ("(A)", "(B)", "(C)")
-    items = [Item({}, "Q: Who? (A) (B) (C)\nA:", options, 1, "x:1", None)] * 2
-    asked = []
-
-    def write(params, prompts, marked):
-        asked.append(prompts)
-        return [" (B), yes (B)", " (A), no, (B)"] if len(asked) == 1 else [" Let me see", " (A), no, (B)"]
-
-    score = lambda params, items: [type("S", (), {"log_prob": np.array([0.0, 1.0, -1.0])})()] * len(items)
-    found = ask.ask_pronouns(ask.Reader(TOKENIZER, None, write, score), None, task, items, 500)
-    assert [prompt.endswith("A: Let's think step by step.") for prompt in (asked[0][0], asked[1][0])] == [
-        0,
-        1,
-    ]
-    assert asked[0][0].endswith("Q: Who? (A) (B) (C)\nA:")
-    assert found["plain"]["names"] == [1, 1] and found["step by step"]["names"] == [0, 1]
-    assert found["plain"]["format"] == [1, 0] and found["step by step"]["format"] == [0, 0]
-    assert found["plain"]["right"] == [1, 0] and found["step by step"]["right"] == [0, 1]
-    assert found["ranked"] == [1, 1]
-
-
-def test_dialogues_their_first_lines_and_rouge_by_hand():
-    prompts = [f"Summarize this dialogue: A: hello {i}\nB: bye\n" for i in range(4)]
-    given = [make_row("samsum", ask.DIALOGUE, p, "A says hello.", i) for i, p in enumerate(prompts)]
-    given += [
-        make_row("samsum", "To_sum_up_this_dialog", "A: hello\n"),
-        make_row("samsum", ask.DIALOGUE, "x" * 90),
-    ]
-    chosen = ask.choose_dialogues(TOKENIZER, given, 3, 60)
-    assert len(chosen) == 3 and all(row.prompt in prompts for row in chosen)
-    assert ask.choose_dialogues(TOKENIZER, given, 9, 60) == given[:4]
-    assert ask.first_utterance(chosen[0]) == f"A: hello {chosen[0].place}"
-    write = lambda params, prompts, marked: ["\n A says hello.\nYes.\n \nMore", "bye", ""]
-    texts = ask.sum_up(ask.Reader(TOKENIZER, None, write, None), None, chosen)
-    assert texts == ["A says hello.\nYes.", "bye", ""]
-    found = ask.rate_summaries(texts, chosen)
-    np.testing.assert_allclose(found["ROUGE-1"], [6 / 7, 0, 0])
-    np.testing.assert_allclose(found["ROUGE-2"], [4 / 5, 0, 0])
-    np.testing.assert_allclose(found["ROUGE-L"], [6 / 7, 0, 0])
-    told = published.describe_dialogues(chosen)
-    assert told["lead_rouge"]["ROUGE-1"][0] == pytest.approx(4 / 6)
-
-
 QUESTIONS = [
     {"set": own, "uniform": 0.5, "constant": c}
     for own, c in (("qasc", 0.5), ("glue_qqp", 0.7), ("ag_news", 0.5), ("glue_qqp", 0.7))
@@ -334,72 +228,6 @@ def test_breadths_rise_within_the_pool():
         experiment.Config(breadths=(1, 19))
     with pytest.raises(ValueError, match="world_breadths must divide 48"):
         experiment.Config(world_breadths=(1, 5))
-
-
-def test_the_world_picks_and_writes_by_hand():
-    items = jnp.array([7, 15, 2, 9, 4])
-    picked = [int(world.pick(jnp.array(rule), items)) for rule in range(len(world.RULES))]
-    assert picked == [7, 15, 2, 9, 4, 15, 2, 7]
-    m, o, c, stop, pad = world.MARK, world.OPEN, world.CLOSE, world.STOP, world.PAD
-    expected = [
-        *([15, stop, pad, pad], [15, 15, stop, pad], [15, 15, 15, stop], [m, 15, stop, pad]),
-        *([15, m, stop, pad], [o, 15, c, stop], [0, stop, pad, pad], [7, stop, pad, pad]),
-    ]
-    forms = jnp.arange(len(world.FORMS))
-    assert jax.vmap(world.write_answer, (0, None))(forms, jnp.array(15)).tolist() == expected
-
-
-def test_a_row_of_the_world_asks_and_its_answer_alone_is_learnt():
-    asked = world.draw_lists(jax.random.key(0), jnp.array([8 * 4 + 2, 8 * 5 + 6]))
-    assert asked.rule.tolist() == [4, 5] and asked.form.tolist() == [2, 6]
-    assert all(len(set(row)) == world.ITEMS for row in asked.items.tolist())
-    rows = world.as_rows(asked)
-    words = [[world.WORD + 4, world.WORD + 8 + 2], [world.WORD + 5, world.WORD + 8 + 6]]
-    items = asked.items.tolist()
-    last, largest = items[0][-1], max(items[1])
-    assert rows.tokens.tolist() == [
-        [*words[0], *items[0], world.ASK, last, last, last, world.STOP],
-        [*words[1], *items[1], world.ASK, (largest + 1) % 16, world.STOP, world.PAD, world.PAD],
-    ]
-    assert rows.predict.tolist() == [[0.0] * 8 + [1.0] * 4, [0.0] * 8 + [1.0, 1.0, 0.0, 0.0]]
-    assert rows.real.tolist() == [[1.0] * 12, [1.0] * 10 + [0.0] * 2]
-
-
-def test_the_worlds_answers_are_judged_by_their_form_and_their_symbol():
-    asked = world.Asked(jnp.zeros(4, int), jnp.full(4, 3), jnp.tile(jnp.array([7, 15, 2, 9, 4]), (4, 1)))
-    said = [[world.MARK, 7, world.STOP, world.PAD], [world.MARK, 9, world.STOP, world.PAD]]
-    said += [[world.MARK, 8, world.STOP, world.PAD], [7, world.STOP, world.PAD, world.PAD]]
-    found = world.judge_answers(asked, jnp.array(said))
-    assert found["right"].tolist() == [1, 0, 0, 0] and found["format"].tolist() == [1, 1, 0, 0]
-
-
-def test_every_word_is_learnt_and_asked():
-    learnt, unseen = world.split_tasks(0)
-    assert sorted([*learnt, *unseen]) == list(range(64)) and learnt.tolist() != sorted(learnt)
-    for part, times in ((learnt, 6), (unseen, 2)):
-        for words in np.divmod(part, 8):
-            assert np.bincount(words).tolist() == [times] * 8
-    assert world.split_tasks(0)[0].tolist() == learnt.tolist() != world.split_tasks(1)[0].tolist()
-    assert world.split_tasks(1)[1].tolist() != unseen.tolist()
-    assert world.words_known(learnt, unseen).all() and not world.words_known(learnt[:1], unseen).any()
-    known = world.words_known(np.array([8 * 1 + 2, 8 * 3 + 4]), np.array([8 * 1 + 4, 8 * 1 + 5, 8 * 2 + 4]))
-    assert known.tolist() == [True, False, False]
-
-
-def test_shares_of_the_world_by_hand():
-    row = {
-        "known": [[1, 0], [0, 0]],
-        "unseen": {"format": [[1.0, 0.5], [0.0, 0.0]], "right": [[0.5, 0], [0, 0]]},
-    }
-    found = reports.unseen_shares(row)
-    np.testing.assert_allclose(found["known"], [0.5, 0.0])
-    np.testing.assert_allclose(found["format"], [0.75, 0.0])
-    np.testing.assert_allclose(found["given"], [1 / 3, np.nan])
-    np.testing.assert_allclose(found["known format"], [1.0, np.nan])
-    np.testing.assert_allclose(found["known right"], [0.5, np.nan])
-    np.testing.assert_allclose(found["known given"], [0.5, np.nan])
-    other = reports.unseen_shares(row, [[0, 1], [1, 1]])
-    np.testing.assert_allclose(other["known format"], [0.5, 0.0])
 
 
 @pytest.mark.slow
