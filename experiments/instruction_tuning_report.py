@@ -224,7 +224,7 @@ def report(config: Any, found: Mapping[str, Any]) -> None:
 
 
 def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
-    """Write a figure for each part: format and right answers against the breadth of training."""
+    """Write a figure for each part, against the breadth of training: by seed of the world, by set of T0."""
     if "world" in found:
         at = np.array([int(n) for n in found["world"]])
         rows = [unseen_shares(row) for row in found["world"].values()]
@@ -241,14 +241,13 @@ def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
         questions, asked = found["model"]["questions"], found["model"]["asked"]
         conditions = [c for c in asked if c != "chat"]
         at = np.array([int(c) for c in conditions])
-        most = max(len(asked[c]) for c in conditions)
         panels = {}
         for measure, called in MEASURES.items():
             curves = {}
             for name, unseen in PARTS.items():
                 sets = names_of(questions, unseen)
-                rows = [set_shares(questions, asked[c], measure, sets).mean(1) for c in conditions]
-                curves[name] = (at, 100.0 * np.stack([np.broadcast_to(row, most) for row in rows]))
+                rows = [set_shares(questions, asked[c], measure, sets).mean(0) for c in conditions]
+                curves[name] = (at, 100.0 * np.stack(rows))
             panels[f"{called} [%]"] = curves
         _save(folder, "model", "T0's sets learnt from, at the same number of rows", panels)
 
