@@ -66,7 +66,7 @@ from typing import Literal
 
 from instruction_tuning_model import tune_published
 from instruction_tuning_report import draw, report
-from instruction_tuning_sets import POOL
+from instruction_tuning_sets import POOLS
 from instruction_tuning_world import TASKS, UNSEEN_TASKS, learn_world
 
 from jaxrl_align.runtime import cli
@@ -96,6 +96,9 @@ class Config(MembersConfig):
     """A folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
     breadths: tuple[int, ...] = (1, 4, 16)
     """Numbers of T0's sets that are learnt from, at the same number of rows."""
+    hold: Literal["families", "sets"] = "families"
+    """What is never learnt: three whole families beside four sets, which leaves 18; or the four sets alone, which
+    leaves 30, two of them with 4 rows and 1 of 128 tokens."""
     pilot: bool = False
     """Ask the last quarter of every template's rows instead of the others, to choose rates."""
     model_draws: int = 2
@@ -122,8 +125,9 @@ class Config(MembersConfig):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         self.require(seeds=2, breadths=1, world_breadths=1, model_draws=1, model_steps=1, model_questions=1)
-        if list(self.breadths) != sorted(set(self.breadths)) or self.breadths[-1] > len(POOL):
-            raise ValueError(f"breadths must rise to at most {len(POOL)} sets; got {self.breadths}")
+        if list(self.breadths) != sorted(set(self.breadths)) or self.breadths[-1] > len(POOLS[self.hold]):
+            most = len(POOLS[self.hold])
+            raise ValueError(f"breadths must rise to at most {most} sets; got {self.breadths}")
         learnt = TASKS - UNSEEN_TASKS
         if any(learnt % n for n in self.world_breadths):
             raise ValueError(f"world_breadths must divide {learnt}; got {self.world_breadths}")

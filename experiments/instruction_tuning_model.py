@@ -95,10 +95,10 @@ def tune_published(config: Any, folder: RunFolder) -> dict[str, Any]:
       returns, the conditions being "chat" and "0" untuned, then breadths; `loss` {breadth: [draws, steps]};
       `examples` {condition: ...} of untuned ones and the last breadth's first draw; and the dialogues.
     """
-    model, mixture = load_published(config.model), Mixture(config.pilot)
+    model, mixture = load_published(config.model), Mixture(config.pilot, config.hold)
     asked = Asked(config, model, mixture)
     shape = {"length": config.model_length, "answer": config.answer_length}
-    examples = encode_examples(model.tokenizer, mixture.rows, **shape)
+    examples = encode_examples(model.tokenizer, mixture.rows, mixture.pool, **shape)
     count = config.model_steps * config.model_batch
     orders = draw_orders(examples.sizes(), count, config.model_draws, config.seed)
     untuned, tune_model = make_tuner(config, model)

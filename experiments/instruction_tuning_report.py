@@ -245,7 +245,8 @@ def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
         for measure, called in MEASURES.items():
             curves = {}
             for name, unseen in PARTS.items():
-                sets = names_of(questions, unseen)
+                if not (sets := names_of(questions, unseen)):
+                    continue
                 rows = [set_shares(questions, asked[c], measure, sets).mean(0) for c in conditions]
                 curves[name] = (at, 100.0 * np.stack(rows))
             panels[f"{called} [%]"] = curves

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from instruction_tuning_sets import POOL, TESTS, Row, find_archive, read_mixture
+from instruction_tuning_sets import POOLS, TESTS, Row, find_archive, read_mixture
 
 from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.feedback import pad_demonstrations
@@ -126,19 +126,22 @@ class Examples(NamedTuple):
         return {name: len(own) for name, own in by(self.rows, "set").items()}
 
 
-def encode_examples(tokenizer: Tokenizer, rows: Sequence[Row], *, length: int, answer: int) -> Examples:
+def encode_examples(
+    tokenizer: Tokenizer, rows: Sequence[Row], pool: Sequence[str], *, length: int, answer: int
+) -> Examples:
     """Return the rows of the pool that fit; a completion beyond `answer` tokens is cut, and does not end.
 
     Args:
       tokenizer: has a stop token.
       rows: of any sets.
+      pool: names of sets.
       length: the most tokens of prompt and completion.
       answer: the most tokens of a completion, the stop token included.
 
     Raises:
       ValueError: a set of the pool has no row that fits.
     """
-    rows = [row for row in rows if row.set in POOL]
+    rows = [row for row in rows if row.set in pool]
     prompts = tokenizer.encode_batch([row.prompt for row in rows])
     texts = tokenizer.encode_batch([row.completion for row in rows], special=False)
     kept, shown = [], []
@@ -147,7 +150,7 @@ def encode_examples(tokenizer: Tokenizer, rows: Sequence[Row], *, length: int, a
         if len(prompt) + len(said) <= length:
             kept.append(row)
             shown.append((prompt + said, [False] * len(prompt) + [True] * len(said)))
-    if missing := sorted(set(POOL) - {row.set for row in kept}):
+    if missing := sorted(set(pool) - {row.set for row in kept}):
         raise ValueError(f"every set of the pool must have a row of {length} tokens; {missing} have none")
     return Examples(kept, shown)
 
@@ -173,10 +176,11 @@ def draw_questions(
 class Mixture:
     """T0's rows, parted into what is learnt and what is asked."""
 
-    def __init__(self, pilot: bool = False) -> None:
+    def __init__(self, pilot: bool = False, hold: str = "families") -> None:
         """Read the archive; errors as `find_archive` and `read_mixture`."""
-        self.rows = read_mixture(find_archive())
-        self.asked = [row for row in self.rows if (row.place >= 150) == pilot]
+        self.rows, self.pool = read_mixture(find_archive()), POOLS[hold]
+        unseen = [row for row in self.rows if row.set not in self.pool]
+        self.asked = [row for row in unseen if (row.place >= 150) == pilot]
 
 
 def describe(questions: Sequence[Question]) -> list[dict[str, Any]]:

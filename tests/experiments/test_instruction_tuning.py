@@ -50,6 +50,8 @@ def test_every_set_has_one_family_and_is_learnt_asked_or_neither():
     learnt = {family for family, own in sets.FAMILIES.items() if set(own) & set(sets.POOL)}
     assert not learnt & set(sets.UNSEEN_FAMILIES)
     assert "samsum" not in sets.POOL and "rotten_tomatoes" not in sets.POOL
+    assert len(sets.WIDE_POOL) == 30 and set(sets.POOL) < set(sets.WIDE_POOL)
+    assert not set(sets.WIDE_POOL) & set(sets.HELD_OUT)
 
 
 def test_a_template_belongs_to_the_longest_name_it_begins_with(monkeypatch):
@@ -154,7 +156,7 @@ def test_completions_alone_are_learnt_and_long_ones_do_not_end():
         make_row("dream", "t0", "d?\n", "a long answer", 5),
         make_row("sciq", "t0", "x" * 58),
     ]
-    found = rows_room.encode_examples(TOKENIZER, [*given, make_row("samsum")], length=60, answer=6)
+    found = rows_room.encode_examples(TOKENIZER, [*given, make_row("samsum")], sets.POOL, length=60, answer=6)
     assert found.rows == given[:-1]
     assert found.sizes() == dict.fromkeys(sets.POOL, 1) | {"dream": 2}
     ids, said = found.shown[-1]
@@ -163,11 +165,11 @@ def test_completions_alone_are_learnt_and_long_ones_do_not_end():
     ids, said = found.shown[0]
     assert np.array(ids)[said].tolist() == [*TOKENIZER.encode("yes 0"), TOKENIZER.stop_token]
     with pytest.raises(ValueError, match=r"must have a row of 60 tokens; \['sciq'\] have none"):
-        rows_room.encode_examples(TOKENIZER, [r for r in given[:-2] if r.set != "sciq"], length=60, answer=6)
+        rows_room.encode_examples(TOKENIZER, [r for r in given[:-2] if r.set != "sciq"], sets.POOL, length=60, answer=6)
 
 
 def test_a_batch_holds_the_chosen_sets_and_as_many_rows_at_every_breadth():
-    examples = rows_room.encode_examples(TOKENIZER, make_pool(), length=60, answer=8)
+    examples = rows_room.encode_examples(TOKENIZER, make_pool(), sets.POOL, length=60, answer=8)
     for chosen in (["sciq"], ["sciq", "dream", "wiqa"]):
         batch = rows_room.draw_batch(examples, chosen, 8, 60, 0)
         assert batch.tokens.shape == (8, 60)
@@ -187,6 +189,7 @@ def test_pilots_and_records_ask_other_rows(tmp_path, monkeypatch):
     assert places == [set(range(150)), set(range(150, 200))]
     drawn = rows_room.draw_questions(TOKENIZER, rows_room.Mixture().asked, 5, 9, 0)
     assert len(drawn) == 5 and all(q.set == "glue_qqp" and q.place < 10 for q in drawn)
+    assert not rows_room.Mixture(hold="sets").asked  # glue_qqp is learnt there
 
 
 QUESTIONS = [
@@ -236,7 +239,7 @@ def test_lora_learns_every_row_once_and_leaves_the_base_alone():
     model = published.Published(lm, draw_params(lm), TOKENIZER)
     config = experiment.Config(model_steps=3, model_batch=2, model_rate=0.1, rank=2)
     untuned, tune = published.make_tuner(config, model)
-    examples = rows_room.encode_examples(TOKENIZER, make_pool(), length=60, answer=8)
+    examples = rows_room.encode_examples(TOKENIZER, make_pool(), sets.POOL, length=60, answer=8)
     batch = rows_room.draw_batch(examples, ["sciq", "dream"], 6, 60, 0)
     tuned, losses = tune(batch)
     row = jax.tree.map(lambda x: x[0], batch)
