@@ -43,18 +43,17 @@ from jaxrl_align.checks import check_divides
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.runtime import cli, loop
-from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.folder import RunConfig, RunFolder
 from jaxrl_align.types import Comparisons, Learner, PaddedTokens, Params
 
 LABELS = ("vader", "sst2")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """About a quarter of an hour on two cores."""
 
     out: str = "runs/align"
-    resume: bool = False
     seed: int = 1
     """Seed 0 chose the learning rate of DPO."""
     model: str = ""
@@ -201,7 +200,7 @@ def main(config: Config) -> None:
     """Collect, fit the reward model, train by three methods, judge."""
     started = time.monotonic()
     clock = lambda: f"{time.monotonic() - started:.0f} s"
-    folder = open_run(config.out, config, resume=config.resume)
+    folder = config.open_folder()
     task = Task(config.model, config.rank, config.prompt_length, config.response_length, config.seed)
     found = folder.once("reward_model.json", learn, task, config)
     head = {name: as_array(leaf) for name, leaf in found["head"].items()}

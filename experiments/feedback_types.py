@@ -26,9 +26,9 @@ fitted on SST-2, which `$JAXRL_ALIGN_DATA` or a download has):
       standardised            +0.7 +- 1.4         +0.2 +- 2.0         +0.3 +- 3.0         -0.6 +- 8.9
       raters of one scale     +2.1 +- 1.3         +0.8 +- 2.3         +1.4 +- 2.6         +0.6 +- 8.4
 
-So comparisons beat raw ratings, outside the interval up to a noise of 0.5; beyond, the intervals are wider than
-the gap, and there is no crossing up to 2. Standardised ratings are level with comparisons at every noise: what
-costs raw ones their place is the scales, which `feedback.standardise_ratings` takes away.
+So comparisons beat raw ratings, outside the interval up to a noise of 0.5; beyond, the intervals are wider
+than the gap, and there is no crossing up to 2. Standardised ratings are level with comparisons at every
+noise: what costs raw ones their place is the scales, which `feedback.standardise_ratings` takes away.
 
 Rates tried on 2 other members: 5e-5, 1.5e-4, 5e-4, 1.5e-3, 5e-3, accuracy in the mean over the noises for
 comparisons and ratings. (Chosen for each noise apart, with the sampler before the present one, a rate of 5e-3

@@ -97,8 +97,8 @@ class Config(MembersConfig):
     breadths: tuple[int, ...] = (1, 4, 16)
     """Numbers of T0's sets that are learnt from, at the same number of rows."""
     hold: Literal["families", "sets"] = "families"
-    """What is never learnt: three whole families beside four sets, which leaves 18; or the four sets alone, which
-    leaves 30, two of them with 4 rows and 1 of 128 tokens."""
+    """What is never learnt: three whole families beside four sets, which leaves 18; or the four sets alone,
+    which leaves 30, two of them with 4 rows and 1 of 128 tokens."""
     pilot: bool = False
     """Ask the last quarter of every template's rows instead of the others, to choose rates."""
     model_draws: int = 2

@@ -55,18 +55,17 @@ from jaxrl_align.align.reward_model import score
 from jaxrl_align.nets import init_lora, init_scalar_head, overlay
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
 from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime.folder import RunConfig
 from jaxrl_align.text.generation import TextConfig
 from jaxrl_align.types import Learner, Params
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """A published model on every rung, several draws of the labelled rows."""
 
     out: str = "runs/ladder"
     seed: int = 0
-    resume: bool = False
     model: str = ""
     """A folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
     task: str = str(Path(__file__).parent / "ladder.toml")
@@ -312,7 +311,7 @@ def count_costs(ladder: Ladder) -> dict[str, Cost]:
 def main(config: Config) -> None:
     """Climb the ladder with every draw, and report."""
     started = time.monotonic()
-    folder = open_run(config.out, config, resume=config.resume)
+    folder = config.open_folder()
     task = LadderTask(config.model, config.task, config.items, config.length)
     ladder = Ladder(config, task)
     draws = [folder.once(f"draw_{draw}.json", climb, ladder, draw) for draw in range(config.draws)]

@@ -19,8 +19,8 @@ from jaxrl_align.nets.quantize import quantise_params
 from jaxrl_align.nets.transformer import LanguageModel, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
 from jaxrl_align.runtime import cli
+from jaxrl_align.runtime.guards.device_memory import peak_memory
 from jaxrl_align.runtime.huggingface import find_model, load_model
-from jaxrl_align.runtime.metrics import peak_memory
 from jaxrl_align.types import Learner, Params, TokenBatch
 
 WAYS = ("full", "LoRA", "LoRA bf16", "QLoRA", "QLoRA bf16")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         envs,
         evaluate,
         feedback,
+        finite,
         learner,
         losses,
         nets,
@@ -30,8 +31,8 @@ __version__ = version("jaxrl-align")
 
 # fmt: off
 __all__ = [
-    "__version__", "actors", "align", "cli", "data", "envs", "evaluate", "feedback", "learner", "losses",
-    "nets", "pretrain", "rl", "runtime", "text", "types",
+    "__version__", "actors", "align", "cli", "data", "envs", "evaluate", "feedback", "finite", "learner",
+    "losses", "nets", "pretrain", "rl", "runtime", "text", "types",
 ]
 # fmt: on
 

@@ -18,6 +18,7 @@ PACKAGE = Path(jaxrl_align.__file__).parent
 BELOW = {
     "types": set(),
     "checks": set(),
+    "finite": {"types"},
     "learner": {"types", "checks"},
     "losses": {"types"},
     "nets": {"types"},
@@ -30,7 +31,7 @@ BELOW = {
     "pretrain": {"types", "learner", "losses", "nets", "data"},
     "align": {"types", "checks", "learner", "losses", "nets", "feedback", "rl", "actors", "text", "pretrain"},
     "evaluate": {"types", "checks", "losses", "nets", "data", "text", "pretrain", "runtime"},
-    "runtime": {"types", "checks", "nets", "data"},
+    "runtime": {"types", "checks", "finite", "nets", "data"},
 }
 """What each room may import besides itself; experiments and tests may import everything."""
 

@@ -17,7 +17,8 @@ from jaxrl_align.evaluate.run_task import TaskResult, run_task
 from jaxrl_align.evaluate.scoring.option_rules import Rule
 from jaxrl_align.evaluate.task_report import report_task
 from jaxrl_align.evaluate.tasks.task_format import Task, find_tasks, load_task
-from jaxrl_align.runtime.folder import atomic_path, write_json
+from jaxrl_align.runtime.folder import write_json
+from jaxrl_align.runtime.guards.atomic import atomic_path
 
 
 @dataclass(frozen=True)

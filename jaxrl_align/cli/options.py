@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxrl_align.runtime.folder import KeepConfig
+
 Ways = Literal["lora", "dora", "qlora", "ia3", "prompt", "prefix", "head", "full"]
 RECORDED = ("command", "data_sha256")
 """What a run's `config.json` holds beside its flags."""
@@ -83,7 +85,7 @@ class LengthOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(KeepConfig):
     """How long, how fast, and what is shown on the way."""
 
     steps: int = 100
@@ -95,7 +97,7 @@ class RunOptions:
     learning_rate: float | None = None
     """None takes the default of the method and the tuning, which is printed. It falls to 0 over the run."""
     every: int = 20
-    """Steps between evaluations, sample tables and checkpoints."""
+    """Steps between evaluations, sample tables and checkpoints; by time there are more checkpoints."""
     samples: int = 3
     """Prompts of the sample tables; 0 for none."""
     sample_tokens: int = 48
@@ -103,8 +105,6 @@ class RunOptions:
     seed: int = 0
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go beside metrics.jsonl (extras [tensorboard], [wandb])."""
-    resume: bool = False
-    """Continue the run in --out from its last checkpoint, or start one where there is none."""
     config: str | None = None
     """A .yaml or .json file of flags, such as the run/config.json of an earlier run; flags given here win."""
 

@@ -2,10 +2,11 @@
 
 from jaxrl_align.runtime.checkpoint import fingerprint, latest_step, restore, save
 from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.guards.device_memory import peak_memory
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.members import MembersConfig, Trained, cross_rates, train_members, with_data
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
-from jaxrl_align.runtime.metrics import History, peak_memory, read_metrics
+from jaxrl_align.runtime.metrics import History, read_metrics
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_curves, save_figure
 from jaxrl_align.runtime.resampling import (
     bootstrap,

@@ -11,6 +11,8 @@ import json
 import os
 import re
 import warnings
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.runtime.folder import atomic_path, differences, to_json
+from jaxrl_align.runtime.folder import differences, to_json
+from jaxrl_align.runtime.guards.atomic import atomic_path
 
 VERSION = 1
 KEEP = 2
@@ -26,8 +29,16 @@ _METADATA = "__metadata__"
 _NAME = re.compile(r"checkpoint_(\d+)\.npz")
 
 
-def save(folder: str | os.PathLike, step: int, state: Any, config: Any) -> Path:
-    """Write `state` as the checkpoint of `step` and keep the last two.
+def save(
+    folder: str | os.PathLike,
+    step: int,
+    state: Any,
+    config: Any,
+    *,
+    keep: int = KEEP,
+    spare: Sequence[int] = (),
+) -> Path:
+    """Write `state` as the checkpoint of `step` and keep the last few.
 
     Every leaf keeps its bits: float32, bfloat16, integers, booleans and typed PRNG keys. Checkpoints of later
     steps are removed with the older ones: they belong to a run that was abandoned at this step.
@@ -37,6 +48,8 @@ def save(folder: str | os.PathLike, step: int, state: Any, config: Any) -> Path:
       step: the number of steps taken, which names the file.
       state: any pytree of arrays.
       config: the configuration that `restore` compares, a dataclass or a mapping.
+      keep: how many checkpoints are kept, the newest.
+      spare: steps whose checkpoints are kept beside them.
 
     Returns:
       The path of the file.
@@ -63,11 +76,17 @@ def save(folder: str | os.PathLike, step: int, state: Any, config: Any) -> Path:
         last = (
             "no checkpoint was written before" if kept is None else f"the checkpoint of step {kept} is intact"
         )
-        raise OSError(f"could not write {path}: {error}; {last}") from error
+        raise OSError(f"could not write {path}: {error.strerror or error}; {last}") from error
     steps = _steps(folder)
-    for old in [s for s in steps if s > step] + [s for s in steps if s <= step][:-KEEP]:
+    gone = [s for s in steps if s <= step][:-keep]
+    for old in [s for s in steps if s > step] + [s for s in gone if s not in spare]:
         _path(folder, old).unlink(missing_ok=True)
     return path
+
+
+def has_step(folder: str | os.PathLike, step: int) -> bool:
+    """Return whether `folder` holds a checkpoint of `step`."""
+    return step in _steps(folder)
 
 
 def latest_step(folder: str | os.PathLike) -> int | None:
@@ -76,7 +95,9 @@ def latest_step(folder: str | os.PathLike) -> int | None:
     return steps[-1] if steps else None
 
 
-def restore(folder: str | os.PathLike, template: Any, config: Any = None) -> tuple[Any, int]:
+def restore(
+    folder: str | os.PathLike, template: Any, config: Any = None, *, step: int | None = None
+) -> tuple[Any, int]:
     """Read the newest checkpoint in `folder` that is whole; warn about each damaged one passed over.
 
     Args:
@@ -84,6 +105,7 @@ def restore(folder: str | os.PathLike, template: Any, config: Any = None) -> tup
       template: a pytree of arrays, or of `jax.ShapeDtypeStruct` from `jax.eval_shape`, that says what is
         expected.
       config: the configuration of this run; None reads a checkpoint of any.
+      step: read the checkpoint of this step alone, such as the best one's; None, the newest.
 
     Returns:
       `(state, step)`; the state has the template's structure, and its shardings where they span devices.
@@ -91,18 +113,19 @@ def restore(folder: str | os.PathLike, template: Any, config: Any = None) -> tup
     Raises:
       ValueError: no whole checkpoint, one of another version or configuration, or leaves that do not fit.
     """
-    steps = _steps(folder)
+    steps = [s for s in _steps(folder) if step is None or s == step]
     if not steps:
-        raise ValueError(f"no checkpoint in {folder}")
-    for step in reversed(steps):
-        path = _path(folder, step)
+        raise ValueError(f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}")
+    for found in reversed(steps):
+        path = _path(folder, found)
         try:
             metadata, arrays = _read(path)
         except Exception as error:  # whatever a damaged file makes zip, NumPy and JSON raise
-            warnings.warn(f"{path} is damaged ({error}); trying the one before", stacklevel=2)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(f"{path} is damaged ({reason}); trying the one before", stacklevel=2)
             continue
         _check_metadata(path, metadata, config)
-        return _to_tree(path, template, metadata["leaves"], arrays), step
+        return _to_tree(path, template, metadata["leaves"], arrays), found
     raise ValueError(
         f"{_path(folder, steps[-1])} is damaged and no other is whole; pass --out with a new folder"
     )
@@ -152,9 +175,41 @@ def _to_numpy(leaf: Any) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    return json.loads(arrays.pop(_METADATA).tobytes()), arrays
+    """Read a file that `save` wrote; another raises, before it takes more memory than it has bytes."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("it says that it unpacks to more than it holds")
+        arrays = {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in entries}
+    metadata = json.loads(arrays.pop(_METADATA).tobytes())
+    kinds = metadata["leaves"]
+    found = {
+        name: (array.dtype.itemsize, array.shape[: len(kinds[name]["shape"])])
+        for name, array in arrays.items()
+    }
+    if metadata["version"] == VERSION and found != {name: _stored(kind) for name, kind in kinds.items()}:
+        raise ValueError("its arrays are not those that it says it holds")
+    return metadata, arrays
+
+
+def _stored(kind: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """Return the item size and the leading shape of the array in which a leaf is stored."""
+    return 4 if "impl" in kind else jnp.dtype(kind["dtype"]).itemsize, tuple(kind["shape"])
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """Read one array; `save` stores them as they are."""
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{entry.filename} is compressed")
+    with archive.open(entry) as file:
+        npy = np.lib.format
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        shape, fortran, dtype = read_header[npy.read_magic(file)](file)
+        if dtype.hasobject:
+            raise ValueError(f"{entry.filename} holds Python objects")
+        content = file.read()
+    array = np.frombuffer(content, dtype) if content else np.zeros(0, dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
 
 
 def _check_metadata(path: Path, metadata: dict[str, Any], config: Any) -> None:

@@ -3,15 +3,18 @@
 import contextlib
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from jaxrl_align.runtime.guards.interrupts import raised_interrupts
+
 Config = TypeVar("Config")
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
 def parse(config: type[Config], argv: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
@@ -31,8 +34,8 @@ def parse(config: type[Config], argv: Sequence[str] | None = None, *, prog: str 
 def main(config: type[Config], function: Callable[[Config], Any], argv: Sequence[str] | None = None) -> None:
     """Parse the command line and run `function` on it; the last line of an experiment script.
 
-    What the user can mend ends in one line, as `user_errors` writes it; Ctrl-C says how to continue where the
-    configuration has a field `resume`.
+    What the user can mend ends in one line, as `user_errors` writes it; an interrupted run says how to
+    continue where the configuration has a field `resume`.
 
     Args:
       config: the dataclass that `parse` reads.
@@ -47,17 +50,18 @@ def main(config: type[Config], function: Callable[[Config], Any], argv: Sequence
 def user_errors(*, resumes: bool = False) -> Iterator[None]:
     """End the program in one line for what the user can mend: a value, a file, a disk, a missing extra.
 
-    The line is `error: ...` and the exit code 2; with JAXRL_ALIGN_DEBUG=1 the traceback comes instead. Ctrl-C
-    ends with code 130.
+    The line is `error: ...` and the exit code 2; with JAXRL_ALIGN_DEBUG=1 the traceback comes instead.
+    Ctrl-C, SIGTERM and SIGHUP end with code 128 + signal: 130, 143, 129.
 
     Args:
-      resumes: whether the program continues with `--resume`, which the line for Ctrl-C then says.
+      resumes: whether the program continues with `--resume`, which the line of an interrupted one then says.
     """
     try:
-        yield
-    except KeyboardInterrupt:
+        with raised_interrupts():
+            yield
+    except KeyboardInterrupt as interrupt:
         remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""
-        _leave(130, "interrupted" + remedy)
+        _leave(128 + (*interrupt.args, int(signal.SIGINT))[0], "interrupted" + remedy)
     except USER_ERRORS as error:
         if os.environ.get("JAXRL_ALIGN_DEBUG") == "1":
             raise

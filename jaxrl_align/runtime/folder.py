@@ -1,38 +1,34 @@
 """The folder of a run: its configuration, its metrics and nothing half-written."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxrl_align.runtime.guards.atomic import atomic_path, remove_left_files
+from jaxrl_align.runtime.guards.lock import FolderLock, hold_folder
 from jaxrl_align.runtime.metrics import METRICS_FILE
 
 CONFIG_FILE = "config.json"
-UNCOMPARED = ("resume", "out")
+UNCOMPARED = ("resume", "out", "checkpoint_minutes", "keep", "keep_best", "replay")
 """Fields that say where and how to run, not what: they may differ between a run and its continuation."""
 
 
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and move what was written there onto `path` at the end.
+class Upkeep(NamedTuple):
+    """How a run's checkpoints are kept; no result depends on it."""
 
-    A reader sees the old file or the whole new one. The data reach the disk before the name does, so a crash
-    or a full disk leaves the old file; the temporary file is removed when the block raises.
-    """
-    path = Path(path)
-    # The suffix stays, because writers such as matplotlib read the format from it.
-    temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    minutes: float = 1.0
+    """Between checkpoints, at least; 0 for none by time."""
+    keep: int = 2
+    """How many are kept, the newest."""
+    best: str | None = None
+    """A metric: of the checkpoints, the one is kept too whose last chunk has the most of it, of a loss the
+    least. `best.json` says which."""
+    replay: bool = False
+    """Take the steps after the last checkpoint singly, and say which operation makes the first nan."""
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -87,6 +83,9 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+UPKEEP = Upkeep()
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """An opened run: where it is, what it is a run of, and whether it continues an earlier one."""
@@ -94,6 +93,9 @@ class RunFolder:
     path: Path
     config: dict[str, Any]
     resume: bool
+    upkeep: Upkeep = UPKEEP
+    lock: FolderLock | None = dataclasses.field(default=None, repr=False, compare=False)
+    """Of the whole run: no other process opens it meanwhile."""
 
     def sub(self, name: str) -> "RunFolder":
         """Open the folder of one stage inside this one, under the same configuration and rules.
@@ -101,7 +103,8 @@ class RunFolder:
         Args:
           name: of the folder; commas and spaces in it become underscores.
         """
-        return open_run(self.path / re.sub(r"[, ]+", "_", name), self.config, resume=self.resume)
+        path = self.path / re.sub(r"[, ]+", "_", name)
+        return _open(path, self.config, self.resume, self.upkeep, self.lock)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `value` to the file `name` in this folder atomically and return its path."""
@@ -123,38 +126,90 @@ class RunFolder:
         return self.read_json(name)
 
 
-def open_run(path: str | os.PathLike, config: Any, *, resume: bool = False) -> RunFolder:
+def open_run(
+    path: str | os.PathLike, config: Any, *, resume: bool = False, upkeep: Upkeep = UPKEEP
+) -> RunFolder:
     """Create the folder of a run and write its `config.json`, or open the one to continue.
+
+    No second process opens it while the `RunFolder` that is returned lives. What a killed one has left of its
+    unfinished files is removed.
 
     Args:
       path: the run's folder; it and its parents are created.
       config: a dataclass or a mapping of JSON values, paths and nested dataclasses.
       resume: continue the run in `path`, or start one where there is none.
+      upkeep: how `loop.run` keeps its checkpoints; a replay continues a run.
 
     Raises:
-      ValueError: the folder already holds a run and `resume` is false, or that run had another configuration.
-        Nothing is overwritten.
+      ValueError: the folder already holds a run and `resume` is false, that run had another configuration, or
+        another process is running it. Nothing is overwritten.
     """
-    path, config = Path(path), to_json(config)
+    if upkeep.keep < 1 or not upkeep.minutes >= 0:
+        raise ValueError(
+            "keep must be at least 1, and checkpoint_minutes at least 0; "
+            f"got {upkeep.keep} and {upkeep.minutes}"
+        )
+    return _open(Path(path), to_json(config), resume or upkeep.replay, upkeep, None)
+
+
+def _open(
+    path: Path, config: dict[str, Any], resume: bool, upkeep: Upkeep, lock: FolderLock | None
+) -> RunFolder:
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected a folder, got the file {path}; pass --out with another name")
     config_path = path / CONFIG_FILE
-    if config_path.exists() or (path / METRICS_FILE).exists():
-        if not resume:
-            raise ValueError(
-                f"{path} already holds a run; pass --resume to continue it, or --out with a new folder"
-            )
+    holds_run = config_path.exists() or (path / METRICS_FILE).exists()
+    if holds_run and not resume:
+        raise ValueError(
+            f"{path} already holds a run; pass --resume to continue it, or --out with a new folder"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    if lock is None:
+        lock = hold_folder(path)
+        remove_left_files(path)
+    if holds_run:
         _check_same_run(config_path, config)
     else:
-        path.mkdir(parents=True, exist_ok=True)
         write_json(config_path, config)
-    return RunFolder(path, config, resume)
+    return RunFolder(path, config, resume, upkeep, lock)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepConfig:
+    """Fields of a configuration that say how a run is kept."""
+
+    resume: bool = False
+    """Continue the run in this folder, or start it."""
+    checkpoint_minutes: float = 1.0
+    """Minutes between checkpoints; 0 for none by time."""
+    keep: int = 2
+    """Checkpoints that are kept, the newest."""
+    keep_best: str | None = None
+    """A metric: the checkpoint with the most of it, of a loss the least, is kept too (best.json)."""
+    replay: bool = False
+    """Of a run that met a nan: take its steps singly from the last checkpoint, and name the operation."""
+
+    def upkeep(self) -> Upkeep:
+        """Return these fields as `open_run` takes them."""
+        return Upkeep(self.checkpoint_minutes, self.keep, self.keep_best, self.replay)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(KeepConfig):
+    """The fields of every experiment's configuration that has a folder."""
+
+    out: str = dataclasses.field(kw_only=True)
+    """Folder of the run: configuration, metrics, checkpoints, results and figures."""
+
+    def open_folder(self) -> RunFolder:
+        """Create the run's folder, or open the one to continue; see `open_run`."""
+        return open_run(self.out, self, resume=self.resume, upkeep=self.upkeep())
 
 
 def _check_same_run(config_path: Path, config: dict[str, Any]) -> None:
     try:
         was, now = differences(json.loads(config_path.read_text(encoding="utf-8")), config)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"cannot read {config_path} ({error}); pass --out with a new folder") from error
     if was or now:
         raise ValueError(

@@ -1,11 +1,8 @@
 """The host loop: drives a pure step in compiled chunks, with progress, metrics and checkpoints."""
 
-import contextlib
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxrl_align.finite import check_finite
 from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, cut_metrics, read_metrics
-from jaxrl_align.types import State
+from jaxrl_align.runtime.guards.device_memory import check_room, explained_shortage
+from jaxrl_align.runtime.guards.faults import replay
+from jaxrl_align.runtime.guards.interrupts import deferred_interrupts
+from jaxrl_align.runtime.keeper import Keeper
+from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, recover_metrics
 
 FROZEN_FILE = "frozen.json"
 
@@ -46,10 +47,11 @@ def run(
     goes through the same compiled programs as an uninterrupted one and ends in the same bits. One program is
     compiled for a whole chunk and one for the shorter last one.
 
-    With a folder, each step's metrics go to `metrics.jsonl` and the state to checkpoints: at the first
-    chunk's end at or after every multiple of `checkpoint_every`, at the end, and on Ctrl-C (the chunk is
+    With a folder, each step's metrics go to `metrics.jsonl` and the state to checkpoints, at the ends of
+    chunks: when a minute has passed (`Upkeep.minutes`; more where a save takes more than 3 seconds), at or
+    after every multiple of `checkpoint_every`, at the end, and on Ctrl-C, SIGTERM and SIGHUP (the chunk is
     finished first; a second Ctrl-C stops at once). A folder opened with `resume=True` continues from its
-    newest checkpoint.
+    newest checkpoint that is whole, whatever became of its metrics.
 
     Args:
       step: a pure function `state -> (state, metrics)`; metrics is a flat dict of arrays, [M] with M members.
@@ -60,7 +62,7 @@ def run(
       label: the progress line's first word.
       show: metrics in the progress line: means over the last chunk and the members, nan left out.
       progress: show progress on stderr; without a terminal, about ten lines.
-      checkpoint_every: steps between checkpoints; None saves only at the end.
+      checkpoint_every: steps between checkpoints, beside those by time; None for none.
       on_chunk: `(steps done, state, metrics)`, called after each chunk and before its checkpoint, for example
         to evaluate or to write the chunk's metrics [steps, ...] elsewhere; after an interruption it may see a
         step again. It must not keep the state, which the next chunk consumes.
@@ -75,9 +77,11 @@ def run(
       resumed.
 
     Raises:
-      FloatingPointError: a metric whose name ends in "loss" or begins with "loss/" is nan or infinite, or
-        parameters or the optimiser's state are nan where they would be saved; no checkpoint is written.
-      KeyboardInterrupt: Ctrl-C, after the checkpoint.
+      FloatingPointError: a loss, KL or reward is nan or infinite, or parameters or the optimiser's state are
+        where they would be saved (`finite.check_finite`); no checkpoint is written. A folder opened with
+        `Upkeep.replay` says which operation made it.
+      KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP, whose number it holds, after the checkpoint.
+      MemoryError: a step needs more memory than the device has; before it is taken where the backend tells.
       ValueError: an argument out of range, a checkpoint that does not fit this run, or other frozen weights.
     """
     _check_arguments(num_steps, chunk, folder, checkpoint_every)
@@ -89,8 +93,10 @@ def run(
         return step(carry) if batches is None else step(carry, row)
 
     one = lambda carry: take(carry, jax.tree.map(lambda x: x[0], first), frozen)
-    done, state, history = _start(one, state, num_steps, folder, frozen)
-    report = _reporter(label, done, num_steps) if progress else lambda *_: None
+    done, state = _start(state, num_steps, folder, frozen)
+    if folder is not None and folder.upkeep.replay and done < num_steps:
+        _replay(lambda carry, row: take(carry, row, frozen), state, done, num_steps, batches, folder)
+    history = _read_history(one, state, done, folder)
 
     def advance(carry: Any, rows: Any, frozen: Any, size: int) -> tuple[Any, dict[str, Any]]:
         return jax.lax.scan(lambda carry, row: take(carry, row, frozen), carry, rows, size)
@@ -99,9 +105,13 @@ def run(
         end = min(begin - begin % chunk + chunk, num_steps)
         return end, None if batches is None or begin == end else batches(begin, end - begin)
 
+    report = _reporter(label, done, num_steps) if progress else lambda *_: None
     advance = jax.jit(advance, static_argnums=3, donate_argnums=0)
-    with _deferred_interrupt() as interrupted:
+    keeper, config = Keeper(folder, checkpoint_every), {} if folder is None else folder.config
+    with deferred_interrupts() as interrupted, explained_shortage(config):
         end, rows = draw(done)
+        if done < num_steps:
+            check_room(advance.lower(state, rows, frozen, end - done).compile(), config)
         while done < num_steps:
             state, metrics = advance(state, rows, frozen, end - done)
             following = draw(end)
@@ -109,19 +119,13 @@ def run(
             if on_chunk is not None:
                 on_chunk(end, state, metrics)
             stop = interrupted()
-            due = checkpoint_every is not None and end // checkpoint_every > done // checkpoint_every
-            save = stop or due or end == num_steps
-            bad = _find_bad_loss(metrics, done) or (_find_bad_leaf(state, end) if save else None)
-            if folder is not None:
-                append_metrics(folder.path / METRICS_FILE, done, metrics, sync=save)
-                if save and bad is None:
-                    checkpoint.save(folder.path, end, state, folder.config)
-            _check_finite(bad, folder)
+            save = bool(stop) or end == num_steps or keeper.is_due(done, end)
+            _keep(state, metrics, done, end, folder, keeper if save else None)
             history.append(metrics)
             done, (end, rows) = end, following
             report(done, {name: metrics[name] for name in show if name in metrics})
             if stop:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(stop)
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
 
 
@@ -135,33 +139,34 @@ def _check_arguments(
         raise ValueError("checkpoint_every needs a folder to write to; pass folder=open_run(path, config)")
 
 
-def _start(
-    step: Step, state: Any, num_steps: int, folder: RunFolder | None, frozen: Any
-) -> tuple[int, Any, list[History]]:
-    """Return the steps already done, a state that the loop may consume, and the history so far."""
+def _start(state: Any, num_steps: int, folder: RunFolder | None, frozen: Any) -> tuple[int, Any]:
+    """Return the steps already done, and a state that the loop may consume."""
     if folder is None:
-        return 0, _copy(state), []
-    metrics_path = folder.path / METRICS_FILE
-    if not folder.resume and (metrics_path.exists() or checkpoint.latest_step(folder.path) is not None):
+        return 0, _copy(state)
+    last = checkpoint.latest_step(folder.path)
+    if not folder.resume and ((folder.path / METRICS_FILE).exists() or last is not None):
         raise ValueError(f"{folder.path} already holds a run; give each run its own folder.sub(name)")
     _check_frozen(folder, frozen)
-    if not folder.resume or checkpoint.latest_step(folder.path) is None:
-        cut_metrics(metrics_path, 0)
-        return 0, _copy(state), []
+    if not folder.resume or last is None:
+        return 0, _copy(state)
     state, done = checkpoint.restore(folder.path, state, folder.config)
     if done > num_steps:
         raise ValueError(
             f"the checkpoint in {folder.path} is at step {done}, beyond num_steps={num_steps}; "
             "pass --out with a new folder, or more steps"
         )
-    kinds = jax.eval_shape(step, state)[1]
-    history = read_metrics(metrics_path, done)
-    if history.keys() != kinds.keys():
-        raise ValueError(
-            f"{metrics_path} holds {sorted(history)}, but this run's metrics are {sorted(kinds)}"
-        )
-    cut_metrics(metrics_path, done)
-    return done, state, [{name: values.astype(kinds[name].dtype) for name, values in history.items()}]
+    return done, state
+
+
+def _read_history(step: Step, state: Any, done: int, folder: RunFolder | None) -> list[History]:
+    """Return the metrics of the steps already done, and leave no other in the run's file."""
+    if folder is None:
+        return []
+    path = folder.path / METRICS_FILE
+    if done == 0:
+        path.unlink(missing_ok=True)
+        return []
+    return [recover_metrics(path, done, jax.eval_shape(step, state)[1])]
 
 
 def _check_frozen(folder: RunFolder, frozen: Any) -> None:
@@ -181,68 +186,47 @@ def _check_frozen(folder: RunFolder, frozen: Any) -> None:
         )
 
 
+def _keep(
+    state: Any, metrics: History, done: int, end: int, folder: RunFolder | None, keeper: Keeper | None
+) -> None:
+    """Write a chunk's metrics, check them, and save the state where there is a keeper."""
+    if folder is not None:
+        append_metrics(folder.path / METRICS_FILE, done, metrics, sync=keeper is not None)
+    try:
+        check_finite(None if keeper is None else state, metrics, first_step=done)
+    except FloatingPointError as error:
+        kept = ""
+        if folder is not None:
+            if (last := checkpoint.latest_step(folder.path)) is not None:
+                kept = f"; the checkpoint of step {last} in {folder.path} is intact"
+            kept += "; --replay finds the operation" if "replay" in folder.config else ""
+        raise FloatingPointError(f"{error}{kept}") from error
+    if keeper is not None:
+        keeper.save(end, state, metrics)
+
+
+def _replay(
+    take: Callable[[Any, Any], tuple[Any, dict[str, Any]]],
+    state: Any,
+    done: int,
+    num_steps: int,
+    batches: Callable[[int, int], Any] | None,
+    folder: RunFolder,
+) -> None:
+    def row(step: int) -> Any:
+        return None if batches is None else jax.tree.map(lambda x: x[0], batches(step, 1))
+
+    def keep(step: int, state: Any) -> Any:
+        fault = folder.path / "fault"
+        fault.mkdir(exist_ok=True)
+        return checkpoint.save(fault, step, state, folder.config, keep=1)
+
+    replay(take, state, row, done, num_steps, keep)
+
+
 def _copy(state: Any) -> Any:
     # An explicit dtype also drops weak types, which would cost a second compilation at the second chunk.
     return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), state)
-
-
-def _find_bad_loss(metrics: History, done: int) -> str | None:
-    """Return what is wrong with the first loss that is not finite, or None."""
-    for name, values in metrics.items():
-        is_loss = name.endswith("loss") or name.startswith("loss/")
-        bad = ~np.isfinite(values.astype(np.float64)) if is_loss else np.zeros(0, bool)
-        if bad.any():
-            row = int(bad.reshape(len(bad), -1).any(axis=1).argmax())
-            where = ""
-            if bad.ndim > 1:
-                members = np.flatnonzero(bad[row].reshape(bad.shape[1], -1).any(axis=1)).tolist()
-                where = f" in members {members} of {bad.shape[1]}"
-            return f"{name} is not finite at step {done + row}{where}"
-    return None
-
-
-def _find_bad_leaf(state: Any, done: int) -> str | None:
-    """Return what is wrong with the first nan in what learns: params and opt_state, or else all of the state.
-
-    An environment or a hyperparameter may hold an infinity, and its state is its own.
-    """
-    learns = {"params": state.params, "optimiser": state.opt_state} if isinstance(state, State) else state
-    bad = [
-        jax.tree_util.keystr(path, simple=True, separator="/") or "the state"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(learns)
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf)).any()
-    ]
-    # Sorted by name "params" comes last, and says more than Adam's moments.
-    return f"{bad[-1]} is nan after {done} steps, although the loss is finite" if bad else None
-
-
-def _check_finite(bad: str | None, folder: RunFolder | None) -> None:
-    if bad is None:
-        return
-    kept = ""
-    if folder is not None and (step := checkpoint.latest_step(folder.path)) is not None:
-        kept = f"; the checkpoint of step {step} in {folder.path} is intact"
-    raise FloatingPointError(f"{bad}; lower the learning rate{kept}")
-
-
-@contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C only raise a flag, so that it cannot fall between a state and its checkpoint."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag.is_set
-        return
-
-    def on_interrupt(*_: Any) -> None:
-        flag.set()
-        signal.signal(signal.SIGINT, previous)
-        print("\nstopping at the end of this chunk; Ctrl-C again stops at once", file=sys.stderr)
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield flag.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _reporter(label: str, initial: int, total: int) -> Callable[[int, History], None]:

@@ -16,20 +16,16 @@ import numpy as np
 
 from jaxrl_align.checks import check_hparams
 from jaxrl_align.runtime import loop
-from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.folder import RunConfig, RunFolder
 from jaxrl_align.runtime.mesh import shard_members
 from jaxrl_align.runtime.metrics import History
 from jaxrl_align.types import Learner, Metrics, Params, State
 
 
 @dataclass(frozen=True)
-class MembersConfig:
-    """The fields of every experiment's configuration; subclasses add their own and set these defaults."""
+class MembersConfig(RunConfig):
+    """The fields of an experiment of several members; subclasses add their own and set these defaults."""
 
-    out: str
-    """Folder of the run: configuration, metrics, checkpoints, results and figures."""
-    resume: bool = False
-    """Continue the run in this folder, or start it."""
     seed: int = 0
     """The key from which the members' keys are split."""
     seeds: int = 8
@@ -38,10 +34,6 @@ class MembersConfig:
     def keys(self, offset: int = 0) -> chex.PRNGKey:
         """Return the members' keys [seeds], split from the key of `seed + offset`."""
         return jax.random.split(jax.random.key(self.seed + offset), self.seeds)
-
-    def open_folder(self) -> RunFolder:
-        """Create the run's folder, or open the one to continue; see `folder.open_run`."""
-        return open_run(self.out, self, resume=self.resume)
 
     def require(self, **least: int) -> None:
         """Raise ValueError unless each of these fields, every number of a tuple, is at least so large."""

@@ -104,19 +104,19 @@ def test_the_card_says_what_was_done(done, workshop):
 
 def test_a_run_that_was_interrupted_continues_in_the_same_bits(done, road, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    watch = course.check_watched
+    write = course.write_history
 
-    def interrupt(step, *args):
-        watch(step, *args)
+    def interrupt(writer, step, metrics):
+        write(writer, step, metrics)
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(course, "check_watched", interrupt)
+    monkeypatch.setattr(course, "write_history", interrupt)
     with pytest.raises(SystemExit) as stop:
         road(SETTINGS, out)
     assert stop.value.code == 130 and "--resume continues" in capsys.readouterr().err
     assert not (out / "adapter_config.json").exists()
-    monkeypatch.setattr(course, "check_watched", watch)
+    monkeypatch.setattr(course, "write_history", write)
     road(SETTINGS, out, "--resume")
     assert bits(part_of(out)) == bits(part_of(done))
     for name in ("metrics.jsonl", "held_out.json", "samples.jsonl"):

@@ -165,7 +165,9 @@ def test_completions_alone_are_learnt_and_long_ones_do_not_end():
     ids, said = found.shown[0]
     assert np.array(ids)[said].tolist() == [*TOKENIZER.encode("yes 0"), TOKENIZER.stop_token]
     with pytest.raises(ValueError, match=r"must have a row of 60 tokens; \['sciq'\] have none"):
-        rows_room.encode_examples(TOKENIZER, [r for r in given[:-2] if r.set != "sciq"], sets.POOL, length=60, answer=6)
+        rows_room.encode_examples(
+            TOKENIZER, [r for r in given[:-2] if r.set != "sciq"], sets.POOL, length=60, answer=6
+        )
 
 
 def test_a_batch_holds_the_chosen_sets_and_as_many_rows_at_every_breadth():

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from jaxrl_align.nets import init_lora, make_transformer, overlay
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
+from jaxrl_align.runtime.guards.device_memory import peak_memory
 from jaxrl_align.runtime.huggingface import load_model
-from jaxrl_align.runtime.metrics import peak_memory
 from jaxrl_align.types import TokenBatch
 
 model = load_model(sys.argv[1], quantise="nf4")

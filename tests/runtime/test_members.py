@@ -51,7 +51,7 @@ def test_keys_are_split_from_the_seed_and_flags_have_help(capsys):
     same(config.keys(), jax.random.split(jax.random.key(5), 3))
     same(config.keys(1), jax.random.split(jax.random.key(6), 3))
     assert cli.parse(Config, ["--out", "a", "--resume", "--seed", "2", "--seeds", "4"]) == Config(
-        "a", True, 2, 4
+        out="a", resume=True, seed=2, seeds=4
     )
     with pytest.raises(SystemExit):
         cli.parse(Config, ["--help"])

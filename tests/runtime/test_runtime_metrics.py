@@ -1,12 +1,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.runtime.metrics import append_metrics, cut_metrics, read_metrics
+from jaxrl_align.runtime.metrics import append_metrics, read_metrics, recover_metrics
 
 
 def test_every_float32_comes_back_exactly(tmp_path):
@@ -34,16 +35,18 @@ def test_rows_of_members_types_and_missing_values(tmp_path):
     assert got["count"].dtype == int and got["done"].dtype == bool
 
 
-def test_append_read_cut(tmp_path):
+LOSS = {"loss": np.zeros((), np.float32)}
+
+
+def test_append_read_recover(tmp_path):
     path = tmp_path / "m"
-    cut_metrics(path, 3)
     append_metrics(path, 0, {"loss": np.arange(3.0)})
     append_metrics(path, 3, {"loss": np.arange(3.0, 5.0)}, sync=True)
     with open(path, "a") as file:
         file.write('{"step": 5, "lo')
     np.testing.assert_array_equal(read_metrics(path)["loss"], np.arange(5.0))
     np.testing.assert_array_equal(read_metrics(path, 2)["loss"], [0.0, 1.0])
-    cut_metrics(path, 4)
+    np.testing.assert_array_equal(recover_metrics(path, 4, LOSS)["loss"], np.arange(4, dtype=np.float32))
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="holds 4 steps, expected 5; pass --out"):
         read_metrics(path, 5)
@@ -54,6 +57,68 @@ def test_a_damaged_row_is_named(tmp_path, line):
     (tmp_path / "m").write_text(f'{{"step": 0, "loss": 1.0}}\n{line}\n')
     with pytest.raises(ValueError, match="is damaged at line 2"):
         read_metrics(tmp_path / "m")
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "lost"),
+    [
+        ({2: b"torn"}, "steps 2 are"),
+        ({1: b"\xff\xfe", 2: b'{"step": 2, "loss": [1.0, 2.0], "n": 2}'}, "steps 1 to 2 are"),
+        ({0: b'{"step": 9, "loss": 1.0, "n": 2}', 3: b'{"step": 3, "loss": 1.0}'}, "steps 0, 3 are"),
+        ({0: b'{"step": true, "loss": 1.0, "n": 2}', 4: b"[" * 100_000}, "steps 0, 4 are"),
+        ({3: b'{"step": 3, "loss": "nan", "n": {}}'}, "steps 3 are"),
+        ({1: b'{"step": 1, "loss": 1.0, "n": 99999999999999999999}'}, "steps 1 are"),
+        ({2: b'{"step": 2, "loss": 1, "n": 2.5}'}, "steps 2 are"),
+    ],
+)
+def test_lost_metrics_are_nan_and_the_others_come_back(tmp_path, rows, lost):
+    path, kinds = tmp_path / "m", LOSS | {"n": np.zeros((), np.int32)}
+    append_metrics(path, 0, {"loss": np.arange(6, dtype=np.float32), "n": np.arange(6, dtype=np.int32)})
+    lines = path.read_bytes().split(b"\n")
+    for at, line in rows.items():
+        lines[at] = line
+    path.write_bytes(b"\n".join(lines))
+    with pytest.warns(UserWarning, match=lost):
+        got = recover_metrics(path, 5, kinds)
+    assert got["n"].dtype == np.float64
+    expected = np.arange(5.0)
+    expected[list(rows)] = np.nan
+    np.testing.assert_array_equal(got["loss"], expected.astype(np.float32))
+    np.testing.assert_array_equal(got["n"], expected)
+    assert [row["step"] for row in lines_of(path)] == list(range(5))
+    np.testing.assert_array_equal(read_metrics(path)["loss"], expected)
+    again = recover_metrics(path, 5, kinds)  # a second continuation loses no more
+    np.testing.assert_array_equal(again["loss"], expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00" * 4000])
+def test_metrics_that_are_gone_are_all_nan(tmp_path, content):
+    if content is not None:
+        (tmp_path / "m").write_bytes(content)
+    with pytest.warns(UserWarning, match="m: the metrics of steps 0 to 2 are lost"):
+        got = recover_metrics(tmp_path / "m", 3, LOSS)
+    assert got["loss"].dtype == np.float32 and np.isnan(got["loss"]).all()
+    assert lines_of(tmp_path / "m") == [{"step": i, "loss": None} for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"step": 0, "loss": "x"}\n', b'{"step": 0, "loss": [[1], 2]}\n', b"\xff\n"]
+)
+def test_reading_what_is_damaged_names_the_file(tmp_path, content):
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(ValueError, match="m is damaged"):
+        read_metrics(tmp_path / "m")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+def test_a_full_disk_names_the_file(tmp_path):
+    (tmp_path / "m").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device: '.*/m'"):
+        append_metrics(tmp_path / "m", 0, {"loss": np.zeros(3)})
 
 
 def test_the_peak_of_memory_is_the_process_own():

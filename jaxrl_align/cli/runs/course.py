@@ -18,6 +18,7 @@ from jaxrl_align.cli.options import RunOptions
 from jaxrl_align.learner import LossFn
 from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder, open_run
+from jaxrl_align.runtime.guards.atomic import atomic_path
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.metrics import History
 from jaxrl_align.runtime.writers import open_writers, write_history
@@ -26,8 +27,6 @@ from jaxrl_align.types import Learner, Params
 
 HELD_OUT_FILE = "held_out.json"
 SAMPLES_FILE = "samples.jsonl"
-WATCHED = re.compile("kl|score|reward$")
-"""Metrics that end a run where they are not finite; of losses the loop sees to it."""
 REWARD_ERROR = re.compile(r"^ValueError: (reward .*)$", re.MULTILINE)
 SHOWN = 200
 """Characters of a prompt's end and of a completion in a printed table."""
@@ -68,7 +67,7 @@ class Outcome(NamedTuple):
     """Rows of the sample tables: step, prompt, completion."""
 
 
-def open_folder(out: str, config: Mapping[str, Any], resume: bool) -> RunFolder:
+def open_folder(out: str, config: Mapping[str, Any], options: RunOptions) -> RunFolder:
     """Open the run's folder below `out`.
 
     Raises:
@@ -77,7 +76,7 @@ def open_folder(out: str, config: Mapping[str, Any], resume: bool) -> RunFolder:
     path = Path(out)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "run").is_dir()):
         raise ValueError(f"{out} exists and holds no run of ours; pass --out with a new folder")
-    return open_run(path / "run", dict(config), resume=resume)
+    return open_run(path / "run", dict(config), resume=options.resume, upkeep=options.upkeep())
 
 
 def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -> Outcome:
@@ -96,7 +95,6 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
     writer = open_writers(options.writers, folder, done)
 
     def on_chunk(step: int, state: Any, metrics: History) -> None:
-        check_watched(step, metrics, folder)
         write_history(writer, step, metrics)
         if step % options.every == 0 or step == steps:
             found = watch.look(step, state.params)
@@ -193,7 +191,8 @@ class Watch:
             rows = zip(prompts, complete(params), strict=True)
             self.rows += [{"step": step, "prompt": p, "completion": c} for p, c in rows]
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-            (self._folder.path / SAMPLES_FILE).write_text(text, encoding="utf-8")
+            with atomic_path(self._folder.path / SAMPLES_FILE) as temporary:
+                temporary.write_text(text, encoding="utf-8")
             print(table_text([row for row in self.rows if row["step"] == step]), flush=True)
         return found
 
@@ -205,15 +204,6 @@ def table_text(rows: list[dict[str, Any]]) -> str:
         lines.append(f"  step {row['step']} | {' '.join(row['prompt'].split())[-SHOWN:]}")
         lines.append(f"      -> {' '.join(row['completion'].split())[:SHOWN]}")
     return "\n".join(lines)
-
-
-def check_watched(step: int, metrics: History, folder: RunFolder) -> None:
-    """Raise FloatingPointError for a KL, score or reward that is not finite."""
-    for name, values in metrics.items():
-        if WATCHED.search(name) and not np.isfinite(np.asarray(values, np.float64)).all():
-            last = checkpoint.latest_step(folder.path)
-            kept = "" if last is None else f"; the checkpoint of step {last} in {folder.path} is intact"
-            raise FloatingPointError(f"{name} is not finite at step {step}; lower the learning rate{kept}")
 
 
 def make_measure(

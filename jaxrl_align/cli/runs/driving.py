@@ -14,7 +14,8 @@ from jaxrl_align.cli.runs.course import Course, Outcome, follow, open_folder
 from jaxrl_align.cli.runs.estimates import estimate_memory, memory_text
 from jaxrl_align.cli.tuning import Tuned, count_weights, publish
 from jaxrl_align.nets.transformer import make_transformer
-from jaxrl_align.runtime.metrics import peak_memory
+from jaxrl_align.runtime.folder import UNCOMPARED
+from jaxrl_align.runtime.guards.device_memory import peak_memory
 from jaxrl_align.types import Params
 
 
@@ -63,7 +64,7 @@ def drive(journey: Journey, argv: Sequence[str]) -> None:
     begin, run, out = time.monotonic(), journey.shared.run, journey.shared.base.out
     config = record(journey.command, journey.options, data_sha256=journey.sha256)
     print_plan(plan(journey), journey.encoded.skipped)
-    folder = open_folder(out, config, run.resume)
+    folder = open_folder(out, config, run)
     course = journey.course()
     outcome = follow(course, folder, run, journey.steps)
     words = ""
@@ -92,7 +93,7 @@ def drive(journey: Journey, argv: Sequence[str]) -> None:
     print(f"{out} holds {words}, of {best}; peak memory {peak_memory() / 1e9:.2f} GB")
 
 
-UNSAID = ("model", "out", "base", "hub", "data", "held_out", "resume", "config", "writers")
+UNSAID = ("model", "out", "base", "hub", "data", "held_out", "config", "writers", *UNCOMPARED)
 """Flags that a card says elsewhere, or that say nothing about the model."""
 
 

@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, and whose errors name them."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_LEFT = re.compile(r"\..+\.tmp\d+(\.\w+)?")
+"""What `atomic_path` calls a file until it is whole."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and move what was written there onto `path` at the end.
+
+    A reader sees the old file or the whole new one. The data reach the disk before the name does, so a crash
+    or a full disk leaves the old file; the temporary file is removed when the block raises.
+
+    Raises:
+      OSError: it could not be written; it names `path`.
+    """
+    path = Path(path)
+    # The suffix stays, because writers such as matplotlib read the format from it.
+    temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
+    try:
+        with named_shortage(path):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named_shortage(path: str | os.PathLike) -> Iterator[None]:
+    """Let an error of writing, such as that of a full disk, name the file, which Python leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def remove_left_files(folder: Path) -> None:
+    """Remove the unfinished files that killed processes have left in a folder which this one has locked."""
+    for path in folder.rglob(".*.tmp*"):
+        if _LEFT.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
