@@ -1,10 +1,29 @@
-"""Search for data files: the user's own folder, then a cache, then a download with a checksum."""
+"""Data files: where they are sought, and how what others packed or wrote as JSON is read within bounds.
 
+A file is sought in the user's own folder, then in a cache, and then downloaded with a checksum.
+"""
+
+import gzip
+import json
 import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 DATA_VARIABLE = "JAXRL_ALIGN_DATA"
+
+GROWTH = 10
+"""A packed file may grow to this many times its size."""
+ROOM = 32 * 2**20
+"""Bytes that a packed file may grow to however small it is."""
+DEPTH = 64
+"""Lists and objects inside each other that JSON may have: comparing, printing and writing values recur."""
+GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What `read_pieces` raises for a file that is truncated or no gzip."""
+_PIECE = 2**20
 
 
 class DataFile(NamedTuple):
@@ -62,3 +81,90 @@ def find_file(file: DataFile) -> Path:
             f"in ${DATA_VARIABLE}"
         ) from error
     return target
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes in pieces of at most a mebibyte, unpacked if its name ends in `.gz`.
+
+    Raises:
+      ValueError: it grows to more than `GROWTH` times its size, and more than `ROOM`.
+      EOFError, zlib.error, gzip.BadGzipFile: `GZIP_DAMAGE`, for the caller to say where.
+    """
+    packed = path.suffix == ".gz"
+    with gzip.open(path, "rb") if packed else open(path, "rb") as file:
+        bound = _bound(path) if packed else None
+        yield from _bounded(file, bound, path)  # type: ignore[arg-type]
+
+
+def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytearray]]:
+    """Yield name and content of the files inside a zip whose names are wanted, sorted by name.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: it is no zip file or a damaged one, a member has a password or is packed otherwise than by
+        deflate, or its members grow to more than `GROWTH` times its size, and more than `ROOM`.
+    """
+    left = _bound(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist() if wanted(info.filename)}
+            for name, info in sorted(members.items()):
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{path}: {name!r:.80} must be packed by deflate; pack it again")
+                content = bytearray()
+                with archive.open(info) as file:
+                    for piece in _bounded(file, left, path):  # type: ignore[arg-type]
+                        content += piece
+                left -= len(content)
+                yield name, content
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
+    except RuntimeError as error:  # encrypted, or a feature that Python lacks
+        raise ValueError(f"{path} cannot be read: {error}; pack it again without that") from error
+
+
+def _bound(path: Path) -> int:
+    return max(ROOM, GROWTH * path.stat().st_size)
+
+
+def _bounded(file: BinaryIO, bound: int | None, path: Path) -> Iterator[bytes]:
+    """Yield pieces, and raise ValueError beyond so many bytes."""
+    count = 0
+    while piece := file.read(_PIECE):
+        count += len(piece)
+        if bound is not None and count > bound:
+            raise ValueError(
+                f"{path} must not unpack to more than {GROWTH} times its size; it goes on beyond "
+                f"{bound / 2**20:.0f} MiB; unpack it yourself if you trust it"
+            )
+        yield piece
+
+
+def parse_json(text: str) -> Any:
+    """Return the value in a JSON text.
+
+    Raises:
+      ValueError: it is no JSON, or its lists and objects lie more than `DEPTH` inside each other.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        deep = True
+    else:
+        # Few values have as many brackets as may lie inside each other; the others are looked through.
+        deep = text.count("[") + text.count("{") > DEPTH and _is_deep(value)
+    if deep:
+        raise ValueError(f"more than {DEPTH} lists and objects inside each other")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    layer = [value]
+    for _ in range(DEPTH + 1):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(layer)
