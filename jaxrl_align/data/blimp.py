@@ -1,9 +1,10 @@
 """BLiMP: pairs of sentences that differ in one point of English grammar, one right and one wrong."""
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl_align.data.files import DataFile, find_file, parse_json, read_members
+from jaxrl_align.data.files import DataFile, find_file, parse_json, unpack_members
 
 BLIMP = DataFile(
     "glue/BLiMP.zip",
@@ -51,7 +52,7 @@ def load_blimp(path: str | Path | None = None) -> list[Paradigm]:
     path = find_file(BLIMP) if path is None else Path(path)
     wanted = lambda name: name.startswith("data/") and name.endswith(".jsonl")
     try:
-        paradigms = [_paradigm(name, content) for name, content in read_members(path, wanted)]
+        paradigms = [_paradigm(name, content) for name, content in unpack_members(path, wanted)]
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} must be BLiMP's zip file; cannot read it: {error}") from error
     if not paradigms:
@@ -60,7 +61,8 @@ def load_blimp(path: str | Path | None = None) -> list[Paradigm]:
 
 
 def _paradigm(name: str, content: bytearray) -> Paradigm:
-    rows = [_read_row(line, f"{name!r}:{i}") for i, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    lines = enumerate(io.BytesIO(content), 1)
+    rows = [_read_row(line, f"{name!r}:{number}") for number, line in lines if line.strip()]
     if not rows:
         raise ValueError(f"{name!r} must hold pairs of sentences; it is empty")
     good, bad = (tuple(row[f"sentence_{kind}"] for row in rows) for kind in ("good", "bad"))

@@ -3,13 +3,15 @@
 A file is sought in the user's own folder, then in a cache, and then downloaded with a checksum.
 """
 
+import csv
 import gzip
+import io
 import json
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,12 +19,12 @@ DATA_VARIABLE = "JAXRL_ALIGN_DATA"
 
 GROWTH = 10
 """A packed file may grow to this many times its size."""
-ROOM = 32 * 2**20
-"""Bytes that a packed file may grow to however small it is."""
+ROOM, ARCHIVE_ROOM = 8 * 2**20, 32 * 2**20
+"""Bytes that a gzip file, and the members of a zip file together, may grow to however small it is."""
 DEPTH = 64
 """Lists and objects inside each other that JSON may have: comparing, printing and writing values recur."""
 GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What `read_pieces` raises for a file that is truncated or no gzip."""
+"""What `unpack_pieces` raises for a file that is truncated or no gzip."""
 _PIECE = 2**20
 
 
@@ -83,7 +85,7 @@ def find_file(file: DataFile) -> Path:
     return target
 
 
-def read_pieces(path: Path) -> Iterator[bytes]:
+def unpack_pieces(path: Path) -> Iterator[bytes]:
     """Yield a file's bytes in pieces of at most a mebibyte, unpacked if its name ends in `.gz`.
 
     Raises:
@@ -92,19 +94,19 @@ def read_pieces(path: Path) -> Iterator[bytes]:
     """
     packed = path.suffix == ".gz"
     with gzip.open(path, "rb") if packed else open(path, "rb") as file:
-        bound = _bound(path) if packed else None
+        bound = _bound(path, ROOM) if packed else None
         yield from _bounded(file, bound, path)  # type: ignore[arg-type]
 
 
-def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytearray]]:
+def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytearray]]:
     """Yield name and content of the files inside a zip whose names are wanted, sorted by name.
 
     Raises:
       OSError: there is no such file.
       ValueError: it is no zip file or a damaged one, a member has a password or is packed otherwise than by
-        deflate, or its members grow to more than `GROWTH` times its size, and more than `ROOM`.
+        deflate, or its members grow to more than `GROWTH` times its size, and more than `ARCHIVE_ROOM`.
     """
-    left = _bound(path)
+    left = _bound(path, ARCHIVE_ROOM)
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist() if wanted(info.filename)}
@@ -123,8 +125,8 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
         raise ValueError(f"{path} cannot be read: {error}; pack it again without that") from error
 
 
-def _bound(path: Path) -> int:
-    return max(ROOM, GROWTH * path.stat().st_size)
+def _bound(path: Path, room: int) -> int:
+    return max(room, GROWTH * path.stat().st_size)
 
 
 def _bounded(file: BinaryIO, bound: int | None, path: Path) -> Iterator[bytes]:
@@ -138,6 +140,52 @@ def _bounded(file: BinaryIO, bound: int | None, path: Path) -> Iterator[bytes]:
                 f"{bound / 2**20:.0f} MiB; unpack it yourself if you trust it"
             )
         yield piece
+
+
+def unpack_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of a file's lines that are not blank; raises as `unpack_pieces`."""
+    number, rest = 0, bytearray()
+    for piece in unpack_pieces(path):
+        if not rest and not piece.strip():  # so that megabytes of blank lines take no seconds
+            number += piece.count(b"\n")
+            continue
+        rest += piece
+        if b"\n" in piece:
+            whole = bytes(rest[: rest.rindex(b"\n") + 1])
+            del rest[: len(whole)]
+            for line in io.BytesIO(whole):
+                number += 1
+                if line.strip():
+                    yield number, line
+    if rest.strip():
+        yield number + 1, bytes(rest)
+
+
+def decode_text(raw: bytes | bytearray, place: str) -> str:
+    """Return bytes in UTF-8 as text, without the mark that some programs put before it.
+
+    Raises:
+      ValueError: they are no UTF-8.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} must be UTF-8; got others ({error}); convert it") from error
+
+
+def parse_table(lines: Iterable[str], place: str, **form: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and cells of the rows of a table, of `csv.reader`'s forms; empty lines are none.
+
+    Raises:
+      ValueError: with `place:line`, for a cell that never ends.
+    """
+    reader = csv.reader(lines, **form)
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise ValueError(f"{place}:{reader.line_num}: the row is no row of a table: {error}") from error
 
 
 def parse_json(text: str) -> Any:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrl_align.data.files import GZIP_DAMAGE, DataFile, find_file, read_pieces
+from jaxrl_align.data.files import GZIP_DAMAGE, DataFile, find_file, unpack_pieces
 
 NUM_CLASSES = 10
 
@@ -51,7 +51,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     """
     path, content = Path(path), bytearray()
     try:
-        for piece in read_pieces(path):
+        for piece in unpack_pieces(path):
             content += piece
     except GZIP_DAMAGE as error:
         raise ValueError(f"{path} is truncated or no gzip file ({error}); fetch it again") from error

@@ -94,7 +94,7 @@ def open_tokens(path: str | Path, *, vocab_size: int) -> np.ndarray:
 
 
 def _read_header(path: Path) -> tuple[np.dtype, tuple[int, ...], int]:
-    """Return element type, shape and where the elements begin; TypeError for a type that NumPy does not know."""
+    """Return element type, shape and where the elements begin; TypeError for a type unknown to NumPy."""
     with open(path, "rb") as file:
         magic = file.read(8)
         if magic[:6] != b"\x93NUMPY" or magic[6:7] not in (b"\1", b"\2", b"\3"):

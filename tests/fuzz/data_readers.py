@@ -37,7 +37,10 @@ def bomb(unit: bytes, millions: int = 500) -> bytes:
 
 
 def _write_books(folder: Path) -> None:
-    head, tail = "*** START OF THIS PROJECT GUTENBERG EBOOK ***\n\nProduced by A. B.\n", "\n\nEnd of Project Gutenberg's\n"
+    head, tail = (
+        "*** START OF THIS PROJECT GUTENBERG EBOOK ***\n\nProduced by A. B.\n",
+        "\n\nEnd of Project Gutenberg's\n",
+    )
     for name in ("ann/one", "ann/two", "bob/one"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.txt").write_text(f"Title\n{head}{'word ' * TITLE_WORDS}{WORDS * 3}{tail}")
@@ -66,7 +69,7 @@ def _write_idx(folder: Path) -> None:
 
 def _bad_images(split: Split) -> str | None:
     for images in split:
-        if not (np.isfinite(images.x).all() and 0 <= images.x.min() and images.x.max() <= 1):
+        if not (np.isfinite(images.x).all() and images.x.min() >= 0 and images.x.max() <= 1):
             return "pixels outside [0, 1]"
         if len(images.x) != len(images.y) or images.y.min() < 0 or images.y.max() > 9:
             return "labels that are none"
@@ -74,7 +77,13 @@ def _bad_images(split: Split) -> str | None:
 
 
 def _pair(name: str, good: Any, bad: Any) -> str:
-    row = {"sentence_good": good, "sentence_bad": bad, "field": "syntax", "linguistics_term": "t", "UID": name}
+    row = {
+        "sentence_good": good,
+        "sentence_bad": bad,
+        "field": "syntax",
+        "linguistics_term": "t",
+        "UID": name,
+    }
     return json.dumps(row) + "\n"
 
 
@@ -101,7 +110,9 @@ def _read_stream(folder: Path) -> Any:
 
 
 def _bad_tokens(rows: np.ndarray) -> str | None:
-    return None if rows.dtype.kind in "iu" and rows.min() >= 0 and rows.max() < VOCAB else "tokens out of range"
+    return (
+        None if rows.dtype.kind in "iu" and rows.min() >= 0 and rows.max() < VOCAB else "tokens out of range"
+    )
 
 
 def _npy(descr: str, shape: str, body: bytes = b"\1\0" * 20, fortran: str = "False") -> bytes:
@@ -111,8 +122,14 @@ def _npy(descr: str, shape: str, body: bytes = b"\1\0" * 20, fortran: str = "Fal
 
 
 HEADERS = (
-    *(("'<u2'", shape) for shape in ("(True,)", f"({10**26},)", "(-1,)", f"({2**62},)", "('a',)", "20", "None")),
-    *((descr, "(20,)") for descr in ("'|O'", "'float999'", "[('a', '<i4')]", "'|V2'", "None", "1", "'<f4'", "''")),
+    *(
+        ("'<u2'", shape)
+        for shape in ("(True,)", f"({10**26},)", "(-1,)", f"({2**62},)", "('a',)", "20", "None")
+    ),
+    *(
+        (descr, "(20,)")
+        for descr in ("'|O'", "'float999'", "[('a', '<i4')]", "'|V2'", "None", "1", "'<f4'", "''")
+    ),
     *(("'<u2'", "(" * 150 + ")" * 150), ("'<u2'", "[" * 9_000), ("'<u2'", "9" * 5_000), ("\\x00", "(20,)")),
 )
 
@@ -161,7 +178,10 @@ READERS: tuple[Reader, ...] = (
         hostile=tuple(
             {"BLiMP.zip": content}
             for content in (
-                *(pack_zip({"data/a.jsonl": _pair("a", *pair)}) for pair in ((1, "B."), ("A.", None), ("", "B."))),
+                *(
+                    pack_zip({"data/a.jsonl": _pair("a", *pair)})
+                    for pair in ((1, "B."), ("A.", None), ("", "B."))
+                ),
                 pack_zip({"data/a.jsonl": "[" * 100_000}),
                 pack_zip({"data/a.jsonl": _pair("a", "\ud800", "B.")}),
                 pack_zip({"data/a.jsonl": _pair("a", "A.", "B."), "data/b.jsonl": b"\n" * 300_000_000}),
@@ -181,6 +201,8 @@ READERS: tuple[Reader, ...] = (
         lambda folder: (folder / "stsa.txt").write_text("0 a dull film\n1 a good one , not dull\n" * 4),
         _read_sentiment,
         _bad_labels,
-        hostile=tuple({"stsa.txt": data} for data in (b"", b"\n", b"2 a", "\u0661 a".encode(), b"9" * 5_000 + b" a")),
+        hostile=tuple(
+            {"stsa.txt": data} for data in (b"", b"\n", b"2 a", "\u0661 a".encode(), b"9" * 5_000 + b" a")
+        ),
     ),
 )
