@@ -95,7 +95,9 @@ def read_labelled(path: str | Path, num_classes: int) -> Labelled:
     texts, labels = [], []
     for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         label, _, text = line.partition(" ")
-        if not (label.isdecimal() and int(label) < num_classes and text.strip()):
+        # Python reads other scripts' digits, too, and refuses numbers of thousands of them.
+        plain = label.isascii() and label.isdecimal() and len(label) <= 18
+        if not (plain and int(label) < num_classes and text.strip()):
             raise ValueError(
                 f'every line must be "label text", with labels from 0 to {num_classes - 1}; got '
                 f"{line[:60]!r} in line {number} of {path}"
