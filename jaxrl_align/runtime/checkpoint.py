@@ -183,18 +183,20 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         arrays = {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in entries}
     metadata = json.loads(arrays.pop(_METADATA).tobytes())
     kinds = metadata["leaves"]
-    found = {
-        name: (array.dtype.itemsize, array.shape[: len(kinds[name]["shape"])])
-        for name, array in arrays.items()
-    }
+    if not isinstance(metadata["config"], dict):
+        raise ValueError("its configuration is none")
+    found = {name: (array.dtype, array.shape[: len(kinds[name]["shape"])]) for name, array in arrays.items()}
     if metadata["version"] == VERSION and found != {name: _stored(kind) for name, kind in kinds.items()}:
         raise ValueError("its arrays are not those that it says it holds")
     return metadata, arrays
 
 
-def _stored(kind: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """Return the item size and the leading shape of the array in which a leaf is stored."""
-    return 4 if "impl" in kind else jnp.dtype(kind["dtype"]).itemsize, tuple(kind["shape"])
+def _stored(kind: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...]]:
+    """Return the dtype and the leading shape of the array in which `_to_numpy` stores a leaf."""
+    if "impl" in kind:
+        return jax.random.key_data(jax.random.key(0, impl=kind["impl"])).dtype, tuple(kind["shape"])
+    dtype = jnp.dtype(kind["dtype"])
+    return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype, tuple(kind["shape"])
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
@@ -241,6 +243,8 @@ def _to_tree(path: Path, template: Any, kinds: dict[str, Any], arrays: dict[str,
                 f"checkpoint {path} holds {name} as {found['dtype']}{found['shape']}, "
                 f"but this run expects {wanted['dtype']}{wanted['shape']}"
             )
+        if ("impl" in kinds[name]) != _is_key(leaf.dtype):
+            raise ValueError(f"checkpoint {path} does not say whether {name} is a random key; it is damaged")
         leaves.append(_to_device(arrays[name], kinds[name], leaf))
     return jax.tree.unflatten(structure, leaves)
 

@@ -13,6 +13,8 @@ from jaxrl_align.runtime.guards.lock import FolderLock, hold_folder
 from jaxrl_align.runtime.metrics import METRICS_FILE
 
 CONFIG_FILE = "config.json"
+SHOWN = 20
+"""Fields that a message about two configurations names, at most."""
 UNCOMPARED = ("resume", "out", "checkpoint_minutes", "keep", "keep_best", "replay")
 """Fields that say where and how to run, not what: they may differ between a run and its continuation."""
 
@@ -71,8 +73,13 @@ def differences(old: Any, new: Any) -> tuple[str, str]:
     old, new = ({k: v for k, v in to_json(c).items() if k not in UNCOMPARED} for c in (old, new))
     old, new = _flatten(old), _flatten(new)
     fields = [f for f in {**old, **new} if f not in old or f not in new or old[f] != new[f]]
-    texts = [", ".join(f"{f}={c[f]!r}" if f in c else f"no {f}" for f in fields) for c in (old, new)]
-    return texts[0], texts[1]
+
+    def describe(config: dict[str, Any]) -> str:
+        named = [(ascii(f)[1:-1][:60], f) for f in fields[:SHOWN]]
+        texts = [f"{name}={repr(config[f])[:100]}" if f in config else f"no {name}" for name, f in named]
+        return ", ".join(texts) + (f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else "")
+
+    return describe(old), describe(new)
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -112,8 +119,17 @@ class RunFolder:
         return self.path / name
 
     def read_json(self, name: str) -> Any:
-        """Read back what `write_json` wrote under `name` in this folder."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        """Read back what `write_json` wrote under `name` in this folder.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path / name} is damaged ({error}); copy it again, or pass --out with a new folder"
+            ) from error
 
     def once(self, name: str, make: Callable[..., Any], *args: Any) -> Any:
         """Return the value in the file `name`, or of `make(*args)`, which is then written there.

@@ -1,5 +1,6 @@
 """The host loop: drives a pure step in compiled chunks, with progress, metrics and checkpoints."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from jaxrl_align.runtime.keeper import Keeper
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, recover_metrics
 
 FROZEN_FILE = "frozen.json"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 Step = Callable[..., tuple[Any, dict[str, Any]]]
 """`(state, batch, frozen) -> (state, metrics)`, a learner's, or several by `vmap`. It is called with what the
@@ -178,6 +180,8 @@ def _check_frozen(folder: RunFolder, frozen: Any) -> None:
             folder.write_json(FROZEN_FILE, now)
         return
     was = folder.read_json(FROZEN_FILE) if path.exists() else None
+    if was is not None and not (isinstance(was, dict) and _SHA256.fullmatch(str(was.get("sha256")))):
+        raise ValueError(f"{path} is damaged: no sha256; copy it again, or pass --out with a new folder")
     if was != now:
         began, got = (f"frozen weights {x['sha256'][:12]}" if x else "no frozen weights" for x in (was, now))
         raise ValueError(

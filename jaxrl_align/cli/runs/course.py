@@ -4,9 +4,10 @@ import contextlib
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jaxrl_align.runtime.writers import open_writers, write_history
 from jaxrl_align.text import Filters, make_completer
 from jaxrl_align.types import Learner, Params
 
+Found = TypeVar("Found")
 HELD_OUT_FILE = "held_out.json"
 SAMPLES_FILE = "samples.jsonl"
 REWARD_ERROR = re.compile(r"^ValueError: (reward .*)$", re.MULTILINE)
@@ -159,13 +161,10 @@ class Watch:
             self._recall(done)
 
     def _recall(self, done: int) -> None:
-        if (self._folder.path / HELD_OUT_FILE).exists():
-            stored = self._folder.read_json(HELD_OUT_FILE)
-            self.held_out = {int(step): found for step, found in stored.items() if int(step) <= done}
-        path = self._folder.path / SAMPLES_FILE
-        if path.exists():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            self.rows = [row for row in rows if row["step"] <= done]
+        """Read back what was found up to a step."""
+        path = self._folder.path
+        self.held_out = _read_or_lose(_read_held_out, path / HELD_OUT_FILE, done, {})
+        self.rows = _read_or_lose(_read_samples, path / SAMPLES_FILE, done, [])
 
     def best(self) -> int | None:
         """Return the step, after the start, whose held-out metric is the best, the first of equal ones."""
@@ -189,12 +188,35 @@ class Watch:
         if self._course.samples is not None:
             prompts, complete = self._course.samples
             rows = zip(prompts, complete(params), strict=True)
+            self.rows = [row for row in self.rows if row["step"] < step]
             self.rows += [{"step": step, "prompt": p, "completion": c} for p, c in rows]
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
             with atomic_path(self._folder.path / SAMPLES_FILE) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             print(table_text([row for row in self.rows if row["step"] == step]), flush=True)
         return found
+
+
+def _read_or_lose(read: Callable[[Path, int], Found], path: Path, done: int, nothing: Found) -> Found:
+    """Return what a file holds up to a step; a damaged one is lost, and no hindrance."""
+    try:
+        return read(path, done) if path.exists() else nothing
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        warnings.warn(f"{path} is damaged, and lost up to step {done} ({error!r})", stacklevel=4)
+        return nothing
+
+
+def _read_held_out(path: Path, done: int) -> dict[int, dict[str, float]]:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    found = {int(step): {name: float(x) for name, x in row.items()} for step, row in stored.items()}
+    return {step: row for step, row in found.items() if step <= done}
+
+
+def _read_samples(path: Path, done: int) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kinds = {"step": int, "prompt": str, "completion": str}
+    rows = [{name: kind(row[name]) for name, kind in kinds.items()} for row in rows]
+    return [row for row in rows if row["step"] <= done]
 
 
 def table_text(rows: list[dict[str, Any]]) -> str:
