@@ -5,10 +5,11 @@ BIN = $(VENV)/bin
 DEMO ?= runs/rlhf
 ALIGN ?= runs/align
 FUZZ ?= runs/fuzz
+KILLS ?= 50
 N ?= 100000
 MODEL ?= models/smollm2-135m-instruct
 
-.PHONY: help demo align model cartpole test test-slow fuzz lint clean
+.PHONY: help demo align model cartpole test test-slow fuzz kills lint clean
 
 help:
 	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 3 minutes; figures in $(DEMO)"
@@ -18,6 +19,7 @@ help:
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow tests"
 	@echo "make fuzz       every reader on N=$(N) changed files; the failures' files in $(FUZZ)"
+	@echo "make kills      four programs, killed KILLS=$(KILLS) times in all and continued to the same bits"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
 
@@ -58,6 +60,10 @@ test-slow: $(VENV)/installed
 # Readers are tried one by one in a process a core: more threads in each would only wait for each other.
 fuzz: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(N) --out $(FUZZ)
+
+# Programs that are killed N times in all and continued.
+kills: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz.kills --kills $(KILLS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -13,8 +13,8 @@ from jaxrl_align.runtime.metrics import History
 BEST_FILE = "best.json"
 LONG_CHUNK = 120.0
 """Seconds of a chunk from which on it is warned of: only between chunks a run can be saved."""
-SHARE = 20
-"""A save by time waits at least so many times as long as the last one took."""
+SHARE = 30
+"""A save by time waits at least so many times as long as the last one took: two minutes after four seconds."""
 
 
 class Keeper:

@@ -35,13 +35,10 @@ def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory):
-    """A folder with the model `tiny` and files of rows; nothing may be changed in it."""
+def write_workshop(folder):
+    """Write the model `tiny` and files of rows."""
     from jaxrl_align.runtime.huggingface import save_model
 
-    pytest.importorskip("safetensors")
-    folder = tmp_path_factory.mktemp("workshop")
     shape = config()
     params = jax.tree.map(lambda x: 3 * x, jax.jit(nets.make_transformer(shape).init)(jax.random.key(0)))
     save_model(folder / "tiny", shape, params, stop_tokens=[1], tokenizer=tokenizer())
@@ -70,6 +67,14 @@ def workshop(tmp_path_factory):
         "    return [1.0]\n",
         encoding="utf-8",
     )
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """A folder with the model `tiny` and files of rows; nothing may be changed in it."""
+    pytest.importorskip("safetensors")
+    folder = tmp_path_factory.mktemp("workshop")
+    write_workshop(folder)
     return folder
 
 

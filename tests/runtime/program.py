@@ -1,7 +1,6 @@
 """A tiny experiment: members fit a line by gradient descent. The tests import it and run it as a program."""
 
 import dataclasses
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime.folder import RunConfig
 from jaxrl_align.runtime.loop import run
 
 
@@ -37,21 +36,17 @@ def make_problem(members=2, width=3):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """Fit a line."""
 
-    out: Path
-    """Where the run is kept."""
     width: int = 3
     """Size of the input."""
     num_steps: int = 3002
     """Length of the run."""
-    resume: bool = False
-    """Continue the run in `out`."""
 
 
 def main(config):
-    folder = open_run(config.out, config, resume=config.resume)
+    folder = config.open_folder()
     step, state = make_problem(width=config.width)
     run(step, state, config.num_steps, chunk=4, folder=folder, checkpoint_every=100, label="fit")
 

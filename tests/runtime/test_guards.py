@@ -143,7 +143,7 @@ class Clock:
     [
         (0.0, 1.0, [6, 12, 18, 20]),  # 25 s a chunk: each third
         (2.0, 1.0, [6, 12, 18, 20]),
-        (5.0, 1.0, [6, 14, 20]),  # twenty times the five seconds of the last save
+        (5.0, 1.0, [6, 18, 20]),  # thirty times the five seconds of the last save
         (0.0, 0.2, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]),
         (0.0, 0.0, [20]),
     ],
