@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 DATA_VARIABLE = "JAXRL_ALIGN_DATA"
 
@@ -23,6 +23,7 @@ ROOM, ARCHIVE_ROOM = 8 * 2**20, 32 * 2**20
 """Bytes that a gzip file, and the members of a zip file together, may grow to however small it is."""
 DEPTH = 64
 """Lists and objects inside each other that JSON may have: comparing, printing and writing values recur."""
+TOO_DEEP = f"more than {DEPTH} lists or objects are inside each other"
 GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 """What `unpack_pieces` raises for a file that is truncated or no gzip."""
 _PIECE = 2**20
@@ -95,7 +96,8 @@ def unpack_pieces(path: Path) -> Iterator[bytes]:
     packed = path.suffix == ".gz"
     with gzip.open(path, "rb") if packed else open(path, "rb") as file:
         bound = _bound(path, ROOM) if packed else None
-        yield from _bounded(file, bound, path)  # type: ignore[arg-type]
+        # `read1` gives what is there before a damage.
+        yield from _bounded(file.read1, bound, path)
 
 
 def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytearray]]:
@@ -115,11 +117,15 @@ def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
                     raise ValueError(f"{path}: {name!r:.80} must be packed by deflate; pack it again")
                 content = bytearray()
                 with archive.open(info) as file:
-                    for piece in _bounded(file, left, path):  # type: ignore[arg-type]
+                    for piece in _bounded(file.read, left, path):
                         content += piece
                 left -= len(content)
                 yield name, content
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
         raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
     except RuntimeError as error:  # encrypted, or a feature that Python lacks
         raise ValueError(f"{path} cannot be read: {error}; pack it again without that") from error
@@ -129,10 +135,10 @@ def _bound(path: Path, room: int) -> int:
     return max(room, GROWTH * path.stat().st_size)
 
 
-def _bounded(file: BinaryIO, bound: int | None, path: Path) -> Iterator[bytes]:
+def _bounded(read: Callable[[int], bytes], bound: int | None, path: Path) -> Iterator[bytes]:
     """Yield pieces, and raise ValueError beyond so many bytes."""
     count = 0
-    while piece := file.read(_PIECE):
+    while piece := read(_PIECE):
         count += len(piece)
         if bound is not None and count > bound:
             raise ValueError(
@@ -188,6 +194,12 @@ def parse_table(lines: Iterable[str], place: str, **form: Any) -> Iterator[tuple
         raise ValueError(f"{place}:{reader.line_num}: the row is no row of a table: {error}") from error
 
 
+def one_line(text: str, limit: int = 500) -> str:
+    """Return what a message quotes without its line breaks, and not all of it where it is long."""
+    words = " ".join(text[: 2 * limit].split())
+    return words if len(words) <= limit else f"{words[: limit - 3]}..."
+
+
 def parse_json(text: str) -> Any:
     """Return the value in a JSON text.
 
@@ -200,13 +212,14 @@ def parse_json(text: str) -> Any:
         deep = True
     else:
         # Few values have as many brackets as may lie inside each other; the others are looked through.
-        deep = text.count("[") + text.count("{") > DEPTH and _is_deep(value)
+        deep = text.count("[") + text.count("{") > DEPTH and is_deep(value)
     if deep:
-        raise ValueError(f"more than {DEPTH} lists and objects inside each other")
+        raise ValueError(TOO_DEEP)
     return value
 
 
-def _is_deep(value: Any) -> bool:
+def is_deep(value: Any) -> bool:
+    """Return whether lists and mappings lie more than `DEPTH` inside each other, or inside themselves."""
     layer = [value]
     for _ in range(DEPTH + 1):
         layer = [
