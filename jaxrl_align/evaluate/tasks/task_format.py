@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxrl_align.data.files import TOO_DEEP, decode_text, is_deep
 from jaxrl_align.evaluate.measures.task_metrics import METRICS
+from jaxrl_align.evaluate.tasks.task_patterns import check_pattern
 from jaxrl_align.evaluate.tasks.task_rows import FORMATS, RowFile
 
 SHIPPED = Path(__file__).parent / "files"
@@ -282,8 +283,8 @@ def _check_patterns(task: Task, source: _Source) -> None:
         named |= {f"derived.{name}.pattern": derived.pattern, f"derived.{name}.remove": derived.remove}
     for name, pattern in named.items():
         try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
+            check_pattern(pattern)
+        except ValueError as error:
             table, _, key = name.rpartition(".")
             raise ValueError(
                 f"{source.at(key, table)}: {name} must be a regular expression; got {pattern!r:.80} ({error})"
