@@ -122,13 +122,19 @@ def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
                 left -= len(content)
                 yield name, content
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
+        raise ValueError(
+            f"{path} must be a zip file; cannot read it: {one_line(str(error))}; get it again"
+        ) from error
     except OSError as error:
         if error.filename is not None:
             raise
-        raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
+        raise ValueError(
+            f"{path} must be a zip file; cannot read it: {one_line(str(error))}; get it again"
+        ) from error
     except RuntimeError as error:  # encrypted, or a feature that Python lacks
-        raise ValueError(f"{path} cannot be read: {error}; pack it again without that") from error
+        raise ValueError(
+            f"{path} cannot be read: {one_line(str(error))}; pack it again without that"
+        ) from error
 
 
 def _bound(path: Path, room: int) -> int:

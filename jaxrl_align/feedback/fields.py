@@ -75,8 +75,9 @@ def parse_text(fields: Mapping[str, Any], name: str) -> Text:
             raise ValueError(f"{name}[{i}] must be a message with a role; got {_describe(message)}")
         if not isinstance(content := message.get("content"), str | list | None):
             raise ValueError(f"content of {name}[{i}] must be a text; got {_describe(content)}")
-        # What else is in a message a chat template may write.
-        for written in (str(content), json.dumps(message, ensure_ascii=False)):
+        # A chat template may write whatever is in a message.
+        more = [json.dumps(message, ensure_ascii=False)] if len(message) > 2 else []
+        for written in (str(content), message["role"], *more):
             _check_unicode(written, f"{name}[{i}]")
     return value
 

@@ -20,7 +20,15 @@ from jaxrl_align.evaluate.tasks.task_patterns import check_pattern
             "(?:x|(a+)+)",
             "(ab|[ac]d)+",
         ),
-        *("(?=(a+)+b)", "(?<!x)(a+)+b", "(.)(?(1)(a+)+|b)", "(?i:(a+)+)", "((a|b)*|c)+", "(|a)+"),
+        *(
+            "(ab|[ac]d)+",
+            "(?=(a+)+b)",
+            "(?<!x)(a+)+b",
+            "(.)(?(1)(a+)+|b)",
+            "(?i:(a+)+)",
+            "((a|b)*|c)+",
+            "(|a)+",
+        ),
     ],
 )
 def test_what_backtracks_is_refused(pattern):
@@ -40,7 +48,7 @@ def test_what_backtracks_is_refused(pattern):
             "(a+){4}",
             "[ab]+",
         ),
-        *(Thoughts.extractor, r"\d+|\w+", "(a|a)", "(?=a+)b"),
+        *("[ab]+", Thoughts.extractor, r"\d+|\w+", "(a|a)", "(?=a+)b"),
     ],
 )
 def test_what_does_not_is_read(pattern):
