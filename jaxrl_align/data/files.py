@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import os
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -121,7 +120,7 @@ def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
                         content += piece
                 left -= len(content)
                 yield name, content
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} must be a zip file; cannot read it: {one_line(str(error))}; get it again"
         ) from error

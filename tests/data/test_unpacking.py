@@ -97,6 +97,30 @@ def test_other_ways_of_packing_are_refused(tmp_path, method):
         list(unpack_members(tmp_path / "a.zip", lambda name: True))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [(20, 10**6), (42, 10**6), (42, "end"), (16, 1), (10, 99), (46, 0xFF), (8, 0x800)]
+)
+def test_a_zip_whose_list_lies_is_refused_in_a_line(tmp_path, field, value):
+    path = tmp_path / "a.zip"
+    write_zip(path, [("x\u00e9", b"1" * 50)], zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\1\2")
+    width = {20: 4, 42: 4, 16: 4}.get(field, 2 if field != 46 else 1)
+    number = len(data) - 10 if value == "end" else value
+    data[at + field : at + field + width] = number.to_bytes(width, "little")
+    if field == 20:  # both sizes of a member that is stored
+        data[at + 24 : at + 28] = number.to_bytes(4, "little")
+    if field == 46:
+        data[at + 8 : at + 10] = (0x800).to_bytes(2, "little")
+    path.write_bytes(data)
+    try:
+        list(unpack_members(path, lambda name: True))
+    except ValueError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) == 1
+    else:
+        assert field == 8
+
+
 def test_a_password_is_refused(tmp_path):
     path = tmp_path / "a.zip"
     write_zip(path, [("x", b"1")])

@@ -24,6 +24,8 @@ SHIPPED = Path(__file__).parent / "files"
 """The task files of the package; a folder in it is a suite."""
 
 NUMBERS = {"first number": 0, "last number": -1}
+LARGEST = 2**53
+"""Whole numbers of a task file go to it and to its negative: a float holds each."""
 EXTRACTORS = ("all", "first line", *NUMBERS)
 
 
@@ -220,10 +222,14 @@ def _value(hint: Any, value: Any, source: _Source, key: str, table: str) -> Any:
         return {name: _value(inner[1], one, source, name, whole) for name, one in value.items()}
     if origin is Literal and value in inner:
         return value
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    whole_number = type(value) is int and abs(value) <= LARGEST
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is not int or whole_number):
         return value
     wanted = {tuple: "a list", Mapping: "a table", Literal: f"one of {', '.join(map(str, inner))}"}.get(
-        origin, {str: "a text", int: "a whole number", bool: "true or false"}.get(hint, str(hint))
+        origin,
+        {str: "a text", int: f"a whole number from {-LARGEST} to {LARGEST}", bool: "true or false"}.get(
+            hint, str(hint)
+        ),
     )
     raise ValueError(f"{source.at(key, table)}: {whole} must be {wanted}; got {value!r:.80}")
 
