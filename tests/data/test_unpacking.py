@@ -30,7 +30,7 @@ def small(monkeypatch):
 def test_lines_have_the_numbers_that_an_editor_shows(tmp_path, monkeypatch, piece, packed):
     monkeypatch.setattr(files, "_PIECE", piece)
     text = (
-        b"\n\n\n \t\n          \nfirst\n"
+        b"abcdefg\n\n\n\n\n\n\nhijklmn\n\n \t\n        \nfirst\n"
         + b"\n" * 30
         + b"a long line, of two pieces at least\n  x \n\n\nlast"
     )
@@ -139,8 +139,10 @@ def test_json_lies_64_deep_at_most(left, right):
     for depth in (65, 300, 100_000):
         with pytest.raises(ValueError, match="more than 64 lists or objects"):
             parse_json(write(depth))
-    wide = "[" + ",".join([write(60)] * 3) + "]"
-    assert len(parse_json(wide)) == 3
+    wide = lambda depth: "[" + ",".join([write(depth)] * 3) + "]"
+    assert len(parse_json(wide(63))) == 3
+    with pytest.raises(ValueError, match="more than 64 lists or objects"):
+        parse_json(wide(64))
 
 
 def test_text_is_utf_8_with_or_without_a_mark():

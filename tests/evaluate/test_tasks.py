@@ -304,7 +304,10 @@ def test_a_fault_of_a_row_names_file_and_line(write, row, message):
     assert message in fault(write, table(CHOICE, "jsonl", "rows.jsonl"), rows_jsonl=rows)
 
 
-@pytest.mark.parametrize("spans", [[1], [{}], [{"start": "a", "end": 1}], 5, [{"start": None, "end": 1}]])
+@pytest.mark.parametrize(
+    "spans",
+    [[1], [{}], [{"start": "a", "end": 1}], 5, [{"start": None, "end": 1}], [{"start": -1, "end": 1}]],
+)
 def test_spans_that_are_none_are_refused(write, spans):
     task = GENERATE + "[derived.a]\nof = 's'\nspans_of = 'q'\n"
     message = fault(write, task, rows_jsonl=json.dumps({"q": "abc", "s": spans}))
