@@ -120,13 +120,7 @@ def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
                         content += piece
                 left -= len(content)
                 yield name, content
-    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} must be a zip file; cannot read it: {one_line(str(error))}; get it again"
-        ) from error
-    except OSError as error:
-        if error.filename is not None:
-            raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, OSError) as error:
         raise ValueError(
             f"{path} must be a zip file; cannot read it: {one_line(str(error))}; get it again"
         ) from error

@@ -310,6 +310,8 @@ def test_a_fault_of_a_row_names_file_and_line(write, row, message):
 )
 def test_spans_that_are_none_are_refused(write, spans):
     task = GENERATE + "[derived.a]\nof = 's'\nspans_of = 'q'\n"
+    number = fault(write, task, rows_jsonl='{"q": 5, "s": [{"start": 0, "end": 1}]}')
+    assert "rows.jsonl:1: the field 's' must list spans with start and end of the text 'q'" in number
     message = fault(write, task, rows_jsonl=json.dumps({"q": "abc", "s": spans}))
     assert "rows.jsonl:1: the field 's' must list spans with start and end of the text 'q'" in message
 
