@@ -138,8 +138,8 @@ def read_feedback(
     Raises:
       ValueError: with file and line, for a row that is no JSON object in UTF-8 or lacks a field of its kind,
         an empty completion, two identical ones, places that are no ranking, a score outside the scale, a
-        label that is not true or false; and always for a file that is missing, truncated or without a
-        good row.
+        label that is not true or false; and always for a file that is missing, truncated, grows to far more
+        than its packed size, or is without a good row or mostly of bad ones.
 
     Source: docs/lectures.md (F8).
     """

@@ -16,7 +16,7 @@ from tests.fuzz.tables import all_readers
 from tests.fuzz.workers import FOLDER, case_files, run_cases
 
 READERS = all_readers()
-EXAMPLES = 150
+EXAMPLES = 200
 
 
 @pytest.fixture(autouse=True)

@@ -146,7 +146,7 @@ def load_task(name_or_path: str | Path) -> Task:
     Raises:
       FileNotFoundError: there is no such task or file.
       ValueError: with file and line, for a file that is no TOML, a key that is missing, unknown or of another
-        type, and keys that do not go together.
+        type, keys that do not go together, and a regular expression that may take hours.
     """
     path, shipped = Path(name_or_path), shipped_tasks()
     if path.suffix != ".toml":
