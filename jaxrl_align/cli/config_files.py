@@ -59,7 +59,7 @@ def read_values(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"--config {path} is missing; check the path") from error
     try:
-        values = parse_json(text) if path.suffix == ".json" else _read_yaml(text)
+        values = parse_json(text, _without_repeats) if path.suffix == ".json" else _read_yaml(text)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {one_line(str(error))}") from error
     if not isinstance(values, dict):
@@ -76,13 +76,17 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise ValueError(f"{key.value!r:.80} stands twice; leave one out")
-                seen.add(key.value)
+        _without_repeats([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         return super().construct_mapping(node, deep)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r:.80} stands twice; leave one out")
+        values[name] = value
+    return values
 
 
 def _read_yaml(text: str) -> Any:

@@ -199,14 +199,18 @@ def one_line(text: str, limit: int = 500) -> str:
     return words if len(words) <= limit else f"{words[: limit - 3]}..."
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, of_pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the value in a JSON text.
+
+    Args:
+      text: JSON.
+      of_pairs: makes an object of its names and values; None, a dict in which the last of two names counts.
 
     Raises:
       ValueError: it is no JSON, or its lists and objects lie more than `DEPTH` inside each other.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=of_pairs)
     except RecursionError:
         deep = True
     else:

@@ -56,6 +56,11 @@ def test_the_config_of_a_run_makes_the_same_run(tmp_path):
         ("c.json", "{", "cannot be read"),
         ("c.json", "[" * 9_000, "cannot be read: more than 64 lists or objects are inside each other"),
         ("c.json", '{"command": "s\\nt\\u2028"}', "is of the command s t; got dpo"),
+        (
+            "c.json",
+            '{"rank": 1, "alpha": 2, "rank": 1}',
+            "cannot be read: 'rank' stands twice; leave one out",
+        ),
         ("c.yaml", "rank: 1\nalpha: 2\nrank: 1", "cannot be read: 'rank' stands twice; leave one out"),
         (
             "c.yaml",

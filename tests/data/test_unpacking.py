@@ -56,14 +56,14 @@ def test_a_gzip_file_grows_to_its_bound_and_no_further(tmp_path, small):
 
 
 def test_what_stands_before_a_damage_is_read(tmp_path):
-    lines = b"".join(f"{i} {hash(i)}\n".encode() for i in range(100_000))
+    lines = b"".join(f"{i} {hash(i)}\n".encode() for i in range(30_000))
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(lines)[:-40_000])
     found = []
     with pytest.raises(GZIP_DAMAGE):
         for number, _ in unpack_lines(path):
             found.append(number)
-    assert len(found) > 1_000
+    assert 1_000 < len(found) < 30_000
 
 
 def write_zip(path, members, method=zipfile.ZIP_DEFLATED):
