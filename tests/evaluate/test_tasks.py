@@ -269,6 +269,7 @@ def test_extractors(extractor, text, answer):
                 '"C:/rows.txt"',
                 '"a/./b"',
                 '"a//b"',
+                '"a\u2028b"',
             )
         ),
     ],
