@@ -189,7 +189,7 @@ def _spread(value: Any, each: str, place: str) -> list[dict[str, Any]]:
     for whole in _entries(value, path, place):
         fields, node = whole, whole
         for name in path if isinstance(whole, dict) else []:
-            node = node[name] if isinstance(node, dict) else None
+            node = node[name]
             fields = {**node, **fields} if isinstance(node, dict) else fields
         if not isinstance(fields, dict):
             raise ValueError(f"{place}: expected an object of fields; got {str(fields)[:40]!r}")
