@@ -8,12 +8,11 @@ import gzip
 import io
 import json
 import os
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 DATA_VARIABLE = "JAXRL_ALIGN_DATA"
 
@@ -23,6 +22,7 @@ ROOM, ARCHIVE_ROOM = 8 * 2**20, 32 * 2**20
 """Bytes that a gzip file, and the members of a zip file together, may grow to however small it is."""
 DEPTH = 64
 """Lists and objects inside each other that JSON may have: comparing, printing and writing values recur."""
+TOO_DEEP = f"more than {DEPTH} lists or objects are inside each other"
 GZIP_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 """What `unpack_pieces` raises for a file that is truncated or no gzip."""
 _PIECE = 2**20
@@ -79,8 +79,8 @@ def find_file(file: DataFile) -> Path:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{file.name} is neither in ${DATA_VARIABLE} ({own or 'unset'}) nor in {cache_folder()}, and "
-            f"downloading {file.url} failed ({error}); put the file in a folder and name it "
-            f"in ${DATA_VARIABLE}"
+            f"downloading {one_line(file.url)} failed ({one_line(str(error))}); put the file in a folder and "
+            f"name it in ${DATA_VARIABLE}"
         ) from error
     return target
 
@@ -95,7 +95,8 @@ def unpack_pieces(path: Path) -> Iterator[bytes]:
     packed = path.suffix == ".gz"
     with gzip.open(path, "rb") if packed else open(path, "rb") as file:
         bound = _bound(path, ROOM) if packed else None
-        yield from _bounded(file, bound, path)  # type: ignore[arg-type]
+        # `read1` gives what is there before a damage.
+        yield from _bounded(file.read1, bound, path)
 
 
 def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytearray]]:
@@ -115,24 +116,28 @@ def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
                     raise ValueError(f"{path}: {name!r:.80} must be packed by deflate; pack it again")
                 content = bytearray()
                 with archive.open(info) as file:
-                    for piece in _bounded(file, left, path):  # type: ignore[arg-type]
+                    for piece in _bounded(file.read, left, path):
                         content += piece
                 left -= len(content)
                 yield name, content
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(
+            f"{path} must be a zip file; cannot read it: {one_line(str(error))}; get it again"
+        ) from error
     except RuntimeError as error:  # encrypted, or a feature that Python lacks
-        raise ValueError(f"{path} cannot be read: {error}; pack it again without that") from error
+        raise ValueError(
+            f"{path} cannot be read: {one_line(str(error))}; pack it again without that"
+        ) from error
 
 
 def _bound(path: Path, room: int) -> int:
     return max(room, GROWTH * path.stat().st_size)
 
 
-def _bounded(file: BinaryIO, bound: int | None, path: Path) -> Iterator[bytes]:
+def _bounded(read: Callable[[int], bytes], bound: int | None, path: Path) -> Iterator[bytes]:
     """Yield pieces, and raise ValueError beyond so many bytes."""
     count = 0
-    while piece := file.read(_PIECE):
+    while piece := read(_PIECE):
         count += len(piece)
         if bound is not None and count > bound:
             raise ValueError(
@@ -188,25 +193,36 @@ def parse_table(lines: Iterable[str], place: str, **form: Any) -> Iterator[tuple
         raise ValueError(f"{place}:{reader.line_num}: the row is no row of a table: {error}") from error
 
 
-def parse_json(text: str) -> Any:
+def one_line(text: str, limit: int = 500) -> str:
+    """Return what a message quotes without its line breaks, and not all of it where it is long."""
+    words = " ".join(text[: 2 * limit].split())
+    return words if len(words) <= limit else f"{words[: limit - 3]}..."
+
+
+def parse_json(text: str, of_pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the value in a JSON text.
+
+    Args:
+      text: JSON.
+      of_pairs: makes an object of its names and values; None, a dict in which the last of two names counts.
 
     Raises:
       ValueError: it is no JSON, or its lists and objects lie more than `DEPTH` inside each other.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=of_pairs)
     except RecursionError:
         deep = True
     else:
         # Few values have as many brackets as may lie inside each other; the others are looked through.
-        deep = text.count("[") + text.count("{") > DEPTH and _is_deep(value)
+        deep = text.count("[") + text.count("{") > DEPTH and is_deep(value)
     if deep:
-        raise ValueError(f"more than {DEPTH} lists and objects inside each other")
+        raise ValueError(TOO_DEEP)
     return value
 
 
-def _is_deep(value: Any) -> bool:
+def is_deep(value: Any) -> bool:
+    """Return whether lists and mappings lie more than `DEPTH` inside each other, or inside themselves."""
     layer = [value]
     for _ in range(DEPTH + 1):
         layer = [
