@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from jaxrl_align.runtime.guards.device_memory import explained_shortage
 from jaxrl_align.runtime.guards.interrupts import raised_interrupts
 
 Config = TypeVar("Config")
@@ -57,7 +58,7 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
       resumes: whether the program continues with `--resume`, which the line of an interrupted one then says.
     """
     try:
-        with raised_interrupts():
+        with raised_interrupts(), explained_shortage({}):
             yield
     except KeyboardInterrupt as interrupt:
         remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""

@@ -14,7 +14,7 @@ BEST_FILE = "best.json"
 LONG_CHUNK = 120.0
 """Seconds of a chunk from which on it is warned of: only between chunks a run can be saved."""
 SHARE = 30
-"""A save by time waits at least so many times as long as the last one took: two minutes after four seconds."""
+"""A save by time waits at least so many times as long as the last one took: of 4 seconds, two minutes."""
 
 
 class Keeper:

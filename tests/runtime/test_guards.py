@@ -21,10 +21,12 @@ from jaxrl_align.runtime.loop import run
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """Take Ctrl-C as Python does, even where the tests were started to ignore it, as by `nohup`."""
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Take signals as Python does, even where the tests were started to ignore them, as by `nohup`."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    former = {number: signal.signal(number, handling) for number, handling in usual.items()}
     yield
-    signal.signal(signal.SIGINT, former)
+    for number, handling in former.items():
+        signal.signal(number, handling)
 
 
 def count(state):
