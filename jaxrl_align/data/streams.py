@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxrl_align.data.files import named_shortage
+
 # Only what describes an array of plain numbers: NumPy's own reader evaluates the header as Python's literals.
 _HEADER = re.compile(
     rb"\{\s*'descr':\s*'([<>|=]?[a-zA-Z]\d{1,3})',\s*'fortran_order':\s*(?:True|False),\s*"
@@ -40,7 +42,7 @@ def write_tokens(path: str | Path, pieces: Iterable[Sequence[int]], *, vocab_siz
     header = {"descr": dtype.str, "fortran_order": False}
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with named_shortage(path), open(partial, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})
             for piece in pieces:
                 tokens = np.asarray(piece, np.int64)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_align.runtime.guards.atomic import atomic_path, named_shortage
+from jaxrl_align.data.files import named_shortage
+from jaxrl_align.runtime.guards.atomic import atomic_path
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxrl_align.cli.runs.course import Outcome
+from jaxrl_align.data.files import named_shortage
 
 PACKAGES = ("jaxrl-align", "jax", "flax", "optax", "numpy", "tokenizers")
 LISTED = 10
@@ -78,7 +79,9 @@ def write_card(folder: Path, card: Card, outcome: Outcome, seconds: float) -> No
         f"{platform.python_version()}; " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES) + ".",
         "",
     ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    path = folder / "README.md"
+    with named_shortage(path):
+        path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _version(package: str) -> str:
