@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= runs/rlhf
 ALIGN ?= runs/align
+FUZZ ?= runs/fuzz
+N ?= 100000
 MODEL ?= models/smollm2-135m-instruct
 
-.PHONY: help demo align model cartpole test test-slow lint clean
+.PHONY: help demo align model cartpole test test-slow fuzz lint clean
 
 help:
 	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 3 minutes; figures in $(DEMO)"
@@ -15,6 +17,7 @@ help:
 	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow tests"
+	@echo "make fuzz       every reader on N=$(N) changed files; the failures' files in $(FUZZ)"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove $(VENV) and caches; runs/ stays"
 
@@ -51,6 +54,10 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+# Readers are tried one by one in a process a core: more threads in each would only wait for each other.
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(N) --out $(FUZZ)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,0 +1,141 @@
+"""Every reader on a few hundred changed inputs and on those known to be bad, and the harness on bad readers."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.fuzz.judge import FAULTS, good_files, judge, lay
+from tests.fuzz.mutations import changed_files
+from tests.fuzz.readers import Reader
+from tests.fuzz.tables import all_readers
+from tests.fuzz.workers import FOLDER, run_cases
+
+READERS = all_readers()
+EXAMPLES = 150
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def _read_well(reader, folder):
+    """Return the good input's files, once they are seen to be good."""
+    good = good_files(reader, folder)
+    verdict = judge(reader, folder, 2**40, 60.0)
+    assert verdict.kind == "right", verdict
+    return good
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_changed_inputs_are_read_or_refused_in_a_line(name, tmp_path):
+    reader, folder = READERS[name], tmp_path / FOLDER
+    good = _read_well(reader, folder)
+    present = dict(good)
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(changed_files(good))
+    def check(files):
+        lay(folder, files, present)
+        verdict = judge(reader, folder, sum(map(len, files.values())))
+        assert verdict.kind not in FAULTS, verdict
+
+    check()
+
+
+@pytest.mark.parametrize("name", [name for name, reader in READERS.items() if reader.hostile])
+def test_inputs_known_to_be_bad_are_refused_in_a_line(name, tmp_path):
+    reader, folder = READERS[name], tmp_path / FOLDER
+    good = _read_well(reader, folder)
+    present = dict(good)
+    for number, bad in enumerate(reader.hostile):
+        files = {**good, **bad}
+        lay(folder, files, present)
+        verdict = judge(reader, folder, sum(map(len, files.values())))
+        assert verdict.kind == "error", (number, {key: data[:60] for key, data in bad.items()}, verdict)
+
+
+def _fake(read, complain=lambda value: None):
+    """Return a reader that is good at the first input of a process's, and does `read` from then on."""
+    seen = []
+
+    def read_later(folder: Path):
+        seen.append(folder)
+        return read(folder) if len(seen) > 1 else None
+
+    return Reader("fake", lambda folder: (folder / "a.txt").write_bytes(b"a good one"), read_later, complain)
+
+
+def _raise(error):
+    raise error
+
+
+def _hang_in_python(folder):
+    while True:
+        pass
+
+
+def _hang_in_c(folder):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    time.sleep(600)
+
+
+def _kill(folder):
+    import os
+
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _take(size):
+    taken = bytearray(size)
+    taken[::4096] = b"1" * len(taken[::4096])
+
+
+FAKES = {
+    "a raw error": (_fake(lambda folder: _raise(KeyError("x"))), "crash", "KeyError"),
+    "an error below Exception": (_fake(lambda folder: _raise(GeneratorExit("x"))), "crash", "GeneratorExit"),
+    "two lines": (_fake(lambda folder: _raise(ValueError("a.txt\nb"))), "crash", "2 lines"),
+    "no file named": (
+        _fake(lambda folder: _raise(ValueError("expected a, got b"))),
+        "crash",
+        "names no file",
+    ),
+    "a long message": (_fake(lambda folder: _raise(ValueError("a.txt" * 2_000))), "crash", "characters"),
+    "a death": (_fake(_kill), "crash", "died"),
+    "a hang": (_fake(_hang_in_python), "hang", "processor"),
+    "a hang that no signal ends": (_fake(_hang_in_c), "hang", "killed"),
+    "much memory": (_fake(lambda folder: _take(200 * 2**20)), "memory", "MiB"),
+    "more memory than there is": (_fake(lambda folder: _take(2**46)), "memory", "MemoryError"),
+    "an escape": (_fake(lambda folder: Path("fuzz-escape").mkdir()), "escape", "made"),
+    "a silent fault": (_fake(lambda folder: -1, lambda value: value and "a width of -1"), "silent", "width"),
+    "a refusal": (_fake(lambda folder: _raise(ValueError("a.txt must be good"))), "error", "must be"),
+    "a value": (_fake(lambda folder: None), "right", ""),
+}
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_the_harness_sees(name):
+    reader, kind, said = FAKES[name]
+    results = list(run_cases([reader], range(2), workers=1, seconds=0.25))
+    assert [result.case for result in results] == [0, 1]
+    for result in results:
+        assert result.verdict.kind == kind and said in result.verdict.said, result
+
+
+def test_a_number_gives_the_same_files_and_another_number_others():
+    from tests.fuzz.workers import case_files
+
+    good = {"a.json": b'{"a": [1, 2]}', "b.txt": b"some words of a text"}
+    reader = _fake(lambda folder: None)
+    first, again = ([case_files(reader, good, case) for case in range(50)] for _ in range(2))
+    assert first == again
+    assert len({str(files) for files in first}) > 40
