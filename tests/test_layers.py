@@ -17,11 +17,12 @@ PACKAGE = Path(jaxrl_align.__file__).parent
 
 BELOW = {
     "types": set(),
+    "typed": set(),
     "checks": set(),
     "learner": {"types", "checks"},
     "losses": {"types"},
-    "nets": {"types"},
-    "data": {"types"},
+    "nets": {"types", "typed"},
+    "data": {"types", "typed"},
     "feedback": {"types", "data"},
     "envs": {"types", "checks", "losses"},
     "text": {"types", "checks", "losses", "nets", "data"},
@@ -30,7 +31,7 @@ BELOW = {
     "pretrain": {"types", "learner", "losses", "nets", "data"},
     "align": {"types", "checks", "learner", "losses", "nets", "feedback", "rl", "actors", "text", "pretrain"},
     "evaluate": {"types", "checks", "losses", "nets", "data", "text", "pretrain", "runtime"},
-    "runtime": {"types", "checks", "nets", "data"},
+    "runtime": {"types", "typed", "checks", "nets", "data"},
 }
 """What each room may import besides itself; experiments and tests may import everything."""
 
@@ -129,7 +130,7 @@ def test_language_models_do_without_gymnax_which_starts_jax():
 
 
 def test_the_package_gives_its_rooms_and_its_version():
-    assert set(jaxrl_align.__all__) == {*BELOW, "__version__"} - {"checks"}
+    assert set(jaxrl_align.__all__) == {*BELOW, "__version__"} - {"checks", "typed"}
     assert jaxrl_align.losses.gae is importlib.import_module("jaxrl_align.losses").gae
     assert jaxrl_align.__version__ == importlib.metadata.version("jaxrl-align")
     with pytest.raises(AttributeError, match="no attribute 'rooms'"):

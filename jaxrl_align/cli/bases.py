@@ -9,7 +9,8 @@ from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.nets.adapters import merge, overlay
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.runtime.huggingface import load_adapter, load_model
-from jaxrl_align.runtime.huggingface.models import read_object
+from jaxrl_align.runtime.huggingface.entries import AdapterEntries
+from jaxrl_align.typed import read_object
 from jaxrl_align.types import Params
 
 ADAPTER = "adapter_config.json"
@@ -103,8 +104,8 @@ def load_base(
 
 
 def _named_base(folder: Path) -> str:
-    named = read_object(folder / ADAPTER).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    named = read_object(folder / ADAPTER, AdapterEntries).get("base_model_name_or_path")
+    if not named:
         raise ValueError(f"{folder / ADAPTER} names no base; pass --base FOLDER")
     return named
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LONGEST = 2**17
+LONGEST = 2**16
 """Characters of a template's source."""
 CHARACTERS = 2**22
 """What a rendering may make of text and elements, beside a share for each character it is given."""
@@ -26,10 +26,12 @@ class ChatTemplate:
     Args:
       source: the Jinja program, `chat_template` of a `tokenizer_config.json`.
       special: the texts it may name, such as `{"bos_token": "<s>", "eos_token": "</s>"}`.
+      origin: whose it is, for messages: "of models/smollm2".
     """
 
-    def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
+    def __init__(self, source: str, special: Mapping[str, str] | None = None, origin: str = "") -> None:
         self.source = source
+        self._name = f"the chat template {origin}".strip()
         self._special = dict(special or {})
         self._compiled: dict[int, Any] = {}
 
@@ -49,13 +51,13 @@ class ChatTemplate:
             raise ImportError("chat templates need jinja2; pip install 'jaxrl-align[hf]'") from error
         if len(self.source) > LONGEST:
             raise ValueError(
-                f"a chat template must have at most {LONGEST} characters; got {len(self.source)}; is it damaged?"
+                f"{self._name} must have at most {LONGEST} characters; got {len(self.source)}; is it damaged?"
             )
         environment = BoundedEnvironment(raise_exception=_refuse, strftime_now=_now)
         try:
             return environment.from_string(self.source)
         except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ValueError(f"the chat template is no Jinja template: {one_line(error)}") from error
+            raise ValueError(f"{self._name} is no Jinja template: {one_line(error)}") from error
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """Return the text of a conversation; see `render_spans`."""
@@ -102,7 +104,7 @@ class ChatTemplate:
             for part in template.generate(**given):
                 meter.written.append(part)
         except Exception as error:  # a template is a program and may fail in any way
-            raise ValueError(f"the chat template failed on this conversation: {one_line(error)}") from error
+            raise ValueError(f"{self._name} failed on this conversation: {one_line(error)}") from error
         return "".join(meter.written), meter.spans
 
 

@@ -157,7 +157,7 @@ def test_a_published_tokenizer_that_does_not_fit_is_refused(tmp_path):
         load_tokenizer(folder, pad_token="<padding>")
     for text in ("{", "3"):
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match="tokenizer_config.json is damaged .*; download it again"):
+        with pytest.raises(ValueError, match="tokenizer_config.json is no JSON .*; download it again"):
             load_tokenizer(folder)
 
 

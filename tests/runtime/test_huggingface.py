@@ -217,8 +217,10 @@ EVERY = dict.fromkeys(CASES["qwen3"]["shapes"], "a.safetensors")
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ("{", "index.json is damaged"),
-        ("[]", "index.json is damaged"),
+        ("{", "index.json is no JSON .*; download it again"),
+        ("[]", "index.json must hold an object; got list"),
+        ('{"weight_map": null}', "index.json is damaged .it has no weight_map.; download it again"),
+        ({"x": 5}, "index.json: weight_map must be an object whose 'x' must be of type str"),
         (EVERY | {"x": "../b.safetensors"}, "files of its own folder; got '../b.safetensors'"),
         (EVERY | {"x": "b.bin"}, "must name safetensors files .*; got 'b.bin'"),
         (EVERY | {"x": "b.safetensors"}, "names b.safetensors, which is missing; download it too"),
@@ -429,7 +431,7 @@ def test_a_broken_template_and_a_missing_padding_token_prevent_nothing(tmp_path)
     (folder / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
     tokenizer = load_model(folder).tokenizer
     assert (tokenizer.pad_token, tokenizer.stop_token) == (None, 1)
-    with pytest.raises(ValueError, match="the chat template is no Jinja template"):
+    with pytest.raises(ValueError, match="the chat template of .*m is no Jinja template"):
         tokenizer.encode_chat([{"role": "user", "content": "a"}])
     assert load_model(folder, pad_token="<stop>").tokenizer.pad_token == 1
 
