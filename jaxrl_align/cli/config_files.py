@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,10 @@ from typing import Any
 import yaml
 
 from jaxrl_align.cli.options import RECORDED
+from jaxrl_align.data.files import decode_text, one_line, parse_json
+
+MOST_YAML = 100_000
+"""Characters of a YAML file of settings: it is read by slow code."""
 
 
 def with_config(command: str, options: type, argv: Sequence[str]) -> list[str]:
@@ -28,7 +31,7 @@ def with_config(command: str, options: type, argv: Sequence[str]) -> list[str]:
     if path is None:
         return list(argv)
     values = read_values(Path(path))
-    named = values.get("command", command)
+    named = one_line(str(values.get("command", command)), 80)
     if named != command:
         raise ValueError(f"{path} is of the command {named}; got {command}; run jaxrl-align {named}")
     known = field_names(options)
@@ -38,7 +41,7 @@ def with_config(command: str, options: type, argv: Sequence[str]) -> list[str]:
         if name in RECORDED:
             continue
         if name not in known or name == "config":
-            raise ValueError(f"{path}: {key} is no setting of {command}{suggest(name, known)}")
+            raise ValueError(f"{path}: {one_line(name, 80)} is no setting of {command}{suggest(name, known)}")
         flags += _as_flag(f"{path}: {key}", name, value)
     return [*flags, *argv]
 
@@ -52,23 +55,42 @@ def read_values(path: Path) -> dict[str, Any]:
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise ValueError(f"--config must end in .yaml, .yml or .json; got {path}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode_text(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise ValueError(f"--config {path} is missing; check the path") from error
     try:
-        values = json.loads(text) if path.suffix == ".json" else _read_yaml(text)
+        values = parse_json(text) if path.suffix == ".json" else _read_yaml(text)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {one_line(str(error))}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a mapping from settings to values; got {type(values).__name__}")
     return values
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads data without references, which a few lines of can spell gigabytes, and keys that stand twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("references (*name) are not read; write the value itself")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r:.80} stands twice; leave one out")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(text: str) -> Any:
+    if len(text) > MOST_YAML:
+        raise ValueError(f"a file of settings has at most {MOST_YAML:,} characters; got {len(text):,}")
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _PlainLoader)  # derived from the safe one
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("too many lists or mappings are inside each other") from error
 
 
 def field_names(options: Any) -> list[str]:
@@ -87,6 +109,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
 
 
+_PLAIN = (str, int, float, type(None))
+
+
 def _find_flag(argv: Sequence[str], name: str) -> str | None:
     found = None
     for i, argument in enumerate(argv):
@@ -101,8 +126,8 @@ def _as_flag(where: str, name: str, value: Any) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
-    if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
+    if isinstance(value, list) and all(isinstance(item, _PLAIN) for item in value):
         return [flag, *map(str, value)]
-    if isinstance(value, list | dict):
-        raise ValueError(f"{where} must be a number, a text, or a list of them; got {value}")
+    if not isinstance(value, _PLAIN):
+        raise ValueError(f"{where} must be a number, a text, or a list of them; got {value!r:.80}")
     return [f"{flag}={value}"]

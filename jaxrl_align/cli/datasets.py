@@ -80,7 +80,7 @@ def divide_rows(options: DataOptions, read: Reader, seed: int) -> Divided:
     if len(chosen) == len(rows):
         raise ValueError(
             f"--held-out {options.held_out} must leave rows to train on; got {len(rows)} rows of "
-            f"{len(groups)} prompts; pass --held-out None, or give more rows"
+            f"{len(groups)} prompts in {path}; pass --held-out None, or give more rows"
         )
     train = [row for i, row in enumerate(rows) if i not in chosen]
     return Divided(train, [rows[i] for i in sorted(chosen)], skipped, sha256)

@@ -14,6 +14,7 @@ from jaxrl_align.cli.serve import write_rows
 from jaxrl_align.feedback.encoding import split_row
 from jaxrl_align.feedback.fields import (
     Text,
+    check_skipped,
     parse_completion,
     parse_row,
     parse_text,
@@ -92,6 +93,7 @@ def read_answers(path: str, skip_bad_rows: bool) -> tuple[list[Answered], list[s
             if not skip_bad_rows:
                 raise ValueError(f"{source}: {error}") from error
             skipped.append(f"{source}: {error}")
+            check_skipped(Path(path), len(rows), skipped)
     if not rows:
         raise ValueError(f"{path} must hold a good row; got {len(skipped)} bad ones")
     return rows, skipped

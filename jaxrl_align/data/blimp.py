@@ -1,11 +1,10 @@
 """BLiMP: pairs of sentences that differ in one point of English grammar, one right and one wrong."""
 
-import json
-import zipfile
+import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxrl_align.data.files import DataFile, find_file
+from jaxrl_align.data.files import DataFile, find_file, parse_json, unpack_members
 
 BLIMP = DataFile(
     "glue/BLiMP.zip",
@@ -51,23 +50,36 @@ def load_blimp(path: str | Path | None = None) -> list[Paradigm]:
       ValueError: if it is no such zip.
     """
     path = find_file(BLIMP) if path is None else Path(path)
+    wanted = lambda name: name.startswith("data/") and name.endswith(".jsonl")
     try:
-        with zipfile.ZipFile(path) as archive:
-            inside = sorted(archive.namelist())
-            names = [name for name in inside if name.startswith("data/") and name.endswith(".jsonl")]
-            texts = [archive.read(name).decode("utf-8") for name in names]
-        paradigms = [_paradigm(text) for text in texts]
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} must be BLiMP's zip file; cannot read it: {error!r}") from error
+        paradigms = [_paradigm(name, content) for name, content in unpack_members(path, wanted)]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} must be BLiMP's zip file; cannot read it: {error}") from error
     if not paradigms:
         raise ValueError(f"{path} must be BLiMP's zip file; it holds no data/*.jsonl")
     return paradigms
 
 
-def _paradigm(text: str) -> Paradigm:
-    rows = [json.loads(line) for line in text.splitlines()]
+def _paradigm(name: str, content: bytearray) -> Paradigm:
+    lines = enumerate(io.BytesIO(content), 1)
+    rows = [_read_row(line, f"{name!r}:{number}") for number, line in lines if line.strip()]
+    if not rows:
+        raise ValueError(f"{name!r} must hold pairs of sentences; it is empty")
     good, bad = (tuple(row[f"sentence_{kind}"] for row in rows) for kind in ("good", "bad"))
     term = rows[0]["linguistics_term"]
     # The paper counts these two paradigms among the argument structures.
     term = "argument_structure" if term == "s-selection" else term
     return Paradigm(rows[0]["UID"], rows[0]["field"], term, good, bad)
+
+
+def _read_row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line.decode("utf-8"))
+        for field in ("sentence_good", "sentence_bad", "linguistics_term", "UID", "field"):
+            text = row.get(field) if isinstance(row, dict) else None
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{field} must be a text; got {text!r:.60}")
+            text.encode()
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    return row

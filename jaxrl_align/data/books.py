@@ -13,12 +13,11 @@ TITLE_WORDS = 500
 Library = dict[str, dict[str, list[str]]]
 """Author -> title -> the book's words."""
 
-_HEAD = re.compile(
-    r"\A.*?(?:\*\*\* START OF TH[^\n]*\*\*\*|\*END\*THE SMALL PRINT![^\n]*\*END\*)\n"
-    r"(?:\s*Produced by [^\n]*\n)?",
-    re.DOTALL,
+_HEADS = (("*** START OF TH", "***"), ("*END*THE SMALL PRINT!", "*END*"))
+"""What begins within the last line of a header, and what ends that line."""
+_TAIL = re.compile(
+    r"(?<=\n)[^\S\n]*(?:End of (?:the )?Project Gutenberg|\*Project Gutenberg Etext)",
 )
-_TAIL = re.compile(r"\n\s*(?:End of (?:the )?Project Gutenberg|\*Project Gutenberg Etext).*\Z", re.DOTALL)
 
 _BOOKS = """
 alcott Little-Men_2788
@@ -100,7 +99,27 @@ def strip_credits(text: str) -> str:
     A text that has none of these, such as one stripped before, is returned as it is but for white space at
     its ends.
     """
-    return _TAIL.sub("", _HEAD.sub("", text)).strip()
+    ends = [end for mark in _HEADS if (end := _end_of_line(text, *mark))]
+    body = text[min(ends, default=0) :]
+    produced = body.lstrip()
+    if ends and produced.startswith("Produced by ") and "\n" in produced:
+        body = produced.partition("\n")[2]
+    tail = _TAIL.search(body)
+    return (body if tail is None else body[: tail.start()]).strip()
+
+
+def _end_of_line(text: str, mark: str, ending: str) -> int:
+    """Return where the first line that has the mark and then this ending is over, or 0 without one.
+
+    A regular expression would read a line with many marks once for each of them.
+    """
+    start = text.find(mark)
+    while start >= 0:
+        end = text.find("\n", start)
+        if end >= 0 and text.endswith(ending, start + len(mark), end):
+            return end + 1
+        start = text.find(mark, end) if end >= 0 else -1
+    return 0
 
 
 def childrens_books() -> Library:

@@ -1,14 +1,12 @@
 """Labelled images as flat float vectors: scikit-learn's digits, MNIST, and any folder in its IDX format."""
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxrl_align.data.files import DataFile, find_file
+from jaxrl_align.data.files import GZIP_DAMAGE, DataFile, find_file, unpack_pieces
 
 NUM_CLASSES = 10
 
@@ -51,27 +49,30 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises:
       ValueError: if it is not IDX, or holds fewer or more bytes than its header says.
     """
-    path = Path(path)
+    path, content = Path(path), bytearray()
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        for piece in unpack_pieces(path):
+            content += piece
+    except GZIP_DAMAGE as error:
         raise ValueError(f"{path} is truncated or no gzip file ({error}); fetch it again") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
         raise ValueError(
-            f"{path} must be an IDX file (0, 0, type, rank); its first bytes are {content[:4]!r}"
+            f"{path} must be an IDX file (0, 0, type, rank); its first bytes are {bytes(content[:4])!r}"
         )
     dtype, rank = np.dtype(_IDX_TYPES[content[2]]), content[3]
     start = 4 + 4 * rank
     if len(content) < start:
         raise ValueError(f"{path} is truncated inside its header of {start} bytes; fetch it again")
     shape = tuple(int(n) for n in np.frombuffer(content, ">i4", rank, 4))
+    if rank > 8 or min(shape, default=0) < 0:
+        raise ValueError(f"{path} must have at most 8 dimensions, none below 0; got {list(shape)[:9]}")
     expected = math.prod(shape) * dtype.itemsize
     if len(content) - start != expected:
         raise ValueError(
             f"{path} must hold {expected} bytes after its header, for shape {list(shape)}; "
             f"it holds {len(content) - start}; fetch it again"
         )
-    return np.frombuffer(content, dtype, offset=start).reshape(shape)
+    return np.frombuffer(memoryview(content)[start:], dtype).reshape(shape)
 
 
 def to_images(pixels: np.ndarray, labels: np.ndarray, *, largest: float, source: str = "the data") -> Images:
@@ -87,7 +88,7 @@ def to_images(pixels: np.ndarray, labels: np.ndarray, *, largest: float, source:
       ValueError: if there are no images, their number differs from the labels', a pixel or a label is out of
         range, or labels are not integers.
     """
-    if pixels.ndim not in (2, 3) or labels.ndim != 1 or not len(pixels):
+    if pixels.ndim not in (2, 3) or labels.ndim != 1 or not pixels.size:
         raise ValueError(
             f"{source} must be images [N, H, W] or [N, D] and labels [N], with N > 0; "
             f"got {list(pixels.shape)} and {list(labels.shape)}"

@@ -87,7 +87,11 @@ def read_labelled(path: str | Path, num_classes: int) -> Labelled:
     Raises:
       ValueError: for an empty file, or a line without a label below `num_classes` or without text.
     """
-    raw = Path(path).read_bytes()
+    return parse_labelled(Path(path).read_bytes(), num_classes, str(path))
+
+
+def parse_labelled(raw: bytes | bytearray, num_classes: int, place: str) -> Labelled:
+    """Return the texts of a file's bytes, as `read_labelled`; `place` is what messages call the file."""
     try:
         lines = raw.decode("utf-8").split("\n")
     except UnicodeDecodeError:
@@ -95,13 +99,15 @@ def read_labelled(path: str | Path, num_classes: int) -> Labelled:
     texts, labels = [], []
     for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         label, _, text = line.partition(" ")
-        if not (label.isdecimal() and int(label) < num_classes and text.strip()):
+        # Python reads other scripts' digits, too, and refuses numbers of thousands of them.
+        plain = label.isascii() and label.isdecimal() and len(label) <= 18
+        if not (plain and int(label) < num_classes and text.strip()):
             raise ValueError(
                 f'every line must be "label text", with labels from 0 to {num_classes - 1}; got '
-                f"{line[:60]!r} in line {number} of {path}"
+                f"{line[:60]!r} in line {number} of {place}"
             )
         labels.append(int(label))
         texts.append(text.strip())
     if not texts:
-        raise ValueError(f"{path} must hold labelled texts; it is empty")
+        raise ValueError(f"{place} must hold labelled texts; it is empty")
     return Labelled(tuple(texts), tuple(labels))

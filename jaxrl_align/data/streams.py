@@ -4,11 +4,19 @@ write_tokens("train.npy", (tokenizer.encode(line) for line in lines), vocab_size
 tokens = open_tokens("train.npy", vocab_size=tokenizer.vocab_size)
 """
 
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+# Only what describes an array of plain numbers: NumPy's own reader evaluates the header as Python's literals.
+_HEADER = re.compile(
+    rb"\{\s*'descr':\s*'([<>|=]?[a-zA-Z]\d{1,3})',\s*'fortran_order':\s*(?:True|False),\s*"
+    rb"'shape':\s*\(([\d, ]{0,200})\)\s*,?\s*\}\s*"
+)
 
 
 def write_tokens(path: str | Path, pieces: Iterable[Sequence[int]], *, vocab_size: int) -> int:
@@ -68,21 +76,14 @@ def open_tokens(path: str | Path, *, vocab_size: int) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"the tokens must be a .npy file; found none at {path}; make one with write_tokens")
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        dtype, shape, start = _read_header(path)
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is truncated or no .npy file ({error}); write it again with write_tokens"
         ) from error
-    if (
-        not isinstance(tokens, np.memmap)
-        or tokens.ndim != 1
-        or tokens.dtype.kind not in "iu"
-        or not tokens.size
-    ):
-        raise ValueError(
-            f"{path} must hold integer tokens [N]; got {getattr(tokens, 'dtype', type(tokens))} "
-            f"{list(getattr(tokens, 'shape', []))}"
-        )
+    if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
+        raise ValueError(f"{path} must hold integer tokens [N]; got {dtype} {list(shape)}")
+    tokens = np.memmap(path, dtype, "r", start, shape)
     for part in (tokens[:1_000_000], tokens[-1_000_000:]):
         if not 0 <= part.min() <= part.max() < vocab_size:
             raise ValueError(
@@ -90,6 +91,26 @@ def open_tokens(path: str | Path, *, vocab_size: int) -> np.ndarray:
                 "was another tokenizer used?"
             )
     return tokens
+
+
+def _read_header(path: Path) -> tuple[np.dtype, tuple[int, ...], int]:
+    """Return element type, shape and where the elements begin; TypeError for a type unknown to NumPy."""
+    with open(path, "rb") as file:
+        magic = file.read(8)
+        if magic[:6] != b"\x93NUMPY" or magic[6:7] not in (b"\1", b"\2", b"\3"):
+            raise ValueError(f"its first bytes are {magic[:6]!r}")
+        length = int.from_bytes(file.read(2 if magic[6] == 1 else 4), "little")
+        header = file.read(min(length, 10_000))
+        start = file.tell()
+    found = _HEADER.fullmatch(header)
+    if found is None or len(header) < length:
+        raise ValueError(f"its header of {length} bytes describes no array of numbers, {header[:60]!r}")
+    dtype = np.dtype(found[1].decode())
+    shape = tuple(int(size) for size in found[2].replace(b",", b" ").split())
+    wanted, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - start
+    if wanted > there:
+        raise ValueError(f"its header promises {wanted} bytes; {there} follow")
+    return dtype, shape, start
 
 
 def stream_rows(

@@ -1,9 +1,10 @@
 """Which of two arguments convinces more: the real judgements of UKPConvArg1."""
 
 import csv
+import io
 from pathlib import Path
 
-from jaxrl_align.data.files import DataFile, find_file
+from jaxrl_align.data.files import DataFile, decode_text, find_file, parse_table
 from jaxrl_align.feedback.rows import Comparison
 
 _COMMIT = "ce2094c128d046511095346c4437895e625d1d3e"
@@ -132,19 +133,19 @@ def read_arguments(path: str | Path, prompt: str) -> list[Comparison]:
       ValueError: with file and line, for a row of another form; for a file without rows.
     """
     rows = []
-    with open(path, encoding="utf-8", newline="") as file:
-        for number, fields in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-            if number == 1 and fields[0].startswith("#"):
-                continue
-            source = f"{path}:{number}"
-            if len(fields) != 4 or fields[1] not in ("a1", "a2") or not (fields[2] and fields[3]):
-                raise ValueError(
-                    f"{source}: a row must be name, a1 or a2, and two arguments, tabs between; got "
-                    f"{str(fields)[:60]}"
-                )
-            better = 2 if fields[1] == "a1" else 3
-            chosen, rejected = (" " + fields[i] for i in (better, 5 - better))
-            rows.append(Comparison(prompt, chosen, rejected, source=source))
+    text = io.StringIO(decode_text(Path(path).read_bytes(), str(path)), newline="")
+    for number, fields in parse_table(text, str(path), delimiter="\t", quoting=csv.QUOTE_NONE):
+        if number == 1 and fields[0].startswith("#"):
+            continue
+        source = f"{path}:{number}"
+        if len(fields) != 4 or fields[1] not in ("a1", "a2") or not (fields[2].strip() and fields[3].strip()):
+            raise ValueError(
+                f"{source}: a row must be name, a1 or a2, and two arguments, tabs between; got "
+                f"{str(fields)[:60]}"
+            )
+        better = 2 if fields[1] == "a1" else 3
+        chosen, rejected = (" " + fields[i] for i in (better, 5 - better))
+        rows.append(Comparison(prompt, chosen, rejected, source=source))
     if not rows:
         raise ValueError(f"{path} must hold pairs of arguments; it is empty")
     return rows

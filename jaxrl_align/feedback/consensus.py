@@ -4,13 +4,16 @@ Votes are arrays with one entry a vote; an annotator may have judged any of the 
 texts is an item with the labels 0 and 1.
 """
 
-import csv
+import io
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from jaxrl_align.data.files import decode_text, parse_table
 
 
 class Votes(NamedTuple):
@@ -207,21 +210,41 @@ def read_votes(path: str | os.PathLike) -> tuple[Votes, np.ndarray, Sequence[str
       ValueError: for a row with fewer columns, a label that is no integer, or an item of two gold labels; it
         names file and line.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    for number, row in enumerate(rows, 1):
-        if len(row) < 4 or not (row[2].isdecimal() and row[3].isdecimal()):
-            raise ValueError(f"{path}:{number}: expected annotator, item, label, gold; got {row[:4]}")
+    text = io.StringIO(decode_text(Path(path).read_bytes(), str(path)), newline="")
+    rows, lines = [], []
+    for number, row in parse_table(text, str(path)):
+        if len(row) < 4 or not (all(map(_is_label, row[2:4])) and row[0].strip() and row[1].strip()):
+            raise ValueError(
+                f"{path}:{number}: expected annotator, item, label, gold; got {str(row[:4])[:80]}"
+            )
+        rows.append(row)
+        lines.append(number)
     if not rows:
         raise ValueError(f"{path} is empty; expected rows of annotator, item, label, gold")
-    names, annotator = np.unique([row[0] for row in rows], return_inverse=True)
-    items, first, item = np.unique([row[1] for row in rows], return_index=True, return_inverse=True)
+    names, annotator = _number([row[0] for row in rows])
+    items, item = _number([row[1] for row in rows])
+    first = np.full(len(items), len(rows))
+    np.minimum.at(first, item, np.arange(len(rows)))
     label, truth = (np.array([int(row[i]) for row in rows]) for i in (2, 3))
     gold = truth[first]
     if len(wrong := np.flatnonzero(gold[item] != truth)):
         number = wrong[0]
         raise ValueError(
-            f"{path}:{number + 1}: item {items[item[number]]} has gold label {truth[number]}, before it had "
-            f"{gold[item[number]]}; every item needs one"
+            f"{path}:{lines[number]}: item {items[item[number]]:.40} has gold label {truth[number]}, before "
+            f"it had {gold[item[number]]}; every item needs one"
         )
-    return Votes(annotator, item, label), gold, names.tolist()
+    return Votes(annotator, item, label), gold, names
+
+
+def _is_label(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 9
+
+
+def _number(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return the different names in order, and the place of each.
+
+    NumPy's `unique` would make every name take as much memory as the longest.
+    """
+    different = sorted(set(names))
+    places = {name: i for i, name in enumerate(different)}
+    return different, np.array([places[name] for name in names])

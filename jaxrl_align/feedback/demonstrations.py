@@ -20,7 +20,15 @@ import numpy as np
 
 from jaxrl_align.data.tokenizers import Tokenizer, left_pad, right_pad
 from jaxrl_align.feedback.encoding import split_row, until_stop
-from jaxrl_align.feedback.fields import Messages, Text, parse_completion, parse_row, parse_text, read_lines
+from jaxrl_align.feedback.fields import (
+    Messages,
+    Text,
+    check_skipped,
+    parse_completion,
+    parse_row,
+    parse_text,
+    read_lines,
+)
 from jaxrl_align.feedback.rows import Feedback
 from jaxrl_align.types import PaddedTokens, TokenBatch
 
@@ -105,6 +113,7 @@ def _read(path: Path, parse: Callable[[dict[str, Any], str], Any], skip_bad_rows
             if not skip_bad_rows:
                 raise ValueError(f"{source}: {error}") from error
             skipped.append(f"{source}: {error}")
+            check_skipped(path, len(rows), skipped)
     if not rows:
         first = f"; first {skipped[0][:200]}" if skipped else "; the file is empty"
         raise ValueError(f"{path} must hold a good row; all {len(skipped)} rows are bad{first}")

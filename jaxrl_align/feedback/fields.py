@@ -1,13 +1,12 @@
 """Lines of a feedback file and the fields of a line: texts, conversations and numbers, each checked."""
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+from jaxrl_align.data.files import GZIP_DAMAGE, parse_json, unpack_lines
 
 Messages = list[dict[str, Any]]
 """A conversation, or a part of one: each message has its `role`, and mostly `content`."""
@@ -15,23 +14,23 @@ Text = str | Messages
 
 TURN = re.compile(r"\n\n(?=Human:|Assistant:)")
 REPLY = "Assistant:"
+MOST_BAD = 10_000
+"""Bad rows that may be left out of a file although they are more than the good ones."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield `file:line` and each line that is not blank, of a file that is compressed if it ends in `.gz`.
 
     Raises:
-      ValueError: if it is missing, truncated or no gzip.
+      ValueError: if it is missing, truncated, no gzip, or unpacks to far more than its size.
     """
     if not path.is_file():
         raise ValueError(f"feedback must be a JSONL file; found none at {path}; check the path")
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        for number, line in unpack_lines(path):
+            yield f"{path}:{number}", line
+    except GZIP_DAMAGE as error:
         raise ValueError(
             f"{path}:{number + 1}: the file is truncated or not compressed by gzip ({error}); copy it again"
         ) from error
@@ -44,13 +43,13 @@ def parse_row(line: bytes) -> dict[str, Any]:
       ValueError: if it is not UTF-8 or no JSON object.
     """
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
+        fields = parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"the row must be UTF-8; got byte {line[error.start]:#04x} at {error.start}; compressed files "
             "end in .gz"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"the row must be JSON, one object a line; it is not ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"the row must be a JSON object; got {type(fields).__name__}; write one row a line")
@@ -74,7 +73,9 @@ def parse_text(fields: Mapping[str, Any], name: str) -> Text:
     for i, message in enumerate(value):
         if not (isinstance(message, dict) and isinstance(message.get("role"), str)):
             raise ValueError(f"{name}[{i}] must be a message with a role; got {_describe(message)}")
-        _check_unicode(str(message.get("content")), f"{name}[{i}]")
+        if not isinstance(content := message.get("content"), str | list | None):
+            raise ValueError(f"content of {name}[{i}] must be a text; got {_describe(content)}")
+        _check_unicode(str(content), f"{name}[{i}]")
     return value
 
 
@@ -117,13 +118,25 @@ def parse_number(fields: Mapping[str, Any], name: str, limits: tuple[float, floa
 
 def refuse_equal(completions: Mapping[str, Text]) -> None:
     """Raise ValueError for two completions that differ in nothing but the space around them."""
-    for (one, a), (other, b) in combinations(completions.items(), 2):
-        if type(a) is not type(b):
+    first, seen = next(iter(completions)), dict[str, str]()
+    for name, text in completions.items():
+        if type(text) is not type(completions[first]):
             raise ValueError(
-                f"{one} and {other} must both be texts or both lists of messages; got one of each"
+                f"{first} and {name} must both be texts or both lists of messages; got one of each"
             )
-        if _strip(a) == _strip(b):
-            raise ValueError(f"{one} and {other} are identical; remove the row, or skip_bad_rows=True")
+        words = json.dumps(_strip(text), sort_keys=True)
+        if words in seen:
+            raise ValueError(f"{seen[words]} and {name} are identical; remove the row, or skip_bad_rows=True")
+        seen[words] = name
+
+
+def check_skipped(path: Path, good: int, skipped: Sequence[str]) -> None:
+    """Raise ValueError where most rows are bad: their messages are longer than they are."""
+    if len(skipped) > max(MOST_BAD, good):
+        raise ValueError(
+            f"{path} must hold more good rows than bad ones; got {good} and {len(skipped)}; is it the right "
+            f"file? first {skipped[0][:200]}"
+        )
 
 
 def split_dialogues(fields: Mapping[str, Any]) -> tuple[Text, Text, Text]:

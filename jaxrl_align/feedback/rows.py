@@ -18,12 +18,14 @@ A text may be a list of messages `{"role", "content"}`. `worker` or `annotator` 
 summaries of 2020 (`info`, `summaries` and `choice`, or `summary` with `axes`) are comparisons and ratings.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrl_align.feedback.fields import (
     Text,
+    check_skipped,
     parse_completion,
     parse_number,
     parse_row,
@@ -148,9 +150,8 @@ def read_feedback(
     low, high = scale
     if not low < high:
         raise ValueError(f"scale must be (lowest, highest); got {scale}; (1, 10) is lecture 002's")
-    rows: list[Row] = []
-    skipped: list[str] = []
-    for source, line in read_lines(Path(path)):
+    path, rows, skipped = Path(path), list[Row](), list[str]()
+    for source, line in read_lines(path):
         try:
             fields = parse_row(line)
             kind = kind or _recognise(fields)
@@ -160,6 +161,7 @@ def read_feedback(
             if not skip_bad_rows:
                 raise ValueError(f"{source}: {error}") from error
             skipped.append(f"{source}: {error}")
+            check_skipped(path, len(rows), skipped)
     if not rows:
         first = f"; first {skipped[0][:200]}" if skipped else "; the file is empty"
         raise ValueError(f"{path} must hold a row of feedback; all {len(skipped)} rows are bad{first}")
@@ -242,8 +244,8 @@ def _are_places(ranks: Any) -> bool:
     """Return whether places begin at 1 and leave none out, but for those that ties may skip (1, 1, 3)."""
     if not (isinstance(ranks, list) and all(type(rank) is int for rank in ranks)):
         return False
-    different = set(ranks)
-    skipping = all(rank == 1 + sum(other < rank for other in ranks) for rank in ranks)
+    ordered, different = sorted(ranks), set(ranks)
+    skipping = all(rank == 1 + bisect_left(ordered, rank) for rank in different)
     return skipping or different == set(range(1, 1 + len(different)))
 
 

@@ -36,7 +36,7 @@ _MARK = "\ue000"
 
 
 def change_json(data: bytes, rng: random.Random) -> bytes:
-    """Return a JSON document with a value, a key or the whole replaced; bytes that are none come back changed."""
+    """Return a JSON document with a value, a key or the whole replaced; what is none loses its end."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ from tests.fuzz.readers import Reader
 KINDS = ("crash", "escape", "hang", "memory", "silent", "error", "right")
 FAULTS = KINDS[:5]
 ESCAPE = "fuzz-escape"
-"""What a hostile file would make beside the working directory, if it were executed or wrote where it likes."""
+"""What a hostile file would make, if it were executed or wrote where it likes."""
 SECONDS = 5.0
 """Of the processor, for a case."""
 ROOM = 64 * 2**20
@@ -98,7 +98,6 @@ def judge(reader: Reader, folder: Path, size: int, seconds: float = SECONDS) -> 
 def _judge_message(error: ValueError | OSError, names: set[str]) -> Verdict:
     message = str(error)
     found = f"{type(error).__name__}: {message[:300]}{_origin(error)}"
-    # Python's own subclasses, such as UnicodeDecodeError, are documented as ValueError; their text is a riddle.
     if len(message.splitlines()) != 1:
         return Verdict("crash", f"a message of {len(message.splitlines())} lines: {found}")
     if len(message) > LONGEST:

@@ -12,7 +12,7 @@ class Reader(NamedTuple):
     write: Callable[[Path], None]
     """Writes a small good input into an empty folder: one file or several."""
     read: Callable[[Path], Any]
-    """Reads the folder as the library's users do. Whatever bytes lie in it, the answer is a value or a one-line
+    """Reads the folder as users do. Whatever bytes lie in it, the answer is a value or a one-line
     `ValueError` or `OSError` that names a file, within seconds, and within ten times the bytes read."""
     complain: Callable[[Any], str | None] = lambda value: None
     """What is wrong with a value that was returned, such as a width of -1, or None."""

@@ -1,5 +1,6 @@
-"""Every reader on a few hundred changed inputs and on those known to be bad, and the harness on bad readers."""
+"""Every reader on a few hundred changed inputs and on those known to be bad; the harness on bad readers."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from tests.fuzz.judge import FAULTS, good_files, judge, lay
 from tests.fuzz.mutations import changed_files
 from tests.fuzz.readers import Reader
 from tests.fuzz.tables import all_readers
-from tests.fuzz.workers import FOLDER, run_cases
+from tests.fuzz.workers import FOLDER, case_files, run_cases
 
 READERS = all_readers()
 EXAMPLES = 150
@@ -30,6 +31,7 @@ def _read_well(reader, folder):
     return good
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", READERS)
 def test_changed_inputs_are_read_or_refused_in_a_line(name, tmp_path):
     reader, folder = READERS[name], tmp_path / FOLDER
@@ -90,8 +92,6 @@ def _hang_in_c(folder):
 
 
 def _kill(folder):
-    import os
-
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
@@ -122,6 +122,7 @@ FAKES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # these children use nothing of JAX
 @pytest.mark.parametrize("name", FAKES)
 def test_the_harness_sees(name):
     reader, kind, said = FAKES[name]
@@ -132,8 +133,6 @@ def test_the_harness_sees(name):
 
 
 def test_a_number_gives_the_same_files_and_another_number_others():
-    from tests.fuzz.workers import case_files
-
     good = {"a.json": b'{"a": [1, 2]}', "b.txt": b"some words of a text"}
     reader = _fake(lambda folder: None)
     first, again = ([case_files(reader, good, case) for case in range(50)] for _ in range(2))

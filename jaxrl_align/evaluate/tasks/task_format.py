@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jaxrl_align.data.files import TOO_DEEP, decode_text, is_deep
 from jaxrl_align.evaluate.measures.task_metrics import METRICS
 from jaxrl_align.evaluate.tasks.task_rows import FORMATS, RowFile
 
@@ -153,11 +154,14 @@ def load_task(name_or_path: str | Path) -> Task:
         path = shipped[name]
     if not path.is_file():
         raise FileNotFoundError(f"a task must be a TOML file; found none at {path}")
-    text = path.read_text(encoding="utf-8")
+    text = decode_text(path.read_bytes(), str(path)).replace("\r\n", "\n")
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: expected TOML; {error}") from error
+        if is_deep(table):
+            raise ValueError(TOO_DEEP)
+    except (ValueError, RecursionError) as error:
+        said = TOO_DEEP if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path}: expected TOML; {said}") from error
     task = _build(Task, table, _Source(path, text), "")
     return _checked(dataclasses.replace(task, path=path), _Source(path, text))
 
@@ -170,11 +174,11 @@ class _Source(NamedTuple):
 
     def at(self, key: str, table: str = "") -> str:
         """Return `file:line` of a key, of its table's heading, or the file alone."""
-        lines = self.text.split("\n")
-        heads = [i for i, line in enumerate(lines) if re.match(rf"\s*\[+\s*{re.escape(table)}\s*\]", line)]
+        lines = [line.strip() for line in self.text.split("\n")]
+        heads = [i for i, line in enumerate(lines) if re.match(rf"\[+\s*{re.escape(table)}\s*\]", line)]
         first = heads[0] + 1 if table and heads else 0
         for number, line in enumerate(lines[first:], first + 1):
-            if re.match(rf"""\s*\[*\s*(?:{re.escape(table)}\.)?["']?{re.escape(key)}["']?\s*[=\].]""", line):
+            if re.match(rf"""\[*\s*(?:{re.escape(table)}\.)?["']?{re.escape(key)}["']?\s*[=\].]""", line):
                 return f"{self.path}:{number}"
         if table and not heads:  # written in its parent's line
             above, _, last = table.rpartition(".")
@@ -186,14 +190,14 @@ def _build(kind: Any, table: Any, source: _Source, name: str) -> Any:
     """Return a table of the file as its dataclass."""
     where = f" in [{name}]" if name else ""
     if not isinstance(table, dict):
-        raise ValueError(f"{source.at(name)}: {name} must be a table; got {table!r}")
+        raise ValueError(f"{source.at(name)}: {name} must be a table; got {table!r:.80}")
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "path" or name}
     for key in table:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
-            raise ValueError(f"{source.at(key, name)}: unknown key {key!r}{where}; {remedy}")
+            raise ValueError(f"{source.at(key, name)}: unknown key {key!r:.80}{where}; {remedy}")
     for key, field in fields.items():
         free = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if free and key not in table:
@@ -220,7 +224,7 @@ def _value(hint: Any, value: Any, source: _Source, key: str, table: str) -> Any:
     wanted = {tuple: "a list", Mapping: "a table", Literal: f"one of {', '.join(map(str, inner))}"}.get(
         origin, {str: "a text", int: "a whole number", bool: "true or false"}.get(hint, str(hint))
     )
-    raise ValueError(f"{source.at(key, table)}: {whole} must be {wanted}; got {value!r}")
+    raise ValueError(f"{source.at(key, table)}: {whole} must be {wanted}; got {value!r:.80}")
 
 
 def _checked(task: Task, source: _Source) -> Task:
@@ -237,7 +241,7 @@ def _checked(task: Task, source: _Source) -> Task:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
-            raise ValueError(f"{source.at('metrics')}: {name!r} is no metric; {remedy}")
+            raise ValueError(f"{source.at('metrics')}: {name!r:.80} is no metric; {remedy}")
     if task.options is not None:
         given = [n for n in ("choices", "numbers", "fields", "list", "pattern") if getattr(task.options, n)]
         if len(given) != 1:
@@ -249,12 +253,12 @@ def _checked(task: Task, source: _Source) -> Task:
         if texts and (len(texts) < 2 or not all(t.strip() for t in texts) or len(set(texts)) < len(texts)):
             raise ValueError(
                 f"{source.at(given[0], 'options')}: options must be at least two, none empty and none alike; "
-                f"got {texts}"
+                f"got {str(texts)[:200]}"
             )
     for file in (*task.test, *task.examples):
         if file.format not in FORMATS:
             raise ValueError(
-                f"{source.at('format')}: format must be one of {', '.join(FORMATS)}; got {file.format!r}"
+                f"{source.at('format')}: format must be one of {', '.join(FORMATS)}; got {file.format!r:.80}"
             )
         if not file.path and file.format != "probes":
             raise ValueError(
@@ -279,8 +283,8 @@ def _check_patterns(task: Task, source: _Source) -> None:
     for name, pattern in named.items():
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             table, _, key = name.rpartition(".")
             raise ValueError(
-                f"{source.at(key, table)}: {name} must be a regular expression; got {pattern!r} ({error})"
+                f"{source.at(key, table)}: {name} must be a regular expression; got {pattern!r:.80} ({error})"
             ) from error

@@ -4,11 +4,13 @@ task = load_task("sst2")  # or the path of your own file
 for item in read_items(task, "test"): ...
 """
 
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from jaxrl_align.data.files import one_line
 from jaxrl_align.evaluate.tasks.task_format import NUMBERS, Derived, Options, Task
 from jaxrl_align.evaluate.tasks.task_rows import Row, read_rows
 
@@ -55,7 +57,7 @@ def read_items(task: Task, split: Literal["test", "examples"] = "test") -> list[
             try:
                 items.append(_make_item(task, row, len(items)))
             except ValueError as error:
-                raise ValueError(f"{row.place}: {error}") from error
+                raise ValueError(f"{row.place}: {one_line(str(error))}") from error
     return items
 
 
@@ -80,7 +82,7 @@ def extract_answer(extractor: str, text: str) -> str | None:
 def _plain_number(text: str) -> str:
     """Return a number without commas, and without decimals that are 0."""
     value = float(text.replace(",", ""))
-    return str(int(value)) if value == int(value) else repr(value)
+    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
 
 
 def _make_item(task: Task, row: Row, number: int) -> Item:
@@ -114,7 +116,8 @@ def _options_of(options: Options, fields: Mapping[str, Any]) -> tuple[str, ...]:
     if options.numbers:
         return tuple(map(str, options.numbers))
     if options.pattern:
-        texts = [m[0] for m in re.finditer(options.pattern, look_up(fields, options.within), re.M)]
+        within = _as_text(look_up(fields, options.within))
+        texts = [match[0] for match in re.finditer(options.pattern, within, re.M)]
     else:
         listed = (
             look_up(fields, options.list) if options.list else [look_up(fields, f) for f in options.fields]
@@ -135,8 +138,8 @@ def _right_option(options: Options, texts: Sequence[str], fields: Mapping[str, A
     if options.numbers:
         try:
             return float(label)
-        except (TypeError, ValueError):
-            raise ValueError(f"the label {options.label!r} must be a number; got {label!r}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"the label {options.label!r} must be a number; got {label!r:.60}") from None
     known = {key: i for i, key in enumerate(options.choices)} or {
         **{str(i): i for i in range(len(texts))},
         **{text: i for i, text in enumerate(texts)},
@@ -159,7 +162,13 @@ def _derive(derived: Derived, fields: Mapping[str, Any]) -> Any:
     value = look_up(fields, derived.of)
     if derived.spans_of:
         text = look_up(fields, derived.spans_of)
-        return [text[span["start"] : span["end"] + 1] for span in value]
+        try:
+            return [text[span["start"] : span["end"] + 1] for span in value]
+        except (TypeError, KeyError) as error:
+            raise ValueError(
+                f"the field {derived.of!r} must list spans with start and end of the text "
+                f"{derived.spans_of!r}; got {value!r:.60}"
+            ) from error
     text = _as_text(value)
     if derived.values:
         if text not in derived.values:

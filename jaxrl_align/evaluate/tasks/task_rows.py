@@ -1,19 +1,27 @@
 """The rows of a task: where its files are found, and how each format is read, with the place of every row."""
 
-import csv
 import fnmatch
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrl_align.data.blimp import BLIMP
-from jaxrl_align.data.files import DATA_VARIABLE, DataFile, find_file, find_own_file
-from jaxrl_align.data.labelled_texts import SENTCONV, read_labelled
+from jaxrl_align.data.files import (
+    DATA_VARIABLE,
+    DataFile,
+    decode_text,
+    find_file,
+    find_own_file,
+    one_line,
+    parse_json,
+    parse_table,
+    unpack_members,
+)
+from jaxrl_align.data.labelled_texts import SENTCONV, parse_labelled
 from jaxrl_align.data.probes import CLOZE_PROBES
 
 FORMATS = ("label text", "jsonl", "json", "tsv", "csv", "worked examples", "probes")
@@ -48,6 +56,12 @@ class RowFile:
     """Rows known to be faulty, counted from 1, which are not read."""
     skip_incomplete: bool = False
     """Leave out lines of a tsv that lack columns, as QQP's file has; otherwise they are an error."""
+
+
+_OPENING = "Let's think step by step."
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half a surrogate pair, which no tokenizer can encode, or one of two halves."""
+_PLAIN_NAME = re.compile(r"[^\x00-\x1f\\/:*?\"<>|]{1,255}")
 
 
 class Row(NamedTuple):
@@ -87,6 +101,12 @@ def find_rows(file: RowFile, folder: Path) -> Path:
     Raises:
       FileNotFoundError, ImportError: as `read_rows`.
     """
+    # A download is written to this path below the cache.
+    if not all(_PLAIN_NAME.fullmatch(part) and part not in (".", "..") for part in file.path.split("/")):
+        raise ValueError(
+            f"a path must lie below the folder of the task file, {folder}, with forward slashes; got "
+            f"{file.path[:80]!r}"
+        )
     if (beside := folder / file.path).is_file():
         return beside
     known = KNOWN_FILES.get(file.path)
@@ -104,35 +124,33 @@ def find_rows(file: RowFile, folder: Path) -> Path:
     return own
 
 
-def _contents(path: Path, member: str) -> Iterator[tuple[str, bytes]]:
+def _contents(path: Path, member: str) -> Iterator[tuple[str, bytes | bytearray]]:
     """Yield the name and the bytes of a file, or of the files inside an archive."""
     if not member:
         yield str(path), path.read_bytes()
         return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(fnmatch.filter(archive.namelist(), member))
-            if not names:
-                inside = ", ".join(archive.namelist()[:5])
-                raise ValueError(f"{path} must hold {member}; got {inside}; is it another archive?")
-            for name in names:
-                yield f"{path}/{name}", archive.read(name)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
+    inside, found = list[str](), 0
+
+    def wanted(name: str) -> bool:
+        inside.append(name)
+        return fnmatch.fnmatchcase(name, member)
+
+    for name, content in unpack_members(path, wanted):
+        found += 1
+        yield f"{path}/{one_line(name, 200)}", content
+    if not found:
+        there = one_line(", ".join(inside[:5]), 200)
+        raise ValueError(f"{path} must hold {one_line(member, 80)}; got {there}; is it another archive?")
 
 
-def _parse(file: RowFile, name: str, raw: bytes) -> Iterable[Row]:
+def _parse(file: RowFile, name: str, raw: bytes | bytearray) -> Iterable[Row]:
     if file.format == "label text":
-        labelled = read_labelled(name, 10**9)
+        labelled = parse_labelled(raw, 10**9, name)
         pairs = zip(labelled.labels, labelled.texts, strict=True)
         return [
             Row({"label": label, "text": text}, f"{name}:{i}") for i, (label, text) in enumerate(pairs, 1)
         ]
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} must be UTF-8; got others ({error}); convert it") from error
-    text = text.replace("\r\n", "\n")
+    text = decode_text(raw, name).replace("\r\n", "\n")
     if file.format == "jsonl":
         return _parse_jsonl(file, name, text)
     if file.format == "json":
@@ -152,7 +170,10 @@ def _parse_jsonl(file: RowFile, name: str, text: str) -> list[Row]:
 
 def _load(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
+        value = parse_json(text)
+        if _HALF_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except ValueError as error:
         raise ValueError(f"{place}: expected JSON; got {text[:40]!r} ({error})") from error
 
@@ -164,7 +185,7 @@ def _spread(value: Any, each: str, place: str) -> list[dict[str, Any]]:
     for whole in _entries(value, path, place):
         fields, node = whole, whole
         for name in path if isinstance(whole, dict) else []:
-            node = node[name]
+            node = node[name] if isinstance(node, dict) else None
             fields = {**node, **fields} if isinstance(node, dict) else fields
         if not isinstance(fields, dict):
             raise ValueError(f"{place}: expected an object of fields; got {str(fields)[:40]!r}")
@@ -192,8 +213,7 @@ def _parse_table(file: RowFile, name: str, text: str) -> list[Row]:
     if file.format == "tsv":
         lines = ((i, line.split("\t")) for i, line in enumerate(text.split("\n"), 1) if line)
     else:
-        reader = csv.reader(text.split("\n"), strict=True)
-        lines = ((reader.line_num, cells) for cells in reader if cells)
+        lines = parse_table(text.split("\n"), name, strict=True)
     columns = list(file.columns)
     rows = []
     for number, cells in lines:
@@ -205,8 +225,9 @@ def _parse_table(file: RowFile, name: str, text: str) -> list[Row]:
         if len(cells) != len(columns):
             if file.skip_incomplete:
                 continue
+            named = one_line(", ".join(columns))
             raise ValueError(
-                f"{name}:{number}: expected {len(columns)} columns ({', '.join(columns)}); got {len(cells)}; "
+                f"{name}:{number}: expected {len(columns)} columns ({named}); got {len(cells)}; "
                 "correct the line, or `columns` of the task file"
             )
         rows.append(Row(dict(zip(columns, cells, strict=True)), f"{name}:{number}"))
@@ -218,15 +239,16 @@ def _parse_worked(name: str, text: str) -> list[Row]:
     rows = []
     for number, block in enumerate(re.split(r"\n\nQ: ", text)[1:], 1):
         question, _, worked = block.partition("\nA: ")
-        found = re.fullmatch(
-            r"(?s)(?:Let's think step by step\.\s*)?(.*?)\s*So the answer is (.*?)\.?\s*", worked
-        )
-        if found is None:
+        reasoning, ending, target = worked.partition("So the answer is ")
+        if not ending:
             raise ValueError(
                 f'{name}, example {number}: expected "Q: ...", "A: ..." and "So the answer is ..."; got '
                 f"{block[-60:]!r}"
             )
-        fields = {"input": question, "reasoning": found[1], "target": found[2]}
+        if reasoning.startswith(_OPENING):
+            reasoning = reasoning[len(_OPENING) :].lstrip()
+        target = target.rstrip().removesuffix(".")
+        fields = {"input": question, "reasoning": reasoning.rstrip(), "target": target}
         rows.append(Row(fields, f"{name}, example {number}"))
     return rows
 
