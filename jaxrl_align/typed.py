@@ -81,8 +81,8 @@ def _is_finite(value: Any) -> bool:
 def _sequence_fault(value: Any, origin: type, kind: Any) -> str | None:
     if not isinstance(value, (list,) if origin is list else (list, tuple, range)):
         return f"must be a list of {_words(kind)}"
-    wrong = next((x for x in value if fault_of(x, kind)), None) if value else None
-    return None if wrong is None else f"must be a list of {_words(kind)}, and not {short(wrong)}"
+    wrong = [x for x in value if fault_of(x, kind)]
+    return f"must be a list of {_words(kind)}, and not {short(wrong[0])}" if wrong else None
 
 
 def _words(kind: Any) -> str:
@@ -126,6 +126,11 @@ def short(value: Any, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
+def one_line(error: BaseException) -> str:
+    """Return what an error says as one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 @contextlib.contextmanager
 def naming(place: str | Path) -> Iterator[None]:
     """Begin the message of a ValueError raised within by the file that it is about."""
@@ -153,7 +158,7 @@ def read_object(path: Path, kind: Any = None, advice: str = "") -> dict[str, Any
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing{advice and '; '}{advice}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); download it again") from error
+        raise ValueError(f"{path} is no JSON ({one_line(error)}); download it again") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold an object; got {type(values).__name__}")
     if kind is not None:

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxrl_align.typed import one_line
+
 LONGEST = 2**16
 """Characters of a template's source."""
 CHARACTERS = 2**22
@@ -106,11 +108,6 @@ class ChatTemplate:
         except Exception as error:  # a template is a program and may fail in any way
             raise ValueError(f"{self._name} failed on this conversation: {one_line(error)}") from error
         return "".join(meter.written), meter.spans
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _now(form: str) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jaxrl_align.data.chat import ChatTemplate, one_line
-from jaxrl_align.typed import read_object, short
+from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.typed import one_line, read_object, short
 from jaxrl_align.types import PaddedTokens
 
 PAD, STOP = "<pad>", "<stop>"

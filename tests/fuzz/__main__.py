@@ -41,12 +41,15 @@ def main() -> int:
 def _run(readers: list[Reader], cases: range, out: Path, workers: int) -> int:
     tally = {reader.name: Counter[str]() for reader in readers}
     known, start = {reader.name: reader for reader in readers}, time.monotonic()
+    kept: list[Result] = []
     for result in run_cases(readers, cases, workers=workers):
         name, case, verdict = result
         tally[name][verdict.kind] += 1
         if verdict.kind in FAULTS and tally[name][verdict.kind] <= SAVED:
             print(f"{name} {case}: {verdict.kind}: {verdict.said[:400]}", flush=True)
-            _save(known[name], result, out)
+            kept.append(result)
+    for result in kept:  # at the end: a good input may start JAX, and no process forks well after that
+        _save(known[result.reader], result, out)
     width = max(map(len, tally))
     print(" ".join([f"{'':{width}}", *(f"{kind:>8}" for kind in KINDS)]))
     for name, counts in [*tally.items(), ("all", sum(tally.values(), Counter[str]()))]:

@@ -1,4 +1,4 @@
-"""What is known to be bad in the files of a model, each once the cause of a raw error, a hang or a silent fault."""
+"""What is known to be bad in a model's files: each was a raw error, a hang or a silent fault, or might be."""
 
 import json
 import math
