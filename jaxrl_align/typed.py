@@ -2,7 +2,7 @@
 
 The types are those of the standard library: `Annotated[int, Within(1, 10)]`, `Literal`, `X | None`,
 `tuple[int, ...]`, `list[X]`, `dict[str, X]`, and `TypedDict`, which may hold other entries too, and whose own
-may be missing or null if it is not total. A float is a finite number, a bool is never a number.
+may be missing or null if it is not total. A float is a number that float32 holds, a bool is never a number.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import numbers
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -38,7 +39,10 @@ Count = Annotated[int, Within(1, 2**31 - 1)]
 Index = Annotated[int, Within(0, 2**31 - 1)]
 Positive = Annotated[float, Within(above=0)]
 NotNegative = Annotated[float, Within(0)]
-_INFINITE = "must be finite"
+_LONGEST = 2_000
+"""Characters of a message, which may quote whatever stands in a file."""
+_LARGEST = 3.4e38
+_INFINITE = f"must be finite and at most {_LARGEST:g}, as float32 is"
 
 
 def fault_of(value: Any, kind: Any) -> str | None:
@@ -73,7 +77,7 @@ def fault_of(value: Any, kind: Any) -> str | None:
 
 def _is_finite(value: Any) -> bool:
     try:
-        return math.isfinite(value)
+        return math.isfinite(value) and abs(value) <= _LARGEST
     except OverflowError:  # a whole number beyond what a float holds
         return False
 
@@ -126,18 +130,18 @@ def short(value: Any, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
-def one_line(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """Return what an error says as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextlib.contextmanager
-def naming(place: str | Path) -> Iterator[None]:
-    """Begin the message of a ValueError raised within by the file that it is about."""
+def naming(place: str | os.PathLike) -> Iterator[None]:
+    """Make the message of a ValueError raised within one line that names the file or folder it is about."""
     try:
         yield
     except ValueError as error:
-        text = " ".join(str(error).split("\n"))
+        text = " ".join(str(error).splitlines())[:_LONGEST]
         raise ValueError(text if str(place) in text else f"{place}: {text}") from error
 
 
@@ -158,7 +162,7 @@ def read_object(path: Path, kind: Any = None, advice: str = "") -> dict[str, Any
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing{advice and '; '}{advice}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({one_line(error)}); download it again") from error
+        raise ValueError(f"{path} is no JSON ({brief(error)}); download it again") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold an object; got {type(values).__name__}")
     if kind is not None:

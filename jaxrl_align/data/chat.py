@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxrl_align.typed import one_line
+from jaxrl_align.typed import brief
 
 LONGEST = 2**16
 """Characters of a template's source."""
@@ -59,7 +59,7 @@ class ChatTemplate:
         try:
             return environment.from_string(self.source)
         except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ValueError(f"{self._name} is no Jinja template: {one_line(error)}") from error
+            raise ValueError(f"{self._name} is no Jinja template: {brief(error)}") from error
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """Return the text of a conversation; see `render_spans`."""
@@ -106,7 +106,7 @@ class ChatTemplate:
             for part in template.generate(**given):
                 meter.written.append(part)
         except Exception as error:  # a template is a program and may fail in any way
-            raise ValueError(f"{self._name} failed on this conversation: {one_line(error)}") from error
+            raise ValueError(f"{self._name} failed on this conversation: {brief(error)}") from error
         return "".join(meter.written), meter.spans
 
 

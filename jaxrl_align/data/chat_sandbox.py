@@ -191,9 +191,11 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         )
         del self.globals["lipsum"]
         self.globals |= functions | {"namespace": _Pieces}
-        jinjas, own = self.filters, _own_filters(self)
+        jinjas: Mapping[str, Any] = self.filters
+        tests: Mapping[str, Any] = self.tests
+        own = _own_filters(self)
         self.filters = {name: self._metered(jinjas[name]) for name in FILTERS} | own
-        self.tests = {name: self._metered(test) for name, test in self.tests.items()}
+        self.tests = {name: self._metered(test) for name, test in tests.items()}
 
     def made(self, value: Any) -> Any:
         """Return a value, paid for."""
@@ -306,7 +308,8 @@ def _own_filters(environment: BoundedEnvironment) -> dict[str, Callable[..., Any
         return environment.joined(parts[1:])
 
     def replace(s: Any, old: str, new: str, count: int = -1) -> str:
-        return made(str(s).replace(*environment._foreseen(str(s), "replace", (str(old), str(new))), count))
+        environment._foreseen(str(s), "replace", (str(old), str(new)))
+        return made(str(s).replace(str(old), str(new), count))
 
     def indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
         one = width if isinstance(width, int) else len(width)
@@ -330,7 +333,13 @@ def _own_filters(environment: BoundedEnvironment) -> dict[str, Callable[..., Any
     def escape(value: Any) -> str:
         return made(str(jinja2.filters.escape(environment.joined((value,)))))
 
-    functions = {"join": join, "replace": replace, "indent": indent, "round": rounded, "sum": total}
+    functions: dict[str, Callable[..., Any]] = {
+        "join": join,
+        "replace": replace,
+        "indent": indent,
+        "round": rounded,
+        "sum": total,
+    }
     functions |= {"format": form, "escape": escape, "e": escape, "forceescape": escape}
     functions |= {"safe": environment._written, "tojson": functools.partial(_to_json, meter)}
     return functions

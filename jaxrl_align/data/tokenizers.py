@@ -14,10 +14,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrl_align.data.chat import ChatTemplate
-from jaxrl_align.typed import one_line, read_object, short
+from jaxrl_align.typed import brief, naming, read_object, short
 from jaxrl_align.types import PaddedTokens
 
 PAD, STOP = "<pad>", "<stop>"
+MOST_GROWTH = 100
+"""Characters that a tokenizer's replacements may make of one: few make more than one."""
 OURS = {"pad_token": PAD, "eos_token": STOP}
 
 
@@ -74,6 +76,9 @@ class Tokenizer:
             self.pad_token, self.stop_token = (self._id(name) for name in ("pad_token", "eos_token"))
             """Ids; None where the tokenizer has no such token."""
             start = backend.token_to_id(special.get("bos_token", ""))
+            around = backend.encode("").ids
+            if outside := [i for i in around if i >= self.vocab_size]:
+                raise ValueError(f"its post_processor writes ids of no token, {outside[:3]}")
         self.start_token: int | None = self.stop_token if start is None else start
         """Id of what stands before an empty text: the BOS, else the stop token; None without either."""
 
@@ -317,13 +322,18 @@ def load_tokenizer(
     Raises:
       ValueError: for a file that cannot be read, or a special token outside the vocabulary.
     """
-    folder = Path(folder)
+    given = {"pad_token": pad_token, "eos_token": stop_token}
+    with naming(folder):
+        return _load(Path(folder), given)
+
+
+def _load(folder: Path, given: Mapping[str, str | None]) -> Tokenizer:
     backend = _read_backend(folder / "tokenizer.json")
     files = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
     values: dict[str, Any] = {}
     for path in files:
         values |= read_object(path, TokenizerEntries) if path.is_file() else {}
-    given, special = {"pad_token": pad_token, "eos_token": stop_token}, {}
+    special = {}
     for name in ("pad_token", "eos_token", "bos_token"):
         stated = values.get(name)
         stated = stated["content"] if isinstance(stated, dict) else stated
@@ -348,10 +358,26 @@ def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
 def _read_backend(path: str | Path) -> tokenizers.Tokenizer:
     with backend_errors(f"cannot read a tokenizer from {path}"):
         backend = tokenizers.Tokenizer.from_file(str(path))
+    if (growth := max(_growth(backend.normalizer), _growth(backend.decoder))) > MOST_GROWTH:
+        raise ValueError(
+            f"{path} must not make texts more than {MOST_GROWTH} times longer; its Replace and Prepend steps "
+            f"make one character {growth}"
+        )
     # What a model was trained with may have cut and filled its texts; here the caller does.
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+def _growth(part: Any) -> int:
+    """Return how many characters a normaliser's or decoder's steps, one after the other, make of one."""
+    waiting, growth = [] if part is None else [json.loads(part.__getstate__())], 1
+    while waiting:
+        step = waiting.pop()
+        if step.get("type") in ("Replace", "Prepend"):
+            growth *= max(1, len(step.get("content") or step.get("prepend") or ""))
+        waiting += step.get("normalizers") or step.get("decoders") or []
+    return growth
 
 
 @contextlib.contextmanager
@@ -364,7 +390,7 @@ def backend_errors(place: str) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ValueError(f"{place}: {one_line(error)}") from error
+            raise ValueError(f"{place}: {brief(error)}") from error
         raise
 
 

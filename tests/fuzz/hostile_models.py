@@ -9,6 +9,7 @@ _SCALING |= {"original_max_position_embeddings": 16}
 _DEEP = '{"model_type": ' + "[" * 100_000
 CONFIG_ENTRIES: dict[str, tuple[Any, ...]] = {
     "llama": (
+        *({"rms_norm_eps": 10**12}, {"rope_theta": 1e308}, {"rope_theta": None, "rope_scaling": 1e308}),
         *({"tie_word_embeddings": "false"}, {"tie_word_embeddings": 0}, {"rms_norm_eps": -1}),
         *({"rms_norm_eps": math.nan}, {"rms_norm_eps": math.inf}, {"rms_norm_eps": 10**400}),
         *({"num_hidden_layers": 10**12}, {"num_hidden_layers": 10**400}, {"num_hidden_layers": True}),
@@ -92,7 +93,24 @@ INDEXES = tuple(
 )
 """Texts of `model.safetensors.index.json`."""
 
+_LONGER = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 50}
+_STEPS = {
+    "normalizer": {"type": "Sequence", "normalizers": [_LONGER] * 9},
+    "decoder": {"type": "Sequence", "decoders": [_LONGER] * 9},
+    "pre_tokenizer": {
+        "type": "Split",
+        "pattern": {"Regex": "([a-z]+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    },
+    "post_processor": {"type": "BertProcessing", "sep": ["<stop>", 2**31], "cls": ["<s>", 2**32 - 1]},
+    "padding": {"strategy": {"Fixed": 10**12}, "direction": "x"},
+}
+_WORDS = {"type": "WordLevel", "vocab": {"<stop>": 0, "<unk>": 1}, "unk_token": "<unk>"}
+_WHOLE = {"version": "1.0", "added_tokens": [], "model": _WORDS}
 TOKENIZERS: tuple[tuple[str, str], ...] = (
+    *(("tokenizer.json", json.dumps(_WHOLE | {name: step})) for name, step in _STEPS.items()),
+    ("tokenizer.json", json.dumps(_WHOLE | {"model": _WORDS | {"vocab": {"<stop>": 2**32 - 1}}})),
     *(("tokenizer.json", text) for text in ("", "{}", "[]", "null", "[" * 100_000, '{"model": 5}')),
     *(
         ("tokenizer_config.json", json.dumps(values))
@@ -105,6 +123,19 @@ TOKENIZERS: tuple[tuple[str, str], ...] = (
 )
 """Names and texts of a tokenizer's files."""
 
+REWARD_ENTRIES: tuple[Any, ...] = (
+    *({"reward_bias": None}, {"reward_bias": 1e308}, {"reward_bias": "0"}, {"architectures": None}),
+    *({"layer_norm_epsilon": 10**12}, {"architectures": [None]}, {"n_layer": 3}, {"n_layer": 10_000}),
+    *({"n_embd": 2**31 - 1}, {"n_positions": 2**31 - 1}, {"vocab_size": 2**31 - 1}, {"n_inner": 2**31 - 1}),
+)
+"""Entries of a reward model's `config.json`."""
+
+BASE_NAMES = tuple(
+    {"base_model_name_or_path": name}
+    for name in (None, "", 5, ["a"], "\0", "a\nb", "a" * 9_000, "\ud800", "/nowhere", "a/../../b")
+)
+"""Entries of an adapter's configuration that name its base."""
+
 ADAPTER_ENTRIES: dict[str, tuple[Any, ...]] = {
     "lora": (
         *(
@@ -116,6 +147,7 @@ ADAPTER_ENTRIES: dict[str, tuple[Any, ...]] = {
             {"r": "2"},
         ),
         *({"r": 10**9}, {"lora_alpha": math.nan}, {"lora_alpha": 10**400}, {"lora_dropout": 1}),
+        {"lora_alpha": 1e308},
         *(
             {"lora_dropout": "0"},
             {"target_modules": 5},
@@ -124,9 +156,14 @@ ADAPTER_ENTRIES: dict[str, tuple[Any, ...]] = {
         ),
         *({"target_modules": "("}, {"target_modules": "(.+)+x"}, {"target_modules": "(?:.|.)*x"}),
         *({"target_modules": ".?" * 40 + "x"}, {"target_modules": ".*" * 12 + "x"}, {"peft_type": ["LORA"]}),
-        *({"rank_pattern": [1]}, {"rank_pattern": {"(.+)+x": 1}}, {"rank_pattern": {"q_proj": "1"}}),
+        *({"rank_pattern": [1]}, {"rank_pattern": {"(": 1}}, {"rank_pattern": {"q_proj": "1"}}),
         *({"alpha_pattern": {"q_proj": math.nan}}, {"layers_to_transform": "0"}, {"layers_pattern": 5}),
-        *({"layers_to_transform": [1], "layers_pattern": "("}, {"exclude_modules": {"a": 1}}, "", "[]"),
+        *(
+            {"layers_to_transform": [1], "layers_pattern": "(", "target_modules": ["x"]},
+            {"exclude_modules": {"a": 1}},
+            "",
+            "[]",
+        ),
         *({"layers_to_transform": [True, "a"]}, {"init_lora_weights": [1]}, {"bias": "all"}, "[" * 100_000),
     ),
     "ia3": ({"feedforward_modules": 5}, {"feedforward_modules": [5]}, {"feedforward_modules": "(.+)+x"}),

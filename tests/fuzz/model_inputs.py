@@ -1,12 +1,16 @@
 """Good inputs of the readers of models, as small as they can be: width 8, two layers."""
 
 import functools
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxrl_align import nets
 from jaxrl_align.data.chat import ChatTemplate
@@ -98,6 +102,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """Entries of `config.json`, by family."""
 
+REWARD = CONFIGS["gpt2"] | {"architectures": ["GPT2ForSequenceClassification"], "tie_word_embeddings": True}
+"""Entries of the `config.json` of a reward model."""
+
 _SIZES: dict[str, Any] = {"width": 8, "layers": 2, "heads": 2, "context": 16}
 GPT2 = nets.TransformerConfig(20, **_SIZES)
 LLAMA = nets.TransformerConfig(
@@ -126,6 +133,37 @@ def small_tokenizer() -> Tokenizer:
     return Tokenizer(backend, special, ChatTemplate(TEMPLATE, special))
 
 
+def _letters() -> dict[str, int]:
+    return {letter: i for i, letter in enumerate(["<unk>", "<stop>", *"abcdefghijklmnopqrstuvwxyz ▁<>"])}
+
+
+def write_other_tokenizer(kind: str, folder: Path) -> None:
+    """Write a `tokenizer.json` of other parts than ours: of pairs, word pieces or a unigram model."""
+    letters = _letters()
+    steps = [normalizers.NFC(), normalizers.Replace(" ", "▁"), normalizers.Prepend("▁")]
+    split = pre_tokenizers.Split(tokenizers.Regex(r"\p{N}{1,3}| ?[\w▁]+"), "isolated")
+    scores = [(letter, -1.0 - i) for letter, i in letters.items()]
+    backend = tokenizers.Tokenizer(
+        {
+            "pairs": lambda: models.BPE(letters | {"th": 40}, [("t", "h")], unk_token="<unk>", dropout=0.1),
+            "pieces": lambda: models.WordPiece(letters, unk_token="<unk>"),
+            "unigram": lambda: models.Unigram(scores, 0, False),
+        }[kind]()
+    )
+    backend.normalizer = normalizers.Sequence(steps) if kind == "pairs" else normalizers.BertNormalizer()
+    whole = pre_tokenizers.Sequence([split, pre_tokenizers.Digits()])
+    backend.pre_tokenizer = whole if kind == "pairs" else pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.post_processor = processors.TemplateProcessing(single="<stop> $A", special_tokens=[("<stop>", 1)])
+    backend.add_special_tokens(["<stop>"])
+    backend.enable_padding(length=8)
+    backend.enable_truncation(max_length=5)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<stop>"}}', "utf-8")
+
+
 def write_tokenizer(folder: Path) -> None:
     """Write `tokenizer.json` and its configuration."""
     save_tokenizer(folder, small_tokenizer())
@@ -142,10 +180,18 @@ def write_gpt2(folder: Path) -> None:
     write_model(folder, GPT2)
 
 
+def write_adapted(folder: Path) -> None:
+    """Write an adapter whose base, with a tokenizer, stands in a folder within: as seen from above."""
+    config = replace(LLAMA, vocab_size=small_tokenizer().vocab_size)
+    save_model(folder / "base", config, constant(config), tokenizer=small_tokenizer())
+    write_adapter("lora", folder, config)
+    path = folder / "adapter_config.json"
+    values = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": f"{folder.name}/base"}
+    path.write_text(json.dumps(values), "utf-8")
+
+
 def write_sharded(folder: Path) -> None:
     """Write a model in two files and their index."""
-    import json
-
     from safetensors.numpy import load_file, save_file
 
     write_model(folder)
@@ -183,9 +229,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 """The entries of `adapter_config.json` that matter, by kind."""
 
 
-def write_adapter(kind: str, folder: Path) -> None:
-    """Write a PEFT folder of a kind, over Llama; DoRA over GPT-2."""
-    config = adapter_base(kind)
+def write_adapter(kind: str, folder: Path, config: nets.TransformerConfig | None = None) -> None:
+    """Write a PEFT folder of a kind, over Llama unless told otherwise; DoRA over GPT-2."""
+    config = config or adapter_base(kind)
     base, key = constant(config), jax.random.key(0)
     rows = np.ones((config.layers, 3, config.kv_heads * config.depth), np.float32)
     part, constants = {

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxrl_align import nets
+from jaxrl_align.cli.bases import load_base
 from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer
 from jaxrl_align.nets.kinds import Tuning
 from jaxrl_align.runtime.huggingface import load_adapter, load_gguf, load_model, load_reward_model
@@ -20,7 +21,15 @@ from jaxrl_align.runtime.huggingface.models import Pretrained
 from jaxrl_align.runtime.huggingface.tensors import param_shapes
 from jaxrl_align.typed import naming, read_object
 from tests.fuzz import model_inputs as inputs
-from tests.fuzz.hostile_models import ADAPTER_ENTRIES, CONFIG_ENTRIES, INDEXES, TEMPLATES, TOKENIZERS
+from tests.fuzz.hostile_models import (
+    ADAPTER_ENTRIES,
+    BASE_NAMES,
+    CONFIG_ENTRIES,
+    INDEXES,
+    REWARD_ENTRIES,
+    TEMPLATES,
+    TOKENIZERS,
+)
 from tests.fuzz.readers import Reader
 from tests.runtime.gguf_files import CONFIG as GGUF_CONFIG
 from tests.runtime.gguf_files import write_gguf
@@ -192,6 +201,15 @@ READERS: tuple[Reader, ...] = (
         _complain_of_tokenizer,
         tuple({name: text.encode()} for name, text in TOKENIZERS),
     ),
+    *(
+        Reader(
+            f"tokenizer-{kind}",
+            functools.partial(inputs.write_other_tokenizer, kind),
+            _read_tokenizer,
+            _complain_of_tokenizer,
+        )
+        for kind in ("pairs", "pieces", "unigram")
+    ),
     Reader(
         "chat-template",
         _write_template_alone,
@@ -204,8 +222,20 @@ READERS: tuple[Reader, ...] = (
     _model_reader(
         "sharded", inputs.write_sharded, load_model, *_hostile("model.safetensors.index.json", *INDEXES)
     ),
-    _model_reader("reward", inputs.write_reward_model, load_reward_model),
+    _model_reader(
+        "reward",
+        inputs.write_reward_model,
+        load_reward_model,
+        *_hostile("config.json", *_changed(inputs.REWARD, REWARD_ENTRIES)),
+    ),
     *map(_adapter_reader, inputs.ADAPTERS),
+    Reader(
+        "adapter-and-base",
+        inputs.write_adapted,
+        lambda folder: load_base(folder.name),
+        lambda base: complain_of_config(base.config),
+        _hostile("adapter_config.json", *_changed(inputs.ADAPTERS["lora"], BASE_NAMES)),
+    ),
     _gguf_reader("llama", SMALLER),
     _gguf_reader(
         "qwen2", SMALLER | {"model_type": "qwen2"}, changed=BIASES, kinds={"blk.0.ffn_up.weight": "F16"}

@@ -287,10 +287,10 @@ ROWS = {
     "rank 0": (whole(r=0), "adapter_config.json: r must be at least 1; got 0"),
     "no rank": (whole(r=None), "r is missing or null"),
     "an alpha in words": (whole(lora_alpha="8"), "lora_alpha must be of type float; got '8'"),
-    "an infinite alpha": (whole(lora_alpha=float("inf")), "lora_alpha must be finite; got inf"),
+    "an infinite alpha": (whole(lora_alpha=float("inf")), "lora_alpha must be finite .*; got inf"),
     "an alpha beyond floats": (
         whole(lora_alpha=10**400),
-        "adapter_config.json: lora_alpha must be finite; got 10000",
+        "adapter_config.json: lora_alpha must be finite .*; got 10000",
     ),
     "a dropout of all": (whole(lora_dropout=1.0), "lora_dropout must be from 0 to below 1; got 1.0"),
     "no inputs": (

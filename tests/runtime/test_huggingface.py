@@ -511,6 +511,31 @@ def test_truncated_files_are_refused(cut, tmp_path):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_hidden_layers": 9_999, "layer_types": None},
+        {"vocab_size": 2**31 - 1},
+        {"hidden_size": 2**30},
+        {"intermediate_size": 2**31 - 1},
+        {"num_attention_heads": 2**30, "head_dim": 2},
+    ],
+)
+def test_sizes_that_no_file_holds_are_refused_before_anything_is_made(changed, tmp_path):
+    folder = make_folder(tmp_path / "m", "qwen3", **changed)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="config.json: the configuration must describe the 6128 weights in "):
+        load_model(folder)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_a_file_with_more_layers_than_its_own_is_refused_by_their_names(tmp_path):
+    """Sizes that could be are compared tensor by tensor."""
+    with pytest.raises(ValueError, match="missing: model.layers.2.input_layernorm.weight, "):
+        load_model(make_folder(tmp_path / "m", "qwen3", num_hidden_layers=3, layer_types=None))
+
+
 def test_pickled_weights_are_never_opened(tmp_path):
     folder = make_folder(tmp_path / "m", "qwen3")
     (folder / "model.safetensors").unlink()

@@ -6,7 +6,7 @@ A file is checked against them when it is opened; other entries may stand beside
 from typing import Annotated, Any, TypedDict
 
 from jaxrl_align.nets.transformer_config import MOST_LAYERS
-from jaxrl_align.typed import Count, Index, NotNegative, Positive, Within
+from jaxrl_align.typed import Count, Index, Positive, Within
 
 Layers = Annotated[int, Within(1, MOST_LAYERS)]
 
@@ -40,8 +40,8 @@ class ConfigEntries(TypedDict, total=False):
     num_key_value_heads: Count
     head_dim: Count
     max_position_embeddings: Count
-    rms_norm_eps: NotNegative
-    layer_norm_epsilon: NotNegative
+    rms_norm_eps: Annotated[float, Within(0, 1)]
+    layer_norm_epsilon: Annotated[float, Within(0, 1)]
     tie_word_embeddings: bool
     n_embd: Count
     n_layer: Layers

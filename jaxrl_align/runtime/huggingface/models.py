@@ -99,7 +99,8 @@ def load_model(
       ValueError: for anything unsupported, missing, left over, mis-shaped, of another type, NaN or damaged;
         it names the file and the entry.
     """
-    return _load(Path(folder), pad_token, quantise, reward=False)
+    with naming(folder):
+        return _load(Path(folder), pad_token, quantise, reward=False)
 
 
 def load_reward_model(
@@ -123,7 +124,8 @@ def load_reward_model(
     Raises:
       ImportError, ValueError: as `load_model`; ValueError for a folder that is no classifier of one label.
     """
-    return _load(Path(folder), pad_token, quantise, reward=True)
+    with naming(folder):
+        return _load(Path(folder), pad_token, quantise, reward=True)
 
 
 def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: bool) -> Pretrained:
@@ -155,7 +157,8 @@ def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: 
             )
     if reward:
         ((_, kernel),) = read_tensors(stored, [SCORE])
-        bias = np.float32(need(values, REWARD_BIAS, float, 0.0))
+        with naming(folder / "config.json"):
+            bias = np.float32(need(values, REWARD_BIAS, float, 0.0))
         params = {"lm": params, "head": {"kernel": kernel[0], "bias": bias}}
     stop_tokens = _stop_tokens(folder, values, config)
     return Pretrained(config, to_jax(params), stop_tokens, tokenizer)

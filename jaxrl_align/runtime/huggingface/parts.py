@@ -27,7 +27,7 @@ class Part(NamedTuple):
 def need(
     values: Mapping[str, Any], name: str, kind: type = int, default: Any = REQUIRED, least: int | None = None
 ) -> Any:
-    """Return an entry of a type; an int is accepted as a float.
+    """Return an entry of a type; an int becomes a float where one is wanted.
 
     Raises:
       ValueError: if it is null, missing without a default, of another type, or less than `least`.
@@ -38,7 +38,7 @@ def need(
     wanted: Any = Annotated[int, Within(least)] if kind is int and least is not None else kind
     if fault := fault_of(got, wanted):
         raise ValueError(f"{name} {fault}; got {short(got)}")
-    return got
+    return float(got) if kind is float else got
 
 
 def fixed(**fields: Any) -> Part:

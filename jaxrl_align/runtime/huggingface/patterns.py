@@ -74,7 +74,8 @@ class _Matcher:
         if op is ops.SUBPATTERN and not value[1] and not value[2]:
             return self.ends_of(value[3], start)
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
-            return self._repeat(*value, start)
+            least, most, nodes = value
+            return self._repeat(least, most, nodes, start)
         if op is ops.AT:
             return 1 << start if self._is_at(value, start) else 0
         if op in (ops.ASSERT, ops.ASSERT_NOT):

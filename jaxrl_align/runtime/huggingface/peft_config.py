@@ -171,8 +171,8 @@ def read_adapter(path: Path, config: TransformerConfig, record: Family) -> Adapt
         kind = values.get("peft_type")
         if kind not in list(FORMS):
             raise ValueError(
-                f"peft_type must be one of {', '.join(FORMS)}; got {str(kind)[:60]!r}, which is not supported; "
-                "merge it with peft's merge_and_unload() and save the result"
+                f"peft_type must be one of {', '.join(FORMS)}; got {repr(kind)[:60]}, which is not "
+                "supported; merge it with peft's merge_and_unload() and save the result"
             )
         _check_entries(values, FORMS[kind])
         if "num_virtual_tokens" in FORMS[kind].free:
@@ -189,19 +189,20 @@ def _check_entries(values: Mapping[str, Any], form: Form) -> None:
         usual = form.fixed.get(name)
         if name not in form.free and name != "peft_type" and got and got != usual:
             raise ValueError(
-                f"{name} must be {usual!r} or left out; got {str(got)[:60]!r}, which is not supported; merge "
+                f"{name} must be {usual!r} or left out; got {str(got)[:60]}, which is not supported; merge "
                 "the adapter with peft's merge_and_unload() and save the result"
             )
     start = values.get("init_lora_weights", True)
     if any(str(start).lower().startswith(name) for name in _MOVES_BASE):
         raise ValueError(
-            f"init_lora_weights must leave the base as it is; got {str(start)[:60]!r}, which changes the "
-            "base's kernels; convert it in peft: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"init_lora_weights must leave the base as it is; got {repr(start)[:60]}, which changes the "
+            "base's kernels; convert it in peft: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     if not isinstance(start, bool) and start is not None and str(start).lower() not in _KEEPS_BASE:
         raise ValueError(
-            f"init_lora_weights must be true, false, {', '.join(_KEEPS_BASE)}; got {str(start)[:60]!r}, which "
-            "is not supported"
+            f"init_lora_weights must be true, false, {', '.join(_KEEPS_BASE)}; got {repr(start)[:60]}, "
+            "which is not supported"
         )
 
 
@@ -224,7 +225,7 @@ def _covered(values: Mapping[str, Any], config: TransformerConfig, record: Famil
     if not found:
         shorts = dict.fromkeys(module.short for module in modules)
         raise ValueError(
-            f"target_modules must name linear layers of the base; got {str(targets)[:60]!r}, which are none "
+            f"target_modules must name linear layers of the base; got {str(targets)[:60]}, which are none "
             f"of {', '.join(shorts)}; is it an adapter of another family?"
         )
     return found
@@ -260,7 +261,7 @@ def _match(pattern: str, name: str, entry: str) -> bool:
         return is_whole_match(pattern, name)
     except ValueError as error:
         raise ValueError(
-            f"{entry} must hold regular expressions; got {str(pattern)[:60]!r} ({error})"
+            f"{entry} must hold regular expressions; got {str(pattern)[:60]} ({error})"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl_align.runtime.huggingface.entries import IndexEntries
-from jaxrl_align.typed import one_line, read_object, short
+from jaxrl_align.typed import brief, read_object, short
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -108,7 +108,7 @@ def _open(path: Path) -> Any:
         return safetensors.safe_open(str(path), framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is truncated or no safetensors file ({one_line(error)}); download it again"
+            f"{path} is truncated or no safetensors file ({brief(error)}); download it again"
         ) from error
 
 
