@@ -59,7 +59,7 @@ def read_values(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"--config {path} is missing; check the path") from error
     try:
-        values = parse_json(text) if path.suffix == ".json" else _read_yaml(text)
+        values = parse_json(text, _without_repeats) if path.suffix == ".json" else _read_yaml(text)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {one_line(str(error))}") from error
     if not isinstance(values, dict):
@@ -76,10 +76,17 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{twice[0]!r:.80} stands twice; leave one out")
+        _without_repeats([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         return super().construct_mapping(node, deep)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r:.80} stands twice; leave one out")
+        values[name] = value
+    return values
 
 
 def _read_yaml(text: str) -> Any:

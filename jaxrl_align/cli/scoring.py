@@ -14,11 +14,9 @@ from jaxrl_align.cli.serve import write_rows
 from jaxrl_align.feedback.encoding import split_row
 from jaxrl_align.feedback.fields import (
     Text,
-    check_skipped,
     parse_completion,
-    parse_row,
+    parse_rows,
     parse_text,
-    read_lines,
     split_dialogues,
 )
 
@@ -78,25 +76,18 @@ def read_answers(path: str, skip_bad_rows: bool) -> tuple[list[Answered], list[s
       ValueError: with file and line, for a row that has no answer, unless it is skipped; for a file without a
         good one.
     """
-    rows: list[Answered] = []
-    skipped: list[str] = []
-    for source, line in read_lines(Path(path)):
-        try:
-            fields = parse_row(line)
-            if {"chosen", "rejected"} <= fields.keys():
-                prompt, *answers = split_dialogues(fields)
-            else:
-                prompt = parse_text(fields, "prompt")
-                answers = [parse_completion(fields, "completion")]
-            rows.append(Answered(prompt, answers, fields, source))
-        except ValueError as error:
-            if not skip_bad_rows:
-                raise ValueError(f"{source}: {error}") from error
-            skipped.append(f"{source}: {error}")
-            check_skipped(Path(path), len(rows), skipped)
+    rows, skipped = parse_rows(Path(path), _parse_answered, skip_bad_rows)
     if not rows:
         raise ValueError(f"{path} must hold a good row; got {len(skipped)} bad ones")
     return rows, skipped
+
+
+def _parse_answered(fields: dict[str, Any], source: str) -> Answered:
+    if {"chosen", "rejected"} <= fields.keys():
+        prompt, *answers = split_dialogues(fields)
+    else:
+        prompt, answers = parse_text(fields, "prompt"), [parse_completion(fields, "completion")]
+    return Answered(prompt, answers, fields, source)
 
 
 def score_answers(judge: Judge, rows: Sequence[Answered]) -> list[np.ndarray]:

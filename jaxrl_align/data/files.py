@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import os
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -121,14 +120,14 @@ def unpack_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
                         content += piece
                 left -= len(content)
                 yield name, content
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise ValueError(f"{path} must be a zip file; cannot read it: {error}; get it again") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(
+            f"{path} must be a zip file; cannot read it: {one_line(str(error))}; get it again"
+        ) from error
     except RuntimeError as error:  # encrypted, or a feature that Python lacks
-        raise ValueError(f"{path} cannot be read: {error}; pack it again without that") from error
+        raise ValueError(
+            f"{path} cannot be read: {one_line(str(error))}; pack it again without that"
+        ) from error
 
 
 def _bound(path: Path, room: int) -> int:
@@ -200,14 +199,18 @@ def one_line(text: str, limit: int = 500) -> str:
     return words if len(words) <= limit else f"{words[: limit - 3]}..."
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, of_pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the value in a JSON text.
+
+    Args:
+      text: JSON.
+      of_pairs: makes an object of its names and values; None, a dict in which the last of two names counts.
 
     Raises:
       ValueError: it is no JSON, or its lists and objects lie more than `DEPTH` inside each other.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=of_pairs)
     except RecursionError:
         deep = True
     else:

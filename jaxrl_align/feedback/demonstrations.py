@@ -23,11 +23,9 @@ from jaxrl_align.feedback.encoding import split_row, until_stop
 from jaxrl_align.feedback.fields import (
     Messages,
     Text,
-    check_skipped,
     parse_completion,
-    parse_row,
+    parse_rows,
     parse_text,
-    read_lines,
 )
 from jaxrl_align.feedback.rows import Feedback
 from jaxrl_align.types import PaddedTokens, TokenBatch
@@ -104,16 +102,7 @@ def read_prompts(path: str | Path, *, skip_bad_rows: bool = False) -> Feedback:
 
 
 def _read(path: Path, parse: Callable[[dict[str, Any], str], Any], skip_bad_rows: bool) -> Feedback:
-    rows: list[Any] = []
-    skipped: list[str] = []
-    for source, line in read_lines(path):
-        try:
-            rows.append(parse(parse_row(line), source))
-        except ValueError as error:
-            if not skip_bad_rows:
-                raise ValueError(f"{source}: {error}") from error
-            skipped.append(f"{source}: {error}")
-            check_skipped(path, len(rows), skipped)
+    rows, skipped = parse_rows(path, parse, skip_bad_rows)
     if not rows:
         first = f"; first {skipped[0][:200]}" if skipped else "; the file is empty"
         raise ValueError(f"{path} must hold a good row; all {len(skipped)} rows are bad{first}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl_align.data.files import GZIP_DAMAGE, parse_json, unpack_lines
+from jaxrl_align.data.files import GZIP_DAMAGE, one_line, parse_json, unpack_lines
 
 Messages = list[dict[str, Any]]
 """A conversation, or a part of one: each message has its `role`, and mostly `content`."""
@@ -75,7 +75,10 @@ def parse_text(fields: Mapping[str, Any], name: str) -> Text:
             raise ValueError(f"{name}[{i}] must be a message with a role; got {_describe(message)}")
         if not isinstance(content := message.get("content"), str | list | None):
             raise ValueError(f"content of {name}[{i}] must be a text; got {_describe(content)}")
-        _check_unicode(str(content), f"{name}[{i}]")
+        # A chat template may write whatever is in a message.
+        more = [json.dumps(message, ensure_ascii=False)] if len(message) > 2 else []
+        for written in (str(content), message["role"], *more):
+            _check_unicode(written, f"{name}[{i}]")
     return value
 
 
@@ -130,13 +133,31 @@ def refuse_equal(completions: Mapping[str, Text]) -> None:
         seen[words] = name
 
 
-def check_skipped(path: Path, good: int, skipped: Sequence[str]) -> None:
-    """Raise ValueError where most rows are bad: their messages are longer than they are."""
-    if len(skipped) > max(MOST_BAD, good):
-        raise ValueError(
-            f"{path} must hold more good rows than bad ones; got {good} and {len(skipped)}; is it the right "
-            f"file? first {skipped[0][:200]}"
-        )
+def parse_rows(
+    path: Path, parse: Callable[[dict[str, Any], str], Any], skip_bad_rows: bool
+) -> tuple[list[Any], list[str]]:
+    """Return what `parse(fields, source)` makes of each row, and a message for each row that was left out.
+
+    Raises:
+      ValueError: with file and line, for the first row that `parse` or `parse_row` refuses, unless it is
+        skipped; where more than `MOST_BAD` rows are bad, and most are: their messages are longer than they.
+    """
+    rows: list[Any] = []
+    skipped: list[str] = []
+    for source, line in read_lines(path):
+        try:
+            rows.append(parse(parse_row(line), source))
+        except ValueError as error:
+            message = f"{source}: {one_line(str(error))}"
+            if not skip_bad_rows:
+                raise ValueError(message) from error
+            skipped.append(message)
+            if len(skipped) > max(MOST_BAD, len(rows)):
+                raise ValueError(
+                    f"{path} must hold more good rows than bad ones; got {len(rows)} and {len(skipped)}; is "
+                    f"it the right file? first {skipped[0][:200]}"
+                ) from error
+    return rows, skipped
 
 
 def split_dialogues(fields: Mapping[str, Any]) -> tuple[Text, Text, Text]:

@@ -25,12 +25,10 @@ from typing import Any, NamedTuple
 
 from jaxrl_align.feedback.fields import (
     Text,
-    check_skipped,
     parse_completion,
     parse_number,
-    parse_row,
+    parse_rows,
     parse_text,
-    read_lines,
     refuse_equal,
     split_dialogues,
     write_post,
@@ -140,8 +138,8 @@ def read_feedback(
     Raises:
       ValueError: with file and line, for a row that is no JSON object in UTF-8 or lacks a field of its kind,
         an empty completion, two identical ones, places that are no ranking, a score outside the scale, a
-        label that is not true or false; and always for a file that is missing, truncated or without a
-        good row.
+        label that is not true or false; and always for a file that is missing, truncated, grows to far more
+        than its packed size, or is without a good row or mostly of bad ones.
 
     Source: docs/lectures.md (F8).
     """
@@ -150,18 +148,14 @@ def read_feedback(
     low, high = scale
     if not low < high:
         raise ValueError(f"scale must be (lowest, highest); got {scale}; (1, 10) is lecture 002's")
-    path, rows, skipped = Path(path), list[Row](), list[str]()
-    for source, line in read_lines(path):
-        try:
-            fields = parse_row(line)
-            kind = kind or _recognise(fields)
-            row = READERS[kind](_demand(fields, kind), (low, high))
-            rows.append(row._replace(annotator=_name_annotator(fields), source=source))
-        except ValueError as error:
-            if not skip_bad_rows:
-                raise ValueError(f"{source}: {error}") from error
-            skipped.append(f"{source}: {error}")
-            check_skipped(path, len(rows), skipped)
+
+    def parse(fields: dict[str, Any], source: str) -> Row:
+        nonlocal kind
+        kind = kind or _recognise(fields)
+        row = READERS[kind](_demand(fields, kind), (low, high))
+        return row._replace(annotator=_name_annotator(fields), source=source)
+
+    rows, skipped = parse_rows(Path(path), parse, skip_bad_rows)
     if not rows:
         first = f"; first {skipped[0][:200]}" if skipped else "; the file is empty"
         raise ValueError(f"{path} must hold a row of feedback; all {len(skipped)} rows are bad{first}")

@@ -1,4 +1,5 @@
 import hashlib
+import time
 
 import pytest
 
@@ -34,6 +35,25 @@ FOOTER = (
 def test_credits_go_and_the_book_stays(head, tail):
     book = 'ONE\n\nIt was produced by hand.\n  "The end of the road."\n\nTHE END'
     assert strip_credits(head + book + tail) == book
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n" * 10**6, "*** START OF TH" * 10**5, "*END*THE SMALL PRINT!*END*x" * 10**5, "\n End of " * 10**5],
+)
+def test_credits_are_sought_in_linear_time(text):
+    start = time.process_time()
+    assert strip_credits(text) == text.strip()
+    assert time.process_time() - start < 1.0
+
+
+def test_the_first_header_and_the_first_footer_count():
+    mark = "*** START OF THIS ***"
+    assert strip_credits(f"x {mark} y\n{mark}\na\n{mark}\nb") == f"a\n{mark}\nb"
+    assert strip_credits("Produced by A\nb") == "Produced by A\nb"
+    assert strip_credits("End of Project Gutenberg\na\n \t End of the Project Gutenberg\nb") == (
+        "End of Project Gutenberg\na"
+    )
 
 
 def write(folder, author, title, text):

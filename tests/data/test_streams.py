@@ -54,6 +54,16 @@ def test_files_that_hold_no_tokens_are_refused(tmp_path, spoil, message):
         open_tokens(path, vocab_size=10)
 
 
+@pytest.mark.parametrize("dtype", [">u2", "<i8", "i1"])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_arrays_of_others_are_read(tmp_path, dtype, version):
+    with open(tmp_path / "text.npy", "wb") as file:
+        np.lib.format.write_array(file, TOKENS.astype(dtype), version)
+    tokens = open_tokens(tmp_path / "text.npy", vocab_size=10)
+    assert tokens.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(tokens, TOKENS)
+
+
 def test_rows_are_windows_from_everywhere():
     rows = stream_rows(np.arange(30), batch_size=50, length=4, seed=0)(0, 10)
     assert rows.shape == (10, 50, 5) and rows.dtype == np.int32

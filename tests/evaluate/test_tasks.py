@@ -1,6 +1,7 @@
 """Task files that a user may write, and the line of every fault; `test_task_files` has the package's own."""
 
 import json
+import time
 import zipfile
 
 import pytest
@@ -251,6 +252,25 @@ def test_extractors(extractor, text, answer):
         ('template = "Review: {text}\\nSentiment:"\n', "", "my.toml: the key 'template' is missing"),
         ("{text}", "{text", "my.toml:7: "),
         ("name =", "name", "my.toml: expected TOML; "),
+        ('"films"', "9" * 5_000, "my.toml: expected TOML; Exceeds the limit"),
+        ("name =", "x = " + "[" * 70 + "]" * 70 + "\nname =", "my.toml: expected TOML; more than 64 lists"),
+        ("name =", "x = " + "[" * 9_000 + "\nname =", "my.toml: expected TOML; more than 64 lists"),
+        (
+            '{ "0" = "bad", "1" = "good" }',
+            f"{{}}\nnumbers = [0, {10**20}]",
+            "my.toml:11: options.numbers must be",
+        ),
+        *(
+            ('"rows.txt"', path, "a path must lie below the folder of the task file")
+            for path in (
+                '"../rows.txt"',
+                '"/etc/passwd"',
+                "'a\\rows.txt'",
+                '"C:/rows.txt"',
+                '"a/./b"',
+                '"a//b"',
+            )
+        ),
     ],
 )
 def test_a_fault_of_the_task_file_names_its_line(write, old, new, message):
@@ -275,11 +295,35 @@ def test_a_pattern_that_is_none_names_its_line(write):
         ('{"label": [], "text": "x"}', "rows.jsonl:2: the label 'label' must name a right option"),
         ("{", "rows.jsonl:2: expected JSON; got '{'"),
         ("[1]", "rows.jsonl:2: expected an object of fields; got '1'"),
+        ("[" * 9_000, "rows.jsonl:2: expected JSON; got"),
+        ('{"label": 1, "text": "\\ud800"}', "rows.jsonl:2: expected JSON; got"),
     ],
 )
 def test_a_fault_of_a_row_names_file_and_line(write, row, message):
     rows = '{"label": 1, "text": "x"}\n' + row
     assert message in fault(write, table(CHOICE, "jsonl", "rows.jsonl"), rows_jsonl=rows)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [[1], [{}], [{"start": "a", "end": 1}], 5, [{"start": None, "end": 1}], [{"start": -1, "end": 1}]],
+)
+def test_spans_that_are_none_are_refused(write, spans):
+    task = GENERATE + "[derived.a]\nof = 's'\nspans_of = 'q'\n"
+    number = fault(write, task, rows_jsonl='{"q": 5, "s": [{"start": 0, "end": 1}]}')
+    assert "rows.jsonl:1: the field 's' must list spans with start and end of the text 'q'" in number
+    message = fault(write, task, rows_jsonl=json.dumps({"q": "abc", "s": spans}))
+    assert "rows.jsonl:1: the field 's' must list spans with start and end of the text 'q'" in message
+
+
+def test_a_number_beyond_all_floats_is_read_as_infinite():
+    assert extract_answer("last number", "It is " + "1" * 400 + ".") == "inf"
+
+
+def test_a_task_file_is_looked_through_in_linear_time(write):
+    start = time.process_time()
+    assert "unknown key 'x'" in fault(write, CHOICE + " " * 10**6 + "\nx = 1\n", rows_txt="1 x\n")
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize("texts", [["a"], ["a", ""], ["a", " "]])

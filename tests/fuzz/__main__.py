@@ -33,12 +33,13 @@ def main() -> int:
             parser.error(f"{name} is no reader; there are {', '.join(known)}")
     readers = [known[name] for name in options.reader or known]
     if options.case is not None:
-        return max(_again(reader, options.case, options.out) for reader in readers)
+        return max(run_again(reader, options.case, options.out) for reader in readers)
     each = -(-options.cases // len(readers))
-    return _run(readers, range(options.first, options.first + each), options.out, options.workers)
+    return long_run(readers, range(options.first, options.first + each), options.out, options.workers)
 
 
-def _run(readers: list[Reader], cases: range, out: Path, workers: int) -> int:
+def long_run(readers: list[Reader], cases: range, out: Path, workers: int) -> int:
+    """Print a tally of each reader, keep the files of its failures, and return 1 if there are any."""
     tally = {reader.name: Counter[str]() for reader in readers}
     known, start = {reader.name: reader for reader in readers}, time.monotonic()
     kept: list[Result] = []
@@ -67,7 +68,7 @@ def _save(reader: Reader, result: Result, out: Path) -> None:
     (folder / "verdict.txt").write_text(f"{result.verdict.kind}: {result.verdict.said}\n", "utf-8")
 
 
-def _again(reader: Reader, case: int, out: Path) -> int:
+def run_again(reader: Reader, case: int, out: Path) -> int:
     """Run one case in this process, without a bound that kills."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / FOLDER

@@ -167,6 +167,8 @@ READERS: tuple[Reader, ...] = (
         hostile=(
             {"train-images-idx3-ubyte.gz": bomb(b"\0")},
             {"train-labels-idx1-ubyte": b"\0\0\x08\xff" + b"\xff" * 1020},
+            {"train-labels-idx1-ubyte": b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\0"},
+            {"train-labels-idx1-ubyte": b"\0\0\x08\2" + b"\xff\xff\xff\xfe" * 2 + b"\0" * 4},
             {"t10k-images-idx3-ubyte.gz": gzip.compress(b"\0\0\x08\x03" + b"\x80\0\0\0" * 3)},
         ),
     ),

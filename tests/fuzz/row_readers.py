@@ -11,6 +11,7 @@ import numpy as np
 from jaxrl_align import feedback
 from jaxrl_align.cli.datasets import Divided, divide_rows, encode_feedback, encode_questions, encode_sft
 from jaxrl_align.cli.options import DataOptions, LengthOptions
+from jaxrl_align.cli.scoring import read_answers
 from jaxrl_align.data.chat import ChatTemplate
 from jaxrl_align.data.tokenizers import byte_tokenizer
 from jaxrl_align.feedback.fields import Messages
@@ -148,6 +149,13 @@ READERS: tuple[Reader, ...] = (
     ),
     _rows_reader("demonstrations", DEMONSTRATIONS, feedback.read_demonstrations, _encode_shown, True),
     _rows_reader("prompts", PROMPTS, feedback.read_prompts, _encode_asked, False),
+    _rows_reader(
+        "answers",
+        ROWS["comparison"][:2] + ROWS["rating"][:1],
+        lambda path, skip_bad_rows=False: feedback.Feedback(*read_answers(str(path), skip_bad_rows)),
+        lambda *_: None,
+        False,
+    ),
     Reader(
         "votes",
         _write_votes,

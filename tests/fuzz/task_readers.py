@@ -96,6 +96,7 @@ def _task_reader(name: str, task: str, files: dict[str, str | bytes]) -> Reader:
         text.replace('name = "mine"', 'name = "mine"\nx = ' + "[" * 3_000),
         text.replace('name = "mine"', "name" + ".a" * 3_000 + " = 1"),
         text.replace('"mine"', "9" * 5_000),
+        text.replace("[[test]]", "[derived.x]\nof = 'text'\nremove = '(a+)+$'\n[[test]]"),
         text.replace("[[test]]", "[derived.x]\nof = 'text'\npattern = '" + "(" * 5_000 + "'\n[[test]]"),
     ]
     return Reader(f"task of {name}", write, read, _bad_items, tuple({"my.toml": one.encode()} for one in bad))

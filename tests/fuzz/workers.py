@@ -25,6 +25,8 @@ HARD = 4 * 2**30
 FOLDER = "fuzzed-input"
 READY = "ready"
 """What a worker says once it has read the good input, which may take longer than a case."""
+PATIENCE = 3.0
+"""Seconds on the clock that a case may always take, on a machine that has other things to do."""
 START = 60.0
 """Seconds of the processor that the good input may take."""
 
@@ -63,8 +65,8 @@ def run_cases(
       readers: R.
       cases: numbers of the cases of each.
       workers: processes at a time.
-      seconds: of the processor for a case; a worker that says nothing for four times as long, and a while
-        at its start, is killed.
+      seconds: of the processor for a case; a worker that says nothing for four times as long on the clock,
+        but for `PATIENCE` at least and a while at its start, is killed.
     """
     chunks = [cases[i : i + CHUNK] for i in range(0, len(cases), CHUNK)]
     waiting = deque(_Work(reader, chunk) for chunk in chunks for reader in readers)
@@ -93,7 +95,7 @@ class _State:
     """What a parent knows of a worker: which case is next, and since when it is silent."""
 
     def __init__(self, worker: _Worker, seconds: float) -> None:
-        self.worker, self.seconds = worker, seconds
+        self.worker, self.patience = worker, max(4 * seconds, PATIENCE)
         self.heard, self.rest, self.over = time.monotonic(), b"", False
         self.next, self.slack = worker.work.cases.start, START
 
@@ -112,9 +114,9 @@ class _State:
             if self.next < self.worker.work.cases.stop:
                 return [*results, self._result("crash", "the process died")]
             return results
-        if time.monotonic() - self.heard > 4 * self.seconds + self.slack:
+        if time.monotonic() - self.heard > self.patience + self.slack:
             self.over = True
-            return [self._result("hang", f"nothing for {4 * self.seconds + self.slack:g} s; killed")]
+            return [self._result("hang", f"nothing for {self.patience + self.slack:g} s; killed")]
         return []
 
     def _result(self, kind: str, said: str) -> Result:

@@ -17,12 +17,15 @@ from typing import Any, Literal, NamedTuple
 
 from jaxrl_align.data.files import TOO_DEEP, decode_text, is_deep
 from jaxrl_align.evaluate.measures.task_metrics import METRICS
+from jaxrl_align.evaluate.tasks.task_patterns import check_pattern
 from jaxrl_align.evaluate.tasks.task_rows import FORMATS, RowFile
 
 SHIPPED = Path(__file__).parent / "files"
 """The task files of the package; a folder in it is a suite."""
 
 NUMBERS = {"first number": 0, "last number": -1}
+LARGEST = 2**53
+"""Whole numbers of a task file go to it and to its negative: a float holds each."""
 EXTRACTORS = ("all", "first line", *NUMBERS)
 
 
@@ -143,7 +146,7 @@ def load_task(name_or_path: str | Path) -> Task:
     Raises:
       FileNotFoundError: there is no such task or file.
       ValueError: with file and line, for a file that is no TOML, a key that is missing, unknown or of another
-        type, and keys that do not go together.
+        type, keys that do not go together, and a regular expression that may take hours.
     """
     path, shipped = Path(name_or_path), shipped_tasks()
     if path.suffix != ".toml":
@@ -219,10 +222,14 @@ def _value(hint: Any, value: Any, source: _Source, key: str, table: str) -> Any:
         return {name: _value(inner[1], one, source, name, whole) for name, one in value.items()}
     if origin is Literal and value in inner:
         return value
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    whole_number = type(value) is int and abs(value) <= LARGEST
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is not int or whole_number):
         return value
     wanted = {tuple: "a list", Mapping: "a table", Literal: f"one of {', '.join(map(str, inner))}"}.get(
-        origin, {str: "a text", int: "a whole number", bool: "true or false"}.get(hint, str(hint))
+        origin,
+        {str: "a text", int: f"a whole number from {-LARGEST} to {LARGEST}", bool: "true or false"}.get(
+            hint, str(hint)
+        ),
     )
     raise ValueError(f"{source.at(key, table)}: {whole} must be {wanted}; got {value!r:.80}")
 
@@ -282,8 +289,8 @@ def _check_patterns(task: Task, source: _Source) -> None:
         named |= {f"derived.{name}.pattern": derived.pattern, f"derived.{name}.remove": derived.remove}
     for name, pattern in named.items():
         try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
+            check_pattern(pattern)
+        except ValueError as error:
             table, _, key = name.rpartition(".")
             raise ValueError(
                 f"{source.at(key, table)}: {name} must be a regular expression; got {pattern!r:.80} ({error})"

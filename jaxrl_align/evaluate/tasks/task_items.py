@@ -162,13 +162,12 @@ def _derive(derived: Derived, fields: Mapping[str, Any]) -> Any:
     value = look_up(fields, derived.of)
     if derived.spans_of:
         text = look_up(fields, derived.spans_of)
-        try:
-            return [text[span["start"] : span["end"] + 1] for span in value]
-        except (TypeError, KeyError) as error:
+        if not (isinstance(value, list) and isinstance(text, str) and all(map(_is_span, value))):
             raise ValueError(
                 f"the field {derived.of!r} must list spans with start and end of the text "
                 f"{derived.spans_of!r}; got {value!r:.60}"
-            ) from error
+            )
+        return [text[span["start"] : span["end"] + 1] for span in value]
     text = _as_text(value)
     if derived.values:
         if text not in derived.values:
@@ -180,6 +179,12 @@ def _derive(derived: Derived, fields: Mapping[str, Any]) -> Any:
             raise ValueError(f"the field {derived.of!r} must match {derived.pattern!r}; got {text[:60]!r}")
         text = found[1 if found.re.groups else 0]
     return re.sub(derived.remove, "", text) if derived.remove else text
+
+
+def _is_span(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(value.get(side)) is int and value[side] >= 0 for side in ("start", "end")
+    )
 
 
 def fill(template: str, fields: Mapping[str, Any]) -> str:
