@@ -43,6 +43,8 @@ METHODS: dict[type, tuple[str, ...]] = {
 _PLAIN = (*METHODS, int, float, complex, bytes, type(None), range)
 _ELEMENT = 16
 """An element costs as much as so many characters."""
+_STEP = 8
+"""Likewise a turn of a loop, and a call."""
 _WIDE = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(?:\*|\d{4,}|\d*\.(?:\*|\d{4,}))")
 
 
@@ -66,7 +68,7 @@ class _Meter:
         """Pay; raise ValueError if nothing is left, of the characters or of the time."""
         self.left -= amount
         if self.left < 0:
-            raise ValueError(f"it makes more than {self.limit} characters of text and elements")
+            raise ValueError(f"it makes more than {self.limit} characters, elements and steps")
         if time.perf_counter() > self.until:
             used = time.thread_time() - self.begun  # a busy machine is not the template's fault
             if used > self.seconds:
@@ -93,7 +95,7 @@ class _Meter:
             parts = item if isinstance(value, Mapping) else (item,)
             weight += _ELEMENT + sum(map(self.weigh, parts))
         if weight > self.limit:
-            raise ValueError(f"it nests more than {self.limit} characters of text and elements")
+            raise ValueError(f"it nests more than {self.limit} characters and elements")
         self.known[id(value)] = (value, weight)  # kept, so that no other gets its id
         return weight
 
@@ -139,7 +141,7 @@ class _Generator(CodeGenerator):
         body = list(body)
         outputs = [part for node in body if isinstance(node, nodes.Output) for part in node.nodes]
         plain = sum(len(part.data) for part in outputs if isinstance(part, nodes.TemplateData))
-        self.writeline(f"environment.meter.spend({1 + plain})")
+        self.writeline(f"environment.meter.spend({_STEP + plain})")
         super().blockvisit(body, frame)
 
     def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
@@ -220,7 +222,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def run(*args: Any, **named: Any) -> Any:
-            self.meter.spend(1)
+            self.meter.spend(_STEP)
             result = function(*args, **named)
             return self.made([self.made(x) for x in result] if isinstance(result, Iterator) else result)
 
@@ -234,7 +236,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, obj: Any, /, *args: Any, **named: Any) -> Any:
         """Call what a template calls, paid for."""
-        self.meter.spend(1)
+        self.meter.spend(_STEP)
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str):
             args = self._foreseen(owner, obj.__name__, args)

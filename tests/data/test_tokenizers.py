@@ -159,7 +159,7 @@ def test_a_published_tokenizer_that_does_not_fit_is_refused(tmp_path):
         "{": "tokenizer_config.json is no JSON .*; download it again",
         "3": "tokenizer_config.json must hold an object; got int",
         '{"eos_token": 3}': "tokenizer_config.json: eos_token must be of type str or an object; got 3",
-        '{"chat_template": [{"name": "a"}]}': "chat_template must be of type str or a list of objects, and not {'name': ",
+        '{"chat_template": [{"name": "a"}]}': "chat_template must be of type str or a list of objects",
     }.items():
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
@@ -182,7 +182,7 @@ def test_what_fails_in_rust_is_an_ordinary_error_at_every_call(tmp_path):
         with pytest.raises(ValueError, match="^.*t: Onig: Regex search error: retry-limit-in-match over"):
             call()
     assert tokenizer._backend.encode_special_tokens, "a failure must not leave the door open"
-    with pytest.raises(ValueError, match="t: out of range"):
+    with pytest.raises(ValueError, match="t: number too large to fit"):
         tokenizer.decode([2**40])
 
 
