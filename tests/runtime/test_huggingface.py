@@ -515,6 +515,7 @@ def test_truncated_files_are_refused(cut, tmp_path):
     "changed",
     [
         {"num_hidden_layers": 9_999, "layer_types": None},
+        {"num_hidden_layers": 300, "layer_types": None},
         {"vocab_size": 2**31 - 1},
         {"hidden_size": 2**30},
         {"intermediate_size": 2**31 - 1},
@@ -528,6 +529,13 @@ def test_sizes_that_no_file_holds_are_refused_before_anything_is_made(changed, t
         load_model(folder)
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
+
+
+def test_entries_are_checked_wherever_they_come_from():
+    config = CASES["qwen3"]["config"]
+    with pytest.raises(ValueError, match="^rms_norm_eps must be at least 0; got -1$"):
+        read_config(config | {"rms_norm_eps": -1})
+    assert type(read_config(config | {"rms_norm_eps": 1}).norm_epsilon) is float
 
 
 def test_a_file_with_more_layers_than_its_own_is_refused_by_their_names(tmp_path):

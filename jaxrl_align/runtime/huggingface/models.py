@@ -157,8 +157,7 @@ def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: 
             )
     if reward:
         ((_, kernel),) = read_tensors(stored, [SCORE])
-        with naming(folder / "config.json"):
-            bias = np.float32(need(values, REWARD_BIAS, float, 0.0))
+        bias = np.float32(need(values, REWARD_BIAS, float, 0.0))
         params = {"lm": params, "head": {"kernel": kernel[0], "bias": bias}}
     stop_tokens = _stop_tokens(folder, values, config)
     return Pretrained(config, to_jax(params), stop_tokens, tokenizer)

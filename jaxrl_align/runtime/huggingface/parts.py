@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
-from jaxrl_align.runtime.huggingface.entries import RopeEntries
-from jaxrl_align.typed import Within, check_entries, fault_of, short
+from jaxrl_align.typed import Within, fault_of, short
 
 REQUIRED: Any = object()
 _FILLED = {"key_value_heads": "kv_heads", "head_width": "depth", "feed_forward_width": "hidden"}
@@ -181,7 +180,6 @@ def read_rope(
         raise ValueError(
             f"rope_parameters apart for {short(nested[0])[1:-1]} are not supported in this family"
         )
-    check_entries(entries, RopeEntries)
     newer = {"rope_type" if key == "type" else key: value for key, value in entries.items()}
     older = {"rope_type" if k == "type" else k: v for k, v in (values.get(scaling) or {}).items()}
     older |= {} if values.get(base) is None else {"rope_theta": values[base]}

@@ -69,7 +69,7 @@ def _indexed(folder: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for name in sorted(set(places.values())):
         own = Path(name).name == name and name.endswith(".safetensors") and len(name) < 200
-        if not (own and name.isprintable()):
+        if not own:
             raise ValueError(f"{path} must name safetensors files of its own folder; got {short(name)}")
         if not (folder / name).is_file():
             raise ValueError(f"{path} names {name}, which is missing; download it too")
