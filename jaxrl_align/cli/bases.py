@@ -1,6 +1,7 @@
 """The model that a command reads: a folder, an adapter over one, or a name on the hub."""
 
 import importlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from jaxrl_align.data.tokenizers import Tokenizer
 from jaxrl_align.nets.adapters import merge, overlay
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.runtime.huggingface import load_adapter, load_model
-from jaxrl_align.runtime.huggingface.models import read_object
+from jaxrl_align.runtime.huggingface.entries import AdapterEntries
+from jaxrl_align.typed import naming, read_object
 from jaxrl_align.types import Params
 
 ADAPTER = "adapter_config.json"
@@ -41,11 +43,11 @@ def find_folder(name: str, hub: bool) -> Path:
       ValueError: for a name that is no folder, and what the hub refuses.
     """
     if not hub:
-        if Path(name).is_file():
+        if os.path.isfile(name):
             raise ValueError(
                 f"a model must be a folder; got the file {name}; jaxrl-align import makes one of a GGUF file"
             )
-        if not Path(name).is_dir():
+        if not os.path.isdir(name):  # no path is too long for it
             raise ValueError(f"a model must be a folder; found none at {name}; for a hub's name pass --hub")
         return Path(name)
     try:
@@ -86,7 +88,7 @@ def load_base(
     """
     folder = find_folder(name, hub)
     adapted = (folder / ADAPTER).is_file()
-    below = find_folder(base or _named_base(folder), hub) if adapted else folder
+    below = (find_folder(base, hub) if base else _named_base(folder, hub)) if adapted else folder
     model = load_model(below, quantise=quantise)
     params = model.params
     if adapted:
@@ -102,11 +104,12 @@ def load_base(
     return Base(name, lm, params, model.config, tokenizer, stop_tokens, adapted)
 
 
-def _named_base(folder: Path) -> str:
-    named = read_object(folder / ADAPTER).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+def _named_base(folder: Path, hub: bool) -> Path:
+    named = read_object(folder / ADAPTER, AdapterEntries).get("base_model_name_or_path")
+    if not named:
         raise ValueError(f"{folder / ADAPTER} names no base; pass --base FOLDER")
-    return named
+    with naming(folder / ADAPTER):
+        return find_folder(named, hub)
 
 
 def pad_of(base: Base) -> int:

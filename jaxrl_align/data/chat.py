@@ -1,15 +1,25 @@
 """Chat templates: a conversation written as the text that a model was trained on.
 
-A template is a Jinja program that came with somebody's model. It runs in Jinja's immutable sandbox: it can
-neither reach Python's inside nor change what it is given, and gets no functions but the four that published
-templates call.
+A template is a Jinja program that came with somebody's model. It runs in `chat_sandbox.py`, where it can
+neither reach Python's inside nor change what it is given, ends within seconds, and writes no more than a
+conversation could need. It may call `range`, `dict`, `namespace`, `cycler`, `joiner`, `raise_exception`,
+`strftime_now`, and the filters and methods that the sandbox names.
 """
 
 import datetime
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jaxrl_align.typed import brief
+
+LONGEST = 2**16
+"""Characters of a template's source."""
+CHARACTERS = 2**22
+"""What a rendering may make of text and elements, beside a share for each character it is given."""
+SECONDS = 2.0
+"""How long a rendering may compute, likewise."""
 
 
 class ChatTemplate:
@@ -18,47 +28,38 @@ class ChatTemplate:
     Args:
       source: the Jinja program, `chat_template` of a `tokenizer_config.json`.
       special: the texts it may name, such as `{"bos_token": "<s>", "eos_token": "</s>"}`.
+      origin: whose it is, for messages: "of models/smollm2".
     """
 
-    def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
+    def __init__(self, source: str, special: Mapping[str, str] | None = None, origin: str = "") -> None:
         self.source = source
+        self._name = f"the chat template {origin}".strip()
         self._special = dict(special or {})
-        self._spans: list[tuple[int, int]] = []
-        self._written: list[str] = []
+        self._compiled: dict[int, Any] = {}
 
-    @functools.cached_property
     def _template(self) -> Any:
+        """Return the program, compiled for this thread alone: a rendering counts in it what it has left."""
+        thread = threading.get_ident()
+        if thread not in self._compiled:
+            self._compiled[thread] = self._compile()
+        return self._compiled[thread]
+
+    def _compile(self) -> Any:
         try:
-            import jinja2.ext
-            import jinja2.sandbox
+            import jinja2
+
+            from jaxrl_align.data.chat_sandbox import BoundedEnvironment
         except ImportError as error:
             raise ImportError("chat templates need jinja2; pip install 'jaxrl-align[hf]'") from error
-
-        class Generation(jinja2.ext.Extension):
-            """The tag `{% generation %}` around what the assistant says."""
-
-            tags = {"generation"}  # noqa: RUF012, Jinja's way
-
-            def parse(self, parser: Any) -> Any:
-                line = next(parser.stream).lineno
-                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-                return jinja2.nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
-
-            def mark(extension, caller: Callable[[], str]) -> str:  # noqa: N805, self is the template
-                text, start = caller(), sum(map(len, self._written))
-                self._spans.append((start, start + len(text)))
-                return text
-
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        if len(self.source) > LONGEST:
+            raise ValueError(
+                f"{self._name} must have at most {LONGEST} characters; got {len(self.source)}; is it damaged?"
+            )
+        environment = BoundedEnvironment(raise_exception=_refuse, strftime_now=_now)
         try:
             return environment.from_string(self.source)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template is no Jinja template: {error}") from error
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{self._name} is no Jinja template: {brief(error)}") from error
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """Return the text of a conversation; see `render_spans`."""
@@ -78,7 +79,7 @@ class ChatTemplate:
           ImportError: if `jinja2` is not installed.
           ValueError: for an empty conversation, a turn without a role, a variable that is no JSON data, a
             source that is no template, a conversation that the template refuses, or a template that leaves
-            the sandbox.
+            the sandbox, writes without end, or takes seconds.
         """
         if not messages:
             raise ValueError("the conversation is empty; give at least one message")
@@ -91,32 +92,28 @@ class ChatTemplate:
         given |= {"messages": turns, "add_generation_prompt": add_generation_prompt}
         try:
             # A template gets plain copies: other objects have methods that the sandbox knows nothing of.
-            given = {name: json.loads(json.dumps(value)) for name, value in given.items()}
-        except (TypeError, ValueError) as error:
+            texts = {name: json.dumps(value) for name, value in given.items()}
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"messages and variables of a chat template must be JSON data; got others ({error}); write "
                 "tools as JSON schemas"
             ) from error
-        template, self._spans, self._written = self._template, [], []
+        template, size = self._template(), sum(map(len, texts.values()))
+        given = {name: json.loads(text) for name, text in texts.items()}
+        meter = template.environment.meter
+        meter.start(CHARACTERS + size * (64 + len(turns)), SECONDS + size * 1e-6)
         try:
             for part in template.generate(**given):
-                self._written.append(part)
+                meter.written.append(part)
         except Exception as error:  # a template is a program and may fail in any way
-            raise ValueError(f"the chat template failed on this conversation: {error}") from error
-        return "".join(self._written), self._spans
+            raise ValueError(f"{self._name} failed on this conversation: {brief(error)}") from error
+        return "".join(meter.written), meter.spans
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Return JSON as it is, as `transformers` does; Jinja's own filter would escape it for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+def _now(form: str) -> str:
+    if len(form) > 100:
+        raise ValueError("it asks for the date in a form of more than 100 characters")
+    return datetime.datetime.now().strftime(form)
 
 
 def _refuse(message: str) -> None:

@@ -3,20 +3,42 @@
 All stand on the `tokenizers` library, whose `tokenizer.json` is the format they are read from and written to.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrl_align.data.chat import ChatTemplate
+from jaxrl_align.typed import brief, naming, read_object, short
 from jaxrl_align.types import PaddedTokens
 
 PAD, STOP = "<pad>", "<stop>"
+MOST_GROWTH = 100
+"""Characters that a tokenizer's replacements may make of one: few make more than one."""
 OURS = {"pad_token": PAD, "eos_token": STOP}
+
+
+class _Named(TypedDict):
+    content: str
+
+
+class _Template(TypedDict):
+    name: str
+    template: str
+
+
+class TokenizerEntries(TypedDict, total=False):
+    """`tokenizer_config.json` and `special_tokens_map.json`: the entries that are read."""
+
+    pad_token: str | _Named
+    eos_token: str | _Named
+    bos_token: str | _Named
+    chat_template: str | list[_Template]
 
 
 class Tokenizer:
@@ -27,9 +49,10 @@ class Tokenizer:
       special: the texts of the special tokens by Hugging Face's names: `pad_token`, `eos_token` (stop),
         `bos_token`.
       chat_template: how a conversation is written; None, not at all.
+      place: the file that it comes from, for messages.
 
     Raises:
-      ValueError: if a special token is not in the vocabulary.
+      ValueError: if a special token is not in the vocabulary, an id is beyond 32 bits, or the backend fails.
     """
 
     def __init__(
@@ -37,17 +60,25 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         special: Mapping[str, str] = OURS,
         chat_template: ChatTemplate | None = None,
+        place: str = "the tokenizer",
     ) -> None:
         self._backend = backend
+        self._place = place
         # Text that spells a special token is text: only code may write one.
         self._backend.encode_special_tokens = True
         self.special = dict(special)
         self.chat_template = chat_template
-        self.vocab_size: int = 1 + max(backend.get_vocab().values(), default=-1)
-        """Number of rows that an embedding needs: the largest id and one, special tokens included."""
-        self.pad_token, self.stop_token = (self._id(name) for name in ("pad_token", "eos_token"))
-        """Ids; None where the tokenizer has no such token."""
-        start = backend.token_to_id(special.get("bos_token", ""))
+        with backend_errors(place):
+            self.vocab_size: int = 1 + max(backend.get_vocab().values(), default=-1)
+            """Number of rows that an embedding needs: the largest id and one, special tokens included."""
+            if self.vocab_size > 2**31 - 1:
+                raise ValueError(f"ids must be below 2^31; got {self.vocab_size - 1}")
+            self.pad_token, self.stop_token = (self._id(name) for name in ("pad_token", "eos_token"))
+            """Ids; None where the tokenizer has no such token."""
+            start = backend.token_to_id(special.get("bos_token", ""))
+            around = backend.encode("").ids
+            if outside := [i for i in around if i >= self.vocab_size]:
+                raise ValueError(f"its post_processor writes ids of no token, {outside[:3]}")
         self.start_token: int | None = self.stop_token if start is None else start
         """Id of what stands before an empty text: the BOS, else the stop token; None without either."""
 
@@ -56,7 +87,7 @@ class Tokenizer:
             return None
         found = self._backend.token_to_id(self.special[name])
         if found is None:
-            raise ValueError(f"{name} must be in the vocabulary; got {self.special[name]!r}")
+            raise ValueError(f"{name} must be in the vocabulary; got {short(self.special[name])}")
         return found
 
     def encode(self, text: str, *, special: bool = True, marked: bool = False) -> list[int]:
@@ -69,7 +100,8 @@ class Tokenizer:
           marked: a special token that the text spells is one, as a chat template writes them.
 
         Raises:
-          ValueError: for a character outside a character tokenizer's vocabulary.
+          ValueError: for a character outside a character tokenizer's vocabulary, and a text at which somebody
+            else's backend fails.
         """
         return self.encode_batch([text], special=special, marked=marked)[0]
 
@@ -80,7 +112,8 @@ class Tokenizer:
         texts = list(texts)
         self._backend.encode_special_tokens = not marked
         try:
-            rows = [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=special)]
+            with backend_errors(self._place):
+                rows = [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=special)]
         finally:
             self._backend.encode_special_tokens = True
         if getattr(self._backend.model, "unk_token", None) == PAD:
@@ -92,7 +125,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids, without padding and stop."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        with backend_errors(self._place):
+            return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def special_token(self, text: str) -> int | None:
         """Return the id of a special token, which `decode` leaves out, by its text; of other texts None."""
@@ -183,14 +217,15 @@ class Tokenizer:
         """Encode what a template wrote: a special token that it spells is one."""
         self._backend.encode_special_tokens = False
         try:
-            return self._backend.encode(text, add_special_tokens=False)
+            with backend_errors(self._place):
+                return self._backend.encode(text, add_special_tokens=False)
         finally:
             self._backend.encode_special_tokens = True
 
     def with_pad(self, token: int) -> "Tokenizer":
         """Return the same tokenizer with another padding token, by its id."""
         text = str(self._backend.id_to_token(token))
-        return Tokenizer(self._backend, self.special | {"pad_token": text}, self.chat_template)
+        return Tokenizer(self._backend, self.special | {"pad_token": text}, self.chat_template, self._place)
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as a `tokenizer.json`."""
@@ -287,27 +322,26 @@ def load_tokenizer(
     Raises:
       ValueError: for a file that cannot be read, or a special token outside the vocabulary.
     """
-    folder = Path(folder)
+    given = {"pad_token": pad_token, "eos_token": stop_token}
+    with naming(folder):
+        return _load(Path(folder), given)
+
+
+def _load(folder: Path, given: Mapping[str, str | None]) -> Tokenizer:
     backend = _read_backend(folder / "tokenizer.json")
-    # What a model was trained with may have cut and filled its texts; here the caller does.
-    backend.no_padding()
-    backend.no_truncation()
-    values = {
-        **_read_object(folder / "special_tokens_map.json"),
-        **_read_object(folder / "tokenizer_config.json"),
-    }
-    given, special = {"pad_token": pad_token, "eos_token": stop_token}, {}
+    files = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
+    values: dict[str, Any] = {}
+    for path in files:
+        values |= read_object(path, TokenizerEntries) if path.is_file() else {}
+    special = {}
     for name in ("pad_token", "eos_token", "bos_token"):
         stated = values.get(name)
-        stated = stated.get("content") if isinstance(stated, dict) else stated
+        stated = stated["content"] if isinstance(stated, dict) else stated
         if text := given.get(name) or stated:
             special[name] = text
     source = _chat_source(folder, values)
-    template = None if source is None else ChatTemplate(source, special)
-    try:
-        return Tokenizer(backend, special, template)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+    template = None if source is None else ChatTemplate(source, special, f"of {folder}")
+    return Tokenizer(backend, special, template, str(folder))
 
 
 def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
@@ -322,26 +356,52 @@ def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
 
 
 def _read_backend(path: str | Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"cannot read a tokenizer from {path}: {error}") from error
+    with backend_errors(f"cannot read a tokenizer from {path}"):
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    if (growth := max(_growth(backend.normalizer), _growth(backend.decoder))) > MOST_GROWTH:
+        raise ValueError(
+            f"{path} must not make texts more than {MOST_GROWTH} times longer; its Replace and Prepend steps "
+            f"make one character {growth}"
+        )
+    # What a model was trained with may have cut and filled its texts; here the caller does.
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _growth(part: Any) -> int:
+    """Return how many characters a normaliser's or decoder's steps, one after the other, make of one."""
+    waiting, growth = [] if part is None else [json.loads(part.__getstate__())], 1
+    while waiting:
+        step = waiting.pop()
+        if step.get("type") in ("Replace", "Prepend"):
+            growth *= max(1, len(step.get("content") or step.get("prepend") or ""))
+        waiting += step.get("normalizers") or step.get("decoders") or []
+    return growth
+
+
+@contextlib.contextmanager
+def backend_errors(place: str) -> Iterator[None]:
+    """Make a ValueError, which names a place, of what the tokenizers library raises within.
+
+    That is bare `Exception`, and where its Rust panics an error that is no `Exception`.
+    """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); download it again") from error
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(f"{place}: {brief(error)}") from error
+        raise
 
 
 def _chat_source(folder: Path, values: Mapping[str, Any]) -> str | None:
     """Return the chat template: a file of its own, or an entry, which may hold several by name."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 text ({error}); download it again") from error
     source = values.get("chat_template")
     if isinstance(source, list):
         source = {entry["name"]: entry["template"] for entry in source}.get("default")

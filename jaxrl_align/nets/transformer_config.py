@@ -1,11 +1,14 @@
 """The shape of a decoder-only transformer: one configuration from GPT-2 to Llama, Gemma and OLMo."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
+
+from jaxrl_align.typed import Count, NotNegative, Positive, Within, check_fields, short
 
 LINEARS = ("query", "key", "value", "attention_out", "gate", "up", "down")
 """The linear layers that a block may have; `gate` belongs to SwiGLU and GeGLU alone."""
+
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -18,16 +21,18 @@ class RopeScaling:
     arXiv:2306.15595).
     """
 
-    factor: float
-    low: float | None = None
-    high: float | None = None
-    original_context: int | None = None
+    factor: Annotated[float, Within(1)]
+    low: Positive | None = None
+    high: Positive | None = None
+    original_context: Count | None = None
 
     def __post_init__(self) -> None:
         """Refuse factors that would not stretch and bounds that are out of order."""
         bounds = (self.low, self.high, self.original_context)
-        if not self.factor >= 1.0:
-            raise ValueError(f"a rope scaling's factor must be at least 1; got {self.factor}")
+        try:
+            check_fields(self)
+        except ValueError as error:
+            raise ValueError(f"a rope scaling's {error}") from error
         if any(b is None for b in bounds) and bounds != (None, None, None):
             raise ValueError(f"give low, high and original_context together, or none of them; got {bounds}")
         low, high, context = (0.0 if b is None else b for b in bounds)
@@ -46,11 +51,11 @@ class TransformerConfig:
     `residual=False`.
     """
 
-    vocab_size: int
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    context: int = 64
+    vocab_size: Count
+    width: Count = 64
+    layers: Annotated[int, Within(1, MOST_LAYERS)] = 2
+    heads: Count = 4
+    context: Count = 64
     """The most real tokens of a sequence, prompt and response together."""
     positions: Literal["learned", "rotary", "none"] = "learned"
     """A learned vector per position, or queries and keys rotated by it (Su et al. 2021, arXiv:2104.09864)."""
@@ -65,30 +70,30 @@ class TransformerConfig:
     residual: bool = True
     biased: tuple[str, ...] = LINEARS
     """The linear layers that add a bias."""
-    embedding_scale: float = 1.0
+    embedding_scale: Positive = 1.0
     """The token embeddings are multiplied by it, rounded to `dtype` (Gemma: the square root of the width)."""
     tied_head: bool = True
     """Logits read the token embeddings, unscaled; otherwise a matrix of their own."""
-    key_value_heads: int | None = None
+    key_value_heads: Count | None = None
     """Grouped queries: heads / key_value_heads queries share a key and a value; None, each has its own."""
-    head_width: int | None = None
+    head_width: Count | None = None
     """None: width / heads."""
-    feed_forward_width: int | None = None
+    feed_forward_width: Count | None = None
     """None: 4 width."""
     query_key_norm: Literal["none", "head", "width"] = "none"
     """Queries and keys pass through an RMS norm before they are rotated and compared: each head alone
     (Qwen3, Gemma 3), or all heads together (OLMo 2); it is of the kind "offset_rms" if `norm` is."""
-    norm_epsilon: float = 1e-5
-    attention_scale: float | None = None
+    norm_epsilon: NotNegative = 1e-5
+    attention_scale: Positive | None = None
     """The products of queries and keys are multiplied by it; None, by `depth^-0.5`."""
-    rope_theta: float = 10_000.0
+    rope_theta: Positive = 10_000.0
     rope_scaling: RopeScaling | None = None
-    local_rope_theta: float | None = None
+    local_rope_theta: Positive | None = None
     """Base of the rotary frequencies, unscaled, in the layers with a window; None, as in the others."""
     rotary_layers: tuple[int, ...] | None = None
     """The layers that rotate queries and keys, the others know no positions (Yang et al. 2025,
     arXiv:2501.18795); None, all."""
-    window: int | None = None
+    window: Count | None = None
     """A token reads at most this many real tokens, itself and those just before it; None, all."""
     window_layers: tuple[int, ...] | None = None
     """The layers that `window` holds for; None, all."""
@@ -101,18 +106,10 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
-        for field in dataclasses.fields(self):
-            choices = get_args(field.type)
-            value = getattr(self, field.name)
-            if field.name in _COUNTS and value is not None and value < 1:
-                raise ValueError(f"{field.name} must be at least 1; got {value}")
-            if field.name in _FACTORS and value is not None and not value > 0:
-                raise ValueError(f"{field.name} must be positive; got {value}")
-            if field.name in _LAYER_SETS and any(not 0 <= i < self.layers for i in value or ()):
-                outside = [i for i in value if not 0 <= i < self.layers]
-                raise ValueError(f"{field.name} must lie in 0..{self.layers - 1}; got {outside}")
-            if all(isinstance(c, str) for c in choices) and choices and value not in choices:
-                raise ValueError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}")
+        check_fields(self)
+        for name in ("window_layers", "rotary_layers"):
+            if outside := [i for i in getattr(self, name) or () if not 0 <= i < self.layers]:
+                raise ValueError(f"{name} must lie in 0..{self.layers - 1}; got {short(outside)}")
         if self.head_width is None and self.width % self.heads:
             raise ValueError(f"heads must divide width; got width={self.width}, heads={self.heads}")
         if self.heads % self.kv_heads:
@@ -157,18 +154,3 @@ class TransformerConfig:
         """Names of the linear layers of a block."""
         absent = {"gelu": ("gate",), "none": ("gate", "up", "down")}.get(self.feed_forward, ())
         return tuple(name for name in LINEARS if name not in absent)
-
-
-_COUNTS = (
-    "vocab_size",
-    "width",
-    "layers",
-    "heads",
-    "context",
-    "key_value_heads",
-    "head_width",
-    "feed_forward_width",
-    "window",
-)
-_FACTORS = ("embedding_scale", "attention_scale", "rope_theta", "local_rope_theta")
-_LAYER_SETS = ("window_layers", "rotary_layers")

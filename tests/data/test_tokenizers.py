@@ -155,10 +155,50 @@ def test_a_published_tokenizer_that_does_not_fit_is_refused(tmp_path):
     folder = published(tmp_path / "a", eos_token="</s>")
     with pytest.raises(ValueError, match="a: pad_token must be in the vocabulary; got '<padding>'"):
         load_tokenizer(folder, pad_token="<padding>")
-    for text in ("{", "3"):
+    for text, message in {
+        "{": "tokenizer_config.json is no JSON .*; download it again",
+        "3": "tokenizer_config.json must hold an object; got int",
+        '{"eos_token": 3}': "tokenizer_config.json: eos_token must be of type str or an object; got 3",
+        '{"chat_template": [{"name": "a"}]}': "chat_template must be of type str or a list of objects",
+    }.items():
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match="tokenizer_config.json is damaged .*; download it again"):
+        with pytest.raises(ValueError, match=message):
             load_tokenizer(folder)
+
+
+def changed(folder, **parts):
+    """Return a published tokenizer's folder with parts of `tokenizer.json` changed."""
+    path = published(folder, eos_token="</s>") / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | parts), encoding="utf-8")
+    return folder
+
+
+def test_what_fails_in_rust_is_an_ordinary_error_at_every_call(tmp_path):
+    """An expression that backtracks without end makes the library panic, which is no `Exception`."""
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    tokenizer = load_tokenizer(changed(tmp_path / "t", pre_tokenizer=split))
+    text = "a" * 40 + "!"
+    for call in (lambda: tokenizer.encode(text), lambda: tokenizer._encode_marked(text)):
+        with pytest.raises(ValueError, match="^.*t: Onig: Regex search error: retry-limit-in-match over"):
+            call()
+    assert tokenizer._backend.encode_special_tokens, "a failure must not leave the door open"
+    with pytest.raises(ValueError, match="t: number too large to fit"):
+        tokenizer.decode([2**40])
+
+
+def test_a_tokenizer_that_blows_texts_up_or_writes_ids_of_no_token_is_refused(tmp_path):
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 11}
+    for part, key in (("normalizer", "normalizers"), ("decoder", "decoders")):
+        folder = changed(tmp_path / part, **{part: {"type": "Sequence", key: [step, step]}})
+        with pytest.raises(ValueError, match="more than 100 times longer; its Replace .* one character 121"):
+            load_tokenizer(folder)
+    load_tokenizer(changed(tmp_path / "once", normalizer=step))
+    ends = {"type": "BertProcessing", "sep": ["a", 2**31], "cls": ["b", 0]}
+    with pytest.raises(ValueError, match=r"post_processor writes ids of no token, \[2147483648\]"):
+        load_tokenizer(changed(tmp_path / "ends", post_processor=ends))
+    words = {"type": "WordLevel", "vocab": {"</s>": 2**31, "?": 0}, "unk_token": "?"}
+    with pytest.raises(ValueError, match="ids must be below 2.31; got 2147483648"):
+        load_tokenizer(changed(tmp_path / "ids", model=words, added_tokens=[], post_processor=None))
 
 
 def test_padding_left_and_right():

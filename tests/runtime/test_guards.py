@@ -216,6 +216,13 @@ def test_a_damaged_note_of_the_best_is_no_hindrance(tmp_path, content):
     assert json.loads((tmp_path / "best.json").read_text()) == {"metric": "return", "step": 12, "value": 1.0}
 
 
+def test_a_best_that_lies_ahead_of_the_run_counts_no_more():
+    """After a damaged checkpoint a run goes on from an earlier one, and takes those steps again."""
+    was, metrics = {"metric": "loss", "step": 12, "value": 0.1}, {"loss": np.ones(4)}
+    assert keeper._choose("loss", was, 12, metrics) == was
+    assert keeper._choose("loss", was, 8, metrics) == {"metric": "loss", "step": 8, "value": 1.0}
+
+
 def test_a_best_that_is_no_metric_names_those_there_are(tmp_path):
     folder = open_run(tmp_path, {}, upkeep=Upkeep(best="retrun"))
     message = r"keep_best must be a metric of this run, of \['loss', 'none', 'return'\]; got retrun"

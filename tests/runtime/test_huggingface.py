@@ -217,8 +217,10 @@ EVERY = dict.fromkeys(CASES["qwen3"]["shapes"], "a.safetensors")
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ("{", "index.json is damaged"),
-        ("[]", "index.json is damaged"),
+        ("{", "index.json is no JSON .*; download it again"),
+        ("[]", "index.json must hold an object; got list"),
+        ('{"weight_map": null}', "index.json is damaged .it has no weight_map.; download it again"),
+        ({"x": 5}, "index.json: weight_map must be an object whose 'x' must be of type str"),
         (EVERY | {"x": "../b.safetensors"}, "files of its own folder; got '../b.safetensors'"),
         (EVERY | {"x": "b.bin"}, "must name safetensors files .*; got 'b.bin'"),
         (EVERY | {"x": "b.safetensors"}, "names b.safetensors, which is missing; download it too"),
@@ -429,7 +431,7 @@ def test_a_broken_template_and_a_missing_padding_token_prevent_nothing(tmp_path)
     (folder / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
     tokenizer = load_model(folder).tokenizer
     assert (tokenizer.pad_token, tokenizer.stop_token) == (None, 1)
-    with pytest.raises(ValueError, match="the chat template is no Jinja template"):
+    with pytest.raises(ValueError, match="the chat template of .*m is no Jinja template"):
         tokenizer.encode_chat([{"role": "user", "content": "a"}])
     assert load_model(folder, pad_token="<stop>").tokenizer.pad_token == 1
 
@@ -507,6 +509,39 @@ def test_truncated_files_are_refused(cut, tmp_path):
         ValueError, match="model.safetensors is truncated or no safetensors .*; download it again"
     ):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_hidden_layers": 9_999, "layer_types": None},
+        {"num_hidden_layers": 300, "layer_types": None},
+        {"vocab_size": 2**31 - 1},
+        {"hidden_size": 2**30},
+        {"intermediate_size": 2**31 - 1},
+        {"num_attention_heads": 2**30, "head_dim": 2},
+    ],
+)
+def test_sizes_that_no_file_holds_are_refused_before_anything_is_made(changed, tmp_path):
+    folder = make_folder(tmp_path / "m", "qwen3", **changed)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="config.json: the configuration must describe the 6128 weights in "):
+        load_model(folder)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_entries_are_checked_wherever_they_come_from():
+    config = CASES["qwen3"]["config"]
+    with pytest.raises(ValueError, match="^rms_norm_eps must be at least 0; got -1$"):
+        read_config(config | {"rms_norm_eps": -1})
+    assert type(read_config(config | {"rms_norm_eps": 1}).norm_epsilon) is float
+
+
+def test_a_file_with_more_layers_than_its_own_is_refused_by_their_names(tmp_path):
+    """Sizes that could be are compared tensor by tensor."""
+    with pytest.raises(ValueError, match="missing: model.layers.2.input_layernorm.weight, "):
+        load_model(make_folder(tmp_path / "m", "qwen3", num_hidden_layers=3, layer_types=None))
 
 
 def test_pickled_weights_are_never_opened(tmp_path):

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxrl_align.nets.transformer_config import TransformerConfig
+from jaxrl_align.runtime.huggingface.entries import ConfigEntries
 from jaxrl_align.runtime.huggingface.families import FAMILIES
+from jaxrl_align.typed import check_entries, short
 
 
 def read_config(values: Mapping[str, Any]) -> TransformerConfig:
@@ -15,13 +17,15 @@ def read_config(values: Mapping[str, Any]) -> TransformerConfig:
       values: the parsed file.
 
     Raises:
-      ValueError: for a family, activation, rope scaling or quantisation that is not supported, or a missing
-        entry; it names the entry.
+      ValueError: for a family, activation, rope scaling or quantisation that is not supported, or an entry
+        that is missing or not of its type (`ConfigEntries`); it names the entry.
     """
+    check_entries(values, ConfigEntries)
     family = values.get("model_type")
-    if family not in list(FAMILIES):  # whatever stands in the file
+    if family not in list(FAMILIES):
         raise ValueError(
-            f"model_type must be one of {', '.join(FAMILIES)}; got {family!r}; no other family is supported"
+            f"model_type must be one of {', '.join(FAMILIES)}; got {short(family)}; no other family is "
+            "supported"
         )
     if values.get("quantization_config"):
         raise ValueError("the weights are quantised (quantization_config); load the unquantised model")

@@ -19,6 +19,7 @@ from jaxrl_align.runtime.huggingface.parts import (
     rope,
     windows,
 )
+from jaxrl_align.typed import short
 
 
 class Family(NamedTuple):
@@ -137,7 +138,7 @@ def _read_gemma3_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := nested.keys() - {"full_attention", "sliding_attention"}:
         raise ValueError(
             "rope_parameters must hold full_attention and sliding_attention, each with its own; "
-            f"got {', '.join(sorted(unknown))}"
+            f"got {short(', '.join(sorted(unknown)))[1:-1]}"
         )
     everywhere, local = (nested.get(f"{kind}_attention") or {} for kind in ("full", "sliding"))
     theta, scaling = read_rope(values, everywhere, 1e6)
@@ -169,7 +170,7 @@ def _read_smollm3_rotary(values: Mapping[str, Any]) -> dict[str, Any]:
         period = need(values, "no_rope_layer_interval", default=4, least=1)
         flags = [int(i in _all_but_every(period, layers)) for i in range(layers)]
     if not isinstance(flags, list) or len(flags) < layers or any(flag not in (0, 1) for flag in flags):
-        raise ValueError(f"no_rope_layers must give each of {layers} layers 0 or 1; got {flags}")
+        raise ValueError(f"no_rope_layers must give each of {layers} layers 0 or 1; got {short(flags)}")
     rotary = tuple(i for i in range(layers) if flags[i])
     return {"rotary_layers": None if len(rotary) == layers else rotary}
 

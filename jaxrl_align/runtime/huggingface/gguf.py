@@ -22,6 +22,7 @@ from jaxrl_align.runtime.huggingface.models import Pretrained, check_vocabulary
 from jaxrl_align.runtime.huggingface.parts import REQUIRED, need, write_scaling
 from jaxrl_align.runtime.huggingface.saving import check_new, save_model
 from jaxrl_align.runtime.huggingface.tensors import (
+    check_size,
     empty_params,
     from_tensor,
     misfits,
@@ -30,6 +31,7 @@ from jaxrl_align.runtime.huggingface.tensors import (
     tensors_of,
     to_jax,
 )
+from jaxrl_align.typed import brief, naming, short
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 LAYOUT = Family(
@@ -102,10 +104,8 @@ def load_gguf(path: str | os.PathLike, *, dtype: str = "float32") -> Pretrained:
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype must be float32 or bfloat16; got {dtype!r}")
     reader = _open(gguf, path)
-    try:
+    with naming(path):
         return _load(gguf, reader, jnp.dtype(dtype))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def import_gguf(path: str | os.PathLike, folder: str | os.PathLike, *, dtype: str = "bfloat16") -> Path:
@@ -157,7 +157,9 @@ def _open(gguf: Any, path: Path) -> Any:
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; give a GGUF file") from error
     except (ValueError, LookupError, OverflowError) as error:
-        raise ValueError(f"{path} is truncated or no GGUF file ({error}); download it again") from error
+        raise ValueError(
+            f"{path} is truncated or no GGUF file ({brief(error)}); download it again"
+        ) from error
     if reader.byte_order != "I":
         raise ValueError(f"{path} is of the other byte order, which is not supported; convert it here")
     return reader
@@ -172,6 +174,7 @@ def _load(gguf: Any, reader: Any, dtype: Any) -> Pretrained:
     tokenizer = read_tokenizer(metadata)
     check_vocabulary(tokenizer, config)
     stop_tokens = _stop_tokens(metadata, config)
+    check_size(config, map(_shape, stored.values()))
     tensors = {tensor.name: tensor for tensor in tensors_of(config, LAYOUT)}
     empty = param_shapes(config)
     shapes = {name: tensor_shape(tensor, empty) for name, tensor in tensors.items()}
@@ -201,11 +204,11 @@ def _config_values(metadata: Mapping[str, Any], stored: Mapping[str, Any]) -> di
     architecture = need(metadata, "general.architecture", str)
     if architecture not in ARCHITECTURES:
         raise ValueError(
-            f"general.architecture must be {', '.join(ARCHITECTURES)}; got {architecture!r}, which is not "
-            "supported; take the model's safetensors folder"
+            f"general.architecture must be {', '.join(ARCHITECTURES)}; got {short(architecture)}, which is "
+            "not supported; take the model's safetensors folder"
         )
     if (kind := metadata.get("general.type", "model")) != "model":
-        raise ValueError(f"general.type must be model; got {kind!r}; give the file of the whole model")
+        raise ValueError(f"general.type must be model; got {short(kind)}; give the file of the whole model")
     if need(metadata, "split.count", default=1) > 1:
         raise ValueError("the file is one of several (split.count); merge them with llama-gguf-split --merge")
     unknown = [key for key in metadata if key.startswith(f"{architecture}.")]
@@ -251,9 +254,11 @@ def _config_values(metadata: Mapping[str, Any], stored: Mapping[str, Any]) -> di
 
 def _llama3_scaling(factors: np.ndarray, theta: float, depth: int) -> RopeScaling:
     """Return Llama 3's scaling, of which llama.cpp stores what it divides each frequency by."""
-    scaling = RopeScaling(float(np.max(factors, initial=1.0)), low=1.0, high=4.0, original_context=8192)
-    divisors = rope_frequencies(depth, theta) / rope_frequencies(depth, theta, scaling)
-    if factors.shape != divisors.shape or not np.allclose(factors, divisors, rtol=1e-3):
+    scaling, alike = RopeScaling(float(np.max(factors, initial=1.0)), 1.0, 4.0, 8192), False
+    if factors.shape == (depth // 2,):  # as many as the file holds, before any are made
+        divisors = rope_frequencies(depth, theta) / rope_frequencies(depth, theta, scaling)
+        alike = np.allclose(factors, divisors, rtol=1e-3)
+    if not alike:
         raise ValueError(f"{_FACTORS} must hold the rope scaling of Llama 3; other factors are not supported")
     return scaling
 

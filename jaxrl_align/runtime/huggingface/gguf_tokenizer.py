@@ -7,8 +7,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxrl_align.data.chat import ChatTemplate
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokenizers import Tokenizer, backend_errors
 from jaxrl_align.runtime.huggingface.parts import need
+from jaxrl_align.typed import short
 
 SPLITTERS = ("gpt-2", "llama-bpe", "qwen2", "smollm")
 _KEY = "tokenizer.ggml."
@@ -33,11 +34,13 @@ def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         missing, of another type, or contradicts the others; it names the entry.
     """
     if (model := need(metadata, f"{_KEY}model", str)) != "gpt2":
-        raise ValueError(f"{_KEY}model must be gpt2 (byte-level byte pairs); got {model!r}: not supported")
+        raise ValueError(
+            f"{_KEY}model must be gpt2 (byte-level byte pairs); got {short(model)}: not supported"
+        )
     splitter = need(metadata, f"{_KEY}pre", str)
     if splitter not in SPLITTERS:
         raise ValueError(
-            f"{_KEY}pre must be {', '.join(SPLITTERS)}; got {splitter!r}, which is not supported"
+            f"{_KEY}pre must be {', '.join(SPLITTERS)}; got {short(splitter)}, which is not supported"
         )
     tokens, kinds = _list(metadata, "tokens", str), _list(metadata, "token_type", int)
     merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str)]
@@ -48,28 +51,26 @@ def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
             f"{_KEY}tokens must all differ; got {len(tokens)}, of which {len(set(tokens))} differ"
         )
     if wrong := [" ".join(merge) for merge in merges if len(merge) != 2]:
-        raise ValueError(f"{_KEY}merges must be two tokens each, with a space between; got {wrong[0]!r}")
+        raise ValueError(f"{_KEY}merges must be two tokens each, with a space between; got {short(wrong[0])}")
     special = _special(metadata, tokens)
     first = _added(metadata, special, "bos_token", splitter == "llama-bpe")
     last = _added(metadata, special, "eos_token", False)
     named = special.values()
     ids = {token: i for i, token in enumerate(tokens) if kinds[i] != _UNUSED or token in named}
-    try:
+    with backend_errors(f"{_KEY}tokens and merges make no tokenizer"):
         backend = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=splitter == "llama-bpe"))
         if around := [(token, ids[token]) for token in first + last]:
             pieces = [*first, "$A", *last]
             backend.post_processor = processors.TemplateProcessing(single=pieces, special_tokens=around)
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{_KEY}tokens and merges make no tokenizer: {error}") from error
-    backend.normalizer = normalizers.NFC() if splitter == "qwen2" else None
-    backend.pre_tokenizer = _split(splitter)
-    backend.decoder = decoders.ByteLevel()
-    whole = [
-        tokenizers.AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (_CONTROL, _USER_DEFINED) or token in named
-    ]
-    backend.add_tokens(whole)
+        backend.normalizer = normalizers.NFC() if splitter == "qwen2" else None
+        backend.pre_tokenizer = _split(splitter)
+        backend.decoder = decoders.ByteLevel()
+        whole = [
+            tokenizers.AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind in (_CONTROL, _USER_DEFINED) or token in named
+        ]
+        backend.add_tokens(whole)
     source = need(metadata, "tokenizer.chat_template", str, "")
     return Tokenizer(backend, special, ChatTemplate(source, special) if source else None)
 

@@ -4,7 +4,6 @@
 must be there, none may be left over, each must have its shape and be finite. Pickles are never opened.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import numpy as np
 from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.runtime.huggingface.config import read_config
+from jaxrl_align.runtime.huggingface.entries import AdapterEntries, ConfigEntries, GenerationEntries
 from jaxrl_align.runtime.huggingface.families import FAMILIES
 from jaxrl_align.runtime.huggingface.parts import need
 from jaxrl_align.runtime.huggingface.storage import (
@@ -26,13 +26,16 @@ from jaxrl_align.runtime.huggingface.storage import (
     stored_tensors,
 )
 from jaxrl_align.runtime.huggingface.tensors import (
+    check_size,
     empty_params,
     from_tensor,
     misfits,
+    param_shapes,
     tensor_shape,
     tensors_of,
     to_jax,
 )
+from jaxrl_align.typed import naming, read_object, short
 from jaxrl_align.types import Params
 
 MODEL_VARIABLE = "JAXRL_ALIGN_MODEL"
@@ -96,7 +99,8 @@ def load_model(
       ValueError: for anything unsupported, missing, left over, mis-shaped, of another type, NaN or damaged;
         it names the file and the entry.
     """
-    return _load(Path(folder), pad_token, quantise, reward=False)
+    with naming(folder):
+        return _load(Path(folder), pad_token, quantise, reward=False)
 
 
 def load_reward_model(
@@ -120,26 +124,28 @@ def load_reward_model(
     Raises:
       ImportError, ValueError: as `load_model`; ValueError for a folder that is no classifier of one label.
     """
-    return _load(Path(folder), pad_token, quantise, reward=True)
+    with naming(folder):
+        return _load(Path(folder), pad_token, quantise, reward=True)
 
 
 def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: bool) -> Pretrained:
     require_safetensors()
     values = _open_folder(folder, reward=reward)
-    try:
+    with naming(folder / "config.json"):
         # A classifier has no head over words.
         config = read_config(values | ({"tie_word_embeddings": True} if reward else {}))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
     record = FAMILIES[values["model_type"]]
-    tokenizer = _read_tokenizer(folder, pad_token)
-    check_vocabulary(tokenizer, config)
     stored = _with_prefix(folder, stored_tensors(folder), record.prefix)
     check_floats(stored)
-    params = empty_params(config, quantise=quantise)
-    tensors = {tensor.name: tensor for tensor in tensors_of(config, record)}
+    with naming(folder / "config.json"):
+        check_size(config, [tensor.shape for tensor in stored.values()])
+    tensors, empty = {tensor.name: tensor for tensor in tensors_of(config, record)}, param_shapes(config)
     score = {SCORE: (1, config.width)} if reward else {}
-    _check_shapes(folder, stored, score | {name: tensor_shape(t, params) for name, t in tensors.items()})
+    _check_shapes(folder, stored, score | {name: tensor_shape(t, empty) for name, t in tensors.items()})
+    tokenizer = _read_tokenizer(folder, pad_token)
+    with naming(folder):
+        check_vocabulary(tokenizer, config)
+    params = empty_params(config, quantise=quantise)
     for name, array in read_tensors(stored, tensors):
         from_tensor(tensors[name], array, params)
     if config.tied_head and _HEAD in stored:
@@ -160,17 +166,17 @@ def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: 
 def _open_folder(folder: Path, *, reward: bool) -> dict[str, Any]:
     """Return `config.json` of a folder that holds the wanted kind of model."""
     if (folder / "adapter_config.json").is_file():
-        base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = read_object(folder / "adapter_config.json", AdapterEntries).get("base_model_name_or_path")
         raise ValueError(
             f"{folder} must hold a whole model; got a PEFT adapter of {base}; load that one, and lay over "
             "it what load_adapter reads here"
         )
-    values = read_object(folder / "config.json")
+    values = read_object(folder / "config.json", ConfigEntries, "give the local folder of a saved model")
     kinds = values.get("architectures") or []
-    if any(str(kind).endswith(CLASSIFIER) for kind in kinds) != reward:
+    if any(kind.endswith(CLASSIFIER) for kind in kinds) != reward:
         raise ValueError(
             f"{folder} must hold a {'sequence classifier' if reward else 'language model'}; got "
-            f"{', '.join(map(str, kinds)) or 'no architectures'}; read it with "
+            f"{short(', '.join(kinds) or 'no architectures')[1:-1]}; read it with "
             f"{'load_model' if reward else 'load_reward_model'}"
         )
     return values
@@ -184,19 +190,6 @@ def _read_tokenizer(folder: Path, pad_token: str | None) -> Tokenizer | None:
             f"pad_token needs a tokenizer; got {pad_token!r}, but {folder} has no tokenizer.json"
         )
     return None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; ValueError if it is missing or holds anything else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; give the local folder of a saved model") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); download it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold an object; got {type(values).__name__}")
-    return values
 
 
 def check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
@@ -231,7 +224,8 @@ def _check_shapes(folder: Path, stored: Mapping[str, Stored], shapes: Mapping[st
 
 def _stop_tokens(folder: Path, values: Mapping[str, Any], config: TransformerConfig) -> tuple[int, ...]:
     path = folder / "generation_config.json"
-    named = (read_object(path) if path.is_file() else {}).get("eos_token_id", values.get("eos_token_id"))
+    own = read_object(path, GenerationEntries) if path.is_file() else {}
+    named = own.get("eos_token_id", values.get("eos_token_id"))
     named = [] if named is None else named if isinstance(named, list) else [named]
     # A default that lies outside a small vocabulary is never written and ends nothing.
-    return tuple(i for i in named if isinstance(i, int) and 0 <= i < config.vocab_size)
+    return tuple(i for i in named if 0 <= i < config.vocab_size)

@@ -5,9 +5,10 @@ value that transformers gives it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
+from jaxrl_align.typed import Within, fault_of, short
 
 REQUIRED: Any = object()
 _FILLED = {"key_value_heads": "kv_heads", "head_width": "depth", "feed_forward_width": "hidden"}
@@ -25,7 +26,7 @@ class Part(NamedTuple):
 def need(
     values: Mapping[str, Any], name: str, kind: type = int, default: Any = REQUIRED, least: int | None = None
 ) -> Any:
-    """Return an entry of a type; an int is accepted as a float.
+    """Return an entry of a type; an int becomes a float where one is wanted.
 
     Raises:
       ValueError: if it is null, missing without a default, of another type, or less than `least`.
@@ -33,12 +34,10 @@ def need(
     got: Any = values.get(name, default)
     if got is None or got is REQUIRED:
         raise ValueError(f"{name} is missing or null; the configuration does not describe a model")
-    kinds = (int, float) if kind is float else (kind,)
-    if not isinstance(got, kinds) or (isinstance(got, bool) and kind is not bool):
-        raise ValueError(f"{name} must be of type {kind.__name__}; got {got!r}")
-    if isinstance(got, int) and least is not None and got < least:
-        raise ValueError(f"{name} must be at least {least}; got {got}")
-    return got
+    wanted: Any = Annotated[int, Within(least)] if kind is int and least is not None else kind
+    if fault := fault_of(got, wanted):
+        raise ValueError(f"{name} {fault}; got {short(got)}")
+    return float(got) if kind is float else got
 
 
 def fixed(**fields: Any) -> Part:
@@ -73,7 +72,7 @@ def expect(key: str, *known: Any) -> Part:
     def read(values: Mapping[str, Any]) -> dict[str, Any]:
         if (got := values.get(key, known[0])) not in known:
             raise ValueError(
-                f"{key} must be {' or '.join(map(str, known))}; got {got!r}, which is not supported"
+                f"{key} must be {' or '.join(map(str, known))}; got {short(got)}, which is not supported"
             )
         return {}
 
@@ -118,7 +117,7 @@ def windows(
             layers = tuple(i for i, kind in enumerate(kinds) if kind == known[1])
         else:
             raise ValueError(
-                f"layer_types must give each of {count} layers {' or '.join(known)}; got {kinds}"
+                f"layer_types must give each of {count} layers {' or '.join(known)}; got {short(kinds)}"
             )
         if not layers:
             return {"window": None, "window_layers": None}
@@ -178,7 +177,9 @@ def read_rope(
       ValueError: for a kind that is not supported, a missing entry, or two that contradict each other.
     """
     if nested := [name for name, value in entries.items() if isinstance(value, Mapping)]:
-        raise ValueError(f"rope_parameters apart for {', '.join(nested)} are not supported in this family")
+        raise ValueError(
+            f"rope_parameters apart for {short(nested[0])[1:-1]} are not supported in this family"
+        )
     newer = {"rope_type" if key == "type" else key: value for key, value in entries.items()}
     older = {"rope_type" if k == "type" else k: v for k, v in (values.get(scaling) or {}).items()}
     older |= {} if values.get(base) is None else {"rope_theta": values[base]}
@@ -187,8 +188,8 @@ def read_rope(
     if clash := [key for key in newer.keys() & older.keys() if newer[key] != older[key]]:
         key = min(clash)
         raise ValueError(
-            f"rope_parameters must agree with {base} and {scaling}; got {key} {newer[key]!r} and "
-            f"{older[key]!r}; remove the one that is wrong"
+            f"rope_parameters must agree with {base} and {scaling}; got {key} {short(newer[key])} and "
+            f"{short(older[key])}; remove the one that is wrong"
         )
     entries = older | newer
     theta = need(entries, "rope_theta", float, values.get(base, default))
@@ -207,7 +208,7 @@ def read_rope(
             entries.get("original_max_position_embeddings", values.get("max_position_embeddings")),
         )
     raise ValueError(
-        f"rope_type must be one of default, linear, llama3; got {kind!r}, which is not supported"
+        f"rope_type must be one of default, linear, llama3; got {short(kind)}, which is not supported"
     )
 
 

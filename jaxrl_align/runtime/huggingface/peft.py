@@ -38,6 +38,7 @@ from jaxrl_align.runtime.huggingface.storage import (
     write_tensors,
 )
 from jaxrl_align.runtime.huggingface.tensors import misfits, param_shapes, to_jax
+from jaxrl_align.typed import naming
 from jaxrl_align.types import Params
 
 CONFIG = "adapter_config.json"
@@ -73,9 +74,13 @@ def load_adapter(
       ValueError: for anything unsupported, missing, left over, mis-shaped, of another type, NaN or damaged,
         or an adapter of another base; it names the file and the entry.
     """
-    folder = Path(folder)
     require_safetensors()
     base = _plain(config, base)
+    with naming(folder):
+        return _load(Path(folder), config, base, any_base)
+
+
+def _load(folder: Path, config: TransformerConfig, base: Params, any_base: bool) -> Tuning:
     adapter = read_adapter(folder / CONFIG, config, FAMILIES[family_of(config)])
     stored = stored_tensors(folder, WEIGHTS)
     check_floats(stored)

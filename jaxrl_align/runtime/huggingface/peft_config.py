@@ -5,7 +5,6 @@ wrote it.
 """
 
 import collections
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,12 @@ import numpy as np
 
 from jaxrl_align.nets.quantize import kernel_shape
 from jaxrl_align.nets.transformer import TransformerConfig
+from jaxrl_align.runtime.huggingface.entries import AdapterEntries
 from jaxrl_align.runtime.huggingface.families import Family
-from jaxrl_align.runtime.huggingface.models import read_object
 from jaxrl_align.runtime.huggingface.parts import need
+from jaxrl_align.runtime.huggingface.patterns import is_whole_match
 from jaxrl_align.runtime.huggingface.tensors import param_shapes
+from jaxrl_align.typed import naming, read_object
 
 VERSION = "0.21.2"
 """Of PEFT, whose entries these are."""
@@ -165,13 +166,13 @@ def read_adapter(path: Path, config: TransformerConfig, record: Family) -> Adapt
     Raises:
       ValueError: for an entry that is missing, wrong or not supported; it names the file and the entry.
     """
-    values = read_object(path)
-    try:
+    values = read_object(path, AdapterEntries, "give the local folder of a saved adapter")
+    with naming(path):
         kind = values.get("peft_type")
         if kind not in list(FORMS):
             raise ValueError(
-                f"peft_type must be one of {', '.join(FORMS)}; got {kind!r}, which is not supported; merge "
-                "it with peft's merge_and_unload() and save the result"
+                f"peft_type must be one of {', '.join(FORMS)}; got {repr(kind)[:60]}, which is not "
+                "supported; merge it with peft's merge_and_unload() and save the result"
             )
         _check_entries(values, FORMS[kind])
         if "num_virtual_tokens" in FORMS[kind].free:
@@ -181,8 +182,6 @@ def read_adapter(path: Path, config: TransformerConfig, record: Family) -> Adapt
         if not 0 <= dropout < 1:
             raise ValueError(f"lora_dropout must be from 0 to below 1; got {dropout}")
         return Adapter(kind, modules, bool(values.get("use_dora")), dropout)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _check_entries(values: Mapping[str, Any], form: Form) -> None:
@@ -196,20 +195,21 @@ def _check_entries(values: Mapping[str, Any], form: Form) -> None:
     start = values.get("init_lora_weights", True)
     if any(str(start).lower().startswith(name) for name in _MOVES_BASE):
         raise ValueError(
-            f"init_lora_weights must leave the base as it is; got {start!r}, which changes the base's "
-            "kernels; convert it in peft: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"init_lora_weights must leave the base as it is; got {repr(start)[:60]}, which changes the "
+            "base's kernels; convert it in peft: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     if not isinstance(start, bool) and start is not None and str(start).lower() not in _KEEPS_BASE:
         raise ValueError(
-            f"init_lora_weights must be true, false, {', '.join(_KEEPS_BASE)}; got {start!r}, which is not "
-            "supported"
+            f"init_lora_weights must be true, false, {', '.join(_KEEPS_BASE)}; got {repr(start)[:60]}, "
+            "which is not supported"
         )
 
 
 def _covered(values: Mapping[str, Any], config: TransformerConfig, record: Family) -> list[Module]:
     """Return the linear layers that an adapter covers, by PEFT's rules."""
     targets = values.get("target_modules")
-    if not isinstance(targets, str | list) or not targets:
+    if not targets:
         raise ValueError(f"target_modules must be a pattern or a list of names; got {targets!r}")
     modules = linear_modules(config, record)
     linear = {module.name for module in modules}
@@ -225,8 +225,8 @@ def _covered(values: Mapping[str, Any], config: TransformerConfig, record: Famil
     if not found:
         shorts = dict.fromkeys(module.short for module in modules)
         raise ValueError(
-            f"target_modules must name linear layers of the base; got {str(targets)[:60]}, which are none of "
-            f"{', '.join(shorts)}; is it an adapter of another family?"
+            f"target_modules must name linear layers of the base; got {str(targets)[:60]}, which are none "
+            f"of {', '.join(shorts)}; is it an adapter of another family?"
         )
     return found
 
@@ -241,26 +241,25 @@ def _is_target(values: Mapping[str, Any], name: str, linear: set[str]) -> bool:
     if layers in (None, []) or name in targets:  # a full name is meant whatever the layers
         return _is_named(targets, name, "target_modules")
     patterns = values.get("layers_pattern") or [r"[^.]*"]
+    found = re.search(r"\.(\d+)\.", name)
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := _match(rf"(?:.*?\.)?{pattern}\.(?P<layer>\d+)\..*", name, "layers_pattern"):
+        if found and _match(rf"(?:.*?\.)?{pattern}\.\d+\..*", name, "layers_pattern"):
             chosen = layers if isinstance(layers, list) else [layers]
-            return int(match["layer"]) in chosen and _is_named(targets, name, "target_modules")
+            return int(found[1]) in chosen and _is_named(targets, name, "target_modules")
     return False
 
 
 def _is_named(wanted: Any, name: str, entry: str) -> bool:
     """Return whether a pattern matches a whole name, or one of a list is the name or its end."""
     if isinstance(wanted, str):
-        return _match(wanted, name, entry) is not None
-    if not isinstance(wanted, list) or not all(isinstance(end, str) for end in wanted):
-        raise ValueError(f"{entry} must be a pattern or a list of names; got {str(wanted)[:60]}")
+        return _match(wanted, name, entry)
     return any(name == end or name.endswith(f".{end}") for end in wanted)
 
 
-def _match(pattern: str, name: str, entry: str) -> re.Match[str] | None:
+def _match(pattern: str, name: str, entry: str) -> bool:
     try:
-        return re.fullmatch(pattern, name)
-    except (re.error, TypeError) as error:
+        return is_whole_match(pattern, name)
+    except ValueError as error:
         raise ValueError(
             f"{entry} must hold regular expressions; got {str(pattern)[:60]} ({error})"
         ) from error
@@ -273,12 +272,10 @@ def _tuned(values: Mapping[str, Any], kind: str, module: Module) -> Module:
         if inputs is None:
             raise ValueError("feedforward_modules is missing or null; give a list, which may be empty")
         if isinstance(inputs, list):  # without the dot that names elsewhere end at
-            return module._replace(feedforward=any(module.name.endswith(str(end)) for end in inputs))
+            return module._replace(feedforward=any(module.name.endswith(end) for end in inputs))
         return module._replace(feedforward=_is_named(inputs, module.name, "feedforward_modules"))
     found = {name: _of_pattern(values, f"{key}_pattern", name, module.name) for key, name in _PATTERNS}
     rank, alpha = need(found, "r", least=1), need(found, "lora_alpha", float)
-    if not math.isfinite(alpha):
-        raise ValueError(f"lora_alpha must be finite; got {alpha}")
     return module._replace(rank=rank, scale=alpha / (rank**0.5 if values.get("use_rslora") else rank))
 
 
@@ -287,10 +284,7 @@ _PATTERNS = (("rank", "r"), ("alpha", "lora_alpha"))
 
 def _of_pattern(values: Mapping[str, Any], entry: str, default: str, name: str) -> Any:
     """Return what the first pattern that a name ends with maps to; where none does, the default entry."""
-    patterns = values.get(entry) or {}
-    if not isinstance(patterns, dict):
-        raise ValueError(f"{entry} must map patterns to numbers; got {str(patterns)[:60]}")
-    for pattern, value in patterns.items():
+    for pattern, value in (values.get(entry) or {}).items():
         if _match(rf"(.*\.)?({pattern})", name, entry):
             return value
     return values.get(default)

@@ -1,7 +1,6 @@
 """The safetensors files of a model's folder: what they hold, read from their headers, and their content."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxrl_align.runtime.huggingface.entries import IndexEntries
+from jaxrl_align.typed import brief, read_object, short
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -61,14 +63,14 @@ def stored_tensors(folder: Path, file: str = SINGLE) -> dict[str, Stored]:
 
 def _indexed(folder: Path) -> dict[str, Stored]:
     path = folder / INDEX
-    try:
-        places = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); download it again") from error
+    places = read_object(path, IndexEntries).get("weight_map")
+    if places is None:
+        raise ValueError(f"{path} is damaged (it has no weight_map); download it again")
     found: dict[str, Stored] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path} must name safetensors files of its own folder; got {name!r}")
+        own = Path(name).name == name and name.endswith(".safetensors") and len(name) < 200
+        if not own:
+            raise ValueError(f"{path} must name safetensors files of its own folder; got {short(name)}")
         if not (folder / name).is_file():
             raise ValueError(f"{path} names {name}, which is missing; download it too")
         found |= _headers(folder / name)
@@ -106,7 +108,7 @@ def _open(path: Path) -> Any:
         return safetensors.safe_open(str(path), framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is truncated or no safetensors file ({error}); download it again"
+            f"{path} is truncated or no safetensors file ({brief(error)}); download it again"
         ) from error
 
 

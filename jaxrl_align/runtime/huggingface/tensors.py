@@ -5,7 +5,8 @@ A family's record names the modules; which tensors these have follows from our p
 """
 
 import functools
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +83,28 @@ def to_jax(params: dict[str, Any]) -> dict[str, Any]:
 def param_shapes(config: TransformerConfig) -> dict[str, Any]:
     """Return the parameters' tree with shapes for arrays; shared among callers, who leave it as it is."""
     return jax.eval_shape(make_transformer(config).init, jax.random.key(0))
+
+
+def check_size(config: TransformerConfig, shapes: Iterable[Sequence[int]]) -> None:
+    """Raise ValueError for a configuration of far more weights, or layers, than a file holds tensors of.
+
+    What a configuration claims is believed only then: nothing of that size was made yet.
+
+    Args:
+      config: to be checked.
+      shapes: of the file's tensors.
+    """
+    shapes = list(shapes)
+    stored = sum(math.prod(shape) for shape in shapes)
+    attention = 2 * (config.heads + config.kv_heads) * config.depth * config.width
+    hidden = 0 if config.feed_forward == "none" else 2 * config.hidden * config.width
+    positions = config.context if config.positions == "learned" else 0
+    claimed = config.layers * (attention + hidden) + (config.vocab_size + positions) * config.width
+    if claimed > 2 * stored + 2**20 or config.layers > len(shapes):
+        raise ValueError(
+            f"the configuration must describe the {stored} weights in {len(shapes)} tensors that there are; "
+            f"got {config.layers} layers with {claimed} weights; take both from the same model"
+        )
 
 
 def tensor_shape(tensor: Tensor, params: Mapping[str, Any]) -> tuple[int, ...]:
