@@ -17,13 +17,14 @@ PACKAGE = Path(jaxrl_align.__file__).parent
 
 BELOW = {
     "types": set(),
+    "atomic": set(),
     "typed": set(),
     "checks": set(),
     "finite": {"types"},
     "learner": {"types", "checks"},
     "losses": {"types"},
     "nets": {"types", "typed"},
-    "data": {"types", "typed"},
+    "data": {"types", "typed", "atomic"},
     "feedback": {"types", "data"},
     "envs": {"types", "checks", "losses"},
     "text": {"types", "checks", "losses", "nets", "data"},
@@ -32,7 +33,7 @@ BELOW = {
     "pretrain": {"types", "learner", "losses", "nets", "data"},
     "align": {"types", "checks", "learner", "losses", "nets", "feedback", "rl", "actors", "text", "pretrain"},
     "evaluate": {"types", "checks", "losses", "nets", "data", "text", "pretrain", "runtime"},
-    "runtime": {"types", "typed", "checks", "finite", "nets", "data"},
+    "runtime": {"types", "typed", "atomic", "checks", "finite", "nets", "data"},
 }
 """What each room may import besides itself; experiments and tests may import everything."""
 
@@ -131,7 +132,7 @@ def test_language_models_do_without_gymnax_which_starts_jax():
 
 
 def test_the_package_gives_its_rooms_and_its_version():
-    assert set(jaxrl_align.__all__) == {*BELOW, "__version__"} - {"checks", "typed"}
+    assert set(jaxrl_align.__all__) == {*BELOW, "__version__"} - {"atomic", "checks", "typed"}
     assert jaxrl_align.losses.gae is importlib.import_module("jaxrl_align.losses").gae
     assert jaxrl_align.__version__ == importlib.metadata.version("jaxrl-align")
     with pytest.raises(AttributeError, match="no attribute 'rooms'"):

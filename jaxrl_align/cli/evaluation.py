@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from tyro.conf import OmitArgPrefixes
 
+from jaxrl_align.atomic import atomic_path
 from jaxrl_align.checks import check_counts
 from jaxrl_align.cli.bases import Base, load_base
 from jaxrl_align.cli.serve import ReadOptions
@@ -18,7 +19,6 @@ from jaxrl_align.evaluate.scoring.option_rules import Rule
 from jaxrl_align.evaluate.task_report import report_task
 from jaxrl_align.evaluate.tasks.task_format import Task, find_tasks, load_task
 from jaxrl_align.runtime.folder import write_json
-from jaxrl_align.runtime.guards.atomic import atomic_path
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import jax
 from tyro.conf import OmitArgPrefixes
 
 from jaxrl_align import feedback
+from jaxrl_align.atomic import atomic_path
 from jaxrl_align.cli.bases import Base, load_base, pad_of
 from jaxrl_align.cli.datasets import as_chat
-from jaxrl_align.runtime.guards.atomic import atomic_path
 from jaxrl_align.text import Completion, Filters, as_written, make_completer, make_streamer
 
 LEAVE, FORGET = ("/quit", "/exit"), "/reset"

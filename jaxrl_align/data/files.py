@@ -3,7 +3,6 @@
 A file is sought in the user's own folder, then in a cache, and then downloaded with a checksum.
 """
 
-import contextlib
 import csv
 import gzip
 import io
@@ -37,17 +36,6 @@ class DataFile(NamedTuple):
     url: str
     sha256: str
     """Of the file behind `url`; a user's own file is read as it is."""
-
-
-@contextlib.contextmanager
-def named_shortage(path: str | os.PathLike) -> Iterator[None]:
-    """Let an error of writing, such as that of a full disk, name the file, which Python leaves out."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def cache_folder() -> Path:

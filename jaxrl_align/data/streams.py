@@ -5,14 +5,13 @@ tokens = open_tokens("train.npy", vocab_size=tokenizer.vocab_size)
 """
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxrl_align.data.files import named_shortage
+from jaxrl_align.atomic import atomic_path
 
 # Only what describes an array of plain numbers: NumPy's own reader evaluates the header as Python's literals.
 _HEADER = re.compile(
@@ -40,26 +39,21 @@ def write_tokens(path: str | Path, pieces: Iterable[Sequence[int]], *, vocab_siz
     path, count = Path(path), 0
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<i4")
     header = {"descr": dtype.str, "fortran_order": False}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with named_shortage(path), open(partial, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})
-            for piece in pieces:
-                tokens = np.asarray(piece, np.int64)
-                if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-                    raise ValueError(
-                        f"tokens must be from 0 to {vocab_size - 1}; got {tokens.min()} to {tokens.max()}"
-                    )
-                file.write(tokens.astype(dtype).tobytes())
-                count += tokens.size
-            if not count:
-                raise ValueError(f"nothing to write to {path}: the pieces hold no tokens; give some text")
-            # The header keeps room for a longer shape, so that it can be written again in place.
-            file.seek(0)
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})
+        for piece in pieces:
+            tokens = np.asarray(piece, np.int64)
+            if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+                raise ValueError(
+                    f"tokens must be from 0 to {vocab_size - 1}; got {tokens.min()} to {tokens.max()}"
+                )
+            file.write(tokens.astype(dtype).tobytes())
+            count += tokens.size
+        if not count:
+            raise ValueError(f"nothing to write to {path}: the pieces hold no tokens; give some text")
+        # The header keeps room for a longer shape, so that it can be written again in place.
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})
     return count
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from jaxrl_align.atomic import atomic_path
 from jaxrl_align.data.chat import ChatTemplate
 from jaxrl_align.typed import brief, naming, read_object, short
 from jaxrl_align.types import PaddedTokens
@@ -229,7 +230,8 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as a `tokenizer.json`."""
-        self._backend.save(str(path))
+        with atomic_path(path) as temporary:
+            temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -352,7 +354,8 @@ def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
     if tokenizer.chat_template is not None:
         values["chat_template"] = tokenizer.chat_template.source
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    with atomic_path(folder / "tokenizer_config.json") as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _read_backend(path: str | Path) -> tokenizers.Tokenizer:

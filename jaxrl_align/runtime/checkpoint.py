@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.atomic import atomic_path
 from jaxrl_align.runtime.folder import differences, to_json
-from jaxrl_align.runtime.guards.atomic import atomic_path
 
 VERSION = 1
 KEEP = 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl_align.runtime.guards.atomic import atomic_path, remove_left_files
+from jaxrl_align.atomic import atomic_path, remove_left_files
 from jaxrl_align.runtime.guards.lock import FolderLock, hold_folder
 from jaxrl_align.runtime.metrics import METRICS_FILE
 

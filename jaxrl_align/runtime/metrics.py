@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_align.data.files import named_shortage
-from jaxrl_align.runtime.guards.atomic import atomic_path
+from jaxrl_align.atomic import atomic_path, named_shortage
 
 METRICS_FILE = "metrics.jsonl"
 

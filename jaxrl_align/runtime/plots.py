@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl_align.runtime.guards.atomic import atomic_path
+from jaxrl_align.atomic import atomic_path
 from jaxrl_align.runtime.statistics import mean_interval
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

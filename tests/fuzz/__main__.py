@@ -41,24 +41,15 @@ def main() -> int:
 def long_run(readers: list[Reader], cases: range, out: Path, workers: int) -> int:
     """Print a tally of each reader, keep the files of its failures, and return 1 if there are any."""
     tally = {reader.name: Counter[str]() for reader in readers}
-<<<<<<< HEAD
-    known, start, failures = {reader.name: reader for reader in readers}, time.monotonic(), []
-=======
     known, start = {reader.name: reader for reader in readers}, time.monotonic()
     kept: list[Result] = []
->>>>>>> fuzz-model
     for result in run_cases(readers, cases, workers=workers):
         name, case, verdict = result
         tally[name][verdict.kind] += 1
         if verdict.kind in FAULTS and tally[name][verdict.kind] <= SAVED:
             print(f"{name} {case}: {verdict.kind}: {verdict.said[:400]}", flush=True)
-<<<<<<< HEAD
-            failures.append(result)
-    for result in failures:  # not before: a process that has run jax is not to be forked
-=======
             kept.append(result)
     for result in kept:  # at the end: a good input may start JAX, and no process forks well after that
->>>>>>> fuzz-model
         _save(known[result.reader], result, out)
     width = max(map(len, tally))
     print(" ".join([f"{'':{width}}", *(f"{kind:>8}" for kind in KINDS)]))

@@ -85,6 +85,19 @@ def test_damaged_newest_falls_back_with_a_warning(tmp_path, damage):
     np.testing.assert_array_equal(state["x"], np.arange(100.0))
 
 
+def test_a_file_that_says_one_part_many_times_takes_no_more_memory_than_it_has(tmp_path):
+    """A zip's directory may name the same stored bytes again and again."""
+    path = save(tmp_path, 10, {"x": jnp.zeros(1000)}, {})
+    data = path.read_bytes()
+    begin = int.from_bytes(data[-6:-2], "little")
+    part = data[begin:-22][: data[begin:].index(b"PK\x01\x02", 4)]
+    count = (1000).to_bytes(2, "little") * 2
+    end = data[-22:-14] + count + (1000 * len(part)).to_bytes(4, "little") + data[-6:]
+    path.write_bytes(data[:begin] + 1000 * part + end)
+    with pytest.warns(UserWarning, match="unpacks to more than it holds"), pytest.raises(ValueError):
+        restore(tmp_path, {"x": jnp.zeros(1000)})
+
+
 def test_damaged_only_checkpoint_is_named_with_a_remedy(tmp_path):
     path = save(tmp_path, 10, {"x": jnp.arange(100.0)}, {})
     path.write_bytes(path.read_bytes()[:300])

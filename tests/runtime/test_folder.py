@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxrl_align.atomic import atomic_path
 from jaxrl_align.runtime.folder import open_run, to_json, write_json
-from jaxrl_align.runtime.guards.atomic import atomic_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -205,7 +205,11 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, metric, best):
 
 
 @pytest.mark.parametrize(
-    "content", ["{torn", "[]", '{"metric": "loss", "step": 4}', '{"metric": 1, "step": 4, "value": 0}']
+    "content",
+    [
+        *("{torn", "[]", '{"metric": "loss", "step": 4}', '{"metric": 1, "step": 4, "value": 0}'),
+        '{"metric": "return", "step": 5, "value": 9.0}',  # a checkpoint that is not there
+    ],
 )
 def test_a_damaged_note_of_the_best_is_no_hindrance(tmp_path, content):
     how = {"chunk": 4, "checkpoint_every": 4, "progress": False}

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl_align.atomic import atomic_path
 from jaxrl_align.cli.runs.course import Outcome
-from jaxrl_align.data.files import named_shortage
 
 PACKAGES = ("jaxrl-align", "jax", "flax", "optax", "numpy", "tokenizers")
 LISTED = 10
@@ -79,9 +79,8 @@ def write_card(folder: Path, card: Card, outcome: Outcome, seconds: float) -> No
         f"{platform.python_version()}; " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES) + ".",
         "",
     ]
-    path = folder / "README.md"
-    with named_shortage(path):
-        path.write_text("\n".join(lines), encoding="utf-8")
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _version(package: str) -> str:

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.atomic import atomic_path
 from jaxrl_align.cli.bases import Base, pad_of
 from jaxrl_align.cli.datasets import Encoded, whole_batches
 from jaxrl_align.cli.options import RunOptions
 from jaxrl_align.learner import LossFn
 from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.guards.atomic import atomic_path
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.metrics import History
 from jaxrl_align.runtime.writers import open_writers, write_history

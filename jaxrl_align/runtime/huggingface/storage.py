@@ -1,6 +1,7 @@
 """The safetensors files of a model's folder: what they hold, read from their headers, and their content."""
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrl_align.atomic import named_shortage
 from jaxrl_align.runtime.huggingface.entries import IndexEntries
 from jaxrl_align.typed import brief, read_object, short
 
@@ -137,21 +139,48 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:
-    """Write contiguous arrays as a safetensors file, marked as torch reads them."""
-    marks = {"format": "pt"} | metadata
-    require_safetensors().numpy.save_file(dict(tensors), str(path), metadata=marks)
+    """Write contiguous arrays as a safetensors file, marked as torch reads them.
+
+    Raises:
+      OSError: it could not be written; it names the file.
+    """
+    marks, safetensors = {"format": "pt"} | metadata, require_safetensors()
+    try:
+        safetensors.numpy.save_file(dict(tensors), str(path), metadata=marks)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"could not write {path}: {error}") from error
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `folder` at the end, or nothing if the block raises."""
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    """Yield a temporary folder that becomes `folder` at the end, or nothing if the block raises.
+
+    What a killed process has left of its own is removed.
+    """
+    name = f".{folder.name}.tmp"
+    for left in folder.parent.glob(f"{glob.escape(name)}*"):
+        number = left.name.removeprefix(name)
+        if number.isdecimal() and not _runs(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = folder.with_name(f"{name}{os.getpid()}")
     try:
-        temporary.mkdir()
-        yield temporary
-        os.replace(temporary, folder)
+        with named_shortage(folder):
+            temporary.mkdir()
+            yield temporary
+            os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Return whether a process of this number lives on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _some(names: Iterable[str]) -> str:

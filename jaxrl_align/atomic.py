@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxrl_align.data.files import named_shortage
-
 _LEFT = re.compile(r"\..+\.tmp\d+(\.\w+)?")
 """What `atomic_path` calls a file until it is whole."""
 
@@ -33,6 +31,17 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named_shortage(path: str | os.PathLike) -> Iterator[None]:
+    """Let an error of writing, such as that of a full disk, name the file, which Python leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def remove_left_files(folder: Path) -> None:
