@@ -200,9 +200,7 @@ def _stored(kind: dict[str, Any]) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """Read one array; `save` stores them as they are."""
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{entry.filename} is compressed")
+    """Read one array of plain values."""
     with archive.open(entry) as file:
         npy = np.lib.format
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

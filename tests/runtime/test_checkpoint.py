@@ -98,6 +98,27 @@ def test_a_file_that_says_one_part_many_times_takes_no_more_memory_than_it_has(t
         restore(tmp_path, {"x": jnp.zeros(1000)})
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"['x']": np.zeros(99, np.float32)},
+        {"['x']": np.zeros(100, ">f4")},
+        {"['x']": np.zeros(100, "<U1")},
+        {"['x']": np.zeros(100, np.float64)},
+        {"['y']": np.zeros(3)},
+        {"['x']": np.array([None] * 100)},
+    ],
+)
+def test_arrays_that_are_not_those_of_the_metadata_are_damage(tmp_path, lie):
+    path = save(tmp_path, 10, {"x": jnp.arange(100.0)}, {})
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(path, **(arrays | lie))
+    message = "its arrays are not those|holds Python objects"
+    with pytest.warns(UserWarning, match=message), pytest.raises(ValueError, match="no other is whole"):
+        restore(tmp_path, {"x": jnp.zeros(100)})
+
+
 def test_damaged_only_checkpoint_is_named_with_a_remedy(tmp_path):
     path = save(tmp_path, 10, {"x": jnp.arange(100.0)}, {})
     path.write_bytes(path.read_bytes()[:300])
