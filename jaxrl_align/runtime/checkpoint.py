@@ -185,8 +185,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     kinds = metadata["leaves"]
     if not isinstance(metadata["config"], dict):
         raise ValueError("its configuration is none")
-    found = {name: (array.dtype, array.shape[: len(kinds[name]["shape"])]) for name, array in arrays.items()}
-    if metadata["version"] == VERSION and found != {name: _stored(kind) for name, kind in kinds.items()}:
+    fits = arrays.keys() == kinds.keys() and all(
+        (array.dtype, array.shape[: len(kinds[name]["shape"])]) == _stored(kinds[name])
+        for name, array in arrays.items()
+    )
+    if metadata["version"] == VERSION and not fits:
         raise ValueError("its arrays are not those that it says it holds")
     return metadata, arrays
 
