@@ -208,10 +208,8 @@ def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         npy = np.lib.format
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
         shape, fortran, dtype = read_header[npy.read_magic(file)](file)
-        if dtype.hasobject:
-            raise ValueError(f"{entry.filename} holds Python objects")
         content = file.read()
-    array = np.frombuffer(content, dtype) if content else np.zeros(0, dtype)
+    array = np.frombuffer(content, dtype) if content else np.zeros(0, dtype)  # refuses Python objects
     return array.reshape(shape, order="F" if fortran else "C")
 
 
