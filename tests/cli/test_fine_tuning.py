@@ -123,6 +123,21 @@ def test_a_run_that_was_interrupted_continues_in_the_same_bits(done, road, tmp_p
         assert (out / "run" / name).read_bytes() == (done / "run" / name).read_bytes(), name
 
 
+def test_a_run_that_meets_a_nan_ends_and_its_replay_names_the_operation(road, tmp_path, capsys):
+    out, line = tmp_path / "out", SETTINGS.replace("--learning-rate 0.3", "--learning-rate 1e38")
+    with pytest.raises(SystemExit) as stop:
+        road(line, out)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "lower the learning rate" in said and "--replay finds" in said
+    assert not (out / "adapter_config.json").exists()
+    with pytest.raises(SystemExit) as stop:
+        road(line, out, "--replay")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "the state before step" in said
+    assert "the first nan was made by" in said or "an infinity came first" in said
+    assert list((out / "run" / "fault").glob("checkpoint_*.npz"))
+
+
 def test_a_finished_run_writes_its_model_again(done, road, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(done, out)

@@ -119,6 +119,17 @@ def test_arrays_that_are_not_those_of_the_metadata_are_damage(tmp_path, lie):
         restore(tmp_path, {"x": jnp.zeros(100)})
 
 
+def test_whether_a_leaf_is_a_random_key_is_not_taken_from_the_file_alone(tmp_path):
+    path = save(tmp_path, 10, {"x": jnp.zeros(3, jnp.uint32)}, {})
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    metadata = json.loads(arrays["__metadata__"].tobytes())
+    metadata["leaves"]["['x']"]["impl"] = "threefry2x32"
+    np.savez(path, **arrays | {"__metadata__": np.frombuffer(json.dumps(metadata).encode(), np.uint8)})
+    with pytest.raises(ValueError, match=r"does not say whether \['x'\] is a random key; it is damaged"):
+        restore(tmp_path, {"x": jnp.zeros(3, jnp.uint32)})
+
+
 def test_damaged_only_checkpoint_is_named_with_a_remedy(tmp_path):
     path = save(tmp_path, 10, {"x": jnp.arange(100.0)}, {})
     path.write_bytes(path.read_bytes()[:300])
