@@ -79,8 +79,8 @@ def find_file(file: DataFile) -> Path:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{file.name} is neither in ${DATA_VARIABLE} ({own or 'unset'}) nor in {cache_folder()}, and "
-            f"downloading {file.url} failed ({error}); put the file in a folder and name it "
-            f"in ${DATA_VARIABLE}"
+            f"downloading {one_line(file.url)} failed ({one_line(str(error))}); put the file in a folder and "
+            f"name it in ${DATA_VARIABLE}"
         ) from error
     return target
 

@@ -50,6 +50,9 @@ def test_credits_are_sought_in_linear_time(text):
 def test_the_first_header_and_the_first_footer_count():
     mark = "*** START OF THIS ***"
     assert strip_credits(f"x {mark} y\n{mark}\na\n{mark}\nb") == f"a\n{mark}\nb"
+    small = "*END*THE SMALL PRINT! x*END*"
+    assert strip_credits(f"{small}\na\n{mark}\nb") == f"a\n{mark}\nb"
+    assert strip_credits(f"{mark}\na\n{small}\nb") == f"a\n{small}\nb"
     assert strip_credits("Produced by A\nb") == "Produced by A\nb"
     assert strip_credits("End of Project Gutenberg\na\n \t End of the Project Gutenberg\nb") == (
         "End of Project Gutenberg\na"

@@ -4,6 +4,8 @@ import pytest
 from jaxrl_align.data.streams import open_tokens, stream_rows, write_tokens
 
 PIECES = [[3, 1, 4], [], [1, 5, 9, 2, 6], np.arange(10)]
+LONG = b"\x93NUMPY\1\0" + (20_000).to_bytes(2, "little")
+LONG += b"{'descr': '<u2', 'fortran_order': False, 'shape': (2,), }".ljust(20_000) + b"\1\0\1\0"
 TOKENS = np.concatenate([np.asarray(piece, int) for piece in PIECES])
 
 
@@ -39,6 +41,8 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):
         (lambda path: path.write_bytes(b""), "truncated or no .npy file"),
         (lambda path: path.write_text("to be or not to be"), "truncated or no .npy file"),
         (lambda path: path.unlink(), "found none"),
+        (lambda path: path.write_bytes(LONG), "its header of 20000 bytes describes no array of numbers"),
+        (lambda path: path.write_bytes(LONG.replace(b"u2", b"f3")[:99]), "truncated or no .npy file"),
         (lambda path: np.save(path, np.ones(3)), "integer tokens"),
         (lambda path: np.save(path, np.ones((3, 2), int)), r"integer tokens \[N\]; got int64 \[3, 2\]"),
         (lambda path: np.save(path, np.zeros(0, int)), "truncated or no .npy file|integer tokens"),

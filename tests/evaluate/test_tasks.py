@@ -227,6 +227,11 @@ def test_extractors(extractor, text, answer):
         ('licence = "CC0"\n', "", "my.toml: the key 'licence' is missing"),
         ("metrics", "metric", "my.toml:5: unknown key 'metric'; did you mean metrics?"),
         ("choices =", "choises =", "my.toml:10: unknown key 'choises' in [options]; did you mean choices?"),
+        (
+            "[options]\nchoices",
+            "  [options]\n  chs",
+            "my.toml:10: unknown key 'chs' in [options]; did you mean choices",
+        ),
         ('format = "label text"\n', "", "my.toml:12: the key 'format' is missing in [test]"),
         ('"label text"', '"xml"', "my.toml:13: format must be one of label text, jsonl"),
         ('path = "rows.txt"\n', "", "my.toml:13: the key 'path' is missing"),
@@ -269,6 +274,7 @@ def test_extractors(extractor, text, answer):
                 '"C:/rows.txt"',
                 '"a/./b"',
                 '"a//b"',
+                '"a\u2028b"',
             )
         ),
     ],
@@ -314,6 +320,37 @@ def test_spans_that_are_none_are_refused(write, spans):
     assert "rows.jsonl:1: the field 's' must list spans with start and end of the text 'q'" in number
     message = fault(write, task, rows_jsonl=json.dumps({"q": "abc", "s": spans}))
     assert "rows.jsonl:1: the field 's' must list spans with start and end of the text 'q'" in message
+
+
+@pytest.mark.parametrize("label", [10**400, float("nan"), float("inf"), "1e999", None, [1], "x"])
+def test_a_label_on_a_scale_is_a_finite_number(write, label):
+    task = table(CHOICE, "jsonl", "rows.jsonl").replace(
+        'choices = { "0" = "bad", "1" = "good" }', "numbers = [0, 5]"
+    )
+    message = fault(write, task, rows_jsonl=json.dumps({"text": "a", "label": label}))
+    assert "rows.jsonl:1: the label 'label' must be a number; got" in message
+
+
+def test_options_are_sought_in_what_is_no_text(write):
+    task = table(CHOICE, "jsonl", "rows.jsonl").replace(
+        'choices = { "0" = "bad", "1" = "good" }', "pattern = '[0-9]'\nwithin = 'text'"
+    )
+    (item,) = read_items(write(task, rows_jsonl='{"text": 123, "label": "2"}'))
+    assert item.options == ("1", "2", "3") and item.answer == 1
+
+
+def test_what_a_task_wants_is_quoted_in_one_short_line(write):
+    task = table(CHOICE, "jsonl", "rows.jsonl").replace("{text}", "{a\\n\\u2028" + "b" * 9_000 + "}")
+    message = fault(write, task, rows_jsonl='{"text": 123, "label": "1"}')
+    assert "rows.jsonl:1: the task wants the field" in message
+    assert len(message) < 700 and len(message.splitlines()) == 1
+
+
+def test_the_name_of_a_member_is_quoted_in_one_line(write, tmp_path):
+    with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:
+        archive.writestr("a\nb\u2028.jsonl", "{")
+    message = fault(write, table(CHOICE, "jsonl", "r.zip") + 'member = "*.jsonl"\n')
+    assert "r.zip/a b .jsonl:1: expected JSON" in message and len(message.splitlines()) == 1
 
 
 def test_a_number_beyond_all_floats_is_read_as_infinite():

@@ -115,9 +115,10 @@ def _bad_tokens(rows: np.ndarray) -> str | None:
     )
 
 
-def _npy(descr: str, shape: str, body: bytes = b"\1\0" * 20, fortran: str = "False") -> bytes:
-    header = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}".encode()
-    header += b" " * (-(10 + len(header) + 1) % 64) + b"\n"
+def _npy(descr: str, shape: str, padding: int = 64) -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(10 + len(header) + 1) % padding) + b"\n"
+    body = b"\1\0" * 20
     return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + body
 
 
@@ -130,7 +131,14 @@ HEADERS = (
         (descr, "(20,)")
         for descr in ("'|O'", "'float999'", "[('a', '<i4')]", "'|V2'", "None", "1", "'<f4'", "''")
     ),
-    *(("'<u2'", "(" * 150 + ")" * 150), ("'<u2'", "[" * 9_000), ("'<u2'", "9" * 5_000), ("\\x00", "(20,)")),
+    *(
+        ("'<u2'", "(" * 150 + ")" * 150),
+        ("'<f3'", "(20,)"),
+        ("'<u2'", "(20,)" + " " * 20_000),
+        ("'<u2'", "[" * 9_000),
+        ("'<u2'", "9" * 5_000),
+        ("\\x00", "(20,)"),
+    ),
 )
 
 
@@ -170,6 +178,7 @@ READERS: tuple[Reader, ...] = (
             {"train-labels-idx1-ubyte": b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\0"},
             {"train-labels-idx1-ubyte": b"\0\0\x08\2" + b"\xff\xff\xff\xfe" * 2 + b"\0" * 4},
             {"t10k-images-idx3-ubyte.gz": gzip.compress(b"\0\0\x08\x03" + b"\x80\0\0\0" * 3)},
+            {"t10k-images-idx3-ubyte.gz": gzip.compress(b"\0\0\x08\3\0\0\0\3" + b"\0" * 8)},
         ),
     ),
     Reader(
@@ -196,7 +205,10 @@ READERS: tuple[Reader, ...] = (
         lambda folder: write_tokens(folder / "text.npy", [range(VOCAB)], vocab_size=VOCAB),
         _read_stream,
         _bad_tokens,
-        hostile=tuple({"text.npy": _npy(*header)} for header in HEADERS),
+        hostile=(
+            *({"text.npy": _npy(*header)} for header in HEADERS),
+            {"text.npy": _npy("'<u2'", "(20,)", padding=20_000)},
+        ),
     ),
     Reader(
         "labelled",

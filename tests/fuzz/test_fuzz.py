@@ -115,7 +115,7 @@ FAKES = {
     "a hang": (_fake(_hang_in_python), "hang", ""),
     "a hang that no signal ends": (_fake(_hang_in_c), "hang", "killed"),
     "much memory": (_fake(lambda folder: _take(200 * 2**20)), "memory", "MiB"),
-    "more memory than there is": (_fake(lambda folder: _take(2**46)), "memory", "MemoryError"),
+    "more memory than a worker may have": (_fake(lambda folder: bytes(2**33)), "memory", "MemoryError"),
     "an escape": (_fake(lambda folder: Path("fuzz-escape").mkdir()), "escape", "made"),
     "a silent fault": (_fake(lambda folder: -1, lambda value: value and "a width of -1"), "silent", "width"),
     "a refusal": (_fake(lambda folder: _raise(ValueError("a.txt must be good"))), "error", "must be"),

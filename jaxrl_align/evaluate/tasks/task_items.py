@@ -4,6 +4,7 @@ task = load_task("sst2")  # or the path of your own file
 for item in read_items(task, "test"): ...
 """
 
+import contextlib
 import math
 import re
 import string
@@ -136,10 +137,10 @@ def _options_of(options: Options, fields: Mapping[str, Any]) -> tuple[str, ...]:
 def _right_option(options: Options, texts: Sequence[str], fields: Mapping[str, Any]) -> Any:
     label = look_up(fields, options.label)
     if options.numbers:
-        try:
-            return float(label)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"the label {options.label!r} must be a number; got {label!r:.60}") from None
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            if math.isfinite(number := float(label)):
+                return number
+        raise ValueError(f"the label {options.label!r} must be a number; got {label!r:.60}")
     known = {key: i for i, key in enumerate(options.choices)} or {
         **{str(i): i for i in range(len(texts))},
         **{text: i for i, text in enumerate(texts)},

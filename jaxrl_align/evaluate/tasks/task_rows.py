@@ -61,7 +61,7 @@ class RowFile:
 _OPENING = "Let's think step by step."
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """Half a surrogate pair, which no tokenizer can encode, or one of two halves."""
-_PLAIN_NAME = re.compile(r"[^\x00-\x1f\\/:*?\"<>|]{1,255}")
+_PLAIN_NAME = re.compile(r"[^\\/:*?\"<>|]{1,255}")
 
 
 class Row(NamedTuple):
@@ -102,7 +102,9 @@ def find_rows(file: RowFile, folder: Path) -> Path:
       FileNotFoundError, ImportError: as `read_rows`.
     """
     # A download is written to this path below the cache.
-    if not all(_PLAIN_NAME.fullmatch(part) and part not in (".", "..") for part in file.path.split("/")):
+    parts = file.path.split("/")
+    plain = all(_PLAIN_NAME.fullmatch(part) and part not in (".", "..") for part in parts)
+    if not (plain and file.path.isprintable()):
         raise ValueError(
             f"a path must lie below the folder of the task file, {folder}, with forward slashes; got "
             f"{file.path[:80]!r}"
@@ -115,7 +117,9 @@ def find_rows(file: RowFile, folder: Path) -> Path:
     # Without a checksum nothing is downloaded, but a file that the user has put there is read.
     if (own := find_own_file(file.path)) is None:
         where = (
-            f"get it from {file.url} and put it there" if file.url else "put it there, or correct the path"
+            f"get it from {one_line(file.url)} and put it there"
+            if file.url
+            else "put it there, or correct the path"
         )
         raise FileNotFoundError(
             f"the task wants the file {file.path} beside its task file ({folder}) or below ${DATA_VARIABLE} "
@@ -185,7 +189,7 @@ def _spread(value: Any, each: str, place: str) -> list[dict[str, Any]]:
     for whole in _entries(value, path, place):
         fields, node = whole, whole
         for name in path if isinstance(whole, dict) else []:
-            node = node[name] if isinstance(node, dict) else None
+            node = node[name]
             fields = {**node, **fields} if isinstance(node, dict) else fields
         if not isinstance(fields, dict):
             raise ValueError(f"{place}: expected an object of fields; got {str(fields)[:40]!r}")
