@@ -283,7 +283,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if operator == "*":
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, Sized) and isinstance(other, int):
-                    self.meter.spend(max(other, 0) * max(self.meter.weigh(one), _ELEMENT))
+                    self.meter.spend(max(other, 0) * self.meter.weigh(one))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             if left.bit_length() * abs(right) > 128:
                 raise ValueError("it makes a whole number of more than 64 bits")

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+import tracemalloc
 
 import pytest
 
@@ -148,7 +149,9 @@ def test_threads_do_not_pay_for_each_other(monkeypatch):
         ("{{ 2 ** 64 }}", "whole number of more than 64 bits"),
         ("{{ 9223372036854775807 * 9223372036854775807 }}", "whole number of more than 64 bits"),
         ("{{ [[1] * 100000] * 100000 }}", "makes more than"),
-        ("{% set x = [1] * 70000 %}{{ [x, x, x, x] }}", "nests more than"),
+        ("{% set x = [1] * 70000 %}{% set y = [x, x, x, x] %}", "nests more than"),
+        ("{{ ('%s' * 6000) % 1 }}", "formats text by a longer form"),
+        ("{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "is no Jinja template: too many statically nested"),
         ("{{ 'a' * 10000000 }}", "makes more than"),
         ("{{ 'x' % () if '%5000d' % 1 }}", "formats text by a longer form, or to wider fields"),
         ("{{ strftime_now('%' * 200) }}", "the date in a form of more than 100 characters"),
@@ -176,6 +179,89 @@ def test_nothing_is_computed_while_a_template_is_compiled(monkeypatch):
     environment.meter.start(1000, 1.0)
     template.render()
     assert len(called) == 5
+
+
+def spent(source):
+    """Return what a rendering pays."""
+    template = ChatTemplate(source)
+    template.render(CHAT)
+    meter = template._template().environment.meter
+    return meter.limit - meter.left
+
+
+NUMBERS = "{% set x = range(5000) | list %}"
+
+
+@pytest.mark.parametrize(
+    ("less", "more", "least"),
+    [
+        ("{% for i in range(1) %}{% endfor %}", "{% for i in range(1001) %}{% endfor %}", 8_000),
+        (
+            "{% for i in range(1) if false %}{% endfor %}",
+            "{% for i in range(1001) if false %}{% endfor %}",
+            1_000,
+        ),
+        (
+            "{% for i in range(9) %}{% endfor %}",
+            "{% for i in range(9) %}" + "a" * 999 + "{% endfor %}",
+            9 * 999,
+        ),
+        ("{{ 1 == 1 }}", "{{ 1 == 1" + " == 1" * 100 + " }}", 100),
+        ("{{ 1 }}", "{{ 1 ~ " + "'a'.upper() ~ " * 100 + "1 }}", 800),
+        ("{{ [1] | select('odd') | first }}", "{{ range(1, 1001) | select('odd') | first }}", 8_000),
+        (NUMBERS, NUMBERS + "{% set y = x[1:] %}", 16 * 4_999),
+        (NUMBERS, NUMBERS + "{% set y = [x] %}", 16),
+    ],
+)
+def test_what_is_done_is_paid_for(less, more, least):
+    """Deterministic where a clock is not: what a template could repeat without paying has no bound."""
+    assert spent(more) - spent(less) >= least
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set x = 'a' * 3000 %}{{ x.replace('', x) }}",
+        "{% set x = 'a' * 3000 %}{{ x | replace('a', x) }}",
+        "{% set x = 'a' * 3000 %}{{ x.join(x) }}",
+        "{% set x = 'a ' * 400000 %}{{ x.split() | length }}",
+        "{% set x = 'a' * 3000 %}{{ x ~ " + "~".join(["x"] * 3_000) + " }}",
+    ],
+)
+def test_what_makes_much_of_little_is_paid_for_before(source):
+    template = ChatTemplate(source)
+    template._template()
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="it makes more than"):
+        template.render(CHAT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+
+
+def test_a_namespace_does_not_show_what_it_holds():
+    """It may hold itself, and in thirty steps a text of 2^30 characters."""
+    source = "{% set n = namespace(x=1) %}{% set n.x = namespace(a=n.x, b=n) %}{{ n.x }}{{ [n] }}"
+    assert ChatTemplate(source).render(CHAT) == "<Namespace>[<Namespace>]"
+
+
+def test_time_is_what_the_thread_computes_not_what_passes():
+    meter = chat_sandbox.BoundedEnvironment().meter
+    meter.start(100, 0.01)
+    time.sleep(0.03)
+    meter.spend(1)
+    with pytest.raises(ValueError, match="it takes more than 0.01 seconds"):
+        while True:
+            meter.spend(0)
+
+
+def test_each_thread_has_a_program_of_its_own():
+    """Two renderings at once would pay from one purse."""
+    template, found = ChatTemplate("a"), []
+    thread = threading.Thread(target=lambda: found.append(template._template()))
+    thread.start()
+    thread.join()
+    assert found[0] is not template._template() and template._template() is template._template()
 
 
 def test_attributes_are_those_that_the_sandbox_names():
