@@ -1,5 +1,7 @@
 """Settings of the whole suite: implicit rank promotion is an error, so a lost axis cannot broadcast away."""
 
+import signal
+
 import jax
 import pytest
 
@@ -32,3 +34,13 @@ def real_model(real_folder):
     from jaxrl_align.runtime.huggingface import load_model
 
     return load_model(real_folder)
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Take signals as Python does, even where the tests were started to ignore them, as by `nohup`."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    former = {number: signal.signal(number, handling) for number, handling in usual.items()}
+    yield
+    for number, handling in former.items():
+        signal.signal(number, handling)

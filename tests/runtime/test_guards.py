@@ -19,16 +19,6 @@ from jaxrl_align.runtime.guards.faults import find_first_nan
 from jaxrl_align.runtime.loop import run
 
 
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Take signals as Python does, even where the tests were started to ignore them, as by `nohup`."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    former = {number: signal.signal(number, handling) for number, handling in usual.items()}
-    yield
-    for number, handling in former.items():
-        signal.signal(number, handling)
-
-
 def count(state):
     """Count up; the loss is the count before the step."""
     return state + 1, {"loss": state}
