@@ -4,9 +4,11 @@ Compares chunks of the same step, in turn in one process: alone; by `loop.run`, 
 finite; and by `loop.run` in a folder, which also writes every step's metrics and saves by the minute. A
 chunk's time is that between two chunks' ends, the first two of each run, which compile, left out.
 
-Measured: not yet.
-
-    python experiments/benchmarks/guards.py
+Measured (`python experiments/benchmarks/guards.py --rounds 8 --chunks 60`, two shared CPU cores; a chunk is 10
+steps of PPO with 4 members, 0.10 s; medians of the rounds' ratios, whose range is the machine's noise): by
+`loop.run` 1.002 times as long [0.64, 1.49], in a folder 1.017 [0.65, 1.49]. The check itself, of a chunk's metrics
+and of the whole state, takes 0.1% of a chunk. In a million steps of a small learner the process grows by 0.0 MB, by
+`loop.run` in a folder by 4.9 MB, the 12 MB of metrics that it returns included.
 """
 
 import gc
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl
+from jaxrl_align.finite import check_finite
 from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.runtime import cli, loop
 from jaxrl_align.runtime.folder import open_run
@@ -112,6 +115,17 @@ def watch_memory(config: Config) -> None:
     print(f"the same by loop.run in a folder: {grown:+.1f} MB, its history ({kept / 1e6:.1f} MB) included")
 
 
+def check_seconds(step: Callable[[Any], Any], state: Any, config: Config) -> float:
+    """Return the median seconds of the check of a chunk's metrics and of the state, as before a save."""
+    state, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s), s, None, config.chunk))(state)
+    metrics, seconds = jax.device_get(metrics), []
+    for _ in range(100):
+        begin = time.perf_counter()
+        check_finite(state, metrics)
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds))
+
+
 def main(config: Config) -> None:
     """Print what the guards cost, and how memory grows."""
     learner = make_ppo()
@@ -123,6 +137,8 @@ def main(config: Config) -> None:
         [[chunk_seconds(step, state, config, arm) for arm in arms] for _ in range(config.rounds)]
     )
     print(f"a chunk of {config.chunk} steps of PPO, {config.seeds} members: {np.median(seconds[:, 0]):.3f} s")
+    share = check_seconds(step, state, config) / np.median(seconds[:, 0])
+    print(f"the check of a chunk's metrics and of the state takes {100 * share:.2f}% of that")
     for i, arm in enumerate(arms[1:], start=1):
         ratio = seconds[:, i] / seconds[:, 0]
         print(
