@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_LEFT = re.compile(r"\..+\.tmp\d+(\.\w+)?")
+_LEFT = re.compile(r"\..+\.tmp(\d+)(\.\w+)?")
 """What `atomic_path` calls a file until it is whole."""
 
 
@@ -24,7 +24,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     # The suffix stays, because writers such as matplotlib read the format from it.
     temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
     try:
-        with named_shortage(path):
+        with named_shortage(path, instead_of=temporary):
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -34,18 +34,36 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def named_shortage(path: str | os.PathLike) -> Iterator[None]:
-    """Let an error of writing, such as that of a full disk, name the file, which Python leaves out."""
+def named_shortage(path: str | os.PathLike, instead_of: Path | None = None) -> Iterator[None]:
+    """Let an error of writing, such as that of a full disk, name the file, which Python leaves out.
+
+    Args:
+      path: the file.
+      instead_of: another that the error may name.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        named = error.filename is not None and error.filename not in (instead_of, str(instead_of))
+        if named or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def remove_left_files(folder: Path) -> None:
-    """Remove the unfinished files that killed processes have left in a folder which this one has locked."""
+    """Remove the unfinished files in a folder whose writers live no more."""
     for path in folder.rglob(".*.tmp*"):
-        if _LEFT.fullmatch(path.name) and path.is_file():
+        left = _LEFT.fullmatch(path.name)
+        if left and path.is_file() and not is_running(int(left[1])):
             path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Return whether a process of this number lives on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

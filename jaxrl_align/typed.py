@@ -130,9 +130,15 @@ def short(value: Any, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
+def one_line(text: str, limit: int = 500) -> str:
+    """Return what a message quotes without its line breaks, and not all of it where it is long."""
+    words = " ".join(text[: 2 * limit].split())
+    return words if len(words) <= limit else f"{words[: limit - 3]}..."
+
+
 def brief(error: BaseException) -> str:
     """Return what an error says as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(str(error), 300) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -143,6 +149,11 @@ def naming(place: str | os.PathLike) -> Iterator[None]:
     except ValueError as error:
         text = " ".join(str(error).splitlines())[:_LONGEST]
         raise ValueError(text if str(place) in text else f"{place}: {text}") from error
+
+
+def is_dense(data: bytes) -> bool:
+    """Return whether the lists and objects of a large JSON text would take far more memory than the text."""
+    return len(data) > 2**22 and 64 * data.count(b"[") + 200 * data.count(b"{") > 8 * len(data)
 
 
 def read_object(path: Path, kind: Any = None, advice: str = "") -> dict[str, Any]:
@@ -158,7 +169,10 @@ def read_object(path: Path, kind: Any = None, advice: str = "") -> dict[str, Any
       OSError: if the file cannot be read.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        if is_dense(data):
+            raise ValueError("it holds more lists and objects than any file of a model has")
+        values = json.loads(data.decode("utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing{advice and '; '}{advice}") from error
     except (ValueError, RecursionError) as error:

@@ -25,14 +25,14 @@ BELOW = {
     "losses": {"types"},
     "nets": {"types", "typed"},
     "data": {"types", "typed", "atomic"},
-    "feedback": {"types", "data"},
+    "feedback": {"types", "typed", "data"},
     "envs": {"types", "checks", "losses"},
     "text": {"types", "checks", "losses", "nets", "data"},
     "actors": {"types", "checks", "losses", "nets", "envs", "text"},
     "rl": {"types", "checks", "learner", "losses"},
     "pretrain": {"types", "learner", "losses", "nets", "data"},
     "align": {"types", "checks", "learner", "losses", "nets", "feedback", "rl", "actors", "text", "pretrain"},
-    "evaluate": {"types", "checks", "losses", "nets", "data", "text", "pretrain", "runtime"},
+    "evaluate": {"types", "typed", "checks", "losses", "nets", "data", "text", "pretrain", "runtime"},
     "runtime": {"types", "typed", "atomic", "checks", "finite", "nets", "data"},
 }
 """What each room may import besides itself; experiments and tests may import everything."""

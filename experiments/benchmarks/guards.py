@@ -6,9 +6,9 @@ chunk's time is that between two chunks' ends, the first two of each run, which 
 
 Measured (`--rounds 8 --chunks 60`, two shared CPU cores; a chunk is 10 steps of PPO with 4 members, 0.10 s;
 medians of the rounds' ratios, whose range is the machine's noise): by `loop.run` 1.002 times as long [0.64,
-1.49], in a folder 1.017 [0.65, 1.49]. The check itself, of a chunk's metrics and of the whole state, takes 0.1%
-of a chunk. In a million steps of a small learner the process grows by 0.0 MB, by `loop.run` in a folder by 4.9
-MB, the 12 MB of metrics that it returns included.
+1.49], in a folder 1.017 [0.65, 1.49]. The check itself, of a chunk's metrics and of the whole state, takes
+0.1% of a chunk. In a million steps of a small learner the process grows by 0.0 MB, by `loop.run` in a folder
+by 4.9 MB, the 12 MB of metrics that it returns included.
 """
 
 import gc

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from jaxrl_align.cli.options import RECORDED
-from jaxrl_align.data.files import decode_text, one_line, parse_json
+from jaxrl_align.data.files import decode_text, parse_json
+from jaxrl_align.typed import one_line
 
 MOST_YAML = 100_000
 """Characters of a YAML file of settings: it is read by slow code."""

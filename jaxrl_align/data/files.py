@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrl_align.typed import is_dense, one_line
+
 DATA_VARIABLE = "JAXRL_ALIGN_DATA"
 
 GROWTH = 10
@@ -193,12 +195,6 @@ def parse_table(lines: Iterable[str], place: str, **form: Any) -> Iterator[tuple
         raise ValueError(f"{place}:{reader.line_num}: the row is no row of a table: {error}") from error
 
 
-def one_line(text: str, limit: int = 500) -> str:
-    """Return what a message quotes without its line breaks, and not all of it where it is long."""
-    words = " ".join(text[: 2 * limit].split())
-    return words if len(words) <= limit else f"{words[: limit - 3]}..."
-
-
 def parse_json(text: str, of_pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the value in a JSON text.
 
@@ -209,6 +205,8 @@ def parse_json(text: str, of_pairs: Callable[[list[tuple[str, Any]]], Any] | Non
     Raises:
       ValueError: it is no JSON, or its lists and objects lie more than `DEPTH` inside each other.
     """
+    if len(text) > 2**22 and is_dense(text.encode("utf-8", "surrogatepass")):
+        raise ValueError("it holds more lists and objects than text; write it with fewer")
     try:
         value = json.loads(text, object_pairs_hook=of_pairs)
     except RecursionError:

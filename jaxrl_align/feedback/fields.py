@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl_align.data.files import GZIP_DAMAGE, one_line, parse_json, unpack_lines
+from jaxrl_align.data.files import GZIP_DAMAGE, parse_json, unpack_lines
+from jaxrl_align.typed import one_line
 
 Messages = list[dict[str, Any]]
 """A conversation, or a part of one: each message has its `role`, and mostly `content`."""

@@ -28,14 +28,14 @@ class Keeper:
     def __init__(self, folder: RunFolder | None, every: int | None) -> None:
         self._folder, self._every = folder, every
         self._saved = self._seen = time.monotonic()
-        self._cost = 0.0
+        self._cost, self._warned = 0.0, False
 
     def is_due(self, done: int, end: int) -> bool:
         """Return whether to save after a chunk, the steps from `done` to `end`."""
         if self._folder is None:
             return False
         now, minutes = time.monotonic(), self._folder.upkeep.minutes
-        if now - self._seen > LONG_CHUNK:
+        if now - self._seen > LONG_CHUNK and end - done > 1:
             warnings.warn(
                 f"a chunk of {end - done} steps took {now - self._seen:.0f} s, and nothing is saved within "
                 "one; a smaller chunk loses less to an interruption",
@@ -55,11 +55,17 @@ class Keeper:
 
         Raises:
           OSError: it could not be written; the checkpoints before it are untouched.
-          ValueError: the metric by which the best is told is none of this run's.
         """
         if self._folder is None:
             return
         begin, path, upkeep = time.monotonic(), self._folder.path, self._folder.upkeep
+        if upkeep.best is not None and upkeep.best not in metrics and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"keep_best={upkeep.best} is no metric of {path}, whose best checkpoint is not told; it has "
+                f"{', '.join(sorted(metrics))}",
+                stacklevel=4,
+            )
         was = read_best(self._folder)
         best = was if upkeep.best is None else _choose(upkeep.best, was, end, metrics)
         spare = [found["step"] for found in (was, best) if found is not None]
@@ -83,7 +89,7 @@ def read_best(folder: RunFolder) -> dict[str, Any] | None:
 def _choose(name: str, was: dict[str, Any] | None, end: int, metrics: History) -> dict[str, Any] | None:
     """Return the better one of the best so far and a checkpoint at `end`, by the mean over its chunk."""
     if name not in metrics:
-        raise ValueError(f"keep_best must be a metric of this run, of {sorted(metrics)}; got {name}")
+        return was
     values = np.asarray(metrics[name], np.float64)
     values = values[np.isfinite(values)]
     if not len(values):

@@ -50,7 +50,7 @@ def run(
     compiled for a whole chunk and one for the shorter last one.
 
     With a folder, each step's metrics go to `metrics.jsonl` and the state to checkpoints, at the ends of
-    chunks: when a minute has passed (`Upkeep.minutes`; more where a save takes more than 3 seconds), at or
+    chunks: when a minute has passed (`Upkeep.minutes`; more where a save takes more than 2 seconds), at or
     after every multiple of `checkpoint_every`, at the end, and on Ctrl-C, SIGTERM and SIGHUP (the chunk is
     finished first; a second Ctrl-C stops at once). A folder opened with `resume=True` continues from its
     newest checkpoint that is whole, whatever became of its metrics.
@@ -109,11 +109,12 @@ def run(
 
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
     advance = jax.jit(advance, static_argnums=3, donate_argnums=0)
-    keeper, config = Keeper(folder, checkpoint_every), {} if folder is None else folder.config
+    config = {} if folder is None else folder.config
     with deferred_interrupts() as interrupted, explained_shortage(config):
         end, rows = draw(done)
         if done < num_steps:
             check_room(advance.lower(state, rows, frozen, end - done).compile(), config)
+        keeper = Keeper(folder, checkpoint_every)
         while done < num_steps:
             state, metrics = advance(state, rows, frozen, end - done)
             following = draw(end)
@@ -126,8 +127,8 @@ def run(
             history.append(metrics)
             done, (end, rows) = end, following
             report(done, {name: metrics[name] for name in show if name in metrics})
-            if stop:
-                raise KeyboardInterrupt(stop)
+            if stop or (done == num_steps and interrupted()):  # of one that came in the last save nobody asks
+                raise KeyboardInterrupt(interrupted())
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
 
 
@@ -196,8 +197,22 @@ def _keep(
     """Write a chunk's metrics, check them, and save the state where there is a keeper."""
     if folder is not None:
         append_metrics(folder.path / METRICS_FILE, done, metrics, sync=keeper is not None)
+    check_chunk(None if keeper is None else state, metrics, done, folder)
+    if keeper is not None:
+        keeper.save(end, state, metrics)
+
+
+def check_chunk(state: Any, metrics: History, done: int, folder: RunFolder | None) -> None:
+    """Raise what `check_finite` finds, and say what is kept of the run.
+
+    Args:
+      state: the run's, or None to check the metrics alone.
+      metrics: of a chunk.
+      done: steps before it.
+      folder: of the run.
+    """
     try:
-        check_finite(None if keeper is None else state, metrics, first_step=done)
+        check_finite(state, metrics, first_step=done)
     except FloatingPointError as error:
         kept = ""
         if folder is not None:
@@ -205,8 +220,6 @@ def _keep(
                 kept = f"; the checkpoint of step {last} in {folder.path} is intact"
             kept += "; --replay finds the operation" if "replay" in folder.config else ""
         raise FloatingPointError(f"{error}{kept}") from error
-    if keeper is not None:
-        keeper.save(end, state, metrics)
 
 
 def _replay(

@@ -10,13 +10,13 @@ from jaxrl_align.data import files
 from jaxrl_align.data.files import (
     GZIP_DAMAGE,
     decode_text,
-    one_line,
     parse_json,
     parse_table,
     unpack_lines,
     unpack_members,
     unpack_pieces,
 )
+from jaxrl_align.typed import one_line
 
 
 @pytest.fixture

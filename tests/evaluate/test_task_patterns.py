@@ -66,3 +66,29 @@ def test_what_is_no_expression_is_refused(pattern, message):
 
 def test_the_tasks_of_the_package_pass():
     assert all(load_task(name) for name in shipped_tasks())
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?:(?:(?:(?:a?){4}){4}){4}){4}b",
+        "(?:(?:(?:a{0,4}){0,4}){0,4}){0,4}b",
+        "(?i)(?:ab|AB)+c",
+    ],
+)
+def test_few_times_few_are_many_and_a_flag_may_ignore_the_case(pattern):
+    with pytest.raises(ValueError, match="may take hours"):
+        check_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", [".*.*.*.*.*.*x", "(?s)(.*)a(.*)b(.*)c(.*)d(.*)e(.*)f", "a*(b*|c+d*e+)f*g{0,200}"]
+)
+def test_many_parts_of_any_length_are_refused(pattern):
+    with pytest.raises(ValueError, match="at most 5 parts of any length"):
+        check_pattern(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["^.*?(-?[0-9.,]+)\\s*$", "(a*b|c*d)e*f*g*h*", "x{3,90}" * 9])
+def test_a_few_parts_of_any_length_are_read(pattern):
+    check_pattern(pattern)

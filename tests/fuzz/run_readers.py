@@ -4,6 +4,7 @@ import functools
 import gc
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def _read_run(folder: Path) -> Any:
         warnings.simplefilter("ignore")
         history = recover_metrics(folder / "metrics.jsonl", STEPS, KINDS)
         watch = course.Watch.__new__(course.Watch)
-        watch._folder = run
+        watch._folder, watch._course = run, SimpleNamespace(measure=True, samples=True, judged_by="loss")
         watch._recall(STEPS)
     return history, read_best(run), watch.held_out, watch.rows
 

@@ -77,6 +77,11 @@ def test_a_value_without_json_is_named():
         to_json({"f": lambda: 0})
 
 
+def test_an_error_names_the_file_and_not_its_temporary(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none/result.json'$"):
+        write_json(tmp_path / "none" / "result.json", {})
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "result.json"
     write_json(path, {"a": 1})

@@ -102,12 +102,69 @@ def test_a_folder_is_free_when_its_run_is_forgotten(tmp_path):
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     open_run(tmp_path, {}).sub("stage")
     gc.collect()
-    left = [".checkpoint_000000010.tmp77.npz", "stage/.config.tmp123.json", ".README.tmp5"]
-    kept = [".tmp1.json", "note.tmp1.json", ".mine.tmp", ".mine.tmpx.json", "stage/checkpoint_000000010.npz"]
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = (".checkpoint_000000010.tmp{}.npz", "stage/.config.tmp{}.json", ".README.tmp{}")
+    left = [name.format(gone.pid) for name in names]
+    kept = [f".tmp{gone.pid}.json", f"note.tmp{gone.pid}.json", ".mine.tmp", ".mine.tmpx.json"]
+    kept += [
+        "stage/checkpoint_000000010.npz",
+        f"stage/.metrics.tmp{os.getpid()}.jsonl",
+    ]  # a writer that lives
     for name in left + kept:
         (tmp_path / name).write_text("x")
     open_run(tmp_path, {}, resume=True)
     assert [name for name in left + kept if (tmp_path / name).exists()] == kept
+
+
+def test_a_refused_lock_closes_its_own_file_once(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    try:
+        open_run(tmp_path, {}, resume=True)
+    except ValueError:
+        file = open(tmp_path / "other", "w")  # noqa: SIM115  it takes the number that was given free
+    gc.collect()
+    with file:
+        file.write("whole")
+    assert (tmp_path / "other").read_text() == "whole"
+    holder.kill()
+    holder.wait()
+
+
+def test_a_program_that_keeps_its_folder_to_the_end_says_nothing(tmp_path):
+    program = "import sys; from jaxrl_align.runtime import open_run; folder = open_run(sys.argv[1], {})"
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_a_run_whose_output_nobody_reads_is_saved(tmp_path):
+    """Ctrl-C ends `| tee log` first."""
+    read, write = os.pipe()
+    former = os.dup(2)
+    os.close(read)
+    os.dup2(write, 2)
+    try:
+        with interrupts.deferred_interrupts() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupted() == signal.SIGINT
+    finally:
+        os.dup2(former, 2)
+        os.close(former)
+        os.close(write)
+
+
+def test_a_signal_during_the_last_save_ends_the_run_after_it(tmp_path, monkeypatch):
+    save = keeper.Keeper.save
+
+    def late(self, *arguments):
+        save(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(keeper.Keeper, "save", late)
+    with pytest.raises(KeyboardInterrupt, match=str(int(signal.SIGTERM))):
+        run(count, jnp.float32(0), 4, folder=open_run(tmp_path, {}), progress=False)
+    assert steps_in(tmp_path) == [4]
 
 
 class Clock:
@@ -145,6 +202,13 @@ def test_a_run_is_saved_about_once_a_minute(tmp_path, monkeypatch, save, minutes
     folder = open_run(tmp_path, {}, upkeep=Upkeep(minutes, keep=99))
     run(count, jnp.float32(0), 20, chunk=2, folder=folder, progress=False, on_chunk=clock.chunks(25.0))
     assert steps_in(tmp_path) == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_single_step_is_not_warned_of(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    how = {"progress": False, "on_chunk": clock.chunks(500.0)}
+    run(count, jnp.float32(0), 3, chunk=1, folder=open_run(tmp_path, {}), **how)
 
 
 def test_a_chunk_of_minutes_is_warned_of(tmp_path, monkeypatch):
@@ -217,11 +281,13 @@ def test_a_best_that_lies_ahead_of_the_run_counts_no_more():
     assert keeper._choose("loss", was, 8, metrics) == {"metric": "loss", "step": 8, "value": 1.0}
 
 
-def test_a_best_that_is_no_metric_names_those_there_are(tmp_path):
-    folder = open_run(tmp_path, {}, upkeep=Upkeep(best="retrun"))
-    message = r"keep_best must be a metric of this run, of \['loss', 'none', 'return'\]; got retrun"
-    with pytest.raises(ValueError, match=message):
-        run(wave, jnp.float32(0), 4, folder=folder, progress=False)
+def test_a_stage_without_the_metric_says_which_it_has_and_goes_on(tmp_path):
+    folder = open_run(tmp_path, {}, upkeep=Upkeep(best="return")).sub("pretrain")
+    with pytest.warns(
+        UserWarning, match="keep_best=return is no metric of .*pretrain, .* it has loss"
+    ) as said:
+        run(count, jnp.float32(0), 8, chunk=2, folder=folder, checkpoint_every=2, progress=False)
+    assert len(said) == 1 and steps_in(folder.path) == [6, 8] and keeper.read_best(folder) is None
 
 
 class Memory:

@@ -17,10 +17,11 @@ from jaxrl_align.atomic import atomic_path
 from jaxrl_align.cli.bases import Base, pad_of
 from jaxrl_align.cli.datasets import Encoded, whole_batches
 from jaxrl_align.cli.options import RunOptions
+from jaxrl_align.finite import must_be_finite
 from jaxrl_align.learner import LossFn
 from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder, open_run
-from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.loop import check_chunk, run
 from jaxrl_align.runtime.metrics import History
 from jaxrl_align.runtime.writers import open_writers, write_history
 from jaxrl_align.text import Filters, make_completer
@@ -97,8 +98,10 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
     writer = open_writers(options.writers, folder, done)
 
     def on_chunk(step: int, state: Any, metrics: History) -> None:
+        looks = step % options.every == 0 or step == steps
+        check_chunk(state if looks else None, metrics, step - 1, folder)
         write_history(writer, step, metrics)
-        if step % options.every == 0 or step == steps:
+        if looks:
             found = watch.look(step, state.params)
             writer.write(step, {f"held_out/{name}": value for name, value in found.items()})
 
@@ -122,7 +125,7 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
     best = watch.best()
     if best is None or best == steps:
         return Outcome(state.params, steps, history, watch.held_out, watch.rows)
-    params, _ = checkpoint.restore(folder.path / "best", state.params)
+    params, _ = checkpoint.restore(folder.path / "best", state.params, step=best)
     return Outcome(params, best, history, watch.held_out, watch.rows)
 
 
@@ -162,14 +165,17 @@ class Watch:
 
     def _recall(self, done: int) -> None:
         """Read back what was found up to a step."""
-        path = self._folder.path
-        self.held_out = _read_or_lose(_read_held_out, path / HELD_OUT_FILE, done, {})
-        self.rows = _read_or_lose(_read_samples, path / SAMPLES_FILE, done, [])
+        path, course = self._folder.path, self._course
+        if course.measure is not None:
+            read = lambda file, done: _read_held_out(file, done, course.judged_by)
+            self.held_out = _read_or_lose(read, path / HELD_OUT_FILE, done, {})
+        if course.samples is not None:
+            self.rows = _read_or_lose(_read_samples, path / SAMPLES_FILE, done, [])
 
     def best(self) -> int | None:
         """Return the step, after the start, whose held-out metric is the best, the first of equal ones."""
         name, sign = self._course.judged_by, -1 if self._course.higher else 1
-        steps = [step for step in self.held_out if step > 0]
+        steps = [step for step, found in self.held_out.items() if step > 0 and np.isfinite(found[name])]
         return min(steps, key=lambda step: (sign * self.held_out[step][name], step), default=None)
 
     def look(self, step: int, params: Params) -> dict[str, float]:
@@ -198,17 +204,19 @@ class Watch:
 
 
 def _read_or_lose(read: Callable[[Path, int], Found], path: Path, done: int, nothing: Found) -> Found:
-    """Return what a file holds up to a step; a damaged one is lost, and no hindrance."""
+    """Return what a file holds up to a step; a damaged or missing one is lost, and no hindrance."""
     try:
-        return read(path, done) if path.exists() else nothing
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        warnings.warn(f"{path} is damaged, and lost up to step {done} ({error!r})", stacklevel=4)
+        return read(path, done)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        warnings.warn(f"{path} cannot be read, and is lost up to step {done} ({error!r})", stacklevel=4)
         return nothing
 
 
-def _read_held_out(path: Path, done: int) -> dict[int, dict[str, float]]:
+def _read_held_out(path: Path, done: int, judged_by: str) -> dict[int, dict[str, float]]:
     stored = json.loads(path.read_text(encoding="utf-8"))
     found = {int(step): {name: float(x) for name, x in row.items()} for step, row in stored.items()}
+    if without := [step for step, row in found.items() if judged_by not in row]:
+        raise ValueError(f"step {without[0]} has no {judged_by}")
     return {step: row for step, row in found.items() if step <= done}
 
 
@@ -255,11 +263,16 @@ def make_measure(
         weights = np.array([float(row.get("num_tokens", 1.0)) for row in found])
         names = [name for name in found[0] if name != "num_tokens"]
         values = {name: np.array([float(row[name]) for row in found]) for name in names}
-        # KTO's metrics of good answers are nan in a batch without one.
-        there = {name: np.where(np.isfinite(x), weights, 0.0) for name, x in values.items()}
-        return {n: float(there[n] @ np.nan_to_num(x) / max(there[n].sum(), 1e-9)) for n, x in values.items()}
+        return {name: _mean_of_batches(name, x, weights) for name, x in values.items()}
 
     return measure
+
+
+def _mean_of_batches(name: str, values: np.ndarray, weights: np.ndarray) -> float:
+    """Return a weighted mean; but of a loss, over batches that have a value: not all have good answers."""
+    there = np.isfinite(values) | must_be_finite(name)
+    weight = weights[there].sum()
+    return float(weights[there] @ values[there] / weight) if weight > 0 else np.nan
 
 
 def make_samples(

@@ -11,9 +11,9 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from jaxrl_align.data.files import one_line
 from jaxrl_align.evaluate.tasks.task_format import NUMBERS, Derived, Options, Task
 from jaxrl_align.evaluate.tasks.task_rows import Row, read_rows
+from jaxrl_align.typed import one_line
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?|-?\.\d+")
 

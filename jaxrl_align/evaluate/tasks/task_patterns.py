@@ -11,6 +11,10 @@ from typing import Any
 
 FEW = 4
 """Times that something may be repeated which has several ways to match."""
+WIDE = 5
+"""Repeats without a narrow bound that one way through a pattern may have: each may try every length."""
+NARROW = 100
+"""Times up to which a bound is narrow."""
 _REPEATS = (ops.MAX_REPEAT, ops.MIN_REPEAT)
 
 
@@ -23,29 +27,47 @@ def check_pattern(pattern: str) -> None:
         raise ValueError(str(error)) from error
     except (RecursionError, MemoryError) as error:
         raise ValueError("it has too many parts inside each other") from error
-    if _backtracks(nodes, repeated=False):
+    if _count_wide(nodes) > WIDE:
+        raise ValueError(f"it must have at most {WIDE} parts of any length, such as .*; more may take hours")
+    if _backtracks(nodes, 1):
         raise ValueError(
             "what is repeated must not itself repeat, or begin alike in two ways: it may take hours; write "
             "[ab]+ for (a+|b+)+"
         )
 
 
-def _backtracks(nodes: Any, repeated: bool) -> bool:
-    """Return whether nodes have several ways to match the same text, within what is repeated."""
+def _count_wide(nodes: Any) -> int:
+    """Return the most wide repeats that one way through nodes has."""
+    count = 0
+    for op, value in nodes:
+        if op in _REPEATS:
+            least, most, inner = value
+            count += int(most - least > NARROW) + _count_wide(inner)
+        elif op is ops.BRANCH:
+            count += max(map(_count_wide, value[1]))
+        else:
+            count += sum(map(_count_wide, _parts(op, value)))
+    return count
+
+
+def _backtracks(nodes: Any, times: int) -> bool:
+    """Return whether nodes, so many times repeated, have several ways to match the same text."""
+    repeated = times > FEW
     for op, value in nodes:
         if op in _REPEATS:
             least, most, inner = value
             if repeated and most > least:
                 return True
-            if _backtracks(inner, repeated or most > FEW):
+            if _backtracks(inner, times * min(int(most), FEW + 1)):
                 return True
         elif op is ops.BRANCH:
-            starts = {part[0][1] for part in value[1] if len(part) and part[0][0] is ops.LITERAL}
+            literal = [part[0][1] for part in value[1] if len(part) and part[0][0] is ops.LITERAL]
+            starts = {chr(code).casefold() for code in literal}  # a flag may ignore the case
             if repeated and len(starts) < len(value[1]):
                 return True
-            if any(_backtracks(part, repeated) for part in value[1]):
+            if any(_backtracks(part, times) for part in value[1]):
                 return True
-        elif any(_backtracks(part, repeated) for part in _parts(op, value)):
+        elif any(_backtracks(part, times) for part in _parts(op, value)):
             return True
     return False
 

@@ -16,13 +16,13 @@ from jaxrl_align.data.files import (
     decode_text,
     find_file,
     find_own_file,
-    one_line,
     parse_json,
     parse_table,
     unpack_members,
 )
 from jaxrl_align.data.labelled_texts import SENTCONV, parse_labelled
 from jaxrl_align.data.probes import CLOZE_PROBES
+from jaxrl_align.typed import one_line
 
 FORMATS = ("label text", "jsonl", "json", "tsv", "csv", "worked examples", "probes")
 KNOWN_FILES = {file.name: file for file in (*SENTCONV.values(), BLIMP)}

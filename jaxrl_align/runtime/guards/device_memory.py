@@ -29,11 +29,11 @@ def peak_memory() -> int:
 
 def free_memory() -> int | None:
     """Return the bytes that the default device can still give, or None where neither it nor Linux tells."""
-    stats = jax.local_devices()[0].memory_stats()
+    device, lines = jax.local_devices()[0], Path("/proc/meminfo")
+    stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    lines = Path("/proc/meminfo")
-    if not lines.exists():
+    if device.platform != "cpu" or not lines.exists():
         return None
     found = dict(re.findall(r"^(MemAvailable|SwapFree):\s*(\d+) kB", lines.read_text("ascii"), re.MULTILINE))
     return 1024 * sum(map(int, found.values())) if "MemAvailable" in found else None

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,7 +39,8 @@ def deferred_interrupts() -> Iterator[Callable[[], int]]:
         if not came[0]:
             came[0] = number
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            print(f"\nstopping at the end of this chunk{again}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # `| tee` may be gone already
+                os.write(2, f"\nstopping at the end of this chunk{again}\n".encode())
 
     with _handled(note):
         yield lambda: came[0]

@@ -1,11 +1,12 @@
 """The lock of a run's folder: one process at a time writes there."""
 
-import contextlib
 import fcntl
 import os
 import socket
 import weakref
 from pathlib import Path
+
+from jaxrl_align.atomic import named_shortage
 
 LOCK_FILE = ".lock"
 
@@ -21,25 +22,23 @@ class FolderLock:
         Raises:
           ValueError: another process holds it.
         """
-        self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.read(self._file, 200).decode("utf-8", "replace").strip()
-            os.close(self._file)
+            holder = os.read(file, 200).decode("utf-8", "replace").strip()
+            os.close(file)
             raise ValueError(
                 f"{folder} is in use by {holder or 'another process'}; wait for its end, or pass --out with "
                 "a new folder"
             ) from error
         except OSError:
+            os.close(file)
             return
-        os.truncate(self._file, 0)
-        os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-    def __del__(self) -> None:
-        """Give the folder free."""
-        with contextlib.suppress(OSError, AttributeError):
-            os.close(self._file)
+        weakref.finalize(self, os.close, file)
+        with named_shortage(folder / LOCK_FILE):
+            os.truncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 _held: "weakref.WeakValueDictionary[str, FolderLock]" = weakref.WeakValueDictionary()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.atomic import named_shortage
+from jaxrl_align.atomic import is_running, named_shortage
 from jaxrl_align.runtime.huggingface.entries import IndexEntries
 from jaxrl_align.typed import brief, read_object, short
 
@@ -160,7 +160,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     name = f".{folder.name}.tmp"
     for left in folder.parent.glob(f"{glob.escape(name)}*"):
         number = left.name.removeprefix(name)
-        if number.isdecimal() and not _runs(int(number)):
+        if number.isdecimal() and not is_running(int(number)):
             shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f"{name}{os.getpid()}")
     try:
@@ -170,17 +170,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    """Return whether a process of this number lives on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,0 +1,87 @@
+"""What a training command keeps of a run that goes wrong: the best, and what was found on the way."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_align.cli.options import RunOptions
+from jaxrl_align.cli.runs import course
+from jaxrl_align.runtime import checkpoint
+from jaxrl_align.types import Learner, State
+
+OPTIONS = RunOptions(steps=3, every=1, samples=0)
+ROWS = {"x": np.zeros((4, 1), np.float32)}
+
+
+def objective(params, frozen, batch, key, hparams):
+    return params["w"].sum(), {}
+
+
+def make_course(change):
+    """Return a course whose step changes its weight so, under a loss that says nothing."""
+    init = lambda key, hparams, params=None: State(params, (), jnp.zeros((), jnp.int32), hparams, None, key)
+
+    def step(state, row=None, frozen=None):
+        params = {"w": change(state.params["w"], state.step)}
+        return state._replace(params=params, step=state.step + 1), {"loss": jnp.float32(1.0)}
+
+    measure = course.make_measure(objective, None, ROWS, 2, None)
+    rows = lambda first, steps: {"x": np.zeros((steps, 1), np.float32)}
+    part = {"w": jnp.array([5.0])}
+    return course.Course(Learner(init, step), None, part, None, rows, measure, "loss", False, ("loss",), None)
+
+
+def open_folder(tmp_path, resume=False):
+    options = RunOptions(steps=3, every=1, samples=0, resume=resume)
+    return course.open_folder(str(tmp_path / "out"), {"command": "x"}, options)
+
+
+def test_weights_that_are_nan_are_judged_and_saved_nowhere(tmp_path):
+    spoil = lambda w, step: jnp.where(step == 1, jnp.nan, w - 1.0)
+    folder = open_folder(tmp_path)
+    with pytest.raises(FloatingPointError, match=r"params/w is nan after 2 steps.*the checkpoint of step 1"):
+        course.follow(make_course(spoil), folder, OPTIONS, 3)
+    assert json.loads((folder.path / "held_out.json").read_text()).keys() == {"0", "1"}
+    assert checkpoint.restore(folder.path / "best", {"w": jnp.zeros(1)})[1] == 1
+
+
+def test_a_loss_of_a_batch_that_is_nan_is_not_left_out_and_never_the_best(tmp_path):
+    far = lambda w, step: jnp.where(step == 1, 3e38, 1.0 + step + 0 * w)  # its sum with another is infinite
+    odd = make_course(far)
+    odd = odd._replace(measure=lambda params: {"loss": float(params["w"][0] * 10.0)})
+    outcome = course.follow(odd, open_folder(tmp_path), OPTIONS, 3)
+    assert outcome.held_out[2]["loss"] == np.inf and outcome.step == 1
+    assert course._mean_of_batches("loss", np.array([1.0, np.nan]), np.ones(2)) != 1.0
+    assert course._mean_of_batches("rewards/chosen", np.array([1.0, np.nan]), np.array([3.0, 1.0])) == 1.0
+    assert course._mean_of_batches("rewards/chosen", np.array([3.0, 6.0]), np.array([2.0, 1.0])) == 4.0
+    assert np.isnan(course._mean_of_batches("rewards/chosen", np.array([np.nan]), np.ones(1)))
+
+
+def test_a_best_that_is_damaged_is_not_replaced_by_another(tmp_path):
+    folder, down = open_folder(tmp_path), make_course(lambda w, step: jnp.where(step < 2, w - 1.0, 9.0))
+    assert course.follow(down, folder, OPTIONS, 3).step == 2
+    path = folder.path / "best" / "checkpoint_000000002.npz"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(ValueError, match="no other is whole"):
+        course.follow(down, open_folder(tmp_path, resume=True), OPTIONS, 3)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"{torn", b'{"1": {}}', b'{"1": {"accuracy": 1}}', b'{"1": {"loss": "low"}}', b"\xff"]
+)
+def test_held_out_metrics_that_are_lost_are_told_and_no_hindrance(tmp_path, content):
+    folder, down = open_folder(tmp_path), make_course(lambda w, step: w - 1.0)
+    course.follow(down, folder, OPTIONS, 2)
+    path = folder.path / "held_out.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.warns(UserWarning, match="held_out.json cannot be read, and is lost up to step 2"):
+        outcome = course.follow(down, open_folder(tmp_path, resume=True), OPTIONS, 3)
+    assert outcome.step == 3 and outcome.held_out.keys() == {3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        course.follow(down, open_folder(tmp_path, resume=True), OPTIONS, 3)
+    assert jax.tree.leaves(outcome.params)[0].shape == (1,)
