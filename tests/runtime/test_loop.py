@@ -325,12 +325,12 @@ def test_interrupted_program_continues_in_a_new_process_to_the_same_bits(program
     assert whole.communicate(timeout=60)[1].splitlines()[-1].startswith("fit 3002/3002 loss=")
 
     refused = start(program, "--out", tmp_path / "parts")
-    other = start(program, "--out", tmp_path / "parts", "--resume", "--width", 5)
-    again = start(program, "--out", tmp_path / "parts", "--resume")
     line = "already holds a run; pass --resume to continue it, or --out with a new folder"
     assert refused.communicate(timeout=60)[1] == f"error: {tmp_path / 'parts'} {line}\n"
     assert refused.returncode == 2
+    other = start(program, "--out", tmp_path / "parts", "--resume", "--width", 5)
     assert "was made with width=3, but this run has width=5; pass --out" in other.communicate(timeout=60)[1]
+    again = start(program, "--out", tmp_path / "parts", "--resume")  # one at a time: the folder is locked
     again.communicate(timeout=60)
     assert again.returncode == 0
 
