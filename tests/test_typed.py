@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import numpy as np
 import pytest
 
+from jaxrl_align.data.files import parse_json
 from jaxrl_align.typed import (
     Count,
     NotNegative,
@@ -133,3 +134,14 @@ def test_objects_are_read_against_their_entries(text, message, tmp_path):
     assert "\n" not in str(error.value)
     path.write_text('{"count": 2, "other": [1]}')
     assert read_object(path, Outer) == {"count": 2, "other": [1]}
+
+
+def test_lists_that_would_take_far_more_memory_than_their_text_are_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"a": [' + "{}," * 2_000_000 + "{}]}")
+    with pytest.raises(ValueError, match="config.json is no JSON .it holds more lists and objects"):
+        read_object(path)
+    with pytest.raises(ValueError, match="more lists and objects than text"):
+        parse_json("[" + "[]," * 2_000_000 + "[]]")
+    path.write_text('{"a": "' + "x{" * 100 + "y" * 6_000_000 + '"}')
+    assert len(read_object(path)["a"]) == 6_000_200

@@ -50,15 +50,23 @@ def test_weights_that_are_nan_are_judged_and_saved_nowhere(tmp_path):
 
 
 def test_a_loss_of_a_batch_that_is_nan_is_not_left_out_and_never_the_best(tmp_path):
-    far = lambda w, step: jnp.where(step == 1, 3e38, 1.0 + step + 0 * w)  # its sum with another is infinite
-    odd = make_course(far)
-    odd = odd._replace(measure=lambda params: {"loss": float(params["w"][0] * 10.0)})
-    outcome = course.follow(odd, open_folder(tmp_path), OPTIONS, 3)
-    assert outcome.held_out[2]["loss"] == np.inf and outcome.step == 1
+    odd = make_course(lambda w, step: 0 * w + jnp.where(step == 0, 9.0, 1.0 + step))
+    measure = lambda params: {"loss": np.nan if params["w"][0] == 9.0 else float(params["w"][0])}
+    outcome = course.follow(odd._replace(measure=measure), open_folder(tmp_path), OPTIONS, 3)
+    assert np.isnan(outcome.held_out[1]["loss"]) and outcome.step == 2
     assert course._mean_of_batches("loss", np.array([1.0, np.nan]), np.ones(2)) != 1.0
     assert course._mean_of_batches("rewards/chosen", np.array([1.0, np.nan]), np.array([3.0, 1.0])) == 1.0
     assert course._mean_of_batches("rewards/chosen", np.array([3.0, 6.0]), np.array([2.0, 1.0])) == 4.0
     assert np.isnan(course._mean_of_batches("rewards/chosen", np.array([np.nan]), np.ones(1)))
+
+
+def test_samples_of_steps_that_are_taken_again_stand_once(tmp_path):
+    samples = (["p"], lambda params: [f"c{params}"])
+    down = make_course(lambda w, step: w - 1.0)._replace(samples=samples, measure=None)
+    watch = course.Watch(down, open_folder(tmp_path), OPTIONS, 9, 0)
+    for step in (0, 3, 6, 3):
+        watch.look(step, step)
+    assert [(row["step"], row["completion"]) for row in watch.rows] == [(0, "c0"), (3, "c3")]
 
 
 def test_a_best_that_is_damaged_is_not_replaced_by_another(tmp_path):

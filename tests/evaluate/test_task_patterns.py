@@ -82,7 +82,8 @@ def test_few_times_few_are_many_and_a_flag_may_ignore_the_case(pattern):
 
 
 @pytest.mark.parametrize(
-    "pattern", [".*.*.*.*.*.*x", "(?s)(.*)a(.*)b(.*)c(.*)d(.*)e(.*)f", "a*(b*|c+d*e+)f*g{0,200}"]
+    "pattern",
+    [".*.*.*.*.*.*x", "(?s)(.*)a(.*)b(.*)c(.*)d(.*)e(.*)f", "a*(b*|c+d*e+)f*g{0,200}", "(?:a*b*c*d*e*f*)?g"],
 )
 def test_many_parts_of_any_length_are_refused(pattern):
     with pytest.raises(ValueError, match="at most 5 parts of any length"):

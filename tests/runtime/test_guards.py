@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -120,11 +121,13 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
 def test_a_refused_lock_closes_its_own_file_once(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
+    opened = len(os.listdir("/dev/fd"))
     try:
         open_run(tmp_path, {}, resume=True)
     except ValueError:
         file = open(tmp_path / "other", "w")  # noqa: SIM115  it takes the number that was given free
     gc.collect()
+    assert len(os.listdir("/dev/fd")) == opened + 1
     with file:
         file.write("whole")
     assert (tmp_path / "other").read_text() == "whole"
@@ -328,6 +331,14 @@ def test_the_loop_asks_the_compiler_before_the_first_step(monkeypatch, tmp_path)
     with pytest.raises(MemoryError, match=r"a step needs .* --seeds 1 \(now 2\)"):
         run(wide, jnp.float32(0), 4, folder=folder, progress=False)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_the_memory_of_a_host_is_not_taken_for_an_accelerators(monkeypatch):
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert device_memory.free_memory() is None
+    device.memory_stats = lambda: {"bytes_limit": 100, "bytes_in_use": 30}
+    assert device_memory.free_memory() == 70
 
 
 def test_memory_that_is_free_is_told_where_linux_tells_it():
