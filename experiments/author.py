@@ -46,7 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 from author_task import Task, choose, make_task, n_gram_accuracy, tokenize
 
-from jaxrl_align.data.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows, sample_windows

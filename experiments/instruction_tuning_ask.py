@@ -13,7 +13,7 @@ import numpy as np
 from instruction_tuning_rows import Question, normalise
 from instruction_tuning_sets import Row
 
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.evaluate import (
     Item,
     Task,

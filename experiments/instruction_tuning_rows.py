@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from instruction_tuning_sets import POOLS, TESTS, Row, find_archive, read_mixture
 
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.feedback import pad_demonstrations
 from jaxrl_align.types import TokenBatch
 

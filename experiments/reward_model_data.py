@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.align import RewardModel, score
-from jaxrl_align.data.tokenizers import Tokenizer, right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
 from jaxrl_align.feedback import Comparison, load_convincing_arguments
 from jaxrl_align.learner import LossFn
 from jaxrl_align.losses import bradley_terry, masked_mean

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.data.corpora import read_text, tiny_shakespeare
-from jaxrl_align.data.tokenizers import character_tokenizer
+from jaxrl_align.data.tokens.tokenizers import character_tokenizer
 from jaxrl_align.learner import cosine_decay, linear_decay, make_optimizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import (

@@ -31,7 +31,7 @@ import numpy as np
 import peers
 import text_peers
 
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.evaluate.scoring.choices import Choices, make_option_scorer, share_prefix
 from jaxrl_align.evaluate.scoring.text_requests import TextScorer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets.adapters import merge, overlay
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.runtime.huggingface import load_adapter, load_model

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl_align import feedback
 from jaxrl_align.cli.options import DataOptions, LengthOptions
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.feedback import Comparison, Correction, Feedback, Label, Question, Ranking, Rating
 from jaxrl_align.types import TokenBatch
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxrl_align.cli.bases import Base, load_base
 from jaxrl_align.cli.options import ModelOptions, TuningOptions
-from jaxrl_align.data.tokenizers import save_tokenizer
+from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
 from jaxrl_align.nets.adapters import merge, overlay
 from jaxrl_align.nets.kinds import init_ia3, init_lora
 from jaxrl_align.nets.transformer import init_prefix, init_prompt

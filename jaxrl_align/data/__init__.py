@@ -2,7 +2,6 @@
 
 from jaxrl_align.data.blimp import Paradigm, load_blimp
 from jaxrl_align.data.books import childrens_books, hold_out_first, passages, read_books
-from jaxrl_align.data.chat import ChatTemplate
 from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences, tiny_shakespeare
 from jaxrl_align.data.files import DataFile, find_file
 from jaxrl_align.data.images import (
@@ -17,18 +16,18 @@ from jaxrl_align.data.images import (
 )
 from jaxrl_align.data.labelled_texts import Labelled, LabelledSplits, load_sst2, load_trec, read_labelled
 from jaxrl_align.data.mixtures import epochs_per_source, normalise_weights
-from jaxrl_align.data.packing import Packed, pack
 from jaxrl_align.data.probes import Cloze
 from jaxrl_align.data.prompts import Demonstrations, cut_sentences
-from jaxrl_align.data.streams import open_tokens, stream_rows, write_tokens
-from jaxrl_align.data.tokenizers import (
+from jaxrl_align.data.tokens.chat import ChatTemplate
+from jaxrl_align.data.tokens.packing import Packed, pack
+from jaxrl_align.data.tokens.streams import open_tokens, stream_rows, write_tokens
+from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer, save_tokenizer
+from jaxrl_align.data.tokens.tokenizers import (
     Tokenizer,
     byte_tokenizer,
     character_tokenizer,
     left_pad,
-    load_tokenizer,
     right_pad,
-    save_tokenizer,
     train_bpe,
 )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxrl_align.checks import check_counts
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.evaluate.ask_items import Asker, ItemResult, Progress
 from jaxrl_align.evaluate.measures.item_metrics import Measured, measure
 from jaxrl_align.evaluate.scoring.choices import share_prefix

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.evaluate.ask_items import AskedItems, Asker, Progress
 from jaxrl_align.evaluate.helm import Answers, HelmReport, report
 from jaxrl_align.evaluate.measures.calibration import option_probs

@@ -8,7 +8,7 @@ import pytest
 
 from jaxrl_align import data, nets
 from jaxrl_align.cli import run_command
-from jaxrl_align.data.tokenizers import STOP, Tokenizer
+from jaxrl_align.data.tokens.tokenizers import STOP, Tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}"

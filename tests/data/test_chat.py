@@ -3,8 +3,9 @@ import json
 import pytest
 from tokenizers.processors import ByteLevel
 
-from jaxrl_align.data.chat import ChatTemplate
-from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer, train_bpe
+from jaxrl_align.data.tokens.chat import ChatTemplate
+from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer, save_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
 from jaxrl_align.pretrain.lm import chat_batch
 from tests.runtime.make_huggingface_fixtures import CHATS, FIXTURE, MARKED, chat_tokenizer
 

@@ -11,8 +11,8 @@ import pytest
 jinja2 = pytest.importorskip("jinja2.sandbox")
 from jinja2.ext import loopcontrols  # noqa: E402
 
-from jaxrl_align.data import chat, chat_sandbox  # noqa: E402
-from jaxrl_align.data.chat import ChatTemplate  # noqa: E402
+from jaxrl_align.data.tokens import chat, chat_sandbox  # noqa: E402
+from jaxrl_align.data.tokens.chat import ChatTemplate  # noqa: E402
 from tests.fuzz.model_inputs import CHAT, TEMPLATE  # noqa: E402
 
 ALIKE = (

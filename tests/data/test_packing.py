@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxrl_align.data.packing import pack
+from jaxrl_align.data.tokens.packing import pack
 
 
 def documents_of(packed):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxrl_align.data.streams import open_tokens, stream_rows, write_tokens
+from jaxrl_align.data.tokens.streams import open_tokens, stream_rows, write_tokens
 
 PIECES = [[3, 1, 4], [], [1, 5, 9, 2, 6], np.arange(10)]
 LONG = b"\x93NUMPY\1\0" + (20_000).to_bytes(2, "little")

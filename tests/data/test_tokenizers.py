@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from jaxrl_align.data.tokenizers import (
+from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer, save_tokenizer
+from jaxrl_align.data.tokens.tokenizers import (
     Tokenizer,
     byte_tokenizer,
     character_tokenizer,
     left_pad,
-    load_tokenizer,
     right_pad,
-    save_tokenizer,
     train_bpe,
 )
 

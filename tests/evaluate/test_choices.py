@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.tokenizers import Tokenizer, byte_tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, byte_tokenizer, train_bpe
 from jaxrl_align.evaluate.scoring import choices
 from jaxrl_align.evaluate.scoring.choices import (
     Choices,

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.tokenizers import Tokenizer, byte_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, byte_tokenizer
 from jaxrl_align.evaluate.scoring.likelihood import (
     encode_texts,
     make_scorer,

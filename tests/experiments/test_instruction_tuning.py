@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data import byte_tokenizer
-from jaxrl_align.data.chat import ChatTemplate
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.chat import ChatTemplate
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets import transformer
 from tests.experiments.loading import load
 from tests.tiny import draw_params

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.mixtures import epochs_per_source
-from jaxrl_align.data.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
 from tests.experiments.loading import load
 
 mixture = load("mixture")

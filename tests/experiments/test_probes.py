@@ -3,7 +3,7 @@ import json
 import pytest
 
 from jaxrl_align.data.files import DATA_VARIABLE
-from jaxrl_align.data.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from tests.data.test_blimp import write_blimp
 from tests.experiments.loading import load

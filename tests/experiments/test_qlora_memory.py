@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from tests.experiments.loading import load
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxrl_align import data, feedback
-from jaxrl_align.data.tokenizers import STOP, Tokenizer
+from jaxrl_align.data.tokens.tokenizers import STOP, Tokenizer
 from jaxrl_align.feedback import Demonstration, Dialogue, Document, Question
 
 USER, BOT = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}

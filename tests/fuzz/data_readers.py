@@ -14,7 +14,7 @@ from jaxrl_align.data.books import TITLE_WORDS, passages, read_books
 from jaxrl_align.data.corpora import paragraphs, read_text, sentences
 from jaxrl_align.data.images import Split, load_idx_folder
 from jaxrl_align.data.labelled_texts import read_labelled
-from jaxrl_align.data.streams import open_tokens, stream_rows, write_tokens
+from jaxrl_align.data.tokens.streams import open_tokens, stream_rows, write_tokens
 from jaxrl_align.feedback.sentiment import fit_sentiment
 from tests.fuzz.readers import Reader
 

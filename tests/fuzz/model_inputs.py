@@ -13,10 +13,12 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxrl_align import nets
-from jaxrl_align.data.chat import ChatTemplate
-from jaxrl_align.data.tokenizers import Tokenizer, save_tokenizer, train_bpe
+from jaxrl_align.data.tokens.chat import ChatTemplate
+from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
 from jaxrl_align.runtime.huggingface import save_adapter, save_model, save_reward_model
 from jaxrl_align.runtime.huggingface.tensors import param_shapes
+from tests.shapes import GPT2, LLAMA
 
 CHAT = [
     {"role": "user", "content": " hi there\n"},
@@ -104,19 +106,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 REWARD = CONFIGS["gpt2"] | {"architectures": ["GPT2ForSequenceClassification"], "tie_word_embeddings": True}
 """Entries of the `config.json` of a reward model."""
-
-_SIZES: dict[str, Any] = {"width": 8, "layers": 2, "heads": 2, "context": 16}
-GPT2 = nets.TransformerConfig(20, **_SIZES)
-LLAMA = nets.TransformerConfig(
-    20,
-    **_SIZES,
-    positions="rotary",
-    norm="rms",
-    feed_forward="swiglu",
-    feed_forward_width=12,
-    biased=(),
-    tied_head=False,
-)
 
 
 def constant(config: nets.TransformerConfig) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxrl_align import nets
 from jaxrl_align.cli.bases import load_base
-from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer
+from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets.kinds import Tuning
 from jaxrl_align.runtime.huggingface import load_adapter, load_gguf, load_model, load_reward_model
 from jaxrl_align.runtime.huggingface.config import read_config

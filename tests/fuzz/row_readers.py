@@ -12,8 +12,8 @@ from jaxrl_align import feedback
 from jaxrl_align.cli.datasets import Divided, divide_rows, encode_feedback, encode_questions, encode_sft
 from jaxrl_align.cli.options import DataOptions, LengthOptions
 from jaxrl_align.cli.scoring import read_answers
-from jaxrl_align.data.chat import ChatTemplate
-from jaxrl_align.data.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.chat import ChatTemplate
+from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
 from jaxrl_align.feedback.fields import Messages
 from tests.fuzz.data_readers import bomb
 from tests.fuzz.readers import Reader

@@ -11,21 +11,8 @@ import numpy as np
 
 from jaxrl_align import nets
 from jaxrl_align.runtime.huggingface import load_adapter, save_adapter
+from tests.shapes import GPT2, LLAMA
 
-GPT2 = nets.TransformerConfig(20, width=8, layers=2, heads=2, context=16)
-LLAMA = nets.TransformerConfig(
-    20,
-    width=8,
-    layers=2,
-    heads=2,
-    context=16,
-    positions="rotary",
-    norm="rms",
-    feed_forward="swiglu",
-    feed_forward_width=12,
-    biased=(),
-    tied_head=False,
-)
 WEIGHTS = "adapter_model.safetensors"
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.packing import pack
+from jaxrl_align.data.tokens.packing import pack
 from jaxrl_align.pretrain.lm import (
     LMHParams,
     TokenBatch,

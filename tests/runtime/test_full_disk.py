@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import resource
 from types import SimpleNamespace
 
@@ -18,8 +19,10 @@ from jaxrl_align.data import save_tokenizer, write_tokens
 from jaxrl_align.runtime import checkpoint, plots
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.huggingface import save_adapter, save_model
+from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.metrics import append_metrics
 from tests.cli.conftest import config, tokenizer
+from tests.runtime.counting import count
 
 LIMIT = 300
 """Bytes that a file may have: the kernel then fails the write as a full disk does."""
@@ -99,3 +102,18 @@ def test_an_error_names_the_file_and_nothing_half_written_stays(name, tmp_path):
     assert appended or not [path for path in tmp_path.rglob(name) if path.is_dir() or path.stat().st_size]
     write()
     assert [path for path in tmp_path.rglob(name)]
+
+
+def test_a_run_folder_survives_a_full_disk_with_its_name(tmp_path, monkeypatch):
+    folder = open_run(tmp_path, {})
+
+    def full(file, **arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="checkpoint_000000002.npz.*No space left on device.*no checkpoint"):
+        run(count, jnp.float32(0), 2, folder=folder, progress=False)
+    with pytest.raises(OSError, match=r"No space left on device: '.*result.json'"):
+        monkeypatch.setattr(os, "fsync", lambda file: full(file))
+        folder.write_json("result.json", {"a": 1})
+    assert not (tmp_path / "result.json").exists() and not list(tmp_path.glob(".result*"))

@@ -1,7 +1,6 @@
-"""What guards a run: signals, the lock, left files, checkpoints by time, memory, and the search for a nan."""
+"""What guards a run: signals, the lock of its folder, and memory."""
 
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -10,23 +9,13 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from jaxrl_align.runtime import checkpoint, cli, keeper
-from jaxrl_align.runtime.folder import Upkeep, open_run
+from jaxrl_align.runtime import cli, keeper
+from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.guards import device_memory, interrupts
-from jaxrl_align.runtime.guards.faults import find_first_nan
 from jaxrl_align.runtime.loop import run
-
-
-def count(state):
-    """Count up; the loss is the count before the step."""
-    return state + 1, {"loss": state}
-
-
-def steps_in(path):
-    return checkpoint._steps(path)
+from tests.runtime.counting import count, steps_in
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -170,129 +159,6 @@ def test_a_signal_during_the_last_save_ends_the_run_after_it(tmp_path, monkeypat
     assert steps_in(tmp_path) == [4]
 
 
-class Clock:
-    """Time that passes only by the seconds a step is said to take."""
-
-    def __init__(self, monkeypatch, save=0.0):
-        self.now, real = 0.0, checkpoint.save
-        monkeypatch.setattr(keeper.time, "monotonic", lambda: self.now)
-
-        def saving(*args, **how):
-            self.now += save
-            return real(*args, **how)
-
-        monkeypatch.setattr(checkpoint, "save", saving)
-
-    def chunks(self, seconds):
-        def on_chunk(done, state, metrics):
-            self.now += seconds
-
-        return on_chunk
-
-
-@pytest.mark.parametrize(
-    ("save", "minutes", "expected"),
-    [
-        (0.0, 1.0, [6, 12, 18, 20]),  # 25 s a chunk: each third
-        (2.0, 1.0, [6, 12, 18, 20]),
-        (5.0, 1.0, [6, 18, 20]),  # thirty times the five seconds of the last save
-        (0.0, 0.2, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]),
-        (0.0, 0.0, [20]),
-    ],
-)
-def test_a_run_is_saved_about_once_a_minute(tmp_path, monkeypatch, save, minutes, expected):
-    clock = Clock(monkeypatch, save)
-    folder = open_run(tmp_path, {}, upkeep=Upkeep(minutes, keep=99))
-    run(count, jnp.float32(0), 20, chunk=2, folder=folder, progress=False, on_chunk=clock.chunks(25.0))
-    assert steps_in(tmp_path) == expected
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_long_single_step_is_not_warned_of(tmp_path, monkeypatch):
-    clock = Clock(monkeypatch)
-    how = {"progress": False, "on_chunk": clock.chunks(500.0)}
-    run(count, jnp.float32(0), 3, chunk=1, folder=open_run(tmp_path, {}), **how)
-
-
-def test_a_chunk_of_minutes_is_warned_of(tmp_path, monkeypatch):
-    clock = Clock(monkeypatch)
-    how = {"progress": False, "on_chunk": clock.chunks(121.0)}
-    with pytest.warns(UserWarning, match="a chunk of 5 steps took 121 s, and nothing is saved within one"):
-        run(count, jnp.float32(0), 10, chunk=5, folder=open_run(tmp_path, {}), **how)
-
-
-@pytest.mark.parametrize(("keep", "expected"), [(1, [20]), (3, [16, 18, 20])])
-def test_as_many_checkpoints_are_kept_as_were_asked_for(tmp_path, keep, expected):
-    folder = open_run(tmp_path, {}, upkeep=Upkeep(keep=keep))
-    run(count, jnp.float32(0), 20, chunk=2, folder=folder, checkpoint_every=2, progress=False)
-    assert steps_in(tmp_path) == expected
-
-
-@pytest.mark.parametrize(("upkeep", "got"), [(Upkeep(keep=0), "0 and 1.0"), (Upkeep(-1.0), "2 and -1.0")])
-def test_upkeep_that_cannot_be(tmp_path, upkeep, got):
-    with pytest.raises(
-        ValueError, match=f"keep must be at least 1, and checkpoint_minutes at least 0; got {got}"
-    ):
-        open_run(tmp_path / "run", {}, upkeep=upkeep)
-    assert not (tmp_path / "run").exists()
-
-
-def wave(state):
-    """Return metrics with their best at step 8: chunks of 4, members of 2, one of them without an episode."""
-    height = jnp.where((state >= 4) & (state < 8), 5.0, 1.0)
-    return state + 1, {"loss": height, "return": jnp.stack([height, jnp.nan]), "none": jnp.nan * height}
-
-
-@pytest.mark.parametrize(("metric", "best"), [("return", 8), ("loss", 4), ("none", None), (None, None)])
-def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, metric, best):
-    how = {"chunk": 4, "checkpoint_every": 4, "progress": False}
-    upkeep = Upkeep(keep=1, best=metric)
-    run(wave, jnp.float32(0), 20, folder=open_run(tmp_path, {}, upkeep=upkeep), **how)
-    assert steps_in(tmp_path) == ([20] if best is None else [best, 20])
-    folder = open_run(tmp_path, {}, resume=True, upkeep=upkeep)
-    if best is None:
-        assert keeper.read_best(folder) is None
-        return
-    value = {"return": 5.0, "loss": 1.0}[metric]
-    assert keeper.read_best(folder) == {"metric": metric, "step": best, "value": value}
-    state, step = checkpoint.restore(tmp_path, jnp.float32(0), step=best)
-    assert step == best and float(state) == best
-    run(wave, jnp.float32(0), 40, folder=folder, **how)
-    assert steps_in(tmp_path) == [best, 40]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("{torn", "[]", '{"metric": "loss", "step": 4}', '{"metric": 1, "step": 4, "value": 0}'),
-        '{"metric": "return", "step": 5, "value": 9.0}',  # a checkpoint that is not there
-    ],
-)
-def test_a_damaged_note_of_the_best_is_no_hindrance(tmp_path, content):
-    how = {"chunk": 4, "checkpoint_every": 4, "progress": False}
-    upkeep = Upkeep(keep=1, best="return")
-    run(wave, jnp.float32(0), 8, folder=open_run(tmp_path, {}, upkeep=upkeep), **how)
-    (tmp_path / "best.json").write_text(content)
-    run(wave, jnp.float32(0), 12, folder=open_run(tmp_path, {}, resume=True, upkeep=upkeep), **how)
-    assert json.loads((tmp_path / "best.json").read_text()) == {"metric": "return", "step": 12, "value": 1.0}
-
-
-def test_a_best_that_lies_ahead_of_the_run_counts_no_more():
-    """After a damaged checkpoint a run goes on from an earlier one, and takes those steps again."""
-    was, metrics = {"metric": "loss", "step": 12, "value": 0.1}, {"loss": np.ones(4)}
-    assert keeper._choose("loss", was, 12, metrics) == was
-    assert keeper._choose("loss", was, 8, metrics) == {"metric": "loss", "step": 8, "value": 1.0}
-
-
-def test_a_stage_without_the_metric_says_which_it_has_and_goes_on(tmp_path):
-    folder = open_run(tmp_path, {}, upkeep=Upkeep(best="return")).sub("pretrain")
-    with pytest.warns(
-        UserWarning, match="keep_best=return is no metric of .*pretrain, .* it has loss"
-    ) as said:
-        run(count, jnp.float32(0), 8, chunk=2, folder=folder, checkpoint_every=2, progress=False)
-    assert len(said) == 1 and steps_in(folder.path) == [6, 8] and keeper.read_best(folder) is None
-
-
 class Memory:
     """What a compiler says of a program, in bytes."""
 
@@ -356,94 +222,3 @@ def test_a_device_without_memory_says_what_to_halve(capsys):
     assert stop.value.code == 2 and capsys.readouterr().err == "error: the device is out of memory\n"
     with pytest.raises(jax.errors.JaxRuntimeError), device_memory.explained_shortage({}):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-
-
-def fall(state):
-    """Fall until the root of what is below 0, at step 13; the metric that may be nan always is."""
-    members = state["x"] - jnp.array([1.0, 0.5])
-    loss = jnp.sqrt(members + 0.5)
-    return {"x": members}, {"loss": loss, "episode_return_last100": jnp.full(2, jnp.nan)}
-
-
-START = {"x": jnp.array([13.0, 100.0])}
-
-
-def test_a_replay_names_the_step_the_member_and_the_operation(tmp_path):
-    config = {"replay": False}
-    how = {"chunk": 5, "checkpoint_every": 5, "progress": False}
-    with pytest.raises(FloatingPointError, match=r"loss .* step 13 in members \[0\] of 2; .* --replay finds"):
-        run(fall, START, 30, folder=open_run(tmp_path, config), **how)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    folder = open_run(tmp_path, config, upkeep=Upkeep(replay=True))
-    with pytest.raises(FloatingPointError) as error:
-        run(fall, START, 30, folder=folder, **how)
-    text = str(error.value)
-    assert "loss is not finite at step 13 in members [0] of 2" in text
-    assert f"the first nan was made by sqrt at {__file__}:" in text
-    assert f"the state before step 13 is {tmp_path / 'fault' / 'checkpoint_000000013.npz'}" in text
-    state, step = checkpoint.restore(tmp_path / "fault", START)
-    assert step == 13 and state["x"].tolist() == [0.0, 93.5]
-    assert {path: path.read_bytes() for path in before} == before  # nothing else was touched
-
-
-def test_a_replay_reads_the_rows_and_what_is_frozen(tmp_path):
-    def step(state, row, frozen):
-        return state + row, {"loss": jnp.log(frozen["limit"] - state)}
-
-    rows = lambda first, steps: np.arange(first, first + steps, dtype=np.float32)
-    how = {"batches": rows, "frozen": {"limit": jnp.float32(20)}, "progress": False, "chunk": 4}
-    folder = open_run(tmp_path, {}, upkeep=Upkeep(replay=True))
-    message = r"loss is not finite at step 7; .*the first nan was made by log at "
-    with pytest.raises(FloatingPointError, match=message):  # 0 + 1 + ... + 6 = 21, without a checkpoint
-        run(step, jnp.float32(0), 30, folder=folder, **how)
-
-
-def test_a_replay_of_a_healthy_run_says_so_and_of_a_finished_one_returns_it(tmp_path):
-    how = {"chunk": 4, "progress": False}
-    run(count, jnp.float32(0), 4, folder=open_run(tmp_path, {}), **how)
-    replaying = lambda: open_run(tmp_path, {}, upkeep=Upkeep(replay=True))
-    with pytest.raises(ValueError, match="steps 4 to 7, taken one by one, are finite; continue"):
-        run(count, jnp.float32(0), 8, folder=replaying(), **how)
-    assert float(run(count, jnp.float32(0), 4, folder=replaying(), **how)[0]) == 4.0
-
-
-def test_the_first_nan_is_found_inside_compiled_loops():
-    def function(x):
-        jnp.log(-x)  # a nan on which the output does not depend
-        inner = lambda carry, _: (jax.nn.relu(carry) + jnp.arcsin(carry), None)
-        return jax.vmap(lambda y: jax.lax.scan(inner, y, None, 5)[0])(x)
-
-    assert "made by asin at" in find_first_nan(function, jnp.array([0.1, 0.9]))
-    assert find_first_nan(lambda x: 1.0 / x, jnp.zeros(2)).startswith("no operation made a nan")
-
-
-def test_a_run_folder_survives_a_full_disk_with_its_name(tmp_path, monkeypatch):
-    folder = open_run(tmp_path, {})
-
-    def full(file, **arrays):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="checkpoint_000000002.npz.*No space left on device.*no checkpoint"):
-        run(count, jnp.float32(0), 2, folder=folder, progress=False)
-    with pytest.raises(OSError, match=r"No space left on device: '.*result.json'"):
-        monkeypatch.setattr(os, "fsync", lambda file: full(file))
-        folder.write_json("result.json", {"a": 1})
-    assert not (tmp_path / "result.json").exists() and not list(tmp_path.glob(".result*"))
-
-
-def test_only_what_is_shown_in_a_history_is_recovered(tmp_path):
-    """A run whose metrics are gone goes on from its checkpoint, and ends in the same state."""
-    whole, _ = run(count, jnp.float32(0), 12, chunk=4, progress=False)
-    run(count, jnp.float32(0), 8, chunk=4, folder=open_run(tmp_path, {}), progress=False)
-    (tmp_path / "metrics.jsonl").unlink()
-    with pytest.warns(UserWarning, match="the metrics of steps 0 to 7 are lost"):
-        folder = open_run(tmp_path, {}, resume=True)
-        state, history = run(count, jnp.float32(0), 12, chunk=4, folder=folder, progress=False)
-    assert float(state) == float(whole)
-    np.testing.assert_array_equal(history["loss"], [np.nan] * 8 + [8.0, 9.0, 10.0, 11.0])
-    renamed = lambda state: (state + 1, {"other": state})
-    with pytest.warns(UserWarning, match="the metrics of steps 0 to 11 are lost"):
-        folder = open_run(tmp_path, {}, resume=True)
-        _, history = run(renamed, jnp.float32(0), 16, chunk=4, folder=folder, progress=False)
-    assert history.keys() == {"other"} and np.isnan(history["other"][:12]).all()

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.tokenizers import Tokenizer, character_tokenizer, save_tokenizer
+from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, character_tokenizer
 from jaxrl_align.nets.quantize import quantise_params
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.nets.transformer_config import RopeScaling

@@ -16,6 +16,7 @@ from jaxrl_align.rl.actor_critic import PPOHParams
 from jaxrl_align.runtime import checkpoint, loop
 from jaxrl_align.runtime.folder import open_run
 from jaxrl_align.runtime.loop import run
+from tests.runtime.counting import count
 
 
 def bits(tree):
@@ -30,11 +31,6 @@ def assert_same_history(a, b):
     for name in a:
         assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape
         assert a[name].tobytes() == b[name].tobytes(), name
-
-
-def count(state):
-    """Count up; the loss is the count before the step."""
-    return state + 1, {"loss": state}
 
 
 def test_run_equals_stepping_by_hand(problem):

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.runtime.folder import open_run
+from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.metrics import append_metrics, read_metrics, recover_metrics
+from tests.runtime.counting import count
 
 
 def test_every_float32_comes_back_exactly(tmp_path):
@@ -133,3 +136,20 @@ def test_the_peak_of_memory_is_the_process_own():
     assert held.nbytes >= 8e8 and 3e8 < after - before < 4.5e8
     if sys.platform == "linux":
         assert after < 8e8
+
+
+def test_only_what_is_shown_in_a_history_is_recovered(tmp_path):
+    """A run whose metrics are gone goes on from its checkpoint, and ends in the same state."""
+    whole, _ = run(count, jnp.float32(0), 12, chunk=4, progress=False)
+    run(count, jnp.float32(0), 8, chunk=4, folder=open_run(tmp_path, {}), progress=False)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.warns(UserWarning, match="the metrics of steps 0 to 7 are lost"):
+        folder = open_run(tmp_path, {}, resume=True)
+        state, history = run(count, jnp.float32(0), 12, chunk=4, folder=folder, progress=False)
+    assert float(state) == float(whole)
+    np.testing.assert_array_equal(history["loss"], [np.nan] * 8 + [8.0, 9.0, 10.0, 11.0])
+    renamed = lambda state: (state + 1, {"other": state})
+    with pytest.warns(UserWarning, match="the metrics of steps 0 to 11 are lost"):
+        folder = open_run(tmp_path, {}, resume=True)
+        _, history = run(renamed, jnp.float32(0), 16, chunk=4, folder=folder, progress=False)
+    assert history.keys() == {"other"} and np.isnan(history["other"][:12]).all()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.checks import check_counts, check_tokens
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets.transformer import SHARED, LanguageModel
 from jaxrl_align.text.completion import bucket_length
 from jaxrl_align.text.shared_prompt import count_virtual_tokens, read_shared_tokens

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.checks import check_counts
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.text.completion import check_special_tokens, check_temperature, pad_batch
 from jaxrl_align.text.generation import (

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxrl_align.checks import check_counts
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.evaluate.scoring.choices import Choices, encode_pairs, make_option_scorer, share_prefix
 from jaxrl_align.evaluate.scoring.stop_strings import GREEDY, make_text_writer
 from jaxrl_align.nets.transformer import LanguageModel

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxrl_align.checks import check_counts
-from jaxrl_align.data.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.evaluate.scoring.choices import Choices, encode_choices, encode_once
 from jaxrl_align.evaluate.tasks.task_format import Task
 from jaxrl_align.evaluate.tasks.task_items import Item, look_up

@@ -6,8 +6,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from jaxrl_align.data.chat import ChatTemplate
-from jaxrl_align.data.tokenizers import Tokenizer, backend_errors
+from jaxrl_align.data.tokens.backends import backend_errors
+from jaxrl_align.data.tokens.chat import ChatTemplate
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.runtime.huggingface.parts import need
 from jaxrl_align.typed import short
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.data.tokenizers import Tokenizer, load_tokenizer
+from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.runtime.huggingface.config import read_config
 from jaxrl_align.runtime.huggingface.entries import AdapterEntries, ConfigEntries, GenerationEntries

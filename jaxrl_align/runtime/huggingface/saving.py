@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_align.data.tokenizers import Tokenizer, save_tokenizer
+from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.runtime.huggingface.config import family_of, write_config
 from jaxrl_align.runtime.huggingface.families import FAMILIES

@@ -3,43 +3,22 @@
 All stand on the `tokenizers` library, whose `tokenizer.json` is the format they are read from and written to.
 """
 
-import contextlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrl_align.atomic import atomic_path
-from jaxrl_align.data.chat import ChatTemplate
-from jaxrl_align.typed import brief, naming, read_object, short
+from jaxrl_align.data.tokens.backends import backend_errors, read_backend
+from jaxrl_align.data.tokens.chat import ChatTemplate
+from jaxrl_align.typed import short
 from jaxrl_align.types import PaddedTokens
 
 PAD, STOP = "<pad>", "<stop>"
-MOST_GROWTH = 100
-"""Characters that a tokenizer's replacements may make of one: few make more than one."""
 OURS = {"pad_token": PAD, "eos_token": STOP}
-
-
-class _Named(TypedDict):
-    content: str
-
-
-class _Template(TypedDict):
-    name: str
-    template: str
-
-
-class TokenizerEntries(TypedDict, total=False):
-    """`tokenizer_config.json` and `special_tokens_map.json`: the entries that are read."""
-
-    pad_token: str | _Named
-    eos_token: str | _Named
-    bos_token: str | _Named
-    chat_template: str | list[_Template]
 
 
 class Tokenizer:
@@ -240,7 +219,7 @@ class Tokenizer:
         Raises:
           ValueError: if the file cannot be read, or ids 0 and 1 are not `<pad>` and `<stop>`.
         """
-        backend = _read_backend(path)
+        backend = read_backend(path)
         got = backend.id_to_token(0), backend.id_to_token(1)
         if got != (PAD, STOP):
             raise ValueError(f"tokens 0 and 1 of {path} must be {PAD} and {STOP}; got {got[0]} and {got[1]}")
@@ -308,107 +287,6 @@ def _single_tokens(characters: Iterable[str], unknown: str | None) -> tokenizers
     backend = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token=unknown))
     backend.add_special_tokens([PAD, STOP])
     return backend
-
-
-def load_tokenizer(
-    folder: str | Path, *, pad_token: str | None = None, stop_token: str | None = None
-) -> Tokenizer:
-    """Read any tokenizer from a local Hugging Face folder, with its special tokens and chat template.
-
-    Args:
-      folder: holds `tokenizer.json`, and what there is of `tokenizer_config.json`, `special_tokens_map.json`
-        and `chat_template.jinja`.
-      pad_token: text of the padding token, where the folder names none or another is wanted.
-      stop_token: likewise of the stop token.
-
-    Raises:
-      ValueError: for a file that cannot be read, or a special token outside the vocabulary.
-    """
-    given = {"pad_token": pad_token, "eos_token": stop_token}
-    with naming(folder):
-        return _load(Path(folder), given)
-
-
-def _load(folder: Path, given: Mapping[str, str | None]) -> Tokenizer:
-    backend = _read_backend(folder / "tokenizer.json")
-    files = (folder / "special_tokens_map.json", folder / "tokenizer_config.json")
-    values: dict[str, Any] = {}
-    for path in files:
-        values |= read_object(path, TokenizerEntries) if path.is_file() else {}
-    special = {}
-    for name in ("pad_token", "eos_token", "bos_token"):
-        stated = values.get(name)
-        stated = stated["content"] if isinstance(stated, dict) else stated
-        if text := given.get(name) or stated:
-            special[name] = text
-    source = _chat_source(folder, values)
-    template = None if source is None else ChatTemplate(source, special, f"of {folder}")
-    return Tokenizer(backend, special, template, str(folder))
-
-
-def save_tokenizer(folder: str | Path, tokenizer: Tokenizer) -> None:
-    """Write a tokenizer into an existing folder, as `load_tokenizer` and `transformers` read it."""
-    folder = Path(folder)
-    tokenizer.save(folder / "tokenizer.json")
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special}
-    if tokenizer.chat_template is not None:
-        values["chat_template"] = tokenizer.chat_template.source
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    with atomic_path(folder / "tokenizer_config.json") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _read_backend(path: str | Path) -> tokenizers.Tokenizer:
-    with backend_errors(f"cannot read a tokenizer from {path}"):
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    if (growth := max(_growth(backend.normalizer), _growth(backend.decoder))) > MOST_GROWTH:
-        raise ValueError(
-            f"{path} must not make texts more than {MOST_GROWTH} times longer; its Replace and Prepend steps "
-            f"make one character {growth}"
-        )
-    # What a model was trained with may have cut and filled its texts; here the caller does.
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
-
-
-def _growth(part: Any) -> int:
-    """Return how many characters a normaliser's or decoder's steps, one after the other, make of one."""
-    waiting, growth = [] if part is None else [json.loads(part.__getstate__())], 1
-    while waiting:
-        step = waiting.pop()
-        if step.get("type") in ("Replace", "Prepend"):
-            growth *= max(1, len(step.get("content") or step.get("prepend") or ""))
-        waiting += step.get("normalizers") or step.get("decoders") or []
-    return growth
-
-
-@contextlib.contextmanager
-def backend_errors(place: str) -> Iterator[None]:
-    """Make a ValueError, which names a place, of what the tokenizers library raises within.
-
-    That is bare `Exception`, and where its Rust panics an error that is no `Exception`.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ValueError(f"{place}: {brief(error)}") from error
-        raise
-
-
-def _chat_source(folder: Path, values: Mapping[str, Any]) -> str | None:
-    """Return the chat template: a file of its own, or an entry, which may hold several by name."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text ({error}); download it again") from error
-    source = values.get("chat_template")
-    if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    return source
 
 
 def left_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> PaddedTokens:

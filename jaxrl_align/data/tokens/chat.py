@@ -48,7 +48,7 @@ class ChatTemplate:
         try:
             import jinja2
 
-            from jaxrl_align.data.chat_sandbox import BoundedEnvironment
+            from jaxrl_align.data.tokens.chat_sandbox import BoundedEnvironment
         except ImportError as error:
             raise ImportError("chat templates need jinja2; pip install 'jaxrl-align[hf]'") from error
         if len(self.source) > LONGEST:
