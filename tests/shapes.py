@@ -1,4 +1,4 @@
-"""Shapes of published families, as small as they get. Their import starts no device, so a process may fork."""
+"""Shapes of published families, as small as they get; importing them starts no device."""
 
 from jaxrl_align.nets.transformer import TransformerConfig
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jaxrl_align.runtime.huggingface.patterns import is_whole_match
+from jaxrl_align.runtime.huggingface.adapters.patterns import is_whole_match
 
 NAMES = (
     *(

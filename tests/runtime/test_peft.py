@@ -12,8 +12,8 @@ import pytest
 
 from jaxrl_align import nets
 from jaxrl_align.runtime.huggingface import FAMILIES, load_adapter, load_model, save_adapter
+from jaxrl_align.runtime.huggingface.adapters.peft_config import read_adapter
 from jaxrl_align.runtime.huggingface.config import family_of
-from jaxrl_align.runtime.huggingface.peft_config import read_adapter
 from tests.runtime.make_huggingface_fixtures import draw_tokens
 from tests.runtime.make_peft_folders import FIXTURE, KEPT, draw_adapter, draw_part, draw_tuning, program
 from tests.runtime.test_huggingface import assert_same, make_folder, save_file

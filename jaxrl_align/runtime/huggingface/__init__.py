@@ -8,6 +8,7 @@ within. `peft.py` loads and saves PEFT's adapter folders, `peft_config.py` and `
 their two files.
 """
 
+from jaxrl_align.runtime.huggingface.adapters.peft import load_adapter, save_adapter
 from jaxrl_align.runtime.huggingface.families import FAMILIES
 from jaxrl_align.runtime.huggingface.gguf import import_gguf, load_gguf
 from jaxrl_align.runtime.huggingface.models import (
@@ -16,7 +17,6 @@ from jaxrl_align.runtime.huggingface.models import (
     load_model,
     load_reward_model,
 )
-from jaxrl_align.runtime.huggingface.peft import load_adapter, save_adapter
 from jaxrl_align.runtime.huggingface.saving import save_model, save_reward_model
 
 # fmt: off

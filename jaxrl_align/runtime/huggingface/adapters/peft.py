@@ -23,10 +23,10 @@ from jaxrl_align.nets.kinds import KINDS, Tuning
 from jaxrl_align.nets.quantize import kernel_shape
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.runtime.checkpoint import fingerprint
+from jaxrl_align.runtime.huggingface.adapters.peft_config import read_adapter, write_adapter
+from jaxrl_align.runtime.huggingface.adapters.peft_tensors import adapter_shapes, read_part, write_part
 from jaxrl_align.runtime.huggingface.config import family_of
 from jaxrl_align.runtime.huggingface.families import FAMILIES
-from jaxrl_align.runtime.huggingface.peft_config import read_adapter, write_adapter
-from jaxrl_align.runtime.huggingface.peft_tensors import adapter_shapes, read_part, write_part
 from jaxrl_align.runtime.huggingface.saving import check_new
 from jaxrl_align.runtime.huggingface.storage import (
     check_floats,

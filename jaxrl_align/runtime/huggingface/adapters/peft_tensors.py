@@ -9,8 +9,8 @@ import numpy as np
 from jaxrl_align.nets.kinds import Tuning, column_norms
 from jaxrl_align.nets.quantize import dequantise, is_packed
 from jaxrl_align.nets.transformer import TransformerConfig
+from jaxrl_align.runtime.huggingface.adapters.peft_config import Adapter, Module, linear_modules, write_scales
 from jaxrl_align.runtime.huggingface.families import Family
-from jaxrl_align.runtime.huggingface.peft_config import Adapter, Module, linear_modules, write_scales
 from jaxrl_align.types import Params
 
 _BEFORE = "base_model.model."

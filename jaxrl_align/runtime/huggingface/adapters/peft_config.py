@@ -14,10 +14,10 @@ import numpy as np
 
 from jaxrl_align.nets.quantize import kernel_shape
 from jaxrl_align.nets.transformer import TransformerConfig
+from jaxrl_align.runtime.huggingface.adapters.patterns import is_whole_match
 from jaxrl_align.runtime.huggingface.entries import AdapterEntries
 from jaxrl_align.runtime.huggingface.families import Family
 from jaxrl_align.runtime.huggingface.parts import need
-from jaxrl_align.runtime.huggingface.patterns import is_whole_match
 from jaxrl_align.runtime.huggingface.tensors import param_shapes
 from jaxrl_align.typed import naming, read_object
 
