@@ -31,7 +31,7 @@ class LMHParams(NamedTuple):
 
 
 def packed_batch(packed: Any) -> TokenBatch:
-    """Return rows of `data.packing.pack` as a `TokenBatch`: all tokens but each document's first count."""
+    """Return rows of `data.pack` as a `TokenBatch`: all tokens but each document's first count."""
     segments = jnp.asarray(packed.segments)
     real = (segments > 0).astype(jnp.float32)
     return TokenBatch(jnp.asarray(packed.tokens), real, real, segments)
@@ -134,7 +134,7 @@ def stream_windows(
     """Return `(first_step, steps) -> TokenBatch` of [steps, B, L + 1]: windows of a text on the host.
 
     `runtime.loop.run(learner.step, ..., batches=stream_windows(open_tokens(path), ...))` trains on a file
-    that is larger than memory; see `data.streams.stream_rows`, which draws the windows.
+    that is larger than memory; see `data.stream_rows`, which draws the windows.
     """
     rows = stream_rows(tokens, batch_size=batch_size, length=length, seed=seed)
 
