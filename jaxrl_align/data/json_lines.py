@@ -146,8 +146,9 @@ def stream_jsonl(
     Which rows a step reads is a function of the seed and the step's number (`data.shuffled_rows`), so that a
     run that goes on reads what it would have read, and any number of processes read the same batches.
 
-    A row is read from where it lies: of 200 MB in rows of 200 bytes about 70,000 a second are read shuffled,
-    parsed and made one array; with 8 MB of memory for their places. (PLACEHOLDER)
+    A row is read from where it lies. Measured on 200 MB in 912,337 rows of 28 tokens, in the page cache: rows
+    found in 0.3 s; 78,000 rows a second of the processor shuffled, 149,000 in the file's order by a plain
+    loop; 10 MiB of memory, of which 7 are the rows' places.
 
     Args:
       lines: of `open_jsonl`; equal on all processes.
