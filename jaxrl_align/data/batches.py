@@ -98,9 +98,8 @@ def shuffled_rows(places: ArrayLike, *, num_rows: int, seed: int) -> np.ndarray:
 def _permute_cells(cells: np.ndarray, keys: np.ndarray, num_rows: int) -> np.ndarray:
     """Permute the cells [n] of a grid a little larger than the rows, under keys [n, rounds]."""
     columns = math.isqrt(num_rows - 1) + 1
-    columns += (
-        columns % 2
-    )  # cycles of even length are odd permutations: without any, half of all were missing
+    # Cycles of even length are odd permutations: without any, half of all permutations would be missing.
+    columns += columns % 2
     height, width = np.uint64(-(-num_rows // columns)), np.uint64(columns)
     column, line = np.divmod(cells, height)
     for i in range(0, _ROUNDS, 2):

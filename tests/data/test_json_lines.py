@@ -31,7 +31,7 @@ def paths(tmp_path):
     texts = [
         "\n\n" + "\n".join(LINES[:10]) + "\n",
         " \n",
-        "\r\n \t\r\n".join(LINES[10:22]) + "\n\n",
+        "\r\n \t\f\r\n".join(LINES[10:22]) + "\n\n",
         LINES[22],
     ]
     found = [tmp_path / f"part-{i}.jsonl" for i in range(len(texts))]
@@ -45,6 +45,9 @@ def test_rows_are_found_in_any_order(paths):
     assert len(lines) == 23
     rows = [22, 0, 9, 10, 21, 10, 3]
     assert [row["id"] for row in lines.read(rows, dict)] == rows
+    seen = []
+    lines.read(rows, lambda fields: seen.append(fields["id"]))
+    assert seen == sorted(rows), "a disk is read in one direction"
     assert lines.read([7], dict) == [{"id": 7, "text": "éé"}] and lines.read([], dict) == []
     assert len(open_jsonl(str(paths[2]))) == 12
 
@@ -117,6 +120,7 @@ def test_a_bad_row_is_named_by_file_and_line(paths):
         (b"[1, 2]", "must be a JSON object; got list"),
         (b'{"id": ' + b"[" * 100 + b"]" * 100 + b"}", "more than 64 lists or objects"),
         (b'{"id": 1}', "encoding the row raised KeyError"),
+        (b'{"id": 1, "text": "", "lines": 2}', "first second$"),
         (b'{"id": 1, "text": 7}', "encoding the row raised TypeError"),
         (b'{"id": "one", "text": ""}', "invalid literal"),
         (
@@ -134,6 +138,8 @@ def test_what_is_wrong_with_a_row_is_said_in_one_line(tmp_path, spoilt, message)
         whole = encode(fields)
         if "wide" in fields:
             return whole._replace(id=np.zeros(2, np.int32))
+        if "lines" in fields:
+            raise ValueError("first\nsecond")
         if "half" in fields:
             return whole._replace(id=np.float16(1))
         return (
