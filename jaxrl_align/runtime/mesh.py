@@ -127,6 +127,19 @@ def spread(tree: Any, *, members: bool = False) -> Any:
     return jax.tree.map(put_on, tree, places)
 
 
+def put_weight(leaf: Any, *names: str) -> jax.Array:
+    """Return a language model's array from the host where it belongs: on the mesh that is set, or a device.
+
+    Args:
+      leaf: the same in every process.
+      names: its path, as in `placement.leaf_spec`.
+    """
+    if not is_meshed():
+        return jax.device_put(leaf)
+    mesh = jax.sharding.get_mesh()
+    return put_on(leaf, NamedSharding(mesh, PartitionSpec(*_spec_of(names, leaf, dict(mesh.shape), False))))
+
+
 def shardings(mesh: Mesh, tree: Any, *, members: bool = False) -> Any:
     """Return where the leaves of a tree, arrays or their shapes, belong on a mesh: a `NamedSharding` each."""
     sizes = dict(mesh.shape)
