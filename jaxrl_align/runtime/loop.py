@@ -20,7 +20,7 @@ from jaxrl_align.runtime.guards.device_memory import check_room, explained_short
 from jaxrl_align.runtime.guards.faults import replay
 from jaxrl_align.runtime.guards.interrupts import deferred_interrupts
 from jaxrl_align.runtime.keeper import Keeper
-from jaxrl_align.runtime.mesh import check_axes, is_meshed, settled, spread, spread_batch
+from jaxrl_align.runtime.mesh import check_axes, is_meshed, read_rows, settled, spread
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, recover_metrics
 
 FROZEN_FILE = "frozen.json"
@@ -106,7 +106,7 @@ def run(
 
     def draw(begin: int) -> tuple[int, Any]:
         end = min(begin - begin % chunk + chunk, num_steps)
-        return end, None if batches is None or begin == end else spread_batch(batches(begin, end - begin))
+        return end, None if batches is None or begin == end else read_rows(batches, begin, end - begin)
 
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
     advance = _compiled_chunk(take, state)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxrl_align.data.batches import HostBatches
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunConfig
 from jaxrl_align.runtime.loop import run
@@ -32,9 +33,11 @@ def main(config: Config) -> None:
     case = CASES[config.case]()
     folder = config.open_folder()
 
-    def batches(first: int, steps: int) -> TokenBatch:
+    def read(first: int, steps: int, rows: slice) -> TokenBatch:
+        if jax.process_count() > 1 and first > 0:  # the first step's shapes are asked of all
+            assert rows.stop - rows.start == config.rows // 2, rows
         draw = lambda step: np.random.default_rng(step).integers(0, VOCAB, (config.rows, 25), np.int32)
-        tokens = np.stack([draw(step) for step in range(first, first + steps)])
+        tokens = np.stack([draw(step)[rows] for step in range(first, first + steps)])
         ones = np.ones(tokens.shape, np.float32)
         return TokenBatch(tokens, ones, ones)
 
@@ -52,7 +55,7 @@ def main(config: Config) -> None:
         chunk=2,
         folder=folder,
         checkpoint_every=2,
-        batches=batches,
+        batches=HostBatches(config.rows, read),
         frozen=frozen,
         on_chunk=on_chunk,
     )
