@@ -21,22 +21,35 @@ BELOW = {
     "typed": set(),
     "checks": set(),
     "finite": {"types"},
-    "learner": {"types", "checks"},
+    "placement": set(),
+    "learner": {"types", "checks", "placement"},
     "losses": {"types"},
-    "nets": {"types", "typed"},
+    "nets": {"types", "typed", "placement"},
     "data": {"types", "typed", "atomic"},
     "feedback": {"types", "typed", "data"},
-    "envs": {"types", "checks", "losses"},
+    "envs": {"types", "checks", "placement", "losses"},
     "text": {"types", "checks", "losses", "nets", "data"},
-    "actors": {"types", "checks", "losses", "nets", "envs", "text"},
-    "rl": {"types", "checks", "learner", "losses"},
+    "actors": {"types", "checks", "placement", "losses", "nets", "envs", "text"},
+    "rl": {"types", "checks", "placement", "learner", "losses"},
     "pretrain": {"types", "learner", "losses", "nets", "data"},
-    "align": {"types", "checks", "learner", "losses", "nets", "feedback", "rl", "actors", "text", "pretrain"},
+    "align": {
+        "types",
+        "checks",
+        "placement",
+        "learner",
+        "losses",
+        "nets",
+        "feedback",
+        "rl",
+        "actors",
+        "text",
+        "pretrain",
+    },
     "evaluate": {"types", "typed", "checks", "losses", "nets", "data", "text", "pretrain", "runtime"},
-    "runtime": {"types", "typed", "atomic", "checks", "finite", "nets", "data"},
+    "runtime": {"types", "typed", "atomic", "checks", "finite", "placement", "nets", "data"},
 }
 """What each room may import besides itself; experiments and tests may import everything."""
-
+BELOW["align"] |= {"text", "pretrain"}
 BELOW["cli"] = set(BELOW)
 
 GUARDED = {"flax": "nets", "gymnax": "envs/registry.py"}

@@ -18,6 +18,7 @@ from jaxrl_align.runtime.guards.device_memory import check_room, explained_short
 from jaxrl_align.runtime.guards.faults import replay
 from jaxrl_align.runtime.guards.interrupts import deferred_interrupts
 from jaxrl_align.runtime.keeper import Keeper
+from jaxrl_align.runtime.mesh import check_axes, is_meshed, settled, spread, spread_batch
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, recover_metrics
 
 FROZEN_FILE = "frozen.json"
@@ -95,25 +96,25 @@ def run(
         return step(carry) if batches is None else step(carry, row)
 
     one = lambda carry: take(carry, jax.tree.map(lambda x: x[0], first), frozen)
+    state, frozen = spread(state), spread(frozen)
     done, state = _start(state, num_steps, folder, frozen)
     if folder is not None and folder.upkeep.replay and done < num_steps:
         _replay(lambda carry, row: take(carry, row, frozen), state, done, num_steps, batches, folder)
     history = _read_history(one, state, done, folder)
 
-    def advance(carry: Any, rows: Any, frozen: Any, size: int) -> tuple[Any, dict[str, Any]]:
-        return jax.lax.scan(lambda carry, row: take(carry, row, frozen), carry, rows, size)
-
     def draw(begin: int) -> tuple[int, Any]:
         end = min(begin - begin % chunk + chunk, num_steps)
-        return end, None if batches is None or begin == end else batches(begin, end - begin)
+        return end, None if batches is None or begin == end else spread_batch(batches(begin, end - begin))
 
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
-    advance = jax.jit(advance, static_argnums=3, donate_argnums=0)
+    advance = _compiled_chunk(take, state)
     config = {} if folder is None else folder.config
     with deferred_interrupts() as interrupted, explained_shortage(config):
         end, rows = draw(done)
         if done < num_steps:
-            check_room(advance.lower(state, rows, frozen, end - done).compile(), config)
+            lowered = advance.lower(state, rows, frozen, end - done)
+            check_axes(lowered, state, frozen)
+            check_room(lowered.compile(), config)
         keeper = Keeper(folder, checkpoint_every)
         while done < num_steps:
             state, metrics = advance(state, rows, frozen, end - done)
@@ -130,6 +131,16 @@ def run(
             if stop or (done == num_steps and interrupted()):  # of one that came in the last save nobody asks
                 raise KeyboardInterrupt(interrupted())
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
+
+
+def _compiled_chunk(take: Step, state: Any) -> Any:
+    """Return `(state, rows, frozen, steps) -> (state, metrics)`, jitted; it consumes the state."""
+
+    def advance(carry: Any, rows: Any, frozen: Any, size: int) -> tuple[Any, dict[str, Any]]:
+        return jax.lax.scan(lambda carry, row: take(carry, row, frozen), carry, rows, size)
+
+    places = {"out_shardings": settled(state)} if is_meshed() else {}
+    return jax.jit(advance, static_argnums=3, donate_argnums=0, **places)
 
 
 def _check_arguments(
