@@ -1,0 +1,62 @@
+"""Sizes of large models from compiled programs: what is read from their text, and a tiny run."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = str(Path(__file__).parents[2] / "experiments" / "benchmarks")
+
+PROGRAM = """
+%body (p: f32[2,4,8]) -> f32[2,4,16] {
+  %p = bf16[2,4,8]{2,1,0} parameter(0)
+  %w = bf16[2,8,16]{2,1,0} parameter(1)
+  ROOT %y = f32[2,4,16]{2,1,0} dot(%p, %w), lhs_batch_dims={0}, lhs_contracting_dims={2}
+}
+
+ENTRY %main (a: f32[2,4,8]) -> f32[2,4,16] {
+  %loop = f32[2,4,16] while(%a), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %x = bf16[4,32] parameter(0)
+  %k = bf16[32,5] parameter(1)
+  ROOT %z = bf16[4,5]{1,0:T(8,128)} convolution(%x, %k), dim_labels=bf_io->bf
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def scale():
+    sys.path.insert(0, BENCHMARKS)
+    yield importlib.import_module("scale")
+    sys.path.remove(BENCHMARKS)
+
+
+def test_products_of_a_program(scale):
+    assert scale.list_products(PROGRAM, turns=7) == [
+        (2 * 4 * 5 * 32, 2 * (4 * 5 + 4 * 32 + 32 * 5), 1),
+        (2 * 2 * 4 * 16 * 8, 4 * 2 * 4 * 16 + 2 * (2 * 4 * 8 + 2 * 8 * 16), 3),
+    ]
+
+
+def test_a_tpus_product_of_stacks_is_a_dilated_convolution(scale):
+    line = "convolution(%a, %b), window={size=8x3 stride=7x1 lhs_dilate=8x1}, dim_labels=01bf_01io->01bf"
+    assert scale.contracted(line, [8, 3, 4, 5], [8, 3, 5, 6]) == 3 * 5
+
+
+def test_rings_through_hosts_have_all_their_cards(scale):
+    """450 GB/s within a host; 8 cards of 50 GB/s for all chips of several hosts, one for one of each."""
+    speed = lambda fsdp, model, devices: scale.link(
+        scale.CHIPS["cuda"], {"fsdp": fsdp, "model": model}, devices
+    )
+    assert [speed(8, 1, 8), speed(64, 1, 64), speed(8, 8, 8), speed(32, 8, 32)] == [450e9, 400e9, 450e9, 50e9]
+
+
+@pytest.mark.slow
+def test_a_tiny_model_in_all_ways():
+    command = [sys.executable, f"{BENCHMARKS}/scale.py", "--quick"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+    rows = re.findall(r"^\| tiny (\w+) 2 \|(.*)$", said, re.M)
+    assert [way for way, _ in rows] == ["full", "LoRA", "QLoRA", "RLHF"]
+    assert all(re.search(r"\d+ all-(gather|reduce)", row) for _, row in rows)
