@@ -1,5 +1,6 @@
 """The host loop: drives a pure step in compiled chunks, with progress, metrics and checkpoints."""
 
+import json
 import re
 import sys
 import time
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from jaxrl_align.finite import check_finite
 from jaxrl_align.runtime import checkpoint
+from jaxrl_align.runtime.devices.hosts import exchange
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.guards.device_memory import check_room, explained_shortage
 from jaxrl_align.runtime.guards.faults import replay
@@ -122,14 +124,15 @@ def run(
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             if on_chunk is not None:
                 on_chunk(end, state, metrics)
-            stop = interrupted()
-            save = bool(stop) or end == num_steps or keeper.is_due(done, end)
+            stop, due = _decide(interrupted(), keeper.is_due(done, end))
+            save = bool(stop) or end == num_steps or due
             _keep(state, metrics, done, end, folder, keeper if save else None)
             history.append(metrics)
             done, (end, rows) = end, following
             report(done, {name: metrics[name] for name in show if name in metrics})
-            if stop or (done == num_steps and interrupted()):  # of one that came in the last save nobody asks
-                raise KeyboardInterrupt(interrupted())
+            stop = stop or (interrupted() if done == num_steps else 0)  # none asks after the last save
+            if stop:
+                raise KeyboardInterrupt(stop)
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
 
 
@@ -141,6 +144,12 @@ def _compiled_chunk(take: Step, state: Any) -> Any:
 
     places = {"out_shardings": settled(state)} if is_meshed() else {}
     return jax.jit(advance, static_argnums=3, donate_argnums=0, **places)
+
+
+def _decide(stop: int, due: bool) -> tuple[int, bool]:
+    """Return what all processes do: stop if any was told to, save by the first one's clock."""
+    told = [json.loads(text) for text in exchange(json.dumps([stop, due]))]
+    return max(number for number, _ in told), told[0][1]
 
 
 def _check_arguments(

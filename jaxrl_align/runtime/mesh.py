@@ -31,11 +31,14 @@ def use_cpu_devices(count: int | None = None) -> None:
     """Let XLA present every CPU core as a device; call this before JAX makes its first array.
 
     One CPU device spreads only its large operations over the cores, so members with small networks leave all
-    but one idle. Once JAX has started this does nothing; where a GPU or TPU is the default it goes unused.
+    but one idle. A number that JAX_NUM_CPU_DEVICES gives stays. Once JAX has started this does nothing; where
+    a GPU or TPU is the default it goes unused.
 
     Args:
       count: the number of devices; None means the cores that this process may use.
     """
+    if count is None and "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
     if count is None:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -62,9 +65,11 @@ def make_mesh(text: str, *, members: int = 1) -> Mesh:
     else:
         sizes = _read_sizes(text)
     if math.prod(sizes.values()) != len(devices):
+        count = math.prod(sizes.values())
+        more = f", or JAX_NUM_CPU_DEVICES={count} to try it" if devices[0].platform == "cpu" else ""
         raise ValueError(
             f"--mesh must use all of the {len(devices)} {devices[0].platform} devices; got {text}, which are "
-            f"{math.prod(sizes.values())}; for example --mesh data={len(devices)}"
+            f"{count}; for example --mesh data={len(devices)}{more}"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -119,7 +124,7 @@ def spread(tree: Any, *, members: bool = False) -> Any:
         return tree
     mesh = jax.sharding.get_mesh()
     places = shardings(mesh, tree, members=members)
-    return jax.tree.map(_put, tree, places)
+    return jax.tree.map(put_on, tree, places)
 
 
 def shardings(mesh: Mesh, tree: Any, *, members: bool = False) -> Any:
@@ -192,13 +197,13 @@ def spread_batch(rows: Any) -> Any:
 
     def put(x: Any) -> jax.Array:
         spec = (None, ROWS) + (None,) * (np.ndim(x) - 2) if np.ndim(x) > 1 else ()
-        return _put(x, NamedSharding(mesh, PartitionSpec(*fit_spec(np.shape(x), spec, sizes))))
+        return put_on(x, NamedSharding(mesh, PartitionSpec(*fit_spec(np.shape(x), spec, sizes))))
 
     return jax.tree.map(put, rows)
 
 
 def settled(state: Any) -> Any:
-    """Return the `out_shardings` of a step on the mesh that is set: the state stays, metrics go everywhere."""
+    """Return the `out_shardings` of a step on the mesh that is set: state as it is, metrics everywhere."""
     everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
     return jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
 
@@ -224,11 +229,17 @@ def check_axes(lowered: Any, state: Any, frozen: Any) -> None:
             )
 
 
-def _put(leaf: Any, place: NamedSharding) -> jax.Array:
+def put_on(leaf: Any, place: jax.sharding.Sharding) -> jax.Array:
+    """Return an array on the devices of a sharding, which may be other processes' too.
+
+    Args:
+      leaf: an array on devices, or one on the host that is the same in every process.
+      place: where it goes.
+    """
     if isinstance(leaf, jax.Array) and (leaf.sharding == place or not leaf.is_fully_addressable):
         return leaf if leaf.sharding == place else jax.jit(lambda x: x, out_shardings=place)(leaf)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        words = _put(np.asarray(jax.random.key_data(leaf)), place)
+        words = put_on(np.asarray(jax.random.key_data(leaf)), place)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
     if jax.process_count() == 1:
         return jax.device_put(leaf, place)
