@@ -39,7 +39,7 @@ from jaxrl_align import align, nets, pretrain
 from jaxrl_align.actors import Frozen
 from jaxrl_align.nets import TransformerConfig
 from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.collectives import count_lines, list_collectives, size_of
+from jaxrl_align.runtime.devices.collectives import count_lines, list_collectives, size_of
 from jaxrl_align.runtime.mesh import shardings, use_cpu_devices
 from jaxrl_align.text import TextConfig
 from jaxrl_align.types import Learner, PaddedTokens
@@ -177,13 +177,9 @@ def compile_step(way: str, shape: TransformerConfig, mesh: Mesh, rows: int, rank
         return step.lower(placed(state), None, placed(frozen)).compile()
 
 
-class Row(NamedTuple):
+class Costs(NamedTuple):
     """What a compiled step costs each chip."""
 
-    held: float
-    """Bytes of state and frozen weights."""
-    temporary: float
-    """Bytes beside them."""
     flops: float
     """Of the matrix products, all that are computed again included."""
     computing: float
@@ -195,7 +191,7 @@ class Row(NamedTuple):
 
 
 _DEFINED = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ")
-_PRODUCT = re.compile(r"= (\S+) (?:dot|convolution)\(%?([\w.-]+), %?([\w.-]+)\)")
+_PRODUCT = re.compile(r"= (\S+) dot\(%?([\w.-]+), %?([\w.-]+)\).*lhs_contracting_dims=\{([\d,]*)\}")
 _DIMENSIONS = re.compile(r"\[([\d,]*)\]")
 
 
@@ -203,19 +199,6 @@ def dimensions(shape: str) -> list[int]:
     """Return the dimensions of the first array of a shape as XLA writes it."""
     found = _DIMENSIONS.search(shape)
     return [int(d) for d in found[1].split(",") if d] if found else []
-
-
-def contracted(line: str, left: list[int], right: list[int]) -> int:
-    """Return how many products each element of a result sums; a TPU's compiler writes convolutions."""
-    if axes := re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line):
-        return int(np.prod([left[int(i)] for i in axes[1].split(",")]))
-    labels = re.search(r"dim_labels=\w+_(\w+)->", line)
-    sizes = re.search(r"window=\{.*?size=([\dx]+)", line)
-    dilated = re.search(r"lhs_dilate=([\dx]+)", line)
-    size = [int(n) for n in sizes[1].split("x")] if sizes else []
-    spread = [int(n) for n in dilated[1].split("x")] if dilated else [1] * len(size)
-    window = [n for n, d in zip(size, spread, strict=True) if d == 1]
-    return right[labels[1].index("i")] * int(np.prod(window)) if labels else 0
 
 
 def list_products(text: str, turns: int) -> list[tuple[float, float, int]]:
@@ -226,14 +209,14 @@ def list_products(text: str, turns: int) -> list[tuple[float, float, int]]:
     for line, times in lines:
         if product := _PRODUCT.search(line):
             result, left, right = product[1], shapes[product[2]], shapes[product[3]]
-            depth = contracted(line, dimensions(left), dimensions(right))
-            flops = 2.0 * np.prod(dimensions(result)) * depth
+            summed = [dimensions(left)[int(axis)] for axis in product[4].split(",")]
+            flops = 2.0 * np.prod(dimensions(result)) * np.prod(summed)
             rows.append((flops, sum(size_of(shape) for shape in (result, left, right)), times))
     return rows
 
 
-def measure(compiled: Any, chip: Chip, mesh: Mesh, turns: int) -> Row:
-    """Read a compiled step: what it holds, computes and exchanges, and the time of each by the roofline."""
+def measure(compiled: Any, chip: Chip, mesh: Mesh, turns: int) -> Costs:
+    """Read a compiled step: what it computes and exchanges, and the time of each by the roofline."""
     text, memory = compiled.as_text(), compiled.memory_analysis()
     products = list_products(text, turns)
     computing = sum(n * max(flops / chip.flops, size / chip.bandwidth) for flops, size, n in products)
@@ -246,9 +229,7 @@ def measure(compiled: Any, chip: Chip, mesh: Mesh, turns: int) -> Row:
         times, size = kinds.get(row.kind, (0, 0.0))
         kinds[row.kind] = times + row.times, size + received
         exchanging += received / link(chip, dict(mesh.shape), row.devices)
-    flops = sum(n * flops for flops, _, n in products)
-    held = memory.argument_size_in_bytes
-    return Row(held, memory.temp_size_in_bytes, flops, computing, exchanging, kinds)
+    return Costs(sum(n * flops for flops, _, n in products), computing, exchanging, kinds)
 
 
 def link(chip: Chip, sizes: dict[str, int], devices: int) -> float:
@@ -265,23 +246,22 @@ def show(seconds: float) -> str:
     return f"{seconds * 1e3:,.0f} ms" if seconds < 10 else f"{seconds:,.0f} s"
 
 
-def write_row(label: str, row: Row, chip: Chip) -> str:
-    """Return a line of the table."""
-    low, high = max(row.computing, row.exchanging), row.computing + row.exchanging
-    whole = row.held + row.temporary
-    kinds = "; ".join(f"{n:,} {kind} {size / 1e9:,.1f}" for kind, (n, size) in sorted(row.exchanged.items()))
-    cells = [
-        f"{row.held / 1e9:,.1f}",
-        f"{row.temporary / 1e9:,.1f}",
-        "yes" if whole < chip.memory else "no",
-        f"{row.flops / 1e12:,.1f}",
-        kinds or "none",
-        f"{show(low)} to {show(high)}" if high > 1.01 * low else show(high),
-    ]
-    return f"| {label} | " + " | ".join(cells) + " |"
+def write_memory(compiled: Any, chip: Chip) -> str:
+    """Return the columns of the table on memory."""
+    memory = compiled.memory_analysis()
+    held, beside = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return f"{held / 1e9:,.1f} | {beside / 1e9:,.1f} | {'yes' if held + beside < chip.memory else 'no'}"
 
 
-HEAD = """| model, way, chips | held, GB | beside, GB | fits | TFLOP | exchanges: times, kind, GB | step, estimate |
+def write_costs(costs: Costs) -> str:
+    """Return the columns of the table on computing and exchanging."""
+    low, high = max(costs.computing, costs.exchanging), costs.computing + costs.exchanging
+    kinds = [f"{n:,} {kind} {size / 1e9:,.1f}" for kind, (n, size) in sorted(costs.exchanged.items())]
+    step = f"{show(low)} to {show(high)}" if high > 1.01 * low else show(high)
+    return f"{costs.flops / 1e12:,.1f} | {'; '.join(kinds) or 'none'} | {step}"
+
+
+HEAD = """| model, way, chips | held, GB | beside, GB | fits | TFLOP | exchanges: times, kind, GB | step |
 |---|---|---|---|---|---|---|"""
 
 
@@ -301,11 +281,15 @@ def main(config: Config) -> None:
             mesh = make_mesh(way, find_devices(compiler, chips))
             try:
                 compiled = compile_step(way, shape, mesh, config.rows * chips, config.rank)
-                line = write_row(label, measure(compiled, chip, mesh, length // 2), chip)
-            except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
-                needed = re.search(r"Used ([\d.]+)G of", str(error))
-                line = f"| {label} | {f'{needed[1]} in all' if needed else 'too much'} | | no | | | |"
-            print(line, flush=True)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                print(f"| {label} | | | no | | | |", flush=True)  # what does not fit a TPU's compiler refuses
+                continue
+            costs = " | | "
+            if compiler != "tpu":
+                costs = write_costs(measure(compiled, chip, mesh, length // 2))
+            print(f"| {label} | {write_memory(compiled, chip)} | {costs} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Exchanges read from the text of a compiled program: how often, how large, among how many."""
 
-from jaxrl_align.runtime.collectives import count_lines, list_collectives
+from jaxrl_align.runtime.devices.collectives import count_lines, list_collectives
 
 PROGRAM = """HloModule jit_step
 
@@ -25,9 +25,9 @@ PROGRAM = """HloModule jit_step
 ENTRY %main (a: f32[8]) -> f32[8] {
   %loop = f32[8]{0} while(%a), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %all = f32[8]{0} all-reduce(%loop), replica_groups={{0,1},{2,3}}, to_apply=%add, metadata={op_name="mean"}
-  ROOT %part = ((f32[8], s8[16]), (f32[2], s8[4])) reduce-scatter-start(%all, %b), replica_groups=mesh['a'=2,'b'=4,'c'=2] {'a','c'}, to_apply=%add
+  ROOT %part = ((f32[8], s8[16]), (f32[2], s8[4])) reduce-scatter-start(%all), replica_groups=mesh['a'=2,'b'=4,'c'=2] {'a','c'}
 }
-"""
+"""  # noqa: E501
 
 
 def test_exchanges_of_a_program():

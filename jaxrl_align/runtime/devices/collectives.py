@@ -45,9 +45,7 @@ def list_collectives(text: str, *, turns: int = 1) -> list[Collective]:
             operation = _OPERATION.search(line)
             shape = re.sub(r"\{[^}]*\}", "", exchange[1])
             if exchange[3] and shape.startswith("(") and exchange[2] != "all-reduce":
-                shape = _second_half(
-                    shape
-                )  # what an asynchronous one begins with: its operands, then results
+                shape = _second_half(shape)  # an asynchronous one lists its operands, then its results
             total[exchange[2], shape, operation[1] if operation else "", _group_size(line)] += times
     rows = [
         Collective(kind, shape, times, size_of(shape), operation, devices)
