@@ -3,7 +3,8 @@
 Shapes of Llama 3.2 1B and Llama 2 7B and 70B with the library's own learners and sharding rules: next-token
 training of all weights, of LoRA, and of LoRA over 4-bit weights, and a step of RLHF, which writes 1,024
 tokens behind each of its prompts, with LoRA, the base as its reference, and a reward model of the same size.
-Training lies on `fsdp` over all chips, RLHF on `model=8` within a host and `fsdp` across.
+Training lies on `fsdp` over all chips, RLHF on `model=8` within a host and `data` across: along `fsdp` all
+weights would be gathered again for every token that is written.
 
 Nothing runs and nothing is allocated: XLA's compilers for an H100 and for a TPU v5e compile for machines that
 they are told of. They need their wheels (`jax-cuda12-plugin`, `jax-cuda12-pjrt` and `nvidia-cuda-nvcc-cu12`;
@@ -160,10 +161,10 @@ def find_devices(compiler: str, chips: int) -> list:
 
 
 def make_mesh(way: str, devices: list) -> Mesh:
-    """Return `fsdp` over all chips; where text is written, `model` within groups of eight."""
-    model = min(8, len(devices)) if way == "RLHF" else 1
+    """Return `fsdp` over all chips; where text is written, `model` within groups of eight, `data` across."""
+    rows, model = ("data", min(8, len(devices))) if way == "RLHF" else ("fsdp", 1)
     grid = np.array(devices).reshape(-1, model)
-    return Mesh(grid, ("fsdp", "model"), axis_types=(AxisType.Auto,) * 2)
+    return Mesh(grid, (rows, "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def compile_step(way: str, shape: TransformerConfig, mesh: Mesh, rows: int, rank: int) -> Any:

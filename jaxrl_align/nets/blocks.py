@@ -235,14 +235,13 @@ def _attend_cudnn(
     """Return the same from cuDNN's kernel, which keeps nothing in between for the backward pass.
 
     Under `vmap` JAX wants the mask of every head, and the gradient an even length. The token that fills an
-    odd one up stands last and is read by itself alone; it reads all, so that its softmax is finite.
+    odd one up stands last, where no other reads it.
     """
     length, heads = query.shape[:2]
     odd = length % 2
     fill = lambda x: jnp.pad(x, ((0, odd), (0, 0), (0, 0)))
     if mask is not None:
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, odd)))
-        mask = jnp.pad(mask, ((0, 0), (0, odd), (0, 0)), constant_values=True)
+        mask = jnp.pad(mask, ((0, 0), (0, odd), (0, odd)))
         mask = jnp.broadcast_to(mask, (heads, *mask.shape[1:]))
     read = jax.nn.dot_product_attention(
         fill(query),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +39,31 @@ def test_products_of_a_program(scale):
         (2 * 4 * 5 * 32, 2 * (4 * 5 + 4 * 32 + 32 * 5), 1),
         (2 * 2 * 4 * 16 * 8, 4 * 2 * 4 * 16 + 2 * (2 * 4 * 8 + 2 * 8 * 16), 3),
     ]
+
+
+EXCHANGES = """
+ENTRY %main (a: f32[2,4,8]) -> f32[2,4,16] {
+  %x = bf16[1000,1000] parameter(0)
+  %y = bf16[1000,1000] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %g = bf16[500000] all-gather(%x), replica_groups=[1,64]<=[64]
+  %r = f32[1000] all-reduce(%x), replica_groups=[8,8]<=[64]
+  ROOT %s = bf16[1000] reduce-scatter(%x), replica_groups=[8,8]<=[64]
+}
+"""
+
+
+def test_the_time_of_a_step_is_the_rooflines(scale):
+    class Compiled:
+        as_text = lambda self: EXCHANGES
+        memory_analysis = lambda self: SimpleNamespace(alias_size_in_bytes=3.35e9)
+
+    mesh = SimpleNamespace(shape={"fsdp": 8, "model": 8})
+    costs = scale.measure(Compiled(), scale.CHIPS["cuda"], mesh, 1)
+    assert costs.flops == 2e9
+    # The product moves 6 MB, which take longer than 2 GFLOP; the state is read and written.
+    assert costs.computing == pytest.approx(max(2e9 / 989e12, 6e6 / 3.35e12) + 2e-3)
+    assert costs.exchanged == {"all-gather": (1, 1e6), "all-reduce": (1, 8e3), "reduce-scatter": (1, 16e3)}
+    assert costs.exchanging == pytest.approx(1e6 / 400e9 + 24e3 / 450e9)
 
 
 def test_rings_through_hosts_have_all_their_cards(scale):
