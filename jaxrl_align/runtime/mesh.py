@@ -9,14 +9,16 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxrl_align.data.batches import HostBatches
 from jaxrl_align.placement import AXES, DATA, FSDP, MEMBERS, MODEL, ROWS, Spec, fit_spec, weight_spec
+from jaxrl_align.runtime.devices.hosts import several
 
 AUTO = "auto"
 _ADVICE = {
@@ -127,6 +129,19 @@ def spread(tree: Any, *, members: bool = False) -> Any:
     return jax.tree.map(put_on, tree, places)
 
 
+def put_weight(leaf: Any, *names: str) -> jax.Array:
+    """Return a language model's array from the host where it belongs: on the mesh that is set, or a device.
+
+    Args:
+      leaf: the same in every process.
+      names: its path, as in `placement.leaf_spec`.
+    """
+    if not is_meshed():
+        return jax.device_put(leaf)
+    mesh = jax.sharding.get_mesh()
+    return put_on(leaf, NamedSharding(mesh, PartitionSpec(*_spec_of(names, leaf, dict(mesh.shape), False))))
+
+
 def shardings(mesh: Mesh, tree: Any, *, members: bool = False) -> Any:
     """Return where the leaves of a tree, arrays or their shapes, belong on a mesh: a `NamedSharding` each."""
     sizes = dict(mesh.shape)
@@ -184,22 +199,38 @@ def _count_members(state: Any) -> int:
     return members
 
 
-def spread_batch(rows: Any) -> Any:
-    """Return batches from the host, leaves [steps, B, ...], on the mesh that is set: B on `data` and `fsdp`.
+def read_rows(batches: Callable[[int, int], Any], first_step: int, steps: int) -> Any:
+    """Return batches from the host, [steps, B, ...], with B along `data` and `fsdp` of the mesh that is set.
 
-    Raises:
-      ValueError: if the devices do not divide the rows.
+    Of `data.HostBatches` a process reads only the rows that its own devices hold.
+
+    Args:
+      batches: `(first step, steps) -> tree of arrays`.
+      first_step: the number of the first.
+      steps: how many.
     """
     if not is_meshed():
-        return rows
+        return batches(first_step, steps)
     mesh = jax.sharding.get_mesh()
-    sizes = dict(mesh.shape)
+    if not (isinstance(batches, HostBatches) and several()):
+        return jax.tree.map(lambda x: put_on(x, _row_place(mesh, np.shape(x))), batches(first_step, steps))
+    count = batches.batch_size
+    indices: Any = _row_place(mesh, (steps, count)).addressable_devices_indices_map((steps, count))
+    bounds = [index[1].indices(count) for index in indices.values()]
+    begin, end = min(b[0] for b in bounds), max(b[1] for b in bounds)
 
-    def put(x: Any) -> jax.Array:
-        spec = (None, ROWS) + (None,) * (np.ndim(x) - 2) if np.ndim(x) > 1 else ()
-        return put_on(x, NamedSharding(mesh, PartitionSpec(*fit_spec(np.shape(x), spec, sizes))))
+    def put(own: np.ndarray) -> jax.Array:
+        shape = (steps, count, *own.shape[2:])
+        held = lambda index: slice(*(i - begin for i in index[1].indices(count)[:2]))
+        read = lambda index: own[:, held(index)]
+        return jax.make_array_from_callback(shape, _row_place(mesh, shape), read)
 
-    return jax.tree.map(put, rows)
+    return jax.tree.map(put, batches(first_step, steps, rows=slice(begin, end)))
+
+
+def _row_place(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    spec = (None, ROWS) + (None,) * (len(shape) - 2) if len(shape) > 1 else (None,) * len(shape)
+    return NamedSharding(mesh, PartitionSpec(*fit_spec(shape, spec, dict(mesh.shape))))
 
 
 def settled(state: Any) -> Any:
