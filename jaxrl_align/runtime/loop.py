@@ -15,12 +15,12 @@ from tqdm import tqdm
 from jaxrl_align.finite import check_finite
 from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.devices.hosts import agree, exchange
+from jaxrl_align.runtime.devices.spreading import check_axes, is_meshed, read_batches, settled, spread
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.guards.device_memory import check_room, explained_shortage
 from jaxrl_align.runtime.guards.faults import replay
 from jaxrl_align.runtime.guards.interrupts import deferred_interrupts
 from jaxrl_align.runtime.keeper import Keeper
-from jaxrl_align.runtime.mesh import check_axes, is_meshed, read_rows, settled, spread
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, recover_metrics
 
 FROZEN_FILE = "frozen.json"
@@ -106,7 +106,7 @@ def run(
 
     def draw(begin: int) -> tuple[int, Any]:
         end = min(begin - begin % chunk + chunk, num_steps)
-        return end, None if batches is None or begin == end else read_rows(batches, begin, end - begin)
+        return end, None if batches is None or begin == end else read_batches(batches, begin, end - begin)
 
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
     advance = _compiled_chunk(take, state)

@@ -16,8 +16,8 @@ import numpy as np
 from jaxrl_align.nets.quantize import is_packed, kernel_shape, quantise, quantise_params
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime.devices.hosts import gather
+from jaxrl_align.runtime.devices.spreading import put_weight
 from jaxrl_align.runtime.huggingface.families import Family
-from jaxrl_align.runtime.mesh import put_weight
 
 
 class Tensor(NamedTuple):
