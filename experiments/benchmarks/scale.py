@@ -41,7 +41,8 @@ from jaxrl_align.actors import Frozen
 from jaxrl_align.nets import TransformerConfig
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.devices.collectives import count_lines, list_collectives, size_of
-from jaxrl_align.runtime.mesh import shardings, use_cpu_devices
+from jaxrl_align.runtime.devices.spreading import shardings
+from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.text import TextConfig
 from jaxrl_align.types import Learner, PaddedTokens
 
@@ -262,7 +263,7 @@ def write_costs(costs: Costs) -> str:
     return f"{costs.flops / 1e12:,.1f} | {'; '.join(kinds) or 'none'} | {step}"
 
 
-HEAD = """| model, way, chips | held, GB | beside, GB | fits | TFLOP | exchanges: times, kind, GB | step |
+HEAD = """| program, chips | held, GB | beside | fits | TFLOP | exchanges: times, kind, GB | estimated step |
 |---|---|---|---|---|---|---|"""
 
 
