@@ -44,7 +44,7 @@ def list_collectives(text: str, *, turns: int = 1) -> list[Collective]:
         if exchange := _COLLECTIVE.search(line):
             operation = _OPERATION.search(line)
             shape = re.sub(r"\{[^}]*\}", "", exchange[1])
-            if exchange[3] and shape.startswith("(") and exchange[2] != "all-reduce":
+            if exchange[3] and exchange[2] != "all-reduce":
                 shape = _second_half(shape)  # an asynchronous one lists its operands, then its results
             total[exchange[2], shape, operation[1] if operation else "", _group_size(line)] += times
     rows = [
@@ -111,7 +111,7 @@ def _group_size(line: str) -> int:
 
 
 def _second_half(shape: str) -> str:
-    arrays = re.findall(r"\w+\[[\d,]*\]", shape)
+    arrays = [array for array in re.findall(r"\w+\[[\d,]*\]", shape) if array != "u32[]"]  # a TPU's contexts
     return ", ".join(arrays[len(arrays) // 2 :])
 
 
