@@ -164,8 +164,8 @@ def predict_row(lm: LanguageModel, params: Params, row: TokenBatch) -> tuple[jax
       counts: [L - 1] 1 where the token is real, counts, and is not the first of its document.
     """
     segments = None if row.segments is None else row.segments[:-1]
-    real = None if row.real is None else row.real[:-1]
-    hidden, _ = lm.encode(params, row.tokens[:-1], real, segments=segments)
+    tokens, real = row.tokens[:-1], None if row.real is None else row.real[:-1]
+    hidden, _ = lm.encode(params, tokens, real, segments=segments)
     logits = lm.logits(params, hidden)
     targets = row.tokens[1:]
     hit = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
