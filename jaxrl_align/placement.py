@@ -113,7 +113,8 @@ def place_rows(tree: Any, *, axis: int = 0) -> Any:
     """Return a tree whose arrays lie with their rows divided along `data` and `fsdp`; as it is without both.
 
     Args:
-      tree: of arrays with the rows on one axis; those of lower rank stay as they are.
+      tree: of arrays with the rows on one axis; those of lower rank stay as they are, and so do rows that
+        are fewer than the devices.
       axis: of the rows.
 
     Raises:
@@ -125,13 +126,13 @@ def place_rows(tree: Any, *, axis: int = 0) -> Any:
         return tree
 
     def place(x: Any) -> Any:
-        if not hasattr(x, "shape") or x.ndim <= axis:
+        if not hasattr(x, "shape") or x.ndim <= axis or x.shape[axis] < count:
             return x
         if x.shape[axis] % count:
             raise ValueError(
-                f"the mesh's data and fsdp axes must divide the rows of a batch, or the environments; got "
-                f"{x.shape[axis]} rows on {count} devices, each of which would compute all of them; take a "
-                f"multiple of {count}"
+                f"the mesh's data and fsdp axes must divide the rows of a batch or minibatch, and the "
+                f"environments; got {x.shape[axis]} of them on {count} devices, each of which would compute "
+                f"all; take a multiple of {count}"
             )
         spec: list[Any] = [FREE] * x.ndim
         spec[axis] = tuple(name for name in ROWS if sizes.get(name, 1) > 1)

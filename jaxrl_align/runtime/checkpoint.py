@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.atomic import atomic_path, writes
-from jaxrl_align.runtime.devices.hosts import gather, several
+from jaxrl_align.runtime.devices.hosts import gather, several, together
 from jaxrl_align.runtime.devices.shards import (
     METADATA_FILE,
     read_shards_metadata,
@@ -89,6 +89,7 @@ def save(
             "no checkpoint was written before" if kept is None else f"the checkpoint of step {kept} is intact"
         )
         raise OSError(f"could not write {path}: {error.strerror or error}; {last}") from error
+    _remove(path.with_suffix(".npz" if several() else ".shards"))
     steps = _steps(folder)
     gone = [s for s in steps if s <= step][:-keep]
     for old in [s for s in steps if s > step] + [s for s in gone if s not in spare]:
@@ -104,9 +105,11 @@ def _write(path: Path, leaves: Mapping[str, Any], metadata: dict[str, Any]) -> N
 
 
 def _remove(path: Path) -> None:
+    if not writes():
+        return
     if path.suffix == ".npz":
         path.unlink(missing_ok=True)
-    elif writes():
+    elif path.is_dir():
         (path / METADATA_FILE).unlink(missing_ok=True)  # from here on it is no checkpoint
         shutil.rmtree(path, ignore_errors=True)
 
@@ -154,14 +157,23 @@ def restore(
         _check_metadata(path, metadata, config)
         leaves = _check_leaves(path, template, metadata["leaves"])
         if arrays is None:
-            words = restore_shards(path, {name: _words_template(leaf) for name, leaf in leaves.items()})
-            state = [_as_key(words[name], leaf) for name, leaf in leaves.items()]
+            try:
+                state = _read_shards(path, leaves)
+            except ValueError as error:
+                warnings.warn(f"{path} is damaged ({error}); trying the one before", stacklevel=2)
+                continue
         else:
             state = [_to_device(arrays[name], metadata["leaves"][name], x) for name, x in leaves.items()]
         return jax.tree.unflatten(jax.tree.structure(template), state), found
     raise ValueError(
         f"{_path(folder, steps[-1])} is damaged and no other is whole; pass --out with a new folder"
     )
+
+
+def _read_shards(path: Path, leaves: Mapping[str, Any]) -> list[jax.Array]:
+    templates = {name: _words_template(leaf) for name, leaf in leaves.items()}
+    words = together(lambda: restore_shards(path, templates))
+    return [_as_key(words[name], leaf) for name, leaf in leaves.items()]
 
 
 def fingerprint(tree: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -68,9 +69,14 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
         remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""
         end_process(128 + (*interrupt.args, int(signal.SIGINT))[0], "interrupted" + remedy)
     except USER_ERRORS as error:
-        if os.environ.get("JAXRL_ALIGN_DEBUG") == "1":
+        if os.environ.get("JAXRL_ALIGN_DEBUG") == "1" and not several():
             raise
         end_process(2, "error: " + " ".join((str(error) or type(error).__name__).split()))
+    except Exception:
+        if not several():
+            raise
+        # Raised, it would wait for the others in jax's farewell, and they for it.
+        end_process(1, traceback.format_exc().rstrip())
 
 
 @contextlib.contextmanager

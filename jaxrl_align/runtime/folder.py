@@ -141,7 +141,8 @@ class RunFolder:
         there = exchange(str((self.path / name).exists()))[0] == "True"
         if not there:
             self.write_json(name, make(*args))
-        return json.loads(exchange(json.dumps(self.read_json(name)) if writes() else "")[0])
+        value = together(lambda: self.read_json(name) if writes() else None)
+        return json.loads(exchange(json.dumps(value))[0])
 
 
 def open_run(
@@ -173,7 +174,7 @@ def open_run(
 def _open(
     path: Path, config: dict[str, Any], resume: bool, upkeep: Upkeep, lock: FolderLock | None
 ) -> RunFolder:
-    agree(f"configuration of {path}", json.dumps(config))
+    _agree_on(path, config)
     holds_run = together(lambda: _look(path, config, resume))
 
     def take() -> FolderLock | None:
@@ -189,6 +190,12 @@ def _open(
         return held
 
     return RunFolder(path, config, resume, upkeep, together(take))
+
+
+def _agree_on(path: Path, config: dict[str, Any]) -> None:
+    """Raise in every process unless all of them have the same configuration; it names what differs."""
+    theirs, own = differences(json.loads(exchange(json.dumps(config))[0]), config)
+    agree(f"configuration of {path}", f"{own} instead of {theirs}" if own or theirs else "its own")
 
 
 def _look(path: Path, config: dict[str, Any], resume: bool) -> bool:

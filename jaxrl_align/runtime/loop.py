@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxrl_align.atomic import writes
 from jaxrl_align.finite import check_finite
 from jaxrl_align.runtime import checkpoint
-from jaxrl_align.runtime.devices.hosts import agree, exchange
+from jaxrl_align.runtime.devices.hosts import agree, exchange, several
 from jaxrl_align.runtime.devices.spreading import check_axes, is_meshed, read_batches, settled, spread
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.guards.device_memory import check_room, explained_shortage
@@ -91,6 +92,8 @@ def run(
     """
     _check_arguments(num_steps, chunk, folder, checkpoint_every)
     first = None if batches is None else batches(0, 1)
+    if several():
+        agree("rows", "sha256 " + checkpoint.fingerprint(first)["sha256"][:12])
 
     def take(carry: Any, row: Any, frozen: Any) -> tuple[Any, dict[str, Any]]:
         if frozen is not None:
@@ -187,7 +190,8 @@ def _read_history(step: Step, state: Any, done: int, folder: RunFolder | None) -
         return []
     path = folder.path / METRICS_FILE
     if done == 0:
-        path.unlink(missing_ok=True)
+        if writes():
+            path.unlink(missing_ok=True)
         return []
     return [recover_metrics(path, done, jax.eval_shape(step, state)[1])]
 
@@ -197,7 +201,8 @@ def _check_frozen(folder: RunFolder, frozen: Any) -> None:
     path, now = folder.path / FROZEN_FILE, None if frozen is None else checkpoint.fingerprint(frozen)
     agree("frozen weights", f"sha256 {now['sha256'][:12]}" if now else "none")
     if checkpoint.latest_step(folder.path) is None:
-        path.unlink(missing_ok=True)
+        if writes():
+            path.unlink(missing_ok=True)
         if now is not None:
             folder.write_json(FROZEN_FILE, now)
         return

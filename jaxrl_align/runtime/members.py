@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrl_align.checks import check_hparams
 from jaxrl_align.runtime import loop
+from jaxrl_align.runtime.devices.hosts import gather
 from jaxrl_align.runtime.folder import RunConfig, RunFolder
 from jaxrl_align.runtime.mesh import shard_members
 from jaxrl_align.runtime.metrics import History
@@ -108,7 +109,7 @@ def train_members(
         folder = config.open_folder()
     options = {"chunk": max(1, num_steps // 20)} | options
     state, history = loop.run(step, state, num_steps, folder=folder, frozen=frozen, **options)
-    return Trained(state, history, time.perf_counter() - start, folder)
+    return Trained(gather(state), history, time.perf_counter() - start, folder)
 
 
 def cross_rates(

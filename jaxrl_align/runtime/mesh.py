@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrl_align.placement import AXES, FSDP, MEMBERS
-from jaxrl_align.runtime.devices.spreading import count_members, is_meshed, spread
+from jaxrl_align.runtime.devices.spreading import LENIENT, count_members, is_meshed, spread
 
 AUTO = "auto"
 
@@ -59,7 +59,8 @@ def make_mesh(text: str, *, members: int = 1) -> Mesh:
         sizes = _read_sizes(text)
     if math.prod(sizes.values()) != len(devices):
         count = math.prod(sizes.values())
-        more = f", or JAX_NUM_CPU_DEVICES={count} to try it" if devices[0].platform == "cpu" else ""
+        more = f", or JAX_NUM_CPU_DEVICES={-(-count // jax.process_count())} to try it"
+        more = more if devices[0].platform == "cpu" else ""
         raise ValueError(
             f"--mesh must use all of the {len(devices)} {devices[0].platform} devices; got {text}, which are "
             f"{count}; for example --mesh data={len(devices)}{more}"
@@ -91,8 +92,12 @@ def use_mesh(text: str | None, *, members: int = 1) -> Iterator[None]:
     if text is None:
         yield
         return
-    with jax.set_mesh(make_mesh(text, members=members)):
-        yield
+    before = LENIENT.set(text == AUTO)
+    try:
+        with jax.set_mesh(make_mesh(text, members=members)):
+            yield
+    finally:
+        LENIENT.reset(before)
 
 
 def shard_members(state: Any) -> Any:

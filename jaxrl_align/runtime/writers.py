@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrl_align.atomic import writes
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.metrics import History
 
@@ -32,7 +33,8 @@ def open_writers(names: Sequence[str], folder: RunFolder, first_step: int = 0) -
     """
     if unknown := sorted(set(names) - WRITERS.keys()):
         raise ValueError(f"writers must be of {', '.join(WRITERS)}; got {', '.join(unknown)}")
-    opened = [WRITERS[name](folder, first_step) for name in dict.fromkeys(names)]
+    kinds = dict.fromkeys(names) if writes() else ()
+    opened = [WRITERS[name](folder, first_step) for name in kinds]
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
         finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
@@ -80,7 +82,9 @@ def _open_wandb(folder: RunFolder, first_step: int) -> Writer:
 
 def _name_run(folder: RunFolder) -> str:
     """Return the run's name at wandb, kept in the folder so that a continued run is the same one."""
-    return folder.once("wandb.json", lambda: np.random.default_rng().bytes(8).hex())
+    if not (folder.path / "wandb.json").exists():
+        folder.write_json("wandb.json", np.random.default_rng().bytes(8).hex())
+    return folder.read_json("wandb.json")
 
 
 def _need(package: str, extra: str) -> Any:

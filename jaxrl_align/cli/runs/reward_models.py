@@ -38,6 +38,7 @@ from jaxrl_align.cli.tuning import load_tuned_base, start_tuning
 from jaxrl_align.learner import LossFn
 from jaxrl_align.nets.adapters import merge, overlay
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
+from jaxrl_align.runtime.devices.hosts import gather
 from jaxrl_align.runtime.huggingface import save_reward_model
 from jaxrl_align.types import Comparisons, PaddedTokens, Params, Rankings
 
@@ -181,11 +182,14 @@ def _completions(rows: Any) -> PaddedTokens:
 
 def score_texts(lm: LanguageModel, model: align.RewardModel, rows: Any, batch_size: int = 8) -> np.ndarray:
     """Return the scores [N, K] of the completions of rows of feedback."""
-    read = lambda row: align.score_completions(lm, model, *row)
     data = jax.tree.map(jnp.asarray, (rows.prompt, _completions(rows)))
-    return np.asarray(
-        jax.jit(lambda model, data: jax.lax.map(read, data, batch_size=batch_size))(model, data)
-    )
+
+    @jax.jit
+    def score_all(model: align.RewardModel, data: Any) -> jax.Array:
+        read = lambda row: align.score_completions(lm, model, *row)
+        return jax.lax.map(read, data, batch_size=batch_size)
+
+    return np.asarray(gather(score_all(model, data)))
 
 
 def write_reward_model(

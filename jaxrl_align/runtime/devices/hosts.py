@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_align.atomic import discard_writes
 
@@ -61,22 +62,26 @@ def join_hosts() -> None:
 
 def several() -> bool:
     """Return whether this process is one of several."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    return jax.distributed.is_initialized() and _state().num_processes > 1
 
 
 def is_first() -> bool:
     """Return whether this process is the one that writes; a process alone is."""
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    return not jax.distributed.is_initialized() or _state().process_id == 0
 
 
 def exchange(text: str) -> list[str]:
     """Return the texts of all processes, the first's first; every process must call it, in the same order."""
     if not several():
         return [text]
-    client, number = _client(), next(_exchanges)
-    client.key_value_set(f"jaxrl_align/{number}/{jax.process_index()}", text)
+    state, number = _state(), next(_exchanges)
+    client, own = state.client, state.process_id
+    client.key_value_set(f"jaxrl_align/{number}/{own}", text)
     get = client.blocking_key_value_get
-    return [get(f"jaxrl_align/{number}/{i}", 1000 * PATIENCE) for i in range(jax.process_count())]
+    texts = [get(f"jaxrl_align/{number}/{i}", 1000 * PATIENCE) for i in range(state.num_processes)]
+    if number > 0:  # whoever is here has read all of the exchange before
+        client.key_value_delete(f"jaxrl_align/{number - 1}/{own}")
+    return texts
 
 
 def agree(what: str, value: str) -> None:
@@ -120,12 +125,10 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def _gather_one(x: jax.Array) -> Any:
-    from jax.experimental import multihost_utils
-
-    return (
-        x.addressable_data(0) if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True)
-    )
+def _gather_one(x: jax.Array) -> jax.Array:
+    where: Any = x.sharding
+    everywhere = NamedSharding(where.mesh, PartitionSpec())
+    return x if x.is_fully_replicated else jax.jit(lambda x: x, out_shardings=everywhere)(x)
 
 
 @contextlib.contextmanager
@@ -156,7 +159,7 @@ def end_process(code: int, line: str) -> NoReturn:
         print(line, file=sys.stderr)
         raise SystemExit(code)
     if not _is_said(line):
-        print(line if is_first() else f"process {jax.process_index()}: {line}", file=sys.__stderr__)
+        print(line if is_first() else f"process {_state().process_id}: {line}", file=sys.__stderr__)
     for stream in (sys.stdout, sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()  # type: ignore[union-attr]
@@ -167,7 +170,7 @@ def end_process(code: int, line: str) -> NoReturn:
 
 def _is_said(line: str) -> bool:
     """Return whether an earlier process ends with the same line; wait a little for those that end too."""
-    client, index = _client(), jax.process_index()
+    client, index = _state().client, _state().process_id
     try:
         client.key_value_set(f"jaxrl_align/farewell/{index}", line)
         client.wait_at_barrier("jaxrl_align/farewell", 1000 * FAREWELL)
@@ -177,11 +180,14 @@ def _is_said(line: str) -> bool:
     return any(other == line for other in before)
 
 
-def _client() -> Any:
-    """Return jax's client of the processes' key-value store, for which jax has no public name."""
+def _state() -> Any:
+    """Return jax's record of the processes; asking jax by its public names would start its devices.
+
+    Its client of the processes' key-value store has no public name.
+    """
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
 
 
 def _first_line(error: Exception) -> str:

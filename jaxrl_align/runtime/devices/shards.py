@@ -6,6 +6,7 @@ read back on any mesh and any number of processes. Unlike the one file of a proc
 
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.atomic import atomic_path
-from jaxrl_align.runtime.devices.hosts import exchange, is_first
+from jaxrl_align.runtime.devices.hosts import is_first, together
 
 METADATA_FILE = "metadata.json"
 _ARRAYS = "arrays"
+_UNFINISHED = ".unfinished"
 
 
 def save_shards(path: Path, leaves: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> None:
     """Write a checkpoint; every process calls it.
 
     Args:
-      path: the folder; what is there is replaced.
+      path: the folder; what is there is replaced once the new one is whole.
       leaves: by name; no random keys, but their words.
       metadata: what JSON can hold.
 
@@ -34,16 +36,30 @@ def save_shards(path: Path, leaves: Mapping[str, jax.Array], metadata: Mapping[s
       ImportError: orbax is missing.
       OSError: it could not be written.
     """
-    orbax = _orbax()
+    beside = path.with_name(f".{path.name}{_UNFINISHED}")
     if is_first():
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-    exchange("made")
-    with orbax.PyTreeCheckpointer() as checkpointer:  # which refuses arrays of size zero
-        checkpointer.save((path / _ARRAYS).absolute(), {name: x for name, x in leaves.items() if x.size})
-    with atomic_path(path / METADATA_FILE) as temporary:
+        for left in path.parent.glob(f".*{_UNFINISHED}"):
+            shutil.rmtree(left, ignore_errors=True)
+    together(lambda: beside.mkdir(parents=True) if is_first() else None)
+    together(lambda: _write_arrays(beside / _ARRAYS, leaves))
+    together(lambda: _finish(path, beside, metadata) if is_first() else None)
+
+
+def _write_arrays(path: Path, leaves: Mapping[str, jax.Array]) -> None:
+    orbax = _orbax()
+    some = {name: leaf for name, leaf in leaves.items() if leaf.size}  # it refuses those of size zero
+    try:
+        with orbax.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), some)
+    except Exception as error:  # whatever it and its file format raise, of a full disk too
+        raise OSError(_in_a_line(error)) from error
+
+
+def _finish(path: Path, beside: Path, metadata: Mapping[str, Any]) -> None:
+    with atomic_path(beside / METADATA_FILE) as temporary:
         temporary.write_text(json.dumps(metadata), encoding="utf-8")
-    exchange("saved")
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(beside, path)
 
 
 def read_shards_metadata(path: Path) -> dict[str, Any]:
@@ -52,7 +68,13 @@ def read_shards_metadata(path: Path) -> dict[str, Any]:
     Raises:
       OSError, ValueError: the checkpoint is not whole.
     """
-    return json.loads((path / METADATA_FILE).read_text(encoding="utf-8"))
+    metadata = json.loads((path / METADATA_FILE).read_text(encoding="utf-8"))
+    kinds = metadata["leaves"]
+    if not isinstance(metadata["config"], dict) or not all(
+        {"dtype", "shape"} <= k.keys() for k in kinds.values()
+    ):
+        raise ValueError("its metadata are not those of a checkpoint")
+    return metadata
 
 
 def restore_shards(path: Path, templates: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -80,9 +102,14 @@ def restore_shards(path: Path, templates: Mapping[str, Any]) -> dict[str, jax.Ar
             restore = orbax.args.PyTreeRestore(restore_args=arguments)
             found = checkpointer.restore((path / _ARRAYS).absolute(), args=restore)
     except Exception as error:  # whatever orbax and its file format raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{path / _ARRAYS} is damaged ({type(error).__name__}: {reason})") from error
-    return {name: found.get(name, jnp.zeros(x.shape, x.dtype)) for name, x in templates.items()}
+        raise ValueError(_in_a_line(error)) from error
+    return {
+        name: found[name] if name in found else jnp.zeros(x.shape, x.dtype) for name, x in templates.items()
+    }
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _orbax() -> Any:

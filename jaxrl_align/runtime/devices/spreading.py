@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -30,6 +31,10 @@ _ADVICE = {
     FSDP: "the run has no rows, and no language model, to divide; leave it out",
     MODEL: "only language models of a width and vocabulary that it divides have such an axis; take data",
 }
+
+
+LENIENT: ContextVar[bool] = ContextVar("LENIENT", default=False)
+"""Whether the mesh was made for the run ("auto"): an axis may then divide nothing of one of its stages."""
 
 
 def is_meshed() -> bool:
@@ -118,7 +123,7 @@ def _lies(leaf: Any) -> Spec:
 
 def _check_members(tree: Any, count: int) -> None:
     size = count_members(tree)
-    if size % count:
+    if size % count and not LENIENT.get():
         raise ValueError(
             f"the mesh's members axis must divide the members; got {size} members on {count} devices; take a "
             f"multiple of {count}, or fewer members side by side and data or fsdp for the rest"
@@ -183,6 +188,8 @@ def check_axes(lowered: Any, state: Any, frozen: Any) -> None:
         return
     for axis, size in dict(current_mesh().shape).items():
         if size > 1 and not re.search(rf'<@\w+, \[[^\]]*"{axis}"', text):
+            if LENIENT.get():
+                continue
             held, names = _largest(jax.tree_util.tree_leaves_with_path((state, frozen)))
             raise ValueError(
                 f"the mesh's axis {axis}={size} divides nothing of this run: all of the work, and "
@@ -230,6 +237,7 @@ def put_on(leaf: Any, place: jax.sharding.Sharding) -> jax.Array:
       leaf: an array on devices, or one on the host that is the same in every process.
       place: where it goes.
     """
+    leaf = leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
     if isinstance(leaf, jax.Array) and (leaf.sharding == place or not leaf.is_fully_addressable):
         return leaf if leaf.sharding == place else jax.jit(lambda x: x, out_shardings=place)(leaf)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
