@@ -9,7 +9,7 @@ iteration (a search at every state of a rollout). Both are then played alone, gr
 
 Measured (`python experiments/search.py`: 24 processes of 100 states and 4 actions, 5,120 steps of training in
 each, 16 episodes of 50 steps; share of the optimal return with 95% t intervals, and the paired gain over the
-network alone; CPU, one and a half minutes):
+network alone; half a minute of 2 CPU cores):
 
                                 trained by PPO                        by expert iteration
     network alone               0.731 +- 0.053                        0.869 +- 0.046
