@@ -56,6 +56,7 @@ from jaxrl_align.types import Actor, Learner, State, Transition
 ARMS = ("online", "latest", "uniform", "prioritised")
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 LAGS = 32
+RETURN = ("episode_return_last100",)
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ class Config(MembersConfig):
 
     out: str = "runs/replay_ablation"
     env: str = "CartPole-v1"
-    seeds: int = 8
-    """Of every learning rate; all train side by side."""
+    seeds: int = 16
+    """Of each arm at its learning rate."""
+    choosing_seeds: int = 4
+    """Others, of every learning rate, on which an arm's is chosen."""
     total_env_steps: int = 60_000
     """Of each member."""
     batch_size: int = 32
@@ -99,21 +102,32 @@ def memory(config: Config, name: str) -> dict[str, Any]:
 def train(
     config: Config, name: str, learner: Learner, folder: RunFolder
 ) -> tuple[State, np.ndarray, np.ndarray]:
-    """Train rates x seeds; return the best rate's members, all returns [steps, rates, seeds], their means."""
-    shape = len(RATES), config.seeds
+    """Choose the rate on other seeds than are reported, and train these at it.
+
+    Returns:
+      The reported members, their returns [steps, seeds], and the other seeds' mean late return of each rate.
+    """
     hparams = DQNHParams(
         target_period=config.target_period,
         epsilon_steps=config.epsilon_steps,
         beta_steps=config.total_env_steps,
     )
-    keys, hparams = cross_rates(config.keys(), hparams, RATES)
-    how = {"folder": folder.sub(name), "label": f"{name:12}", "show": ("episode_return_last100",)}
-    trained = train_members(learner, hparams, config, config.total_env_steps, keys=keys, **how)
-    returns = trained.history["episode_return_last100"].reshape(-1, *shape)
-    late = returns[-max(1, len(returns) // 4) :].mean(0)
-    best = int(late.mean(1).argmax())
-    state = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:])[best], trained.state)
-    return state, returns[:, best], late
+
+    def run(keys: jax.Array, rates: tuple[float, ...], part: str) -> tuple[State, np.ndarray]:
+        keys, tried = cross_rates(keys, hparams, rates)
+        how = {"folder": folder.sub(f"{name}_{part}"), "label": f"{name:12}", "show": RETURN}
+        trained = train_members(learner, tried, config, config.total_env_steps, keys=keys, **how)
+        return trained.state, trained.history[RETURN[0]]
+
+    others = jax.random.split(jax.random.key(config.seed + 1), config.choosing_seeds)
+    choices = late(run(others, RATES, "choice")[1]).reshape(len(RATES), -1).mean(1)
+    state, returns = run(config.keys(), (RATES[int(choices.argmax())],), "report")
+    return state, returns, choices
+
+
+def late(returns: np.ndarray) -> np.ndarray:
+    """Return the means over the last quarter of training, [M] of [steps, M]."""
+    return returns[-max(1, len(returns) // 4) :].mean(0)
 
 
 def stream(config: Config, name: str, actor: Actor, learner: Learner, state: State) -> Sample:
@@ -197,14 +211,16 @@ def measure(config: Config, name: str, actor: Actor, learner: Learner, state: St
     return jax.device_get(jax.jit(lambda s: jax.lax.map(member, s))(state))
 
 
-def report(name: str, measured: dict[str, np.ndarray], late: np.ndarray) -> dict[str, Any]:
-    """Print and return an arm's best rate, its returns and correlations; `late` is [rates, M]."""
-    best = int(late.mean(1).argmax())
-    print(f"{name}: best learning rate {RATES[best]:g} of", end=" ")
-    print(", ".join(f"{r:g} ({m:.0f})" for r, m in zip(RATES, late.mean(1), strict=True)))
-    for what, x in ({"return": late[best]} | measured).items():
+def report(
+    name: str, measured: dict[str, np.ndarray], returns: np.ndarray, choices: np.ndarray
+) -> dict[str, Any]:
+    """Print and return an arm's rate, its late returns and its correlations, with their intervals."""
+    rate = RATES[int(choices.argmax())]
+    print(f"{name}: learning rate {rate:g}, chosen on other seeds among", end=" ")
+    print(", ".join(f"{r:g} ({m:.0f})" for r, m in zip(RATES, choices, strict=True)))
+    for what, x in ({"return": late(returns)} | measured).items():
         print("  {}: {:.3g} +- {:.2g}".format(what, *statistics.mean_interval(x)))
-    return {"rate": RATES[best], "return": late[best], **measured, "all returns": late}
+    return {"rate": rate, "return": late(returns), **measured, "choices": choices}
 
 
 def main(config: Config) -> None:
@@ -218,7 +234,7 @@ def main(config: Config) -> None:
     curves, lags, results = {}, {}, {}
     for name in ARMS:
         learner = make_arm(config, name, actor)
-        state, returns, late = train(config, name, learner, folder)
+        state, returns, choices = train(config, name, learner, folder)
         measured = measure(config, name, actor, learner, state)
         for suffix in ("", ", in time"):
             if f"by lag{suffix}" in measured:
@@ -227,8 +243,12 @@ def main(config: Config) -> None:
                     np.arange(1, LAGS + 1),
                     measured.pop(f"by lag{suffix}").T,
                 )
-        results[name] = report(name, measured, late)
+        results[name] = report(name, measured, returns, choices)
         curves[f"{name}, rate {results[name]['rate']:g}"] = (at, returns[at - 1])
+    for name in ("latest", "prioritised"):
+        gain = statistics.paired_interval(results["uniform"]["return"], results[name]["return"])
+        print(f"uniform less {name}, paired by seed: {gain}")
+        results[f"uniform less {name}"] = gain
     folder.write_json("result.json", results)
 
     title = f"{config.env}: online, and with replay"

@@ -29,15 +29,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align import actors, envs, learner, nets, rl
-from jaxrl_align.runtime import MembersConfig, cli, plots, shard_members, statistics, use_cpu_devices
+from jaxrl_align.runtime import (
+    MembersConfig,
+    bootstrap_mean,
+    cli,
+    plots,
+    shard_members,
+    statistics,
+    use_cpu_devices,
+)
 
 
 @dataclass(frozen=True)
 class Config(MembersConfig):
-    """The grid; the defaults make 4 x 4 x 4 = 64 runs."""
+    """The grid; the defaults make 16 x 4 x 4 = 256 runs."""
 
     out: str = "runs/sweep"
-    seeds: int = 4
+    seeds: int = 16
     env: str = "CartPole-v1"
     """A gymnax name with discrete actions."""
     learning_rates: tuple[float, ...] = (1e-4, 5e-4, 2.5e-3, 1.25e-2)
@@ -84,18 +92,25 @@ def main(config: Config) -> None:
     use_cpu_devices()
     envs.num_actions(config.env)
     folder = config.open_folder()
-    times = []
+    times, found = [], {}
     for count in sorted({*config.timed, members}):
         trained = folder.once(f"runs_{count}.json", train_first, config, count)
         times.append(trained["times"])
+        found[count] = np.asarray(trained["returns"])
         line = "{runs:4d} runs: {seconds:.1f} s, after {compile_seconds:.1f} s of compilation"
         print(line.format(**times[-1]), flush=True)
+    for count, some in found.items():
+        change = np.abs(some - found[members][:count])
+        line = f"the first {count} runs, alone and among {members}: {(change > 0).sum()} return otherwise"
+        print(f"{line}, by {change.max():.1f} at most")
     shape = (config.seeds, len(config.learning_rates), len(config.clips))
-    returns = np.reshape(trained["returns"], shape)
+    returns = found[members].reshape(shape)
     print(f"return of the last 100 episodes, {config.seeds} seeds, 95% interval; columns: clip")
-    print(f"  {'learning rate':14}" + "".join(f"{clip:>18g}" for clip in config.clips))
+    print(f"  {'learning rate':14}" + "".join(f"{clip:>22g}" for clip in config.clips) + "   last less first")
     for i, rate in enumerate(config.learning_rates):
-        print(f"  {rate:<14g}" + "".join(f"{statistics.mean_text(cell):>18}" for cell in returns[:, i].T))
+        cells = "".join(f"{bootstrap_mean(cell)!s:>22}" for cell in returns[:, i].T)
+        gain = statistics.paired_interval(returns[:, i, -1], returns[:, i, 0])
+        print(f"  {rate:<14g}{cells}   {gain}")
     folder.write_json("results.json", {"returns": returns, "times": times})
     how = {"title": config.env, "bars": True, "xscale": "log"}
     apart = 1.03 ** np.arange(max(shape))[:, None]  # so that the intervals do not hide each other

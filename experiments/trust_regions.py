@@ -30,8 +30,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align import actors, envs, nets, rl, runtime
-from jaxrl_align.runtime import cli, plots, statistics
+from jaxrl_align import actors, nets, rl, runtime
+from jaxrl_align.runtime import cli, plots
 from jaxrl_align.types import Actor, Learner
 
 
@@ -40,15 +40,18 @@ class Config(runtime.MembersConfig):
     """The methods side by side."""
 
     out: str = "runs/trust_regions"
-    env: str = "CartPole-v1"
-    """A gymnax name."""
+    seeds: int = 48
     num_envs: int = 8
     num_steps: int = 128
     updates: int = 150
     learning_rates: tuple[float, ...] = (1e-3, 1e-2)
-    """Every method runs at each, TRPO's being its critic's."""
+    """Every method runs at each; TRPO's is its critic's alone."""
+    high_rates: tuple[float, ...] = (3e-2, 1e-1)
+    """A2C and PPO's clip run at these too."""
     max_kl: float = 0.01
     """TRPO's bound and the KL penalty's target, nats."""
+    loose_kl: float = 1.0
+    """The bound of a second TRPO, nats."""
 
 
 def methods(config: Config) -> dict[str, tuple[Callable[[Actor], Learner], Any]]:
@@ -60,47 +63,58 @@ def methods(config: Config) -> dict[str, tuple[Callable[[Actor], Learner], Any]]
         "PPO, clip": (clip, rl.PPOHParams()),
         "PPO, adaptive KL": (penalty, target),
         "PPO, fixed KL": (functools.partial(penalty, adaptive=False), target),
-        "no constraint": (clip, rl.PPOHParams(clip=jnp.inf, value_clip=jnp.inf)),
+        "PPO, no clip": (clip, rl.PPOHParams(clip=jnp.inf)),
+        "PPO, no clip of ratio or value": (clip, rl.PPOHParams(clip=jnp.inf, value_clip=jnp.inf)),
         "A2C": (functools.partial(rl.make_a2c, measure_kl=True), rl.PolicyGradientHParams(entropy_coef=0.01)),
-        "TRPO": (rl.make_trpo, rl.TRPOHParams(max_kl=config.max_kl)),
+        f"TRPO, bound {config.max_kl:g}": (rl.make_trpo, rl.TRPOHParams(max_kl=config.max_kl)),
+        f"TRPO, bound {config.loose_kl:g}": (rl.make_trpo, rl.TRPOHParams(max_kl=config.loose_kl)),
     }
 
 
-def play(config: Config, folder: runtime.RunFolder, name: str) -> dict[str, np.ndarray]:
-    """Train every seed at every learning rate in one program; return metrics [updates, rates, seeds]."""
+def play(config: Config, folder: runtime.RunFolder, name: str) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+    """Train every seed at every rate in one program; return (returns, KLs) [updates, seeds] by rate."""
     make, hparams = methods(config)[name]
-    net = nets.make_actor_critic_net(envs.num_actions(config.env))
-    learner = make(actors.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps))
-    keys, hparams = runtime.cross_rates(config.keys(), hparams, config.learning_rates)
+    rates = config.learning_rates + (config.high_rates if name in ("PPO, clip", "A2C") else ())
+    net = nets.make_actor_critic_net(2)
+    learner = make(
+        actors.make_actor("CartPole-v1", net, num_envs=config.num_envs, num_steps=config.num_steps)
+    )
+    keys, hparams = runtime.cross_rates(config.keys(), hparams, rates)
     shown = ("episode_return_last100", "policy/kl")
-    how = {"folder": folder.sub(name), "label": f"{name:16}", "show": shown}
+    how = {"folder": folder.sub(name), "label": f"{name:30}", "show": shown}
     history = runtime.train_members(learner, hparams, config, config.updates, keys=keys, **how).history
-    shape = (config.updates, len(config.learning_rates), config.seeds)
-    return {name: history[name].reshape(shape) for name in shown}
+    returns, kl = (history[key].reshape(config.updates, len(rates), config.seeds) for key in shown)
+    return {rate: (returns[:, i], kl[:, i]) for i, rate in enumerate(rates)}
 
 
-def report(folder: runtime.RunFolder, config: Config, i: int, results: dict[str, dict]) -> dict[str, dict]:
-    """Print and draw returns and the KL of updates at the i-th learning rate; return the table."""
-    rate = f"{config.learning_rates[i]:g}"
-    print(f"\nlearning rate {rate}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]")
-    print(f"  {'':18}{'return':>18}{'fell by half':>14}{'median KL':>12}{'99% KL':>10}{'max KL':>10}")
+def report(
+    folder: runtime.RunFolder, config: Config, rate: float, results: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, dict]:
+    """Print and draw returns and KLs [updates, seeds] at one learning rate; return the table."""
+    print(f"\nlearning rate {rate:g}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]")
+    print(f"  {'':30}{'interquartile mean':>22}{'fell by half':>14}{'median':>10}{'99%':>10}{'largest':>10}")
     steps = np.arange(1, config.updates + 1) * config.num_envs * config.num_steps
     table, curves, kls = {}, {}, {}
-    for name, result in results.items():
-        returns, kl = result["episode_return_last100"][:, i], result["policy/kl"][:, i]
-        fell = int((returns[-1] < 0.5 * np.nanmax(returns, axis=0)).sum())
-        median, most, largest = np.quantile(kl, [0.5, 0.99, 1.0])
-        cells = f"{fell:>14}{median:12.4f}{most:10.4f}{largest:10.4f}"
-        print(f"  {name:18}{statistics.mean_text(returns[-1]):>18}{cells}")
-        table[name] = {"return": statistics.mean_interval(returns[-1]), "fell": fell, "max_kl": largest}
+    for name, (returns, kl) in results.items():
+        fell = int(runtime.fell_by_half(returns).sum())
+        quantiles = np.quantile(kl, [0.5, 0.99, 1.0])
+        cells = "".join(f"{x:10.2g}" for x in quantiles)
+        print(f"  {name:30}{runtime.interquartile_text(returns[-1]):>22}{fell:>14}{cells}")
+        table[name] = {"return": runtime.interquartile_mean(returns[-1]), "mean": returns[-1].mean()}
+        table[name] |= {
+            "fell": fell,
+            "median_kl": quantiles[0],
+            "kl_99": quantiles[1],
+            "max_kl": quantiles[2],
+        }
         curves[name] = (steps, returns)
         kls[name] = (np.sort(np.maximum(kl.ravel(), 1e-7)), 1.0 - np.arange(kl.size) / kl.size)
-    kls[f"bound {config.max_kl:g}"] = ([config.max_kl] * 2, [1.0 / kl.size, 1.0])
-    title = f"{config.env}, learning rate {rate}"
-    plots.save_curves(folder.path / f"learning_curves_{rate}.png", *plots.RETURN_AXES, curves, title=title)
+    title, dashed = f"CartPole-v1, learning rate {rate:g}", [name for name in results if "TRPO" in name]
+    path = folder.path / f"learning_curves_{rate:g}.png"
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title, dashed=dashed, ylim=(0, 505))
     axes = ("KL(before || after) of an update [nats]", "share of updates beyond")
     log = {"title": title, "xscale": "log", "yscale": "log", "xlim": (1e-5, None)}
-    plots.save_curves(folder.path / f"kl_per_update_{rate}.png", *axes, kls, **log)
+    plots.save_curves(folder.path / f"kl_per_update_{rate:g}.png", *axes, kls, dashed=dashed, **log)
     return table
 
 
@@ -108,11 +122,13 @@ def main(config: Config) -> None:
     """Train all methods, and print and draw final returns and the KL of their updates."""
     config.require(seeds=2, updates=1)
     runtime.use_cpu_devices()
-    envs.num_actions(config.env)
     folder = config.open_folder()
-    results = {name: play(config, folder, name) for name in methods(config)}
-    tables = [report(folder, config, i, results) for i in range(len(config.learning_rates))]
-    folder.write_json("results.json", dict(zip(map(str, config.learning_rates), tables, strict=True)))
+    played = {name: play(config, folder, name) for name in methods(config)}
+    tables = {}
+    for rate in config.learning_rates + config.high_rates:
+        results = {name: of_rate[rate] for name, of_rate in played.items() if rate in of_rate}
+        tables[f"{rate:g}"] = report(folder, config, rate, results)
+    folder.write_json("results.json", tables)
     print(f"\nfigures are in {folder.path}")
 
 
