@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from jaxrl_align import envs
 from jaxrl_align.nets.q_networks import make_q_net
 from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.mesh import use_cpu_devices
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Config(dqn_cartpole.Config):
 
 def main(config: Config) -> None:
     """Train, evaluate greedily and by the training policy, and draw the learning curve."""
-    use_cpu_devices()
     heads = {"duelling": config.duelling, "noisy": config.noisy}
     net = make_q_net(envs.num_actions(config.env), (config.hidden,), channels=config.channels, **heads)
     rounds = config.total_env_steps // (config.num_envs * config.num_steps)

@@ -19,7 +19,6 @@ import ppo_cartpole
 from jaxrl_align import envs
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.mesh import use_cpu_devices
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Config(ppo_cartpole.Config):
 
 def main(config: Config) -> None:
     """Train, print each seed's return, and draw the learning curve."""
-    use_cpu_devices()
     net = make_actor_critic_net(
         envs.num_actions(config.env), (config.hidden,), jax.nn.relu, shared=True, channels=config.channels
     )

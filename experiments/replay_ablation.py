@@ -50,7 +50,6 @@ from jaxrl_align.rl.replay import Sample, make_replay
 from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
-from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Actor, Learner, State, Transition
 
 ARMS = ("online", "latest", "uniform", "prioritised")
@@ -225,7 +224,6 @@ def report(
 
 def main(config: Config) -> None:
     """Train each arm, measure its gradients, print and draw."""
-    use_cpu_devices()
     net = make_q_net(envs.num_actions(config.env), (config.hidden, config.hidden))
     actor = make_value_actor(config.env, net, num_envs=1, num_steps=1)
     folder = config.open_folder()

@@ -34,7 +34,6 @@ from jaxrl_align.rl.dynamic_programming import (
 from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members
-from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.runtime.resampling import bootstrap_mean
 from jaxrl_align.types import MDP, Actor, Learner
 
@@ -142,7 +141,6 @@ def report(name: str, mdp: MDP, exact: jax.Array, errors: dict, values: dict) ->
 
 def main(config: Config) -> None:
     """Solve, learn, compare, and draw each process's errors."""
-    use_cpu_devices()
     drawn = envs.random_mdp(jax.random.key(config.seed), config.states, config.actions, config.gamma)
     processes = {"FrozenLake": envs.frozen_lake(gamma=config.gamma), "random process": drawn}
     folder = config.open_folder()

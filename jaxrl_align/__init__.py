@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         learner,
         losses,
         nets,
+        placement,
         pretrain,
         rl,
         runtime,
@@ -32,7 +33,7 @@ __version__ = version("jaxrl-align")
 # fmt: off
 __all__ = [
     "__version__", "actors", "align", "cli", "data", "envs", "evaluate", "feedback", "finite", "learner",
-    "losses", "nets", "pretrain", "rl", "runtime", "text", "types",
+    "losses", "nets", "placement", "pretrain", "rl", "runtime", "text", "types",
 ]
 # fmt: on
 

@@ -3,11 +3,24 @@
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_discards = False
 _LEFT = re.compile(r"\..+\.tmp(\d+)(\.\w+)?")
 """What `atomic_path` calls a file until it is whole."""
+
+
+def discard_writes() -> None:
+    """Let this process write nothing from now on, since another one of the same run does."""
+    global _discards
+    _discards = True
+
+
+def writes() -> bool:
+    """Return whether this process writes files."""
+    return not _discards
 
 
 @contextlib.contextmanager
@@ -21,6 +34,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
       OSError: it could not be written; it names `path`.
     """
     path = Path(path)
+    if _discards:
+        with tempfile.TemporaryDirectory() as nowhere:
+            yield Path(nowhere) / path.name
+        return
     # The suffix stays, because writers such as matplotlib read the format from it.
     temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
     try:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_align.checks import check_counts, check_hparams
+from jaxrl_align.placement import place_rows
 from jaxrl_align.types import Learner, Metrics, Numeric, Params, Sampler, State
 
 LossFn = Callable[[Params, Any, Any, chex.PRNGKey, Any], tuple[jax.Array, Metrics]]
@@ -248,6 +249,7 @@ def epochs(
         return (after, stops), (metrics, jnp.stack([~stopped, ~stops]))
 
     order = permutations(key, num_epochs, rows).reshape(num_epochs * minibatches, rows // minibatches)
+    order = place_rows(order, axis=1)
     start = (state.params, state.opt_state)
     if stop is None:
         (params, opt_state), metrics = jax.lax.scan(descend_once, start, order)
@@ -299,7 +301,7 @@ def make_gradient_learner(
         if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(batch)):
             raise ValueError(f"a batch must be a tree of arrays; got one of type {type(batch).__name__}")
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, frozen, batch, key_loss, state.hparams
+            state.params, frozen, place_rows(batch), key_loss, state.hparams
         )
         learning_rate = state.hparams.learning_rate * decay(state.step, total_steps, warmup_steps)
         params, opt_state = descend(optimizer, grads, state.opt_state, state.params, learning_rate)

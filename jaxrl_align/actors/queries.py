@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrl_align.checks import check_tokens
 from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.placement import place_rows
 from jaxrl_align.text.generation import TextConfig
 from jaxrl_align.types import PaddedTokens, Params, Sampler
 
@@ -62,7 +63,7 @@ def draw_prompts(
         if sample is None:
             raise ValueError("this actor has no prompts; pass step(state, batch), or give sample_prompts")
         given = sample(key)
-    return check_prompts(lm, config, given)
+    return place_rows(check_prompts(lm, config, given))
 
 
 def check_fits(lm: LanguageModel, config: TextConfig, critic: LanguageModel | None) -> None:

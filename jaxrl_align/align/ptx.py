@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrl_align.checks import check_divides
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.placement import place_rows
 from jaxrl_align.pretrain.lm import predict_row
 from jaxrl_align.rl.actor_critic import Batch, Loss
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Sampler, TokenBatch, Trajectory
@@ -45,7 +46,7 @@ def with_pretraining(actor: Actor, lm: LanguageModel, sample: Sampler) -> Actor:
     ) -> tuple[Any, Trajectory, Metrics]:
         key, key_rows = jax.random.split(key)
         env_state, trajectory, metrics = actor.rollout(params, frozen, env_state, key, hparams, batch)
-        rows, count = sample(key_rows), trajectory.mask.shape[0]
+        rows, count = place_rows(sample(key_rows)), trajectory.mask.shape[0]
         check_divides(count, rows.tokens.shape[0], "responses of a rollout", "pre-training rows")
         rows = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
         return env_state, trajectory._replace(obs=MixedObservation(trajectory.obs, rows)), metrics

@@ -38,6 +38,7 @@ from jaxrl_align.checks import check_counts, check_divides
 from jaxrl_align.learner import begin
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.placement import place_rows
 from jaxrl_align.text.generation import TextConfig, generate
 from jaxrl_align.types import Comparisons, Learner, Metrics, Numeric, PaddedTokens, Params, Sampler, State
 
@@ -242,7 +243,7 @@ def collect(
     key_prompts, key_answers, key_choice = jax.random.split(key, 3)
     size = jax.eval_shape(settings.sample_prompts, key_prompts).tokens.shape[0]
     drawn = jax.vmap(settings.sample_prompts)(jax.random.split(key_prompts, settings.comparisons // size))
-    prompts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn)
+    prompts = place_rows(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn))
 
     def write(prompt: PaddedTokens, key: chex.PRNGKey) -> tuple[PaddedTokens, jax.Array]:
         response = generate(lm, params, prompt, key, config)

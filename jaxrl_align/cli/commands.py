@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxrl_align.cli import choosing, convert, evaluation, scoring, serve
 from jaxrl_align.cli.config_files import suggest, with_config
 from jaxrl_align.cli.runs import direct_losses, fine_tuning, online_methods, reward_models
-from jaxrl_align.runtime.cli import has_field, parse, user_errors
+from jaxrl_align.runtime.cli import has_field, meshed, parse, user_errors
 
 
 class Command(NamedTuple):
@@ -64,7 +64,9 @@ def run_command(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with user_errors(resumes=has_field(command.options, "resume")):
         flags = with_config(name, command.options, typed[1:])
-        command.run(parse(command.options, flags, prog=f"jaxrl-align {name}"), typed)
+        options: Any = parse(command.options, flags, prog=f"jaxrl-align {name}")
+        with meshed(options):
+            command.run(options, typed)
 
 
 def overview() -> str:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.atomic import writes
 from jaxrl_align.cli.bases import Base, load_base
 from jaxrl_align.cli.options import ModelOptions, TuningOptions
 from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
@@ -132,6 +133,8 @@ def check_tuning(options: TuningOptions) -> None:
 
 def publish(out: Path, write: Callable[[Path], None]) -> None:
     """Write a model beside the run in `out`, and move it there whole: what makes it a model comes last."""
+    if not writes():
+        return
     staged = out / ".writing"
     shutil.rmtree(staged, ignore_errors=True)
     try:

@@ -7,15 +7,32 @@ state, reward, terminated, truncated, info), resets by itself and leaves the obs
 
 import difflib
 import functools
+import importlib
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments import spaces
 
 from jaxrl_align.checks import check_counts
+
+
+class _Later:
+    """A module that is imported when it is first used.
+
+    gymnax makes arrays when it is imported, and so starts JAX: after that neither the number of CPU devices
+    can be chosen nor other processes joined.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+gymnax: Any = _Later("gymnax")
+spaces: Any = _Later("gymnax.environments.spaces")
 
 Environment = str | tuple[Any, Any]
 """A gymnax name, or (environment, parameters)."""

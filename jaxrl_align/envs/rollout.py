@@ -19,6 +19,7 @@ from jaxrl_align.envs.registry import (
     observation_like,
 )
 from jaxrl_align.losses import Categorical
+from jaxrl_align.placement import place_rows
 from jaxrl_align.types import Metrics
 
 WINDOW = 100
@@ -146,7 +147,7 @@ def step_keys(key: chex.PRNGKey, num_steps: int) -> jax.Array:
 def start(environment: Any, env_params: Any, key: chex.PRNGKey, num_envs: int) -> GymState:
     """Start `num_envs` environments with an empty record of episodes."""
     envs = jax.vmap(lambda k: reset(environment, env_params, k))(jax.random.split(key, num_envs))
-    return GymState(envs, jnp.zeros(WINDOW, jnp.float32), jnp.zeros((), jnp.int32))
+    return GymState(place_rows(envs), jnp.zeros(WINDOW, jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def record_episodes(gym_state: GymState, envs: EnvState, steps: Steps) -> tuple[GymState, Metrics]:

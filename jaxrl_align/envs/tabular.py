@@ -109,7 +109,7 @@ class TabularEnv:
         info = {"final_observation": after, "terminated": terminated, "truncated": truncated}
         return obs, state, mdp.reward[position, action, after], terminated, truncated, info
 
-    def action_space(self, params: TabularParams | None = None) -> spaces.Discrete:
+    def action_space(self, params: TabularParams | None = None) -> Any:
         """Return the actions 0 ... A - 1."""
         return spaces.Discrete(self.num_actions)
 

@@ -13,6 +13,7 @@ from jaxrl_align.nets.kinds import KINDS, is_complete
 from jaxrl_align.nets.quantize import dequantise, is_packed, multiply
 from jaxrl_align.nets.rope import layer_frequencies, rotate
 from jaxrl_align.nets.transformer_config import TransformerConfig
+from jaxrl_align.placement import place_weights, read_gathered
 from jaxrl_align.types import Numeric
 
 
@@ -69,18 +70,22 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., features] in x's dtype."""
         laid: dict[str, dict] = {name: self.get_variable("params", name, {}) for name in KINDS}
-        adapters = {name: own for name, own in laid.items() if is_complete(name, own)}
+        path = ("layers", str(self.name))
+        adapters = {
+            name: place_weights(own, *path, name) for name, own in laid.items() if is_complete(name, own)
+        }
         for name, own in adapters.items():
             x = KINDS[name].read(own, x)
         kernel: Any = self.get_variable("params", "kernel")
         if is_packed(kernel):
-            y = multiply(x, kernel)
+            y = read_gathered(lambda x, own: multiply(x, place_weights(own, *path, "kernel")))(x, kernel)
             # Only what needs the kernel reads it; a compiler drops the rest.
             layer = {"kernel": dequantise(kernel) if adapters else kernel}
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
             layer = {"kernel": kernel}
-            y = x @ kernel.astype(x.dtype)
+            read = read_gathered(lambda x, own: x @ place_weights(own.astype(x.dtype), *path, "kernel"))
+            y = read(x, kernel)
         if self.bias:
             layer["bias"] = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
             y = y + jnp.expand_dims(layer["bias"], range(x.ndim - 1))
@@ -293,12 +298,13 @@ class Decoder(nn.Module):
         if not config.tied_head:
             self.param("head", nn.initializers.normal(0.02), (config.width, config.vocab_size))
         table = self.param("tokens", nn.initializers.normal(0.02), (config.vocab_size, config.width))
-        x = table[tokens]
+        x = place_weights(table, "tokens")[tokens]
         if config.embedding_scale != 1.0:
             x = x.astype(config.dtype) * jnp.asarray(config.embedding_scale, config.dtype)
         # A position past the context reads NaN: loud, where clamping would be silently wrong.
         if config.positions == "learned":
             place = self.param("positions", nn.initializers.normal(0.02), (config.context, config.width))
+            place = place_weights(place, "positions")
             x = x + place.at[positions].get(mode="fill", fill_value=jnp.nan)
         else:
             x = jnp.where(positions[:, None] < config.context, x, jnp.nan)

@@ -21,6 +21,7 @@ from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.blocks import Cache, Decoder, Places
 from jaxrl_align.nets.kinds import Tuning
 from jaxrl_align.nets.transformer_config import TransformerConfig
+from jaxrl_align.placement import place_weights
 from jaxrl_align.types import Numeric, Params
 
 SHARED = -1
@@ -126,7 +127,9 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
         return decoder.apply({"params": params}, tokens, positions, places, cache, start, prefix)
 
     def logits(params: Params, hidden: jax.Array) -> jax.Array:
-        head = params["tokens"].T if config.tied_head else params["head"]
+        name = "tokens" if config.tied_head else "head"
+        head = place_weights(params[name], name)
+        head = head.T if config.tied_head else head
         return jnp.matmul(
             hidden.astype(config.dtype), head.astype(config.dtype), preferred_element_type=jnp.float32
         )

@@ -17,6 +17,7 @@ import optax
 from jaxrl_align.checks import check_counts, refuse
 from jaxrl_align.learner import begin, descend, linear_decay, make_optimizer
 from jaxrl_align.losses import categorical_q_loss, huber, quantile_regression_loss, squared, td_error
+from jaxrl_align.placement import place_rows
 from jaxrl_align.rl.replay import Replay, Sample, make_replay, replay_bytes, time_first
 from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State, Transition
 
@@ -388,7 +389,7 @@ def update_q(
     """
     params, opt_state, target, memory, count = carry
     key_sample, key_noise = keys
-    batch = settings.replay.sample(memory, key_sample, hparams.gamma, beta)
+    batch = place_rows(settings.replay.sample(memory, key_sample, hparams.gamma, beta))
 
     def batch_loss(params: Params) -> tuple[jax.Array, jax.Array]:
         # One draw of a noisy net's weights serves the batch, as in Fortunato et al. 2018.

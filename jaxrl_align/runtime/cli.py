@@ -4,14 +4,15 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
+from jaxrl_align.runtime.devices.hosts import explained_loss, join_hosts, leave, several
 from jaxrl_align.runtime.guards.device_memory import explained_shortage
 from jaxrl_align.runtime.guards.interrupts import raised_interrupts
+from jaxrl_align.runtime.mesh import AUTO, use_cpu_devices, use_mesh
 
 Config = TypeVar("Config")
 
@@ -44,7 +45,9 @@ def main(config: type[Config], function: Callable[[Config], Any], argv: Sequence
       argv: the arguments; None reads the program's own.
     """
     with user_errors(resumes=has_field(config, "resume")):
-        function(parse(config, argv))
+        options = parse(config, argv)
+        with meshed(options):
+            function(options)
 
 
 @contextlib.contextmanager
@@ -58,15 +61,39 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
       resumes: whether the program continues with `--resume`, which the line of an interrupted one then says.
     """
     try:
-        with raised_interrupts(), explained_shortage({}):
+        with raised_interrupts(), explained_loss(), explained_shortage({}):
+            join_hosts()
             yield
     except KeyboardInterrupt as interrupt:
         remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""
-        _leave(128 + (*interrupt.args, int(signal.SIGINT))[0], "interrupted" + remedy)
+        leave(128 + (*interrupt.args, int(signal.SIGINT))[0], "interrupted" + remedy)
     except USER_ERRORS as error:
         if os.environ.get("JAXRL_ALIGN_DEBUG") == "1":
             raise
-        _leave(2, "error: " + " ".join((str(error) or type(error).__name__).split()))
+        leave(2, "error: " + " ".join((str(error) or type(error).__name__).split()))
+
+
+@contextlib.contextmanager
+def meshed(options: Any) -> Iterator[None]:
+    """Run on the mesh that a configuration's field `mesh` describes; several processes always have one.
+
+    Args:
+      options: a dataclass; its fields `mesh` and `seeds`, or those of a dataclass in it, are read.
+    """
+    text = read_field(options, "mesh") or (AUTO if several() else None)
+    if text is not None:
+        use_cpu_devices()
+    with use_mesh(text, members=read_field(options, "seeds") or 1):
+        yield
+
+
+def read_field(options: Any, name: str) -> Any:
+    """Return a field of a dataclass, or of one that it is composed of; None where there is none."""
+    if hasattr(options, name):
+        return getattr(options, name)
+    inner = [getattr(options, field.name) for field in dataclasses.fields(options)]
+    found = (read_field(value, name) for value in inner if dataclasses.is_dataclass(value))
+    return next((value for value in found if value is not None), None)
 
 
 def has_field(config: Any, name: str) -> bool:
@@ -76,8 +103,3 @@ def has_field(config: Any, name: str) -> bool:
     }
     inner = [kind for kind in kinds.values() if dataclasses.is_dataclass(kind)]
     return name in kinds or any(has_field(kind, name) for kind in inner)
-
-
-def _leave(code: int, line: str) -> NoReturn:
-    print(line, file=sys.stderr)
-    raise SystemExit(code)

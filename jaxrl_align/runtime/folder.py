@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrl_align.atomic import atomic_path, remove_left_files
+from jaxrl_align.atomic import atomic_path, remove_left_files, writes
+from jaxrl_align.runtime.devices.hosts import agree, exchange, together
 from jaxrl_align.runtime.guards.lock import FolderLock, hold_folder
 from jaxrl_align.runtime.metrics import METRICS_FILE
 
 CONFIG_FILE = "config.json"
 SHOWN = 20
 """Fields that a message about two configurations names, at most."""
-UNCOMPARED = ("resume", "out", "checkpoint_minutes", "keep", "keep_best", "replay")
+UNCOMPARED = ("resume", "out", "mesh", "checkpoint_minutes", "keep", "keep_best", "replay")
 """Fields that say where and how to run, not what: they may differ between a run and its continuation."""
 
 
@@ -137,9 +138,10 @@ class RunFolder:
         A continued run repeats none of the parts that it has finished. Either way the value is what JSON
         gives back: arrays are lists.
         """
-        if not (self.path / name).exists():
+        there = exchange(str((self.path / name).exists()))[0] == "True"
+        if not there:
             self.write_json(name, make(*args))
-        return self.read_json(name)
+        return json.loads(exchange(json.dumps(self.read_json(name)) if writes() else "")[0])
 
 
 def open_run(
@@ -171,6 +173,26 @@ def open_run(
 def _open(
     path: Path, config: dict[str, Any], resume: bool, upkeep: Upkeep, lock: FolderLock | None
 ) -> RunFolder:
+    agree(f"configuration of {path}", json.dumps(config))
+    holds_run = together(lambda: _look(path, config, resume))
+
+    def take() -> FolderLock | None:
+        if not writes():
+            return None
+        path.mkdir(parents=True, exist_ok=True)
+        held = lock
+        if held is None:
+            held = hold_folder(path)
+            remove_left_files(path)
+        if not holds_run:
+            write_json(path / CONFIG_FILE, config)
+        return held
+
+    return RunFolder(path, config, resume, upkeep, together(take))
+
+
+def _look(path: Path, config: dict[str, Any], resume: bool) -> bool:
+    """Return whether a folder holds this run already; raise where it may not be opened."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected a folder, got the file {path}; pass --out with another name")
     config_path = path / CONFIG_FILE
@@ -179,15 +201,9 @@ def _open(
         raise ValueError(
             f"{path} already holds a run; pass --resume to continue it, or --out with a new folder"
         )
-    path.mkdir(parents=True, exist_ok=True)
-    if lock is None:
-        lock = hold_folder(path)
-        remove_left_files(path)
     if holds_run:
         _check_same_run(config_path, config)
-    else:
-        write_json(config_path, config)
-    return RunFolder(path, config, resume, upkeep, lock)
+    return holds_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +220,8 @@ class KeepConfig:
     """A metric: the checkpoint with the most of it, of a loss the least, is kept too (best.json)."""
     replay: bool = False
     """Of a run that met a nan: take its steps singly from the last checkpoint, and name the operation."""
+    mesh: str | None = None
+    """Devices side by side, "data=4,model=2" or "auto"; the axes are members, data, fsdp and model."""
 
     def upkeep(self) -> Upkeep:
         """Return these fields as `open_run` takes them."""

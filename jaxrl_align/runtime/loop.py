@@ -1,5 +1,6 @@
 """The host loop: drives a pure step in compiled chunks, with progress, metrics and checkpoints."""
 
+import json
 import re
 import sys
 import time
@@ -13,11 +14,13 @@ from tqdm import tqdm
 
 from jaxrl_align.finite import check_finite
 from jaxrl_align.runtime import checkpoint
+from jaxrl_align.runtime.devices.hosts import exchange
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.guards.device_memory import check_room, explained_shortage
 from jaxrl_align.runtime.guards.faults import replay
 from jaxrl_align.runtime.guards.interrupts import deferred_interrupts
 from jaxrl_align.runtime.keeper import Keeper
+from jaxrl_align.runtime.mesh import check_axes, is_meshed, settled, spread, spread_batch
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, recover_metrics
 
 FROZEN_FILE = "frozen.json"
@@ -95,25 +98,25 @@ def run(
         return step(carry) if batches is None else step(carry, row)
 
     one = lambda carry: take(carry, jax.tree.map(lambda x: x[0], first), frozen)
+    state, frozen = spread(state), spread(frozen)
     done, state = _start(state, num_steps, folder, frozen)
     if folder is not None and folder.upkeep.replay and done < num_steps:
         _replay(lambda carry, row: take(carry, row, frozen), state, done, num_steps, batches, folder)
     history = _read_history(one, state, done, folder)
 
-    def advance(carry: Any, rows: Any, frozen: Any, size: int) -> tuple[Any, dict[str, Any]]:
-        return jax.lax.scan(lambda carry, row: take(carry, row, frozen), carry, rows, size)
-
     def draw(begin: int) -> tuple[int, Any]:
         end = min(begin - begin % chunk + chunk, num_steps)
-        return end, None if batches is None or begin == end else batches(begin, end - begin)
+        return end, None if batches is None or begin == end else spread_batch(batches(begin, end - begin))
 
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
-    advance = jax.jit(advance, static_argnums=3, donate_argnums=0)
+    advance = _compiled_chunk(take, state)
     config = {} if folder is None else folder.config
     with deferred_interrupts() as interrupted, explained_shortage(config):
         end, rows = draw(done)
         if done < num_steps:
-            check_room(advance.lower(state, rows, frozen, end - done).compile(), config)
+            lowered = advance.lower(state, rows, frozen, end - done)
+            check_axes(lowered, state, frozen)
+            check_room(lowered.compile(), config)
         keeper = Keeper(folder, checkpoint_every)
         while done < num_steps:
             state, metrics = advance(state, rows, frozen, end - done)
@@ -121,15 +124,32 @@ def run(
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             if on_chunk is not None:
                 on_chunk(end, state, metrics)
-            stop = interrupted()
-            save = bool(stop) or end == num_steps or keeper.is_due(done, end)
+            stop, due = _decide(interrupted(), keeper.is_due(done, end))
+            save = bool(stop) or end == num_steps or due
             _keep(state, metrics, done, end, folder, keeper if save else None)
             history.append(metrics)
             done, (end, rows) = end, following
             report(done, {name: metrics[name] for name in show if name in metrics})
-            if stop or (done == num_steps and interrupted()):  # of one that came in the last save nobody asks
-                raise KeyboardInterrupt(interrupted())
+            stop = stop or (interrupted() if done == num_steps else 0)  # none asks after the last save
+            if stop:
+                raise KeyboardInterrupt(stop)
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
+
+
+def _compiled_chunk(take: Step, state: Any) -> Any:
+    """Return `(state, rows, frozen, steps) -> (state, metrics)`, jitted; it consumes the state."""
+
+    def advance(carry: Any, rows: Any, frozen: Any, size: int) -> tuple[Any, dict[str, Any]]:
+        return jax.lax.scan(lambda carry, row: take(carry, row, frozen), carry, rows, size)
+
+    places = {"out_shardings": settled(state)} if is_meshed() else {}
+    return jax.jit(advance, static_argnums=3, donate_argnums=0, **places)
+
+
+def _decide(stop: int, due: bool) -> tuple[int, bool]:
+    """Return what all processes do: stop if any was told to, save by the first one's clock."""
+    told = [json.loads(text) for text in exchange(json.dumps([stop, due]))]
+    return max(number for number, _ in told), told[0][1]
 
 
 def _check_arguments(

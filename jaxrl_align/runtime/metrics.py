@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_align.atomic import atomic_path, named_shortage
+from jaxrl_align.atomic import atomic_path, named_shortage, writes
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -33,6 +33,8 @@ def append_metrics(path: str | os.PathLike, first_step: int, history: History, *
     Raises:
       OSError: they could not be written; it names the file.
     """
+    if not writes():
+        return
     columns = {name: _to_lists(values) for name, values in history.items()}
     num_rows = max((len(column) for column in columns.values()), default=0)
     rows = ({"step": first_step + i} | {n: c[i] for n, c in columns.items()} for i in range(num_rows))
@@ -104,7 +106,8 @@ def recover_metrics(path: str | os.PathLike, num_steps: int, kinds: Mapping[str,
             rows[step] = row
     history = {name: _fill(rows, name, num_steps, kind) for name, kind in kinds.items()}
     if order[:num_steps] == list(range(num_steps)):
-        os.truncate(path, sum(len(line) + 1 for line in lines[:num_steps]))
+        if writes():
+            os.truncate(path, sum(len(line) + 1 for line in lines[:num_steps]))
         return history
     if lost := sorted(set(range(num_steps)) - rows.keys()):
         warnings.warn(

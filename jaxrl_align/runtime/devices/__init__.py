@@ -1,0 +1,1 @@
+"""Several devices, and several hosts: who does what, and what goes between them."""

@@ -1,0 +1,93 @@
+"""Take the steps of learners on one of eight CPU devices and on meshes of them, and write what differs.
+
+python -m tests.devices.mesh_program OUT.json [case ...]; a program of its own, because devices are chosen
+before JAX starts.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxrl_align.runtime.devices.collectives import list_collectives
+from jaxrl_align.runtime.loop import run
+from jaxrl_align.runtime.mesh import settled, shard_members, spread, use_cpu_devices, use_mesh
+
+DEVICES = 8
+STEPS = 3
+
+
+def start(case):
+    """Return the step and the first state of a case, on the mesh that is set."""
+    if not case.members:
+        return case.learner.step, case.learner.init(jax.random.key(1), case.hparams, case.params)
+    keys = jax.random.split(jax.random.key(1), case.members)
+    state = jax.jit(jax.vmap(case.learner.init, (0, None)))(keys, case.hparams)
+    return jax.vmap(case.learner.step), shard_members(state)
+
+
+def plain(tree):
+    """Return the numbers of a tree by their names; random keys as words."""
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    words = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+    named = jax.tree_util.tree_leaves_with_path(words)
+    return {jax.tree_util.keystr(path): np.asarray(leaf, np.float64) for path, leaf in named}
+
+
+def largest_difference(one, other):
+    """Return the largest difference of two trees, relative where numbers are above 1, and its place."""
+    worst = (0.0, "")
+    for name, a in one.items():
+        if a.size:
+            gap = np.abs(a - other[name]) / np.maximum(np.abs(a), 1.0)
+            gap = np.where(np.isnan(a) & np.isnan(other[name]), 0.0, gap)
+            worst = max(worst, (float(np.max(gap)), name))
+    return worst
+
+
+def bytes_on_one(tree):
+    """Return the bytes that one device holds of a tree."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def look_at(case, mesh):
+    """Return the numbers after the steps, and what the program of one step is like."""
+    with use_mesh(mesh):
+        step, state = start(case)
+        end, history = run(step, state, STEPS, chunk=STEPS, frozen=case.frozen, progress=False)
+        state, frozen = spread(state), spread(case.frozen)
+        places = {"out_shardings": settled(state)} if mesh else {}
+        compiled = jax.jit(step, **places).lower(state, None, frozen).compile()
+        seen = {
+            "flops": compiled.cost_analysis()["flops"],
+            "weights": bytes_on_one((state.params, state.opt_state, frozen)),
+            "temporary": compiled.memory_analysis().temp_size_in_bytes,
+            "collectives": list_collectives(compiled.as_text()),
+        }
+        return plain((end, history)), seen
+
+
+def main(out, names):
+    """Compare, and write the findings as JSON."""
+    use_cpu_devices(DEVICES)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    from tests.devices.learners import CASES
+
+    found = {}
+    for name in names or CASES:
+        case = CASES[name]()
+        one, alone = look_at(case, None)
+        found[name] = {"alone": alone, "meshes": {}}
+        for mesh in case.meshes:
+            many, seen = look_at(case, mesh)
+            gap, place = largest_difference(one, many)
+            found[name]["meshes"][mesh] = seen | {"gap": gap, "place": place}
+            shares = {key: round(seen[key] / alone[key], 3) for key in ("flops", "weights", "temporary")}
+            print(f"{name:16} {mesh:24} {gap:.1e} {place[-40:]:40}", shares, flush=True)
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
