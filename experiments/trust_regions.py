@@ -92,21 +92,18 @@ def report(
 ) -> dict[str, dict]:
     """Print and draw returns and KLs [updates, seeds] at one learning rate; return the table."""
     print(f"\nlearning rate {rate:g}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]")
-    print(f"  {'':30}{'interquartile mean':>22}{'fell by half':>14}{'median':>10}{'99%':>10}{'largest':>10}")
+    heads = "".join(f"{head:>10}" for head in ("median", "99%", "largest"))
+    print(f"  {'':30}{'interquartile mean':>22}{'fell by half':>14}{heads}   mean less the clip's, paired")
     steps = np.arange(1, config.updates + 1) * config.num_envs * config.num_steps
     table, curves, kls = {}, {}, {}
     for name, (returns, kl) in results.items():
         fell = int(runtime.fell_by_half(returns).sum())
         quantiles = np.quantile(kl, [0.5, 0.99, 1.0])
         cells = "".join(f"{x:10.2g}" for x in quantiles)
-        print(f"  {name:30}{runtime.interquartile_text(returns[-1]):>22}{fell:>14}{cells}")
-        table[name] = {"return": runtime.interquartile_mean(returns[-1]), "mean": returns[-1].mean()}
-        table[name] |= {
-            "fell": fell,
-            "median_kl": quantiles[0],
-            "kl_99": quantiles[1],
-            "max_kl": quantiles[2],
-        }
+        gain = runtime.paired_interval(returns[-1], results["PPO, clip"][0][-1])
+        print(f"  {name:30}{runtime.interquartile_text(returns[-1]):>22}{fell:>14}{cells}   {gain}")
+        table[name] = {"return": runtime.interquartile_mean(returns[-1]), "fell": fell, "less clip": gain}
+        table[name] |= dict(zip(("median_kl", "kl_99", "max_kl"), quantiles, strict=True))
         curves[name] = (steps, returns)
         kls[name] = (np.sort(np.maximum(kl.ravel(), 1e-7)), 1.0 - np.arange(kl.size) / kl.size)
     title, dashed = f"CartPole-v1, learning rate {rate:g}", [name for name in results if "TRPO" in name]

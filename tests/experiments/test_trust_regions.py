@@ -15,12 +15,14 @@ RATES = {"learning_rates": (1e-2,), "high_rates": (1e-1,)}
 @pytest.mark.slow
 def test_methods_run_and_report_their_kl(tmp_path, capsys, monkeypatch):
     every = trust_regions.methods
-    two = lambda config: {name: every(config)[name] for name in ("A2C", "TRPO, bound 0.01")}
+    two = lambda config: {name: every(config)[name] for name in ("PPO, clip", "A2C", "TRPO, bound 0.01")}
     monkeypatch.setattr(trust_regions, "methods", two)
     trust_regions.main(trust_regions.Config(out=str(tmp_path / "run"), **SMALL, **RATES))
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     table = results["0.01"]
-    assert table.keys() == {"A2C", "TRPO, bound 0.01"} and results["0.1"].keys() == {"A2C"}
+    assert table.keys() == {"PPO, clip", "A2C", "TRPO, bound 0.01"}
+    assert results["0.1"].keys() == {"PPO, clip", "A2C"}
+    assert table["PPO, clip"]["less clip"][0] == 0 != table["A2C"]["less clip"][0]
     assert 0 < table["TRPO, bound 0.01"]["max_kl"] <= 0.01
     assert 0 < table["A2C"]["median_kl"] <= table["A2C"]["kl_99"] <= table["A2C"]["max_kl"]
     assert results["0.1"]["A2C"]["max_kl"] > 10 * table["A2C"]["max_kl"]

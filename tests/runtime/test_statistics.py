@@ -98,8 +98,8 @@ def test_wilsons_interval_against_scipy(hits, trials):
 
 
 def test_members_that_end_below_half_of_their_best():
-    returns = np.array([[np.nan, 10.0, 0.0, 9.0], [30.0, 4.0, 8.0, 20.0], [15.0, 4.9, 8.0, 9.9]])
-    np.testing.assert_array_equal(fell_by_half(returns), [False, True, False, True])
+    returns = np.array([[np.nan, 10.0, 0.0, 9.0], [30.0, 4.0, 8.0, 20.0], [14.9, 4.9, 8.0, 10.1]])
+    np.testing.assert_array_equal(fell_by_half(returns), [True, True, False, False])
 
 
 @pytest.mark.parametrize("returns", [np.zeros(3), np.zeros((0, 2)), [[-3.0], [-100.0]]])
