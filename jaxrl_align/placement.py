@@ -168,6 +168,11 @@ def read_gathered(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return jax.checkpoint(f, prevent_cse=False) if _sizes().get(FSDP, 1) > 1 else f
 
 
+def output_shards(layer: str) -> int:
+    """Return among how many devices a linear layer's outputs are divided."""
+    return _sizes().get(MODEL, 1) if layer in _WIDENING else 1
+
+
 def weight_spec(names: Sequence[str], shape: Sequence[int], sizes: dict[str, int]) -> Spec | None:
     """Return how a language model's leaf is kept between steps: divided by `model`, and along `fsdp` too.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxrl_align import feedback
 from jaxrl_align.cli.options import DataOptions, LengthOptions
+from jaxrl_align.data.batches import HostBatches, row_places
 from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.feedback import Comparison, Correction, Feedback, Label, Question, Ranking, Rating
 from jaxrl_align.types import TokenBatch
@@ -297,7 +298,7 @@ def count_rows(train: Any, held_out: Any) -> tuple[int, int]:
     return count(train), count(held_out)
 
 
-def shuffled_batches(data: Any, *, batch_size: int, seed: int) -> Callable[[int, int], Any]:
+def shuffled_batches(data: Any, *, batch_size: int, seed: int) -> HostBatches:
     """Return `(first step, steps) -> tree [steps, B, ...]`: every row once a pass, in a fresh order each.
 
     It is a function of its arguments alone, so that a continued run reads what an uninterrupted one reads.
@@ -310,12 +311,12 @@ def shuffled_batches(data: Any, *, batch_size: int, seed: int) -> Callable[[int,
     rows = len(jax.tree.leaves(data)[0])
     order = functools.lru_cache(maxsize=4)(lambda turn: np.random.default_rng([seed, turn]).permutation(rows))
 
-    def batches(first_step: int, steps: int) -> Any:
-        places = first_step * batch_size + np.arange(steps * batch_size)
-        index = np.array([order(int(place) // rows)[place % rows] for place in places])
-        return jax.tree.map(lambda x: np.asarray(x)[index].reshape(steps, batch_size, *x.shape[1:]), data)
+    def read(first_step: int, steps: int, part: slice) -> Any:
+        places = row_places(first_step, steps, batch_size, part)
+        index = np.array([order(int(place) // rows)[place % rows] for place in places.flat])
+        return jax.tree.map(lambda x: np.asarray(x)[index].reshape(*places.shape, *x.shape[1:]), data)
 
-    return batches
+    return HostBatches(batch_size, read)
 
 
 def whole_batches(data: Any, batch_size: int) -> list[Any]:

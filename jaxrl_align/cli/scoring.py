@@ -39,6 +39,8 @@ class ScoreRows:
     """Leave rows out that cannot be read, and list them, instead of ending in an error."""
     out: str | None = None
     """A JSONL file of the rows with their scores; None prints a summary alone."""
+    mesh: str | None = None
+    """Devices among which the reward model is divided: "model=4", "fsdp=4" or "auto"."""
 
 
 class Answered(NamedTuple):

@@ -31,6 +31,8 @@ class ReadOptions:
     """Where --model is an adapter: its base, if not where adapter_config.json says."""
     hub: bool = False
     """Take --model for a name on the Hugging Face hub, and download it (extra [hub])."""
+    mesh: str | None = None
+    """Devices among which the model is divided: "model=4", "fsdp=4" or "auto"."""
 
 
 @dataclass(frozen=True)

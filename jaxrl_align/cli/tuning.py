@@ -133,13 +133,15 @@ def check_tuning(options: TuningOptions) -> None:
 
 def publish(out: Path, write: Callable[[Path], None]) -> None:
     """Write a model beside the run in `out`, and move it there whole: what makes it a model comes last."""
-    if not writes():
-        return
     staged = out / ".writing"
-    shutil.rmtree(staged, ignore_errors=True)
+    if writes():
+        shutil.rmtree(staged, ignore_errors=True)
     try:
-        write(staged)
+        write(staged)  # by every process, since weights may be gathered
+        if not writes():
+            return
         for file in sorted(staged.iterdir(), key=lambda file: (file.name in LAST, file.name)):
             os.replace(file, out / file.name)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        if writes():
+            shutil.rmtree(staged, ignore_errors=True)

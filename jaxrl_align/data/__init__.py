@@ -1,5 +1,6 @@
 """The host's side of data: files, images, corpora, tokenizers, chat templates."""
 
+from jaxrl_align.data.batches import HostBatches, shuffled_rows
 from jaxrl_align.data.blimp import Paradigm, load_blimp
 from jaxrl_align.data.books import childrens_books, hold_out_first, passages, read_books
 from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences, tiny_shakespeare
@@ -14,6 +15,7 @@ from jaxrl_align.data.images import (
     load_photo_patches,
     read_idx,
 )
+from jaxrl_align.data.json_lines import JsonLines, open_jsonl, stream_jsonl
 from jaxrl_align.data.labelled_texts import Labelled, LabelledSplits, load_sst2, load_trec, read_labelled
 from jaxrl_align.data.mixtures import epochs_per_source, normalise_weights
 from jaxrl_align.data.probes import Cloze
@@ -33,13 +35,14 @@ from jaxrl_align.data.tokens.tokenizers import (
 
 # fmt: off
 __all__ = [
-    "ChatTemplate", "Cloze", "DataFile", "Demonstrations", "Images", "Labelled", "LabelledSplits",
-    "Packed", "Paradigm", "Split", "Tokenizer", "byte_tokenizer", "character_tokenizer",
-    "childrens_books", "choose_labelled", "cut_sentences", "epochs_per_source", "find_file",
-    "hold_out_first", "left_pad", "load_blimp", "load_digits", "load_idx_folder", "load_mnist",
-    "load_photo_patches", "load_sst2", "load_tokenizer", "load_trec", "normalise_weights",
-    "open_tokens", "pack", "paragraphs", "passages", "python_topics", "read_books", "read_idx",
-    "read_labelled", "read_text", "right_pad", "save_tokenizer", "sentences", "stream_rows",
+    "ChatTemplate", "Cloze", "DataFile", "Demonstrations", "HostBatches", "Images", "JsonLines",
+    "Labelled", "LabelledSplits", "Packed", "Paradigm", "Split", "Tokenizer", "byte_tokenizer",
+    "character_tokenizer", "childrens_books", "choose_labelled", "cut_sentences",
+    "epochs_per_source", "find_file", "hold_out_first", "left_pad", "load_blimp", "load_digits",
+    "load_idx_folder", "load_mnist", "load_photo_patches", "load_sst2", "load_tokenizer",
+    "load_trec", "normalise_weights", "open_jsonl", "open_tokens", "pack", "paragraphs", "passages",
+    "python_topics", "read_books", "read_idx", "read_labelled", "read_text", "right_pad",
+    "save_tokenizer", "sentences", "shuffled_rows", "stream_jsonl", "stream_rows",
     "tiny_shakespeare", "train_bpe", "write_tokens",
 ]
 # fmt: on

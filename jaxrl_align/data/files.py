@@ -219,6 +219,26 @@ def parse_json(text: str, of_pairs: Callable[[list[tuple[str, Any]]], Any] | Non
     return value
 
 
+def parse_row(line: bytes) -> dict[str, Any]:
+    """Return the fields of a row that are not null.
+
+    Raises:
+      ValueError: if it is not UTF-8 or no JSON object.
+    """
+    try:
+        fields = parse_json(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the row must be UTF-8; got byte {line[error.start]:#04x} at {error.start}; compressed files "
+            "end in .gz"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"the row must be JSON, one object a line; it is not ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"the row must be a JSON object; got {type(fields).__name__}; write one row a line")
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def is_deep(value: Any) -> bool:
     """Return whether lists and mappings lie more than `DEPTH` inside each other, or inside themselves."""
     layer = [value]

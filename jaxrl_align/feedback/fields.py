@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl_align.data.files import GZIP_DAMAGE, parse_json, unpack_lines
+from jaxrl_align.data.files import GZIP_DAMAGE, parse_row, unpack_lines
 from jaxrl_align.typed import one_line
 
 Messages = list[dict[str, Any]]
@@ -35,26 +35,6 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
         raise ValueError(
             f"{path}:{number + 1}: the file is truncated or not compressed by gzip ({error}); copy it again"
         ) from error
-
-
-def parse_row(line: bytes) -> dict[str, Any]:
-    """Return the fields of a row that are not null.
-
-    Raises:
-      ValueError: if it is not UTF-8 or no JSON object.
-    """
-    try:
-        fields = parse_json(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"the row must be UTF-8; got byte {line[error.start]:#04x} at {error.start}; compressed files "
-            "end in .gz"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"the row must be JSON, one object a line; it is not ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"the row must be a JSON object; got {type(fields).__name__}; write one row a line")
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def parse_text(fields: Mapping[str, Any], name: str) -> Text:

@@ -13,7 +13,7 @@ from jaxrl_align.nets.kinds import KINDS, is_complete
 from jaxrl_align.nets.quantize import dequantise, is_packed, multiply
 from jaxrl_align.nets.rope import layer_frequencies, rotate
 from jaxrl_align.nets.transformer_config import TransformerConfig
-from jaxrl_align.placement import place_weights, read_gathered
+from jaxrl_align.placement import output_shards, place_weights, read_gathered
 from jaxrl_align.types import Numeric
 
 
@@ -78,7 +78,9 @@ class Linear(nn.Module):
             x = KINDS[name].read(own, x)
         kernel: Any = self.get_variable("params", "kernel")
         if is_packed(kernel):
-            y = read_gathered(lambda x, own: multiply(x, place_weights(own, *path, "kernel")))(x, kernel)
+            shards = output_shards(str(self.name))
+            read = lambda x, own: multiply(x, place_weights(own, *path, "kernel"), shards)
+            y = read_gathered(read)(x, kernel)
             # Only what needs the kernel reads it; a compiler drops the rest.
             layer = {"kernel": dequantise(kernel) if adapters else kernel}
         else:

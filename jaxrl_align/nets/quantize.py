@@ -175,25 +175,41 @@ def _absmax(own: dict[str, jax.Array]) -> jax.Array:
     return scaled.reshape(-1)[: own["absmax"].size] + own["offset"]
 
 
-@jax.checkpoint
-def multiply(x: jax.Array, packed: dict[str, dict[str, jax.Array]]) -> jax.Array:
+def multiply(x: jax.Array, packed: dict[str, dict[str, jax.Array]], shards: int = 1) -> jax.Array:
     """Return `x W` [..., out] in x's dtype for a packed W, of which a quarter stands in full at a time.
 
     It is made anew in the backward pass: kept for it, the kernels of all layers would stand at once. The loop
     over quarters is there since XLA's CPU scheduler makes all kernels of a block before it uses the first.
+
+    Args:
+      x: [..., in].
+      packed: of `quantise`.
+      shards: the number of devices among which the outputs are divided: each takes a quarter of its own.
     """
+    return _multiply(x, packed, shards)
+
+
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _multiply(x: jax.Array, packed: dict[str, dict[str, jax.Array]], shards: int) -> jax.Array:
     ((kind, own),) = packed.items()
     fan_in, fan_out = kernel_shape(packed)
     fits = lambda n: fan_out % n == 0 and fan_in * (fan_out // n) % BLOCK == 0
-    count = next((n for n in (4, 2) if fits(n)), 1)
+    shards = shards if fits(shards) else 1
+    count = next((n for n in (4, 2) if fits(n * shards)), 1)
 
     @jax.checkpoint
     def piece(_: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         return None, x @ dequantise({kind: dict(zip(("codes", "absmax"), rows, strict=True))}, x.dtype)
 
     pieces = own["codes"].reshape(count, fan_out // count, -1), _absmax(own).reshape(count, -1)
+    if shards > 1:
+        own_first = lambda c: jnp.swapaxes(c.reshape(shards, count, -1), 0, 1)
+        pieces = jax.tree.map(lambda c: own_first(c).reshape(c.shape), pieces)
     _, y = jax.lax.scan(piece, None, pieces)
-    return jnp.moveaxis(y, 0, -2).reshape(*x.shape[:-1], fan_out)
+    y = jnp.moveaxis(y, 0, -2)
+    if shards > 1:
+        y = jnp.swapaxes(y.reshape(*y.shape[:-1], shards, -1), -3, -2)
+    return y.reshape(*x.shape[:-1], fan_out)
 
 
 def quantise_params(

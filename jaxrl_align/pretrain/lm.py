@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
+from jaxrl_align.data.batches import HostBatches
 from jaxrl_align.data.mixtures import normalise_weights
 from jaxrl_align.data.tokens.streams import stream_rows
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
@@ -128,22 +129,20 @@ def sample_mixture(
     return sample
 
 
-def stream_windows(
-    tokens: np.ndarray, *, batch_size: int, length: int, seed: int = 0
-) -> Callable[[int, int], TokenBatch]:
+def stream_windows(tokens: np.ndarray, *, batch_size: int, length: int, seed: int = 0) -> HostBatches:
     """Return `(first_step, steps) -> TokenBatch` of [steps, B, L + 1]: windows of a text on the host.
 
     `runtime.loop.run(learner.step, ..., batches=stream_windows(open_tokens(path), ...))` trains on a file
     that is larger than memory; see `data.stream_rows`, which draws the windows.
     """
-    rows = stream_rows(tokens, batch_size=batch_size, length=length, seed=seed)
+    windows = stream_rows(tokens, batch_size=batch_size, length=length, seed=seed)
 
-    def batches(first_step: int, steps: int) -> TokenBatch:
-        drawn = rows(first_step, steps)
+    def read(first_step: int, steps: int, rows: slice) -> TokenBatch:
+        drawn = windows(first_step, steps, rows)
         ones = np.ones(drawn.shape, np.float32)
         return TokenBatch(drawn, ones, ones)  # type: ignore[arg-type]
 
-    return batches
+    return HostBatches(batch_size, read)
 
 
 def sample_rows(data: Any, *, batch_size: int) -> Sampler:

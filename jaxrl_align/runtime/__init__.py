@@ -1,11 +1,12 @@
 """The host's side of a run: loop, folder, checkpoints, metrics, figures, command line, devices."""
 
 from jaxrl_align.runtime.checkpoint import fingerprint, latest_step, restore, save
+from jaxrl_align.runtime.devices.spreading import spread
 from jaxrl_align.runtime.folder import RunFolder, open_run
 from jaxrl_align.runtime.guards.device_memory import peak_memory
 from jaxrl_align.runtime.loop import run
 from jaxrl_align.runtime.members import MembersConfig, Trained, cross_rates, train_members, with_data
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices, use_mesh
 from jaxrl_align.runtime.metrics import History, read_metrics
 from jaxrl_align.runtime.plots import curve_with_interval, figure, save_curves, save_figure
 from jaxrl_align.runtime.resampling import (
@@ -36,6 +37,6 @@ __all__ = [
     "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step", "mcnemar_test",
     "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory", "read_metrics",
     "restore", "run", "save", "save_curves", "save_figure", "shard_members", "share_interval", "share_text",
-    "train_members", "use_cpu_devices", "wilson_interval", "win_rate", "with_data",
+    "spread", "train_members", "use_cpu_devices", "use_mesh", "wilson_interval", "win_rate", "with_data",
 ]
 # fmt: on

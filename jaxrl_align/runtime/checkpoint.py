@@ -32,8 +32,8 @@ from jaxrl_align.runtime.devices.shards import (
     restore_shards,
     save_shards,
 )
+from jaxrl_align.runtime.devices.spreading import put_on
 from jaxrl_align.runtime.folder import differences, to_json
-from jaxrl_align.runtime.mesh import put_on
 
 VERSION = 1
 KEEP = 2

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jaxrl_align.runtime.devices.hosts import explained_loss, join_hosts, leave, several
+from jaxrl_align.runtime.devices.hosts import end_process, explained_lost_process, join_hosts, several
 from jaxrl_align.runtime.guards.device_memory import explained_shortage
 from jaxrl_align.runtime.guards.interrupts import raised_interrupts
 from jaxrl_align.runtime.mesh import AUTO, use_cpu_devices, use_mesh
@@ -61,16 +61,16 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
       resumes: whether the program continues with `--resume`, which the line of an interrupted one then says.
     """
     try:
-        with raised_interrupts(), explained_loss(), explained_shortage({}):
+        with raised_interrupts(), explained_lost_process(), explained_shortage({}):
             join_hosts()
             yield
     except KeyboardInterrupt as interrupt:
         remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""
-        leave(128 + (*interrupt.args, int(signal.SIGINT))[0], "interrupted" + remedy)
+        end_process(128 + (*interrupt.args, int(signal.SIGINT))[0], "interrupted" + remedy)
     except USER_ERRORS as error:
         if os.environ.get("JAXRL_ALIGN_DEBUG") == "1":
             raise
-        leave(2, "error: " + " ".join((str(error) or type(error).__name__).split()))
+        end_process(2, "error: " + " ".join((str(error) or type(error).__name__).split()))
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from jaxrl_align.finite import check_finite
 from jaxrl_align.runtime import checkpoint
-from jaxrl_align.runtime.devices.hosts import exchange
+from jaxrl_align.runtime.devices.hosts import agree, exchange
+from jaxrl_align.runtime.devices.spreading import check_axes, is_meshed, read_batches, settled, spread
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.guards.device_memory import check_room, explained_shortage
 from jaxrl_align.runtime.guards.faults import replay
 from jaxrl_align.runtime.guards.interrupts import deferred_interrupts
 from jaxrl_align.runtime.keeper import Keeper
-from jaxrl_align.runtime.mesh import check_axes, is_meshed, settled, spread, spread_batch
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, recover_metrics
 
 FROZEN_FILE = "frozen.json"
@@ -98,15 +98,15 @@ def run(
         return step(carry) if batches is None else step(carry, row)
 
     one = lambda carry: take(carry, jax.tree.map(lambda x: x[0], first), frozen)
-    state, frozen = spread(state), spread(frozen)
-    done, state = _start(state, num_steps, folder, frozen)
+    done, state = _start(spread(state), num_steps, folder, frozen)
+    frozen = spread(frozen)
     if folder is not None and folder.upkeep.replay and done < num_steps:
         _replay(lambda carry, row: take(carry, row, frozen), state, done, num_steps, batches, folder)
     history = _read_history(one, state, done, folder)
 
     def draw(begin: int) -> tuple[int, Any]:
         end = min(begin - begin % chunk + chunk, num_steps)
-        return end, None if batches is None or begin == end else spread_batch(batches(begin, end - begin))
+        return end, None if batches is None or begin == end else read_batches(batches, begin, end - begin)
 
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
     advance = _compiled_chunk(take, state)
@@ -195,6 +195,7 @@ def _read_history(step: Step, state: Any, done: int, folder: RunFolder | None) -
 def _check_frozen(folder: RunFolder, frozen: Any) -> None:
     """Write what the frozen weights are into a new run's folder; compare a continued run's with it."""
     path, now = folder.path / FROZEN_FILE, None if frozen is None else checkpoint.fingerprint(frozen)
+    agree("frozen weights", f"sha256 {now['sha256'][:12]}" if now else "none")
     if checkpoint.latest_step(folder.path) is None:
         path.unlink(missing_ok=True)
         if now is not None:

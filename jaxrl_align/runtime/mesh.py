@@ -1,30 +1,23 @@
-"""A mesh of devices for a whole run: `--mesh data=4,model=2`, and where a run's arrays lie on it.
+"""A mesh of devices for a whole run, `--mesh data=4,model=2`, and members side by side.
 
 The mesh is set as jax's own (`jax.set_mesh`), and what is jitted under it is one program for all of its
-devices, by XLA's partitioner. `placement` names the axes and places what a step makes; this module places
-what a run begins with. A vmapped step needs no change either way: members never exchange a number.
+devices, by XLA's partitioner. `placement` names the axes and places what a step makes; `devices.spreading`
+places what a run begins with. A vmapped step needs no change either way: members never exchange a number.
 """
 
 import contextlib
 import math
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxrl_align.placement import AXES, DATA, FSDP, MEMBERS, MODEL, ROWS, Spec, fit_spec, weight_spec
+from jaxrl_align.placement import AXES, FSDP, MEMBERS
+from jaxrl_align.runtime.devices.spreading import count_members, is_meshed, spread
 
 AUTO = "auto"
-_ADVICE = {
-    MEMBERS: "only a run of several members has such an axis; take data",
-    DATA: "the run has no rows or environments to divide; leave it out",
-    FSDP: "the run has no rows, and no language model, to divide; leave it out",
-    MODEL: "only language models of a width and vocabulary that it divides have such an axis; take data",
-}
 
 
 def use_cpu_devices(count: int | None = None) -> None:
@@ -102,151 +95,6 @@ def use_mesh(text: str | None, *, members: int = 1) -> Iterator[None]:
         yield
 
 
-def is_meshed() -> bool:
-    """Return whether a mesh is set."""
-    return not jax.sharding.get_abstract_mesh().empty
-
-
-def spread(tree: Any, *, members: bool = False) -> Any:
-    """Return a state, or frozen weights, where they belong on the mesh that is set; without one, as they are.
-
-    A language model's weights and their moments go by the rules of `placement`; what lies divided already
-    (environments, members) stays so; all else lies whole on every device.
-
-    Args:
-      tree: of arrays on devices, or on the host and the same in every process.
-      members: whether all leaves lead with the axis of the members.
-
-    Raises:
-      ValueError: if an axis of the mesh divides nothing of the tree that it could.
-    """
-    if not is_meshed():
-        return tree
-    mesh = jax.sharding.get_mesh()
-    places = shardings(mesh, tree, members=members)
-    return jax.tree.map(put_on, tree, places)
-
-
-def shardings(mesh: Mesh, tree: Any, *, members: bool = False) -> Any:
-    """Return where the leaves of a tree, arrays or their shapes, belong on a mesh: a `NamedSharding` each."""
-    sizes = dict(mesh.shape)
-    if members:
-        _check_members(tree, sizes.get(MEMBERS, 1))
-
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        spec = _spec_of(names_of(path), leaf, sizes, members)
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def names_of(path: Any) -> tuple[str, ...]:
-    """Return a leaf's path as names; a field of a NamedTuple is none of a dictionary's, and has a dot."""
-    return tuple(
-        f".{key.name}" if isinstance(key, jax.tree_util.GetAttrKey) else str(getattr(key, "key", key))
-        for key in path
-    )
-
-
-def _spec_of(names: tuple[str, ...], leaf: Any, sizes: dict[str, int], members: bool) -> Spec:
-    shape = np.shape(leaf)
-    now = _lies(leaf)
-    divided = members or MEMBERS in now[:1]
-    if (spec := weight_spec(names, shape, sizes)) is not None:
-        return fit_spec(shape, (MEMBERS, *spec[1:]), sizes) if divided and shape else spec
-    if any(axis is not None for axis in now):
-        return fit_spec(shape, (MEMBERS, *now[1:]) if divided else now, sizes)
-    return fit_spec(shape, (MEMBERS,) + (None,) * (len(shape) - 1), sizes) if divided and shape else ()
-
-
-def _lies(leaf: Any) -> Spec:
-    """Return how an array already lies on the mesh that is set, for each of its axes."""
-    placed = getattr(leaf, "sharding", None)
-    if not isinstance(placed, NamedSharding) or placed.is_fully_replicated:
-        return (None,) * np.ndim(leaf)
-    return tuple(placed.spec) + (None,) * (np.ndim(leaf) - len(placed.spec))
-
-
-def _check_members(tree: Any, count: int) -> None:
-    size = _count_members(tree)
-    if size % count:
-        raise ValueError(
-            f"the mesh's members axis must divide the members; got {size} members on {count} devices; take a "
-            f"multiple of {count}, or fewer members side by side and data or fsdp for the rest"
-        )
-
-
-def _count_members(state: Any) -> int:
-    sizes = {jax.numpy.shape(leaf)[:1] for leaf in jax.tree.leaves(state)}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(f"expected leaves that share a leading axis of members, got sizes {sorted(sizes)}")
-    ((members,),) = sizes
-    return members
-
-
-def spread_batch(rows: Any) -> Any:
-    """Return batches from the host, leaves [steps, B, ...], on the mesh that is set: B on `data` and `fsdp`.
-
-    Raises:
-      ValueError: if the devices do not divide the rows.
-    """
-    if not is_meshed():
-        return rows
-    mesh = jax.sharding.get_mesh()
-    sizes = dict(mesh.shape)
-
-    def put(x: Any) -> jax.Array:
-        spec = (None, ROWS) + (None,) * (np.ndim(x) - 2) if np.ndim(x) > 1 else ()
-        return put_on(x, NamedSharding(mesh, PartitionSpec(*fit_spec(np.shape(x), spec, sizes))))
-
-    return jax.tree.map(put, rows)
-
-
-def settled(state: Any) -> Any:
-    """Return the `out_shardings` of a step on the mesh that is set: state as it is, metrics everywhere."""
-    everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
-    return jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
-
-
-def check_axes(lowered: Any, state: Any, frozen: Any) -> None:
-    """Raise ValueError if an axis of the mesh that is set divides nothing of a program.
-
-    Args:
-      lowered: the program, `jax.jit(f).lower(...)`.
-      state: what it carries.
-      frozen: what it reads.
-    """
-    if not is_meshed():
-        return
-    text = lowered.as_text()
-    for axis, size in dict(jax.sharding.get_mesh().shape).items():
-        if size > 1 and not re.search(rf'\{{[^{{}}]*"{axis}"[^{{}}]*\}}', text):
-            held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, frozen)))
-            raise ValueError(
-                f"the mesh's axis {axis}={size} divides nothing of this run: all of the work, and "
-                f"{held / 1e6:.1f} MB of state and frozen weights, would be on each of its devices; "
-                f"{_ADVICE[axis]}"
-            )
-
-
-def put_on(leaf: Any, place: jax.sharding.Sharding) -> jax.Array:
-    """Return an array on the devices of a sharding, which may be other processes' too.
-
-    Args:
-      leaf: an array on devices, or one on the host that is the same in every process.
-      place: where it goes.
-    """
-    if isinstance(leaf, jax.Array) and (leaf.sharding == place or not leaf.is_fully_addressable):
-        return leaf if leaf.sharding == place else jax.jit(lambda x: x, out_shardings=place)(leaf)
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        words = put_on(np.asarray(jax.random.key_data(leaf)), place)
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
-    if jax.process_count() == 1:
-        return jax.device_put(leaf, place)
-    host = np.asarray(leaf)
-    return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
-
-
 def shard_members(state: Any) -> Any:
     """Spread the members over the largest number of local devices that divides the number of members.
 
@@ -264,7 +112,7 @@ def shard_members(state: Any) -> Any:
     Raises:
       ValueError: the leaves do not share a leading axis.
     """
-    members = _count_members(state)
+    members = count_members(state)
     if is_meshed():
         return spread(state, members=True)
     devices = jax.local_devices()

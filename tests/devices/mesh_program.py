@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from jaxrl_align.runtime.devices.collectives import list_collectives
+from jaxrl_align.runtime.devices.spreading import settled, spread
 from jaxrl_align.runtime.loop import run
-from jaxrl_align.runtime.mesh import settled, shard_members, spread, use_cpu_devices, use_mesh
+from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices, use_mesh
 
 DEVICES = 8
 STEPS = 3

@@ -13,6 +13,7 @@ from jaxrl_align.data.blimp import load_blimp
 from jaxrl_align.data.books import TITLE_WORDS, passages, read_books
 from jaxrl_align.data.corpora import paragraphs, read_text, sentences
 from jaxrl_align.data.images import Split, load_idx_folder
+from jaxrl_align.data.json_lines import open_jsonl, stream_jsonl
 from jaxrl_align.data.labelled_texts import read_labelled
 from jaxrl_align.data.tokens.streams import open_tokens, stream_rows, write_tokens
 from jaxrl_align.feedback.sentiment import fit_sentiment
@@ -115,6 +116,27 @@ def _bad_tokens(rows: np.ndarray) -> str | None:
     )
 
 
+def _write_json_lines(folder: Path) -> None:
+    rows = [json.dumps({"text": "word " * i, "more": [i, None]}) for i in range(1, 8)]
+    (folder / "rows-0.jsonl").write_text("\n\n".join(rows[:4]))
+    (folder / "rows-1.jsonl").write_text("\n".join(rows[4:]) + "\n")
+
+
+def _read_json_lines(folder: Path) -> Any:
+    lines = open_jsonl([folder / "rows-0.jsonl", folder / "rows-1.jsonl"])
+    count = lambda fields: np.array([len(fields), len(fields["text"])])
+    batches = stream_jsonl(lines, count, batch_size=4, seed=0)
+    return lines.read(range(len(lines)), count), batches(0, 20), batches(0, 20, rows=slice(1, 3))
+
+
+def _bad_lines(found: Any) -> str | None:
+    rows, whole, part = found
+    if not np.array_equal(whole[:, 1:3], part):
+        return "a part of a batch that is not what the batch holds there"
+    epoch, once = whole.reshape(-1, 2)[: len(rows)].tolist(), [row.tolist() for row in rows]
+    return None if len(rows) > 80 or sorted(epoch) == sorted(once) else "an epoch that is not every row once"
+
+
 def _npy(descr: str, shape: str, padding: int = 64) -> bytes:
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     header += b" " * (-(10 + len(header) + 1) % padding) + b"\n"
@@ -208,6 +230,20 @@ READERS: tuple[Reader, ...] = (
         hostile=(
             *({"text.npy": _npy(*header)} for header in HEADERS),
             {"text.npy": _npy("'<u2'", "(20,)", padding=20_000)},
+        ),
+    ),
+    Reader(
+        "json lines",
+        _write_json_lines,
+        _read_json_lines,
+        _bad_lines,
+        hostile=tuple(
+            {"rows-1.jsonl": data}
+            for data in (
+                *(b"\xff\n", b"[" * 100_000, b'{"a":' * 5_000, b"1" * 5_000, b"null\n" * 50_000),
+                *(b"{}\n" * 50_000, b"\0" * 9, b'{"text": 7}', gzip.compress(b'{"text": "a"}\n', mtime=0)),
+                b"\n" * 3_000_000 + b'{"text": NaN}',
+            )
         ),
     ),
     Reader(

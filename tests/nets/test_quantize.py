@@ -1,5 +1,6 @@
 """Packed kernels; bitsandbytes' bytes come from `make_bitsandbytes_fixture`."""
 
+import functools
 import subprocess
 import sys
 
@@ -109,15 +110,17 @@ def test_each_layer_of_a_stack_is_quantised_on_its_own(kind):
 @pytest.mark.parametrize(
     ("kind", "shape"), [("nf4", (32, 8)), ("int4", (32, 6)), ("fp4", (10, 7)), ("int8", (32, 8))]
 )
-def test_multiplying_reads_the_dequantised_kernel(kind, shape):
+@pytest.mark.parametrize("shards", [1, 2])
+def test_multiplying_reads_the_dequantised_kernel(kind, shape, shards):
     """In four pieces, in two, and in one, whose last block is short."""
     packed = quantise(drawn(shape), kind)
+    times = functools.partial(multiply, packed=packed, shards=shards)
     x, y = drawn((2, 3, shape[0]), 1), drawn((2, 3, shape[1]), 2)
 
     @jax.jit
     def both(x, y):
-        ours, theirs = (jax.vjp(f, x) for f in (lambda x: multiply(x, packed), lambda x: x @ plain))
-        return (ours[0], ours[1](y)), (theirs[0], theirs[1](y)), multiply(x.astype(jnp.bfloat16), packed)
+        ours, theirs = (jax.vjp(f, x) for f in (times, lambda x: x @ plain))
+        return (ours[0], ours[1](y)), (theirs[0], theirs[1](y)), times(x.astype(jnp.bfloat16))
 
     plain = jax.jit(dequantise)(packed)
     ours, theirs, half = both(x, y)

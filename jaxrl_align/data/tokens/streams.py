@@ -6,12 +6,13 @@ tokens = open_tokens("train.npy", vocab_size=tokenizer.vocab_size)
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxrl_align.atomic import atomic_path
+from jaxrl_align.data.batches import HostBatches
 
 # Only what describes an array of plain numbers: NumPy's own reader evaluates the header as Python's literals.
 _HEADER = re.compile(
@@ -109,13 +110,12 @@ def _read_header(path: Path) -> tuple[np.dtype, tuple[int, ...], int]:
     return dtype, shape, start
 
 
-def stream_rows(
-    tokens: np.ndarray, *, batch_size: int, length: int, seed: int
-) -> Callable[[int, int], np.ndarray]:
+def stream_rows(tokens: np.ndarray, *, batch_size: int, length: int, seed: int) -> HostBatches:
     """Return `(first_step, steps) -> [steps, batch_size, length + 1]`, random windows of a text on the host.
 
     The windows of a step are a function of the seed and the step's number alone, so that a run that goes on
-    after an interruption reads what it would have read.
+    after an interruption reads what it would have read. With `rows=slice(start, stop)` those windows of each
+    batch alone are read.
 
     Args:
       tokens: [N], for example a memory map.
@@ -124,7 +124,7 @@ def stream_rows(
       seed: another seed reads other windows.
 
     Raises:
-      ValueError: if the text is shorter than one window.
+      ValueError: if the text is shorter than one window, or `batch_size` below 1.
     """
     if len(tokens) < length + 1:
         raise ValueError(
@@ -132,11 +132,11 @@ def stream_rows(
             "give more text or a shorter context"
         )
 
-    def rows(first_step: int, steps: int) -> np.ndarray:
+    def read(first_step: int, steps: int, rows: slice) -> np.ndarray:
         starts = [
-            np.random.default_rng((seed, step)).integers(0, len(tokens) - length, batch_size)
+            np.random.default_rng((seed, step)).integers(0, len(tokens) - length, batch_size)[rows]
             for step in range(first_step, first_step + steps)
         ]
         return np.asarray(tokens[np.stack(starts)[..., None] + np.arange(length + 1)], np.int32)
 
-    return rows
+    return HostBatches(batch_size, read)

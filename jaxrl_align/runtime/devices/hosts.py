@@ -129,7 +129,7 @@ def _gather_one(x: jax.Array) -> Any:
 
 
 @contextlib.contextmanager
-def explained_loss() -> Iterator[None]:
+def explained_lost_process() -> Iterator[None]:
     """Turn what a backend raises when another process has gone into an error in one line."""
     try:
         yield
@@ -143,7 +143,7 @@ def explained_loss() -> Iterator[None]:
         ) from error
 
 
-def leave(code: int, line: str) -> NoReturn:
+def end_process(code: int, line: str) -> NoReturn:
     """End this process: print a line, once for all processes that end with the same one.
 
     Of several processes none waits for the others in vain, as they would in jax's own farewell.

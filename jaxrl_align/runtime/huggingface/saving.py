@@ -14,6 +14,7 @@ import numpy as np
 from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
 from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig
+from jaxrl_align.runtime.devices.hosts import gather
 from jaxrl_align.runtime.huggingface.config import family_of, write_config
 from jaxrl_align.runtime.huggingface.families import FAMILIES
 from jaxrl_align.runtime.huggingface.models import CLASSIFIER, REWARD_BIAS, SCORE, check_vocabulary
@@ -99,7 +100,7 @@ def save_reward_model(
             f'params must be {{"lm", "head"}}, the head\'s kernel [{config.width}]; got the entries '
             f"{sorted(params)}; init_reward_params makes them"
         )
-    kernel = np.asarray(gain, np.float32) * np.asarray(head["kernel"], np.float32)
+    kernel = np.asarray(gain, np.float32) * np.asarray(gather(head["kernel"]), np.float32)
     shift = float(gain) * float(head["bias"]) + float(bias)
     if not (np.isfinite(kernel).all() and np.isfinite(shift)):
         raise ValueError(f"the head must be finite; got gain={gain}, bias={bias} and a head beside them")
@@ -172,7 +173,7 @@ def _check_params(config: TransformerConfig, params: Params) -> str:
     for name, leaf in got.items():
         if leaf.shape != wanted[name].shape:
             raise ValueError(f"params{name} must be of shape {wanted[name].shape}; got {leaf.shape}")
-        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+        if not np.isfinite(np.asarray(gather(leaf), np.float32)).all():
             raise ValueError(f"params{name} holds NaN or infinite values; nothing was written")
     dtypes = {str(leaf.dtype) for leaf in got.values()}
     if dtypes not in ({"float32"}, {"bfloat16"}):

@@ -4,13 +4,14 @@ import contextlib
 import glob
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.atomic import is_running, named_shortage
+from jaxrl_align.atomic import is_running, named_shortage, writes
 from jaxrl_align.runtime.huggingface.entries import IndexEntries
 from jaxrl_align.typed import brief, read_object, short
 
@@ -157,6 +158,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     What a killed process has left of its own is removed.
     """
+    if not writes():
+        with tempfile.TemporaryDirectory() as nowhere:
+            yield Path(nowhere)
+        return
     name = f".{folder.name}.tmp"
     for left in folder.parent.glob(f"{glob.escape(name)}*"):
         number = left.name.removeprefix(name)

@@ -15,6 +15,8 @@ import numpy as np
 
 from jaxrl_align.nets.quantize import is_packed, kernel_shape, quantise, quantise_params
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.runtime.devices.hosts import gather
+from jaxrl_align.runtime.devices.spreading import put_weight
 from jaxrl_align.runtime.huggingface.families import Family
 
 
@@ -71,11 +73,13 @@ def empty_params(
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
 
 
-def to_jax(params: dict[str, Any]) -> dict[str, Any]:
-    """Make JAX arrays of a tree's arrays in place: one at a time is in memory twice."""
+def to_jax(params: dict[str, Any], *path: str) -> dict[str, Any]:
+    """Make JAX arrays of a tree's arrays in place: one at a time is in memory twice; on a mesh, divided."""
     for name, leaf in params.items():
-        # Waiting lets go of the array before the next one is copied.
-        params[name] = to_jax(leaf) if isinstance(leaf, dict) else jax.device_put(leaf).block_until_ready()
+        if isinstance(leaf, dict):
+            to_jax(leaf, *path, name)
+        else:  # Waiting lets go of the array before the next one is copied.
+            params[name] = put_weight(leaf, *path, name).block_until_ready()
     return params
 
 
@@ -142,7 +146,7 @@ def from_tensor(tensor: Tensor, array: np.ndarray, params: Mapping[str, Any]) ->
 
 def to_tensor(tensor: Tensor, params: Mapping[str, Any]) -> np.ndarray:
     """Return a tensor of the checkpoint; contiguous, since safetensors writes the memory behind an array."""
-    leaves = [np.asarray(_leaf(params, place)) for place in tensor.places]
+    leaves = [np.asarray(gather(_leaf(params, place))) for place in tensor.places]
     leaves = leaves if tensor.layer is None else [leaf[tensor.layer] for leaf in leaves]
     array = np.concatenate(leaves, -1)
     return np.ascontiguousarray(array.T if tensor.transposed else array)

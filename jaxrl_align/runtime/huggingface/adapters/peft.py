@@ -23,6 +23,7 @@ from jaxrl_align.nets.kinds import KINDS, Tuning
 from jaxrl_align.nets.quantize import kernel_shape
 from jaxrl_align.nets.transformer import TransformerConfig
 from jaxrl_align.runtime.checkpoint import fingerprint
+from jaxrl_align.runtime.devices.hosts import gather
 from jaxrl_align.runtime.huggingface.adapters.peft_config import read_adapter, write_adapter
 from jaxrl_align.runtime.huggingface.adapters.peft_tensors import adapter_shapes, read_part, write_part
 from jaxrl_align.runtime.huggingface.config import family_of
@@ -160,7 +161,7 @@ def save_adapter(
     leaves = _flatten(part)
     kind = _kind_of(leaves)
     _check_part(plain, base, part, leaves)
-    tensors, entries = write_part(kind, config, record, base, jax.tree.map(np.asarray, part))
+    tensors, entries = write_part(kind, config, record, base, jax.tree.map(np.asarray, gather(part)))
     values = write_adapter(kind, record, base_name, **entries)
     with whole_folder(folder) as temporary:
         # safetensors writes the memory behind an array.
@@ -222,7 +223,7 @@ def _check_part(plain: Params, base: Params, part: Params, leaves: Mapping[tuple
             )
         if str(leaf.dtype) not in ("float32", "bfloat16") or leaf.dtype != next(iter(leaves.values())).dtype:
             raise ValueError(f"part must be all float32 or all bfloat16; got {leaf.dtype} at {name}")
-        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+        if not np.isfinite(np.asarray(gather(leaf), np.float32)).all():
             raise ValueError(f"part/{name} holds NaN or infinite values; nothing was written")
         other, axis = {"b": ("a", -1), "value": ("key", 1)}.get(path[-1], (path[-1], None))
         if axis is not None and leaf.shape[-2] != leaves[(*node, other)].shape[axis]:
