@@ -45,6 +45,14 @@ def test_the_exact_expectation_is_the_mean_of_many_discounted_estimates(estimato
     assert away < 5 * variance / config.paths
 
 
+def test_the_variance_of_paths_is_about_their_mean(estimators):
+    """The scores of actions 0 and 1 under a uniform policy are (+-1/2, -+1/2), weighed by 1 and by 3."""
+    paths = estimators.Paths(jnp.zeros((2, 1), int), jnp.array([[0], [1]]), jnp.zeros((2, 1)))
+    mean, variance = estimators.gradient_moments(jnp.zeros((1, 2)), paths, jnp.array([[1.0], [3.0]]))
+    np.testing.assert_allclose(mean, [[-0.5, 0.5]])
+    np.testing.assert_allclose(variance, 2 * 1.0)
+
+
 def test_small_steps_have_the_sign_of_the_return(estimators):
     config = estimators.Config(rates=(1e-3,), states=3, actions=2, horizon=5, paths=500)
     process = process_of(estimators, config)
