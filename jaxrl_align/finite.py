@@ -1,12 +1,13 @@
 """Numbers that must be finite: what a healthy run never shows, and what to do where it does."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_align.types import State
 
@@ -90,10 +91,21 @@ def _bad_leaves(tree: Any, *, only: str = "", infinite: bool = False) -> list[tu
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "the state"
         if only in name and jnp.issubdtype(leaf.dtype, jnp.floating):
+            is_bad = (lambda x, m: ~m.isfinite(x)) if infinite else (lambda x, m: m.isnan(x))
+            if not getattr(leaf, "is_fully_addressable", True):  # other processes hold parts of it
+                leaf = _gather_if(leaf, is_bad)
             values = np.asarray(leaf)
-            bad = ~np.isfinite(values) if infinite else np.isnan(values)
-            found += [(name, values)] if bad.any() else []
+            found += [(name, values)] if is_bad(values, np).any() else []
     return found
+
+
+def _gather_if(leaf: jax.Array, is_bad: Callable[[Any, Any], Any]) -> Any:
+    """Return a leaf whole if any of it is bad, as all processes find together; or else an empty array."""
+    if not jax.jit(lambda x: jnp.any(is_bad(x, jnp)))(leaf):
+        return np.zeros(0)
+    where: Any = leaf.sharding
+    everywhere = NamedSharding(where.mesh, PartitionSpec())
+    return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
 
 
 def _name_members(bad: np.ndarray) -> str:

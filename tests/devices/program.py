@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxrl_align.data.batches import HostBatches
+from jaxrl_align.pretrain.lm import LMHParams
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunConfig
 from jaxrl_align.runtime.loop import run
@@ -48,6 +49,7 @@ def main(config: Config) -> None:
     noise = float(os.environ.get("NOISE", "0"))
     frozen = jax.tree.map(lambda x: x + noise, case.frozen) if noise else case.frozen
     state = jax.jit(case.learner.init)(jax.random.key(1), case.hparams, case.params)
+    from_host = isinstance(case.hparams, LMHParams)  # the others draw their batches
     run(
         case.learner.step,
         state,
@@ -55,7 +57,7 @@ def main(config: Config) -> None:
         chunk=2,
         folder=folder,
         checkpoint_every=2,
-        batches=HostBatches(config.rows, read),
+        batches=HostBatches(config.rows, read) if from_host else None,
         frozen=frozen,
         on_chunk=on_chunk,
     )

@@ -28,14 +28,14 @@ def start(out, *flags, process=None, port=0, devices=4, **environment):
     return subprocess.Popen(command, env=os.environ | settings, cwd=ROOT, **pipes)
 
 
-def start_two(out, *flags, mesh="fsdp=4,model=2", second=(), **environment):
+def start_two(out, *flags, mesh="fsdp=4,model=2", second=(), devices=4, **environment):
     """Start both processes; `second`, flags, and `environment` are the second one's own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     both = (*flags, "--mesh", mesh)
-    first = start(out, *both, process=0, port=port)
-    return first, start(out, *both, *second, process=1, port=port, **environment)
+    first = start(out, *both, process=0, port=port, devices=devices)
+    return first, start(out, *both, *second, process=1, port=port, devices=devices, **environment)
 
 
 def read_losses(out):
@@ -75,6 +75,24 @@ def test_a_killed_run_of_two_goes_on_alone_on_another_mesh(tmp_path, monkeypatch
         assert process.returncode == 0, said
     np.testing.assert_allclose(read_losses(tmp_path / "two"), read_losses(tmp_path / "alone"), atol=1e-5)
     assert (tmp_path / "two" / "checkpoint_000000006.npz").is_file()
+
+
+def test_rlhf_on_two_processes_does_what_it_does_on_one(tmp_path):
+    """It draws its own prompts; a whole model trains, divided, and the first process alone writes."""
+    flags = ("--case", "rlhf", "--steps", "2")
+    alone = start(tmp_path / "alone", *flags, devices=1)
+    both = start_two(tmp_path / "two", *flags, mesh="data=2,fsdp=2", devices=2)
+    for process in (alone, *both):
+        _, said = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, said
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "two")
+    )
+    assert len(two) == 2
+    for a, b in zip(one, two, strict=True):
+        for name, value in a.items():
+            np.testing.assert_allclose(b[name], value, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
