@@ -128,8 +128,8 @@ class TokenBatch(NamedTuple):
 
     tokens: jax.Array
     """int32; padding anywhere."""
-    real: jax.Array
-    """float, 1 where a token may be read, 0 for padding."""
+    real: jax.Array | None
+    """float, 1 where a token may be read, 0 for padding; None, nothing is padded."""
     predict: jax.Array
     """float, 1 where a token counts in the loss; the first of a sequence or document cannot be predicted."""
     segments: jax.Array | None = None

@@ -218,16 +218,43 @@ def _attend(
     query: jax.Array, key: jax.Array, value: jax.Array, attend: jax.Array | None, config: TransformerConfig
 ) -> jax.Array:
     """Return [L, heads, depth] of tokens that read each other: all before them, or where `attend` [L, L]."""
+    mask = None if attend is None else attend[None]
+    if config.attention == "cudnn":
+        return _attend_cudnn(query, key, value, mask, config)
     attention = functools.partial(
         jax.nn.dot_product_attention,
-        mask=None if attend is None else attend[None],
+        mask=mask,
         scale=config.attention_scale,
-        is_causal=attend is None,
-        implementation=config.attention,
+        is_causal=mask is None,
+        implementation="xla",
     )
-    if config.attention == "xla":  # cuDNN's keeps nothing in between
-        attention = jax.checkpoint(attention, prevent_cse=False)
-    return attention(query, key, value)
+    return jax.checkpoint(attention, prevent_cse=False)(query, key, value)
+
+
+def _attend_cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, config: TransformerConfig
+) -> jax.Array:
+    """Return the same from cuDNN's kernel, which keeps nothing in between for the backward pass.
+
+    Under `vmap` JAX wants the mask of every head, and the gradient an even length. The token that fills an
+    odd one up stands last, where no other reads it.
+    """
+    length, heads = query.shape[:2]
+    odd = length % 2
+    fill = lambda x: jnp.pad(x, ((0, odd), (0, 0), (0, 0)))
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, odd), (0, odd)))
+        mask = jnp.broadcast_to(mask, (heads, *mask.shape[1:]))
+    read = jax.nn.dot_product_attention(
+        fill(query),
+        fill(key),
+        fill(value),
+        mask=mask,
+        scale=config.attention_scale,
+        is_causal=mask is None,
+        implementation="cudnn",
+    )
+    return read[:length]
 
 
 def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scale: float) -> jax.Array:

@@ -102,7 +102,8 @@ class TransformerConfig:
     remat: bool = False
     """Recompute each block's inside in the backward pass instead of storing it."""
     attention: Literal["xla", "cudnn"] = "xla"
-    """Kernel of the attention; cuDNN's flash attention needs a GPU and bfloat16."""
+    """Kernel of the attention; cuDNN's flash attention needs a GPU and bfloat16. A mask costs it what it
+    otherwise saves, [heads, L, L] numbers of every row: they are read, and in the backward pass written."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""

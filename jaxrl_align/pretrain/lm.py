@@ -87,8 +87,7 @@ def sample_windows(tokens: jax.Array, *, batch_size: int, length: int) -> Sample
     def sample(key: chex.PRNGKey) -> TokenBatch:
         start = jax.random.randint(key, (batch_size,), 0, tokens.shape[0] - length)
         rows = jax.vmap(lambda i: jax.lax.dynamic_slice_in_dim(tokens, i, length + 1))(start)
-        ones = jnp.ones(rows.shape)
-        return TokenBatch(rows, ones, ones)
+        return TokenBatch(rows, None, jnp.ones(rows.shape))
 
     return sample
 
@@ -123,8 +122,7 @@ def sample_mixture(
         source = jax.random.categorical(key_source, log_shares, shape=(batch_size,))
         start = first[source] + jax.random.randint(key_start, (batch_size,), 0, last[source])
         rows = jax.vmap(lambda i: jax.lax.dynamic_slice_in_dim(text, i, length + 1))(start)
-        ones = jnp.ones(rows.shape)
-        return TokenBatch(rows, ones, ones)
+        return TokenBatch(rows, None, jnp.ones(rows.shape))
 
     return sample
 
@@ -139,8 +137,7 @@ def stream_windows(tokens: np.ndarray, *, batch_size: int, length: int, seed: in
 
     def read(first_step: int, steps: int, rows: slice) -> TokenBatch:
         drawn = windows(first_step, steps, rows)
-        ones = np.ones(drawn.shape, np.float32)
-        return TokenBatch(drawn, ones, ones)  # type: ignore[arg-type]
+        return TokenBatch(drawn, None, np.ones(drawn.shape, np.float32))  # type: ignore[arg-type]
 
     return HostBatches(batch_size, read)
 
@@ -167,11 +164,12 @@ def predict_row(lm: LanguageModel, params: Params, row: TokenBatch) -> tuple[jax
       counts: [L - 1] 1 where the token is real, counts, and is not the first of its document.
     """
     segments = None if row.segments is None else row.segments[:-1]
-    hidden, _ = lm.encode(params, row.tokens[:-1], row.real[:-1], segments=segments)
+    tokens, real = row.tokens[:-1], None if row.real is None else row.real[:-1]
+    hidden, _ = lm.encode(params, tokens, real, segments=segments)
     logits = lm.logits(params, hidden)
     targets = row.tokens[1:]
     hit = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
-    counts = row.predict[1:] * row.real[1:]
+    counts = row.predict[1:] if row.real is None else row.predict[1:] * row.real[1:]
     if row.segments is not None:
         counts = counts * (row.segments[1:] == row.segments[:-1])
     return next_token_loss(logits, targets), hit, counts
@@ -194,6 +192,9 @@ def next_token_objective(lm: LanguageModel, *, microbatches: int = 1) -> LossFn:
         params: Params, frozen: Any, batch: TokenBatch, key: chex.PRNGKey, hparams: Any
     ) -> tuple[jax.Array, Metrics]:
         params = overlay(frozen, params)
+        if batch.real is None and lm.config.attention == "xla":
+            # To XLA a mask costs little; without, learned positions' gradients are summed in another order.
+            batch = batch._replace(real=jnp.ones(batch.tokens.shape))
         size = batch.tokens.shape[0]
         keys = jax.random.split(key, size)
         if microbatches == 1:

@@ -117,10 +117,15 @@ def test_windows_are_whole_pieces_of_the_text():
     assert batch.tokens.shape == (500, 5)
     np.testing.assert_array_equal(batch.tokens - batch.tokens[:, :1], np.broadcast_to(np.arange(5), (500, 5)))
     assert set(np.asarray(batch.tokens[:, 0]).tolist()) == set(range(26)), "each start, the last one too"
-    assert batch.real.all() and batch.predict.all()
+    assert batch.real is None and batch.predict.all()
     np.testing.assert_array_equal(
         sample_windows(text[:5], batch_size=1, length=4)(jax.random.key(0)).tokens[0], text[:5]
     )
+
+
+def test_a_batch_without_padding_needs_no_marks():
+    marked = BATCH._replace(real=jnp.ones(TOKENS.shape))
+    assert bits(gradient(PARAMS, BATCH._replace(real=None))) == bits(gradient(PARAMS, marked))
 
 
 def test_rows_stay_together():

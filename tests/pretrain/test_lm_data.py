@@ -88,7 +88,9 @@ def test_a_mixture_draws_by_weight_and_stays_within_its_source():
 def test_a_mixture_starts_its_windows_everywhere():
     """A source of 12 tokens has two windows of 11."""
     sample = sample_mixture([jnp.arange(12)], [1.0], batch_size=200, length=LENGTH)
-    starts, counts = np.unique(np.asarray(sample(jax.random.key(1)).tokens)[:, 0], return_counts=True)
+    batch = sample(jax.random.key(1))
+    assert batch.real is None and batch.predict.all()
+    starts, counts = np.unique(np.asarray(batch.tokens)[:, 0], return_counts=True)
     np.testing.assert_array_equal(starts, [0, 1])
     assert counts.min() > 70
 
@@ -134,7 +136,7 @@ def test_streamed_windows_train_as_the_same_batches_by_hand():
     step = jax.jit(learner.step)
     for i in range(5):
         row = jax.tree.map(lambda x: jnp.asarray(x[0]), batches(i, 1))
-        assert row.tokens.shape == (4, LENGTH) and row.tokens.dtype == jnp.int32
+        assert row.tokens.shape == (4, LENGTH) and row.tokens.dtype == jnp.int32 and row.real is None
         expected, metrics = step(expected, row)
         np.testing.assert_allclose(history["loss"][i], metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(state.params, expected.params, rtol=1e-4, atol=1e-6)

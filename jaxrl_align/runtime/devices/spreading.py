@@ -37,6 +37,12 @@ def is_meshed() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def current_mesh() -> Mesh:
+    """Return the mesh that is set, with its devices."""
+    get: Any = getattr(jax.sharding, "get_mesh", None)  # jax 0.8 has none, but arrays tell
+    return get() if get is not None else jax.jit(lambda: 0, out_shardings=PartitionSpec())().sharding.mesh
+
+
 def spread(tree: Any, *, members: bool = False) -> Any:
     """Return a state, or frozen weights, where they belong on the mesh that is set; without one, as they are.
 
@@ -52,7 +58,7 @@ def spread(tree: Any, *, members: bool = False) -> Any:
     """
     if not is_meshed():
         return tree
-    mesh = jax.sharding.get_mesh()
+    mesh = current_mesh()
     places = shardings(mesh, tree, members=members)
     return jax.tree.map(put_on, tree, places)
 
@@ -66,7 +72,7 @@ def put_weight(leaf: Any, *names: str) -> jax.Array:
     """
     if not is_meshed():
         return jax.device_put(leaf)
-    mesh = jax.sharding.get_mesh()
+    mesh = current_mesh()
     return put_on(leaf, NamedSharding(mesh, PartitionSpec(*_spec_of(names, leaf, dict(mesh.shape), False))))
 
 
@@ -131,7 +137,7 @@ def read_batches(batches: Callable[[int, int], Any], first_step: int, steps: int
     """
     if not is_meshed():
         return batches(first_step, steps)
-    mesh = jax.sharding.get_mesh()
+    mesh = current_mesh()
     if not (isinstance(batches, HostBatches) and several()):
         return jax.tree.map(lambda x: put_on(x, _row_place(mesh, np.shape(x))), batches(first_step, steps))
     count = batches.batch_size
@@ -155,7 +161,7 @@ def _row_place(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 def settled(state: Any) -> Any:
     """Return the `out_shardings` of a step on the mesh that is set: state as it is, metrics everywhere."""
-    everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    everywhere = NamedSharding(current_mesh(), PartitionSpec())
     return jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
 
 
@@ -175,7 +181,7 @@ def check_axes(lowered: Any, state: Any, frozen: Any) -> None:
     text = lowered.as_text()
     if "sdy.mesh" not in text:  # a jax that writes shardings without the names of axes
         return
-    for axis, size in dict(jax.sharding.get_mesh().shape).items():
+    for axis, size in dict(current_mesh().shape).items():
         if size > 1 and not re.search(rf'<@\w+, \[[^\]]*"{axis}"', text):
             held, names = _largest(jax.tree_util.tree_leaves_with_path((state, frozen)))
             raise ValueError(
@@ -194,7 +200,7 @@ def check_axes(lowered: Any, state: Any, frozen: Any) -> None:
 
 def _undivided(tree: Any) -> list[tuple[Any, Any]]:
     """Return a language model's weights, with their paths, that no axis of the mesh divides."""
-    sizes = dict(jax.sharding.get_mesh().shape)
+    sizes = dict(current_mesh().shape)
     kinds = sizes.get(MODEL, 1), sizes.get(FSDP, 1)
     if max(kinds) == 1:
         return []
