@@ -19,10 +19,11 @@ intervals, of paired differences on the right; two shared CPU cores, 4 min of CP
     all bytes alike                                                           +0.072 +- 0.021
 
 so every domain that gains share gains, the two that lose share lose, and the sign of the whole depends on
-what one counts. Reading the small sources two to three and a half times costs nothing that shows: against
-new text in their place no domain differs (Python's manual +0.042 +- 0.066, all alike -0.000 +- 0.051). The
-model is small (2 layers of 64) and has read 0.9 MB, so it is far from knowing any domain; a larger one
-that could learn 9 kB by heart may pay for repeats.
+what one counts. What reading the small sources two to three and a half times costs is too little to be
+seen with four seeds: against new text in their place Python's manual differs by +0.042 +- 0.066, all alike by
+-0.000 +- 0.051, so that a cost of .1 in the one and .05 in the mean is not excluded. The model is small (2
+layers of 64) and has read 0.9 MB, so it is far from knowing any domain; a larger one that could learn 9 kB by
+heart may pay for repeats.
 """
 
 import json

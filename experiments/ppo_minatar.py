@@ -4,10 +4,10 @@ Claim: nothing but the network changes between a pole and a game: one 3 x 3 conv
 a hidden layer of 64, shared by policy and critic (Young & Tian 2019, arXiv:1903.03176, whose DQN has 128).
 
 Measured (`python experiments/ppo_minatar.py`: 8 seeds, 1,998,848 steps each, last 100 training episodes, by
-the sampling policy; 21.5 minutes on 2 shared CPU cores that were not idle): mean 38.7 +- 12.2 (95% t
-interval), interquartile mean 36.3 [28.3, 48.5] (95% bootstrap interval), seeds from 22.5 to 69.0; 6 of 8
-reach the 28 of the PPO agent in gymnax's README. purejaxrl's README draws its PPO near 40 after 10 million
-steps; our DQN returns 27.6 [25.7, 35.0], greedily, after as many steps as here (`dqn_minatar.py`).
+the sampling policy; 10 minutes of 2 CPU cores): mean 30.4 +- 7.1 (95% t interval), interquartile mean 26.9
+[25.0, 37.3] (95% bootstrap interval), seeds from 23.4 to 46.6; 3 of 8 reach the 28 of the PPO agent in
+gymnax's README. Eight others, of an earlier random stream, came to 36.3 [28.3, 48.5]: seeds differ by more
+than eight can tell. purejaxrl's README draws its PPO near 40 after 10 million steps.
 """
 
 from dataclasses import dataclass

@@ -19,6 +19,7 @@ from jaxrl_align.runtime.resampling import (
 from jaxrl_align.runtime.statistics import (
     Interval,
     PairedTest,
+    fell_by_half,
     interquartile_mean,
     interquartile_text,
     mcnemar_test,
@@ -32,7 +33,7 @@ from jaxrl_align.runtime.statistics import (
 # fmt: off
 __all__ = [
     "History", "Interval", "MembersConfig", "PairedTest", "RunFolder", "Trained", "bootstrap",
-    "bootstrap_mean", "cross_rates", "curve_with_interval", "figure", "fingerprint",
+    "bootstrap_mean", "cross_rates", "curve_with_interval", "fell_by_half", "figure", "fingerprint",
     "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step", "mcnemar_test",
     "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory", "read_metrics",
     "restore", "run", "save", "save_curves", "save_figure", "shard_members", "share_interval", "share_text",

@@ -105,10 +105,38 @@ def share_text(x: ArrayLike) -> str:
     return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
 
 
+def ratio_text(x: ArrayLike) -> str:
+    """Return the geometric mean of ratios and its 95% interval, as text, "0.433 [0.41, 0.457]".
+
+    The interval is Student's t of the logarithms, so that it never reaches 0.
+
+    Args:
+      x: [n] positive, one for each independent member.
+    """
+    mean, half = mean_interval(np.log(np.asarray(x, np.float64)))
+    middle, low, high = np.exp([mean, mean - half, mean + half])
+    return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+
+
 def interquartile_text(x: ArrayLike, spec: str = ".1f") -> str:
     """Return the interquartile mean of members [n] and its interval as text, "36.3 [28.3, 48.5]"."""
     mean, low, high = interquartile_mean(x)
     return f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
+def fell_by_half(returns: ArrayLike) -> np.ndarray:
+    """Return which members [M] end below half of their own best.
+
+    Args:
+      returns: [n, M] none negative, in the order of time; a nan says that there was none yet.
+
+    Raises:
+      ValueError: for another rank, no entry, or a negative one, of which half is more.
+    """
+    x = np.asarray(returns, np.float64)
+    if x.ndim != 2 or not x.size or np.nanmin(x) < 0:
+        raise ValueError(f"returns must be [n, members], none negative, got shape {x.shape}: {x}")
+    return x[-1] < 0.5 * np.fmax.reduce(x, axis=0)
 
 
 def paired_interval(

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxrl_align.runtime import paired_interval
 from tests.experiments.loading import load
 
 sweep = load("sweep")
@@ -33,7 +34,10 @@ def test_the_grid_runs_and_is_ordered_as_it_is_reported(tmp_path, capsys):
     assert len(set(returns.ravel())) > 4
     for figure in ("return_by_learning_rate.png", "return_by_clip.png"):
         assert (tmp_path / figure).stat().st_size > 5_000
-    assert "8 runs:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 runs:" in printed and "the first 8 runs, alone and among 8: 0 return otherwise" in printed
+    gain = returns[:, 0, 1] - returns[:, 0, 0]
+    assert f"   {paired_interval(gain, np.zeros(2))}" in printed
     trained = (tmp_path / "runs_8.json").stat().st_mtime_ns
     sweep.main(dataclasses.replace(config, resume=True))
     assert (tmp_path / "runs_8.json").stat().st_mtime_ns == trained

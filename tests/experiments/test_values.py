@@ -4,9 +4,13 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+
+from jaxrl_align.runtime import Trained
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -55,15 +59,37 @@ def test_both_q_learners_are_measured_against_the_exact_values(experiment, tmp_p
 
 
 @pytest.mark.slow
-def test_the_ablation_measures_every_arm(experiment, tmp_path):
+def test_the_ablation_measures_every_arm(experiment, tmp_path, monkeypatch):
     module = experiment("replay_ablation")
-    module.RATES = (1e-3,)
-    module.main(
-        module.Config(seeds=2, total_env_steps=320, batch_size=8, hidden=8, batches=8, out=str(tmp_path))
-    )
+    monkeypatch.setattr(module, "RATES", (1e-4, 1e-3))
+    small = {"total_env_steps": 320, "batch_size": 8, "hidden": 8, "batches": 8}
+    module.main(module.Config(seeds=2, choosing_seeds=3, out=str(tmp_path), **small))
+    found = results(tmp_path)
     for name in module.ARMS:
-        assert np.all(np.isfinite(results(tmp_path)[name]["successive updates"]))
+        assert np.all(np.isfinite(found[name]["successive updates"]))
+        assert np.shape(found[name]["return"]) == np.shape(found[name]["choices"]) == (2,)
+        assert found[name]["rate"] == module.RATES[int(np.argmax(found[name]["choices"]))]
+    reported = np.array(found["uniform"]["return"]) - found["latest"]["return"]
+    assert found["uniform less latest"][0] == pytest.approx(reported.mean())
     assert (tmp_path / "correlation.png").exists()
+
+
+def test_rates_are_chosen_on_other_seeds_than_are_reported(experiment, monkeypatch):
+    module, seen = experiment("replay_ablation"), []
+
+    def train(learner, hparams, config, steps, *, keys, **how):
+        seen.append(jax.random.key_data(keys))
+        rates = np.broadcast_to(hparams.learning_rate, len(keys))
+        return Trained(None, {module.RETURN[0]: np.tile(rates == np.float32(3e-4), (8, 1)) + 0.0}, 0.0, None)
+
+    monkeypatch.setattr(module, "train_members", train)
+    config = module.Config(seeds=5, choosing_seeds=3)
+    folder = SimpleNamespace(sub=lambda name: name)
+    _, returns, choices = module.train(config, "uniform", None, folder)
+    assert returns.shape == (8, 5) and returns.all()
+    np.testing.assert_array_equal(choices, [rate == 3e-4 for rate in module.RATES])
+    first, second = ({tuple(key) for key in np.asarray(keys)} for keys in seen)
+    assert len(first) == 3 and len(second) == 5 and not first & second
 
 
 @pytest.mark.slow

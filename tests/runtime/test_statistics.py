@@ -6,12 +6,14 @@ import scipy.stats
 
 from jaxrl_align.runtime.statistics import (
     Interval,
+    fell_by_half,
     interquartile_mean,
     interquartile_text,
     mcnemar_test,
     mean_interval,
     mean_text,
     paired_interval,
+    ratio_text,
     share_text,
     t_quantile,
     wilson_interval,
@@ -93,6 +95,25 @@ def test_wilsons_interval_against_scipy(hits, trials):
     found = scipy.stats.binomtest(hits, trials).proportion_ci(method="wilson")
     np.testing.assert_allclose(got[:3], [hits / trials, found.low, found.high], atol=1e-12)
     assert got.kind == "wilson" and 0 <= got.low < got.high <= 1
+
+
+def test_members_that_end_below_half_of_their_best():
+    returns = np.array([[np.nan, 10.0, 0.0, 9.0], [30.0, 4.0, 8.0, 20.0], [14.9, 4.9, 8.0, 10.1]])
+    np.testing.assert_array_equal(fell_by_half(returns), [True, True, False, False])
+
+
+@pytest.mark.parametrize("returns", [np.zeros(3), np.zeros((0, 2)), [[-3.0], [-100.0]]])
+def test_a_fall_by_half_is_of_what_is_not_negative(returns):
+    with pytest.raises(ValueError, match=r"returns must be \[n, members\], none negative, got shape"):
+        fell_by_half(returns)
+
+
+def test_ratios_have_a_geometric_mean_and_an_interval_above_zero():
+    ratios = np.array([0.5, 2.0, 4.0, 0.01])
+    half = scipy.stats.t.ppf(0.975, 3) * np.log(ratios).std(ddof=1) / 2
+    mean = np.log(ratios).mean()
+    low, high = np.exp([mean - half, mean + half])
+    assert ratio_text(ratios) == f"0.447 [{low:.3g}, {high:.3g}]" and low > 0
 
 
 def test_wilsons_interval_of_nothing_and_of_halves():
