@@ -21,6 +21,8 @@ LM = nets.make_transformer(
     nets.TransformerConfig(VOCAB, positions="rotary", feed_forward="swiglu", tied_head=False, **SHAPE)
 )
 GPT = nets.make_transformer(nets.TransformerConfig(VOCAB, width=128, layers=2, heads=4, context=32))
+ODD = nets.make_transformer(nets.TransformerConfig(VOCAB, width=130, layers=1, heads=1, context=32))
+"""Of a width that eight devices do not divide; its vocabulary and hidden layer they do."""
 KEY = jax.random.key(0)
 CONFIG = TextConfig(8, 8, STOP)
 ONE_MODEL = ("data=8", "fsdp=8", "fsdp=2,model=4", "data=2,fsdp=2,model=2")
@@ -123,10 +125,10 @@ def make_grpo() -> Case:
     return Case(learner, hparams, {"lm": part}, Frozen(frozen, jnp.float32(1.0)))
 
 
-def make_ppo(members: int = 0) -> Case:
+def make_ppo(members: int = 0, num_envs: int = 8) -> Case:
     """PPO on CartPole."""
     net = nets.make_actor_critic_net(2, (64, 64))
-    actor = actors.make_actor("CartPole-v1", net, num_envs=8, num_steps=16)
+    actor = actors.make_actor("CartPole-v1", net, num_envs=num_envs, num_steps=16)
     learner = rl.make_actor_critic(actor, segment_length=1)
     meshes = ("members=4,data=2", "members=8") if members else AGENTS
     return Case(learner, rl.PPOHParams(), meshes=meshes, members=members)
@@ -152,6 +154,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "grpo": make_grpo,
     "ppo": make_ppo,
     "ppo members": functools.partial(make_ppo, 8),
+    "odd": functools.partial(make_lm, ODD),
     "dqn": functools.partial(make_dqn, False),
     "dqn prioritised": functools.partial(make_dqn, True),
 }

@@ -6,6 +6,7 @@ before JAX starts.
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -57,10 +58,13 @@ def look_at(case, mesh):
     """Return the numbers after the steps, and what the program of one step is like."""
     with use_mesh(mesh):
         step, state = start(case)
-        end, history = run(step, state, STEPS, chunk=STEPS, frozen=case.frozen, progress=False)
         state, frozen = spread(state), spread(case.frozen)
         places = {"out_shardings": settled(state)} if mesh else {}
         compiled = jax.jit(step, **places).lower(state, None, frozen).compile()
+        end, history = state, []
+        for _ in range(STEPS):
+            end, metrics = compiled(end, None, frozen)
+            history.append(metrics)
         seen = {
             "flops": compiled.cost_analysis()["flops"],
             "weights": bytes_on_one((state.params, state.opt_state, frozen)),
@@ -70,15 +74,28 @@ def look_at(case, mesh):
         return plain((end, history)), seen
 
 
+def refused(case, mesh):
+    """Return what a run on a mesh is refused with, or warned of."""
+    with warnings.catch_warnings(record=True) as warned, use_mesh(mesh):
+        warnings.simplefilter("always")
+        try:
+            step, state = start(case)
+            run(step, state, 1, frozen=case.frozen, progress=False)
+        except ValueError as error:
+            return str(error)
+    return " ".join(str(warning.message) for warning in warned if warning.category is UserWarning)
+
+
 def main(out, names):
-    """Compare, and write the findings as JSON."""
+    """Compare, and write the findings as JSON; a name may say which of its meshes: "lm@fsdp=8"."""
     use_cpu_devices(DEVICES)
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    from tests.devices.learners import CASES
+    from tests.devices.learners import CASES, make_ppo
 
     found = {}
-    for name in names or CASES:
+    for name, _, meshes in (name.partition("@") for name in names or CASES):
         case = CASES[name]()
+        case = case._replace(meshes=tuple(meshes.split(";"))) if meshes else case
         one, alone = look_at(case, None)
         found[name] = {"alone": alone, "meshes": {}}
         for mesh in case.meshes:
@@ -87,6 +104,14 @@ def main(out, names):
             found[name]["meshes"][mesh] = seen | {"gap": gap, "place": place}
             shares = {key: round(seen[key] / alone[key], 3) for key in ("flops", "weights", "temporary")}
             print(f"{name:16} {mesh:24} {gap:.1e} {place[-40:]:40}", shares, flush=True)
+    if not names or "ppo" in names:
+        found["refused"] = {
+            "model": refused(CASES["ppo"](), "data=4,model=2"),
+            "auto": refused(CASES["ppo"](), "auto"),
+            "members": refused(CASES["ppo members"]()._replace(members=6), "members=4,data=2"),
+            "rows": refused(CASES["ppo"]()._replace(learner=make_ppo(num_envs=12).learner), "data=8"),
+            "weights": refused(CASES["odd"](), "fsdp=8"),
+        }
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from jaxrl_align.types import TokenBatch
 class Config(RunConfig):
     """A run."""
 
-    case: str = "lora"
+    case: str = "lm"
     """Of `learners.CASES`."""
     steps: int = 6
     """In all."""
@@ -31,6 +31,8 @@ def main(config: Config) -> None:
     """Train on batches from the host."""
     from tests.devices.learners import CASES, VOCAB
 
+    if "FAIL" in os.environ:
+        raise TypeError("this process alone")
     case = CASES[config.case]()
     folder = config.open_folder()
 

@@ -77,31 +77,22 @@ def test_a_killed_run_of_two_goes_on_alone_on_another_mesh(tmp_path, monkeypatch
     assert (tmp_path / "two" / "checkpoint_000000006.npz").is_file()
 
 
-def test_rlhf_on_two_processes_does_what_it_does_on_one(tmp_path):
-    """It draws its own prompts; a whole model trains, divided, and the first process alone writes."""
-    flags = ("--case", "rlhf", "--steps", "2")
-    alone = start(tmp_path / "alone", *flags, devices=1)
-    both = start_two(tmp_path / "two", *flags, mesh="data=2,fsdp=2", devices=2)
-    for process in (alone, *both):
-        _, said = process.communicate(timeout=LIMIT)
-        assert process.returncode == 0, said
-    one, two = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("alone", "two")
-    )
-    assert len(two) == 2
-    for a, b in zip(one, two, strict=True):
-        for name, value in a.items():
-            np.testing.assert_allclose(b[name], value, atol=1e-5, rtol=1e-5, err_msg=name)
+def test_an_error_of_ours_in_one_process_is_shown_and_ends_both(tmp_path):
+    both = start_two(tmp_path / "run", mesh="fsdp=2", devices=1, FAIL="1")
+    both[1].wait(LIMIT)
+    begin = time.monotonic()
+    said = [process.communicate(timeout=LIMIT)[1] for process in both]
+    assert time.monotonic() - begin < 60 and all(process.returncode for process in both)
+    assert "TypeError: this process alone" in said[1], said
 
 
 @pytest.mark.parametrize(
-    ("second", "environment", "mesh", "match"),
+    ("both", "second", "environment", "mesh", "match"),
     [
-        (("--rows", "24"), {}, "fsdp=8", "must have the same configuration of"),
-        ((), {"NOISE": "1"}, "fsdp=8", "must have the same frozen weights; process 0 has sha256"),
-        ((), {}, "data=4", "--mesh must use all of the 8 cpu devices; got data=4, which are 4"),
+        ((), ("--rows", "24"), {}, "fsdp=8", "process 1 has rows=24 instead of rows=16"),
+        (("--case", "lora"), (), {"NOISE": "1"}, "fsdp=8", "the same frozen weights; process 0 has sha256"),
+        ((), (), {}, "data=4", "--mesh must use all of the 8 cpu devices; got data=4, which are 4"),
     ],
 )
-def test_processes_that_do_not_fit_together_end_at_once(tmp_path, second, environment, mesh, match):
-    ends_with(start_two(tmp_path / "run", mesh=mesh, second=second, **environment), 2, match)
+def test_processes_that_do_not_fit_together_end_at_once(tmp_path, both, second, environment, mesh, match):
+    ends_with(start_two(tmp_path / "run", *both, mesh=mesh, second=second, **environment), 2, match)
