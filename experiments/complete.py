@@ -38,6 +38,8 @@ class Config:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    mesh: str | None = None
+    """Devices among which the model is divided: "model=4", "fsdp=4" or "auto"."""
 
 
 def main(config: Config) -> None:

@@ -36,10 +36,14 @@ def main(config: Config) -> None:
     case = CASES[config.case]()
     folder = config.open_folder()
 
+    shift = int(os.environ.get("SHIFT", "0"))
+
     def read(first: int, steps: int, rows: slice) -> TokenBatch:
         if jax.process_count() > 1 and first > 0:  # the first step's shapes are asked of all
             assert rows.stop - rows.start == config.rows // 2, rows
-        draw = lambda step: np.random.default_rng(step).integers(0, VOCAB, (config.rows, 25), np.int32)
+        draw = lambda step: np.random.default_rng(step + shift).integers(
+            0, VOCAB, (config.rows, 25), np.int32
+        )
         tokens = np.stack([draw(step)[rows] for step in range(first, first + steps)])
         ones = np.ones(tokens.shape, np.float32)
         return TokenBatch(tokens, ones, ones)

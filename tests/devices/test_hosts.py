@@ -91,6 +91,7 @@ def test_an_error_of_ours_in_one_process_is_shown_and_ends_both(tmp_path):
     [
         ((), ("--rows", "24"), {}, "fsdp=8", "process 1 has rows=24 instead of rows=16"),
         (("--case", "lora"), (), {"NOISE": "1"}, "fsdp=8", "the same frozen weights; process 0 has sha256"),
+        ((), (), {"SHIFT": "1"}, "fsdp=8", "the same rows; process 0 has sha256"),
         ((), (), {}, "data=4", "--mesh must use all of the 8 cpu devices; got data=4, which are 4"),
     ],
 )
