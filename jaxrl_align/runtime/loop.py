@@ -91,9 +91,7 @@ def run(
       ValueError: an argument out of range, a checkpoint that does not fit this run, or other frozen weights.
     """
     _check_arguments(num_steps, chunk, folder, checkpoint_every)
-    first = None if batches is None else batches(0, 1)
-    if several():
-        agree("rows", "sha256 " + checkpoint.fingerprint(first)["sha256"][:12])
+    first = _peek(batches)
 
     def take(carry: Any, row: Any, frozen: Any) -> tuple[Any, dict[str, Any]]:
         if frozen is not None:
@@ -137,6 +135,14 @@ def run(
             if stop:
                 raise KeyboardInterrupt(stop)
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
+
+
+def _peek(batches: Callable[[int, int], Any] | None) -> Any:
+    """Return the first batch, which must be the same in all processes; None without batches."""
+    first = None if batches is None else batches(0, 1)
+    if several():
+        agree("rows", "sha256 " + checkpoint.fingerprint(first)["sha256"][:12])
+    return first
 
 
 def _compiled_chunk(take: Step, state: Any) -> Any:

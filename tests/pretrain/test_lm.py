@@ -125,7 +125,8 @@ def test_windows_are_whole_pieces_of_the_text():
 
 def test_a_batch_without_padding_needs_no_marks():
     marked = BATCH._replace(real=jnp.ones(TOKENS.shape))
-    assert bits(gradient(PARAMS, BATCH._replace(real=None))) == bits(gradient(PARAMS, marked))
+    grads = (gradient(PARAMS, batch) for batch in (BATCH._replace(real=None), marked))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *grads)
 
 
 def test_rows_stay_together():
