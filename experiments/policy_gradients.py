@@ -154,7 +154,6 @@ def main(config: Config) -> None:
     unknown = set(config.only) - set(methods())
     if unknown:
         raise ValueError(f"only must name methods, {sorted(methods())}; got {sorted(unknown)}")
-    runtime.use_cpu_devices()
     folder = config.open_folder()
     results = {name: play(config, folder, name) for name in config.only or methods()}
     last = max(1, config.updates // 10)

@@ -41,7 +41,6 @@ class Config(runtime.MembersConfig):
 
 def main(config: Config) -> None:
     """Train two perceptrons, print each seed's return, and draw the learning curve."""
-    runtime.use_cpu_devices()
     play(config, nets.make_actor_critic_net(envs.num_actions(config.env)))
 
 

@@ -39,7 +39,6 @@ from jaxrl_align.runtime import (
     plots,
     statistics,
     train_members,
-    use_cpu_devices,
 )
 from jaxrl_align.types import State
 
@@ -100,7 +99,6 @@ def train(config: Config, folder: RunFolder, name: str) -> tuple[np.ndarray, np.
 def main(config: Config) -> None:
     """Train in all ways, print and draw the returns."""
     config.require(seeds=2, total_env_steps=config.num_envs * config.num_steps)
-    use_cpu_devices()
     envs.make_environment(config.env)
     folder = config.open_folder()
     results = {name: train(config, folder, name) for name in WAYS}

@@ -118,7 +118,6 @@ def play(key: jax.Array, config: Config, way: str) -> jax.Array:
 def main(config: Config) -> None:
     """Train and play in every process, print and draw each way's share of the optimal return."""
     config.require(seeds=2, updates=1, simulations=1)
-    runtime.use_cpu_devices()
     folder = config.open_folder()
     keys = runtime.shard_members(config.keys())
     names = ["alone", *(f"with {size} simulations a move" for size in config.simulations)]

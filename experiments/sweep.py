@@ -40,7 +40,6 @@ from jaxrl_align.runtime import (
     plots,
     shard_members,
     statistics,
-    use_cpu_devices,
 )
 
 
@@ -93,7 +92,6 @@ def main(config: Config) -> None:
     config.require(seeds=2, timed=1)
     if max(config.timed) > members:
         raise ValueError(f"timed must be at most the grid's {members} runs; got timed={config.timed}")
-    use_cpu_devices()
     envs.num_actions(config.env)
     folder = config.open_folder()
     times, found = [], {}

@@ -147,7 +147,6 @@ def report(
 def main(config: Config) -> None:
     """Train all methods, and print and draw final returns and the KL of their updates."""
     config.require(seeds=2, updates=1)
-    runtime.use_cpu_devices()
     folder = config.open_folder()
     played = {name: play(config, folder, name) for name in methods(config)}
     tables = {}

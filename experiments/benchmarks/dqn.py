@@ -29,7 +29,7 @@ from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.nets.q_networks import make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, make_dqn
 from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.mesh import shard_members
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,6 @@ def compare(config: Config, name: str, python: str, num_steps: int, double: bool
 
 def main(config: Config) -> None:
     """Run ours and each peer in turn; medians and the range over rounds."""
-    use_cpu_devices()
     compare(config, "sb3", config.sb3, 4, False, steps=4, timesteps=16_000)
     compare(config, "rejax", config.rejax, 1, True, timesteps=16_000)
 

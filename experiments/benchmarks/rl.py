@@ -46,7 +46,7 @@ from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
 from jaxrl_align.runtime import cli
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime.mesh import shard_members
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,6 @@ def measure_matrix_rate(rows: int = 128, width: int = 64, count: int = 2_000) ->
 
 def main(config: Config) -> None:
     """Run ours and each peer in turn; medians and the range over rounds."""
-    use_cpu_devices()
     for name in ("rejax", "purejaxrl", "sb3"):
         if not getattr(config, name):
             print(f"{name} is left out, give --{name} PYTHON, an interpreter that has it")
