@@ -11,11 +11,10 @@ import pytest
 
 pytestmark = pytest.mark.slow
 QUICK = (
-    "lm@fsdp=8;data=2,fsdp=2,model=2",
+    "lm@fsdp=2,model=4;data=2,fsdp=2,model=2",
     "ppo",
     "ppo members@members=4,data=2",
     "dqn",
-    "rlhf@fsdp=2,model=4",
 )
 """Cases that the suite takes; `python -m tests.devices.mesh_program OUT.json` takes all."""
 
