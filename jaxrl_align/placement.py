@@ -9,12 +9,12 @@ The mesh is jax's own, set by `jax.set_mesh` (or `--mesh`, `runtime.mesh`), of a
 | `fsdp` | the same rows, and every weight of a language model, which is gathered layer by layer |
 | `model` | the inside of a language model's layers: heads, hidden units, the vocabulary |
 
-XLA's partitioner places what is not named here. Without a constraint it computes a batch that was drawn
-inside of a step on every device, and with weights divided along `fsdp` it exchanges activations, not weights.
+XLA's partitioner places what is not named. Without a constraint it computes a batch that was drawn inside of
+a step on every device. Rows are placed here; a language model's weights by `nets.sharding`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,66 +23,9 @@ from jax.sharding import PartitionSpec
 MEMBERS, DATA, FSDP, MODEL = AXES = ("members", "data", "fsdp", "model")
 ROWS = (DATA, FSDP)
 FREE = PartitionSpec.UNCONSTRAINED
-SMALL = 2**14
-"""Weights with fewer numbers are not divided along `fsdp`: to gather them would take longer than to read."""
 
 Spec = tuple[Any, ...]
 """For each axis of an array: names of mesh axes, or None."""
-
-_WIDENING = ("query", "key", "value", "gate", "up")
-_NARROWING = ("attention_out", "down")
-# By the leaf's path below a layer: its last axes, where the layer's outputs are divided, or its inputs.
-_BY_OUTPUT: dict[tuple[str, ...], Spec] = {
-    ("kernel",): (None, MODEL),
-    ("bias",): (MODEL,),
-    ("codes",): (MODEL, None),
-    ("absmax",): (MODEL,),
-    ("lora", "a"): (None, None),
-    ("lora", "b"): (None, MODEL),
-    ("dora", "a"): (None, None),
-    ("dora", "b"): (None, MODEL),
-    ("dora", "magnitude"): (MODEL,),
-    ("ia3", "vector"): (MODEL,),
-    ("houlsby", "down"): (MODEL, None),
-    ("houlsby", "up"): (None, MODEL),
-    ("houlsby", "up_bias"): (MODEL,),
-}
-_BY_INPUT: dict[tuple[str, ...], Spec] = {
-    ("kernel",): (MODEL, None),
-    ("codes",): (None, MODEL),
-    ("absmax",): (None,),
-    ("lora", "a"): (MODEL, None),
-    ("lora", "b"): (None, None),
-    ("dora", "a"): (MODEL, None),
-    ("dora", "b"): (None, None),
-    ("ia3_input", "vector"): (MODEL,),
-    ("houlsby", "down"): (None, None),
-    ("houlsby", "up"): (None, None),
-}
-_TABLES: dict[str, Spec] = {"tokens": (MODEL, None), "positions": (None, None), "head": (None, MODEL)}
-
-
-def leaf_spec(names: Sequence[str], rank: int) -> Spec | None:
-    """Return how a leaf of a language model lies along `model`: the rule for its last axes.
-
-    Args:
-      names: the path of the leaf, for example ("params", "lm", "layers", "query", "kernel"); of an
-        optimiser's moments too.
-      rank: of the array; leading axes are layers and members.
-
-    Returns:
-      A rule for its last one or two axes, None for a leaf that has none, which lies whole on every device.
-    """
-    if "layers" not in names:
-        spec = _TABLES.get(names[-1]) if names else None
-        return spec if spec is None or rank >= len(spec) else None
-    below = tuple(names[len(names) - list(reversed(names)).index("layers") :])
-    layer, leaf = below[0], below[1:]
-    if len(leaf) == 3 and leaf[0] == "kernel":  # packed: kernel, kind, leaf
-        leaf = leaf[2:]
-    if layer in _WIDENING:
-        return _BY_OUTPUT.get(leaf)
-    return _BY_INPUT.get(leaf) if layer in _NARROWING else None
 
 
 def fit_spec(shape: Sequence[int], spec: Spec, sizes: dict[str, int]) -> Spec:
@@ -120,7 +63,7 @@ def place_rows(tree: Any, *, axis: int = 0) -> Any:
     Raises:
       ValueError: if the devices do not divide the rows: each would compute all of them.
     """
-    sizes = _sizes()
+    sizes = axis_sizes()
     count = math.prod(sizes.get(name, 1) for name in ROWS)
     if count == 1:
         return tree
@@ -141,66 +84,7 @@ def place_rows(tree: Any, *, axis: int = 0) -> Any:
     return jax.tree.map(place, tree)
 
 
-def place_weights(tree: Any, *names: str) -> Any:
-    """Return a language model's leaves as its layers read them: gathered along `fsdp`, divided by `model`.
-
-    Called where a layer reads its weights, within the scan over layers: XLA then gathers one layer at a time.
-
-    Args:
-      tree: an array, or nested dicts of arrays.
-      names: the path of the tree, from "layers" on if it is within.
-    """
-    sizes = _sizes()
-    if max(sizes.get(FSDP, 1), sizes.get(MODEL, 1)) == 1:
-        return tree
-    if isinstance(tree, dict):
-        return {name: place_weights(sub, *names, name) for name, sub in tree.items()}
-    spec = leaf_spec(names, tree.ndim)
-    if spec is None or tree.ndim < len(spec):
-        return tree
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec(*fit_spec(tree.shape, spec, sizes)))
-
-
-def read_gathered(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return a function that reads `place_weights`; its backward pass gathers them again, along `fsdp`.
-
-    Kept for the backward pass, the gathered weights of all layers would stand on every device.
-    """
-    return jax.checkpoint(f, prevent_cse=False) if _sizes().get(FSDP, 1) > 1 else f
-
-
-def output_shards(layer: str) -> int:
-    """Return among how many devices a linear layer's outputs are divided."""
-    return _sizes().get(MODEL, 1) if layer in _WIDENING else 1
-
-
-def weight_spec(names: Sequence[str], shape: Sequence[int], sizes: dict[str, int]) -> Spec | None:
-    """Return how a language model's leaf is kept between steps: divided by `model`, and along `fsdp` too.
-
-    Args:
-      names: as in `leaf_spec`.
-      shape: of the array.
-      sizes: of the mesh's axes.
-
-    Returns:
-      A rule for all of its axes; None for a leaf that lies whole on every device.
-    """
-    rule = leaf_spec(names, len(shape))
-    if rule is None or len(shape) < len(rule):
-        return None
-    spec = list(fit_spec(shape, rule, sizes))
-    size = sizes.get(FSDP, 1)
-    if size > 1 and math.prod(shape) >= SMALL:
-        own = range(len(shape) - len(rule), len(shape))
-        for axis in sorted(own, key=lambda i: (spec[i] is not None, -shape[i])):  # the free ones first
-            both = (FSDP,) if spec[axis] is None else (spec[axis], FSDP)
-            if _fit_axis(shape[axis], both, sizes) is not None:
-                spec[axis] = _fit_axis(shape[axis], both, sizes)
-                break
-    return tuple(spec)
-
-
-def _sizes() -> dict[str, int]:
+def axis_sizes() -> dict[str, int]:
     """Return the sizes of the axes of the mesh that is set; empty without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return {} if mesh.empty else dict(mesh.shape)

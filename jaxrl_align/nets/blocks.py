@@ -12,8 +12,8 @@ import numpy as np
 from jaxrl_align.nets.kinds import KINDS, is_complete
 from jaxrl_align.nets.quantize import dequantise, is_packed, multiply
 from jaxrl_align.nets.rope import layer_frequencies, rotate
+from jaxrl_align.nets.sharding import output_shards, place_weights, read_gathered
 from jaxrl_align.nets.transformer_config import TransformerConfig
-from jaxrl_align.placement import output_shards, place_weights, read_gathered
 from jaxrl_align.types import Numeric
 
 
@@ -89,7 +89,8 @@ class Linear(nn.Module):
             read = read_gathered(lambda x, own: x @ place_weights(own.astype(x.dtype), *path, "kernel"))
             y = read(x, kernel)
         if self.bias:
-            layer["bias"] = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            layer["bias"] = place_weights(bias, *path, "bias")
             y = y + jnp.expand_dims(layer["bias"], range(x.ndim - 1))
         for name, own in adapters.items():
             y = KINDS[name].apply(own, x, y, layer)

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.blocks import Cache, Decoder, Places
 from jaxrl_align.nets.kinds import Tuning
+from jaxrl_align.nets.sharding import place_weights
 from jaxrl_align.nets.transformer_config import TransformerConfig
-from jaxrl_align.placement import place_weights
 from jaxrl_align.types import Numeric, Params
 
 SHARED = -1

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from jaxrl_align.runtime.devices.hosts import end_process, explained_lost_process, join_hosts, several
+from jaxrl_align.runtime.devices.hosts import agree, end_process, explained_lost_process, join_hosts, several
 from jaxrl_align.runtime.guards.device_memory import explained_shortage
 from jaxrl_align.runtime.guards.interrupts import raised_interrupts
 from jaxrl_align.runtime.mesh import AUTO, use_cpu_devices, use_mesh
@@ -87,6 +87,7 @@ def meshed(options: Any) -> Iterator[None]:
       options: a dataclass; its fields `mesh` and `seeds`, or those of a dataclass in it, are read.
     """
     text = read_field(options, "mesh") or (AUTO if several() else None)
+    agree("mesh", str(text))
     if text is not None:
         use_cpu_devices()
     with use_mesh(text, members=read_field(options, "seeds") or 1):

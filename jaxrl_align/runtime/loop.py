@@ -74,7 +74,8 @@ def run(
         step again. It must not keep the state, which the next chunk consumes.
       batches: data from the host, `(first step, steps) -> tree of arrays [steps, ...]`, one row for each call
         `step(state, row)`. A function of its arguments alone makes a continued run end in the same bits. The
-        next chunk's are made while this one is computed.
+        next chunk's are made while this one is computed. Of `data.HostBatches` each of several processes
+        reads its own rows.
       frozen: what the step reads besides its state, `step(state, row or None, frozen)`. It is neither copied
         nor saved: the folder keeps its SHA-256 in `frozen.json`, and a run continues on the same only.
 

@@ -11,18 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrl_align.data.batches import HostBatches
-from jaxrl_align.placement import (
-    DATA,
-    FSDP,
-    MEMBERS,
-    MODEL,
-    ROWS,
-    SMALL,
-    Spec,
-    fit_spec,
-    leaf_spec,
-    weight_spec,
-)
+from jaxrl_align.nets.sharding import SMALL, leaf_spec, weight_spec
+from jaxrl_align.placement import DATA, FSDP, MEMBERS, MODEL, ROWS, Spec, fit_spec
 from jaxrl_align.runtime.devices.hosts import several
 
 _ADVICE = {
