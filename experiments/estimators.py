@@ -194,8 +194,7 @@ def draw(config: Config, found: dict[str, np.ndarray], path: Path) -> None:
 
 
 def _geometric(ax: Any, x: Any, ys: np.ndarray, label: str) -> None:
-    mean, half = statistics.mean_interval(np.log(ys))
-    middle, low, high = np.exp([mean, mean - half, mean + half])
+    middle, low, high = statistics.ratio_interval(ys)
     ax.errorbar(x, middle, [middle - low, high - middle], marker="o", markersize=4, capsize=3, label=label)
 
 

@@ -105,8 +105,8 @@ def share_text(x: ArrayLike) -> str:
     return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
 
 
-def ratio_text(x: ArrayLike) -> str:
-    """Return the geometric mean of ratios and its 95% interval, as text, "0.433 [0.41, 0.457]".
+def ratio_interval(x: ArrayLike) -> tuple[float, float, float]:
+    """Return the geometric mean of ratios and the bounds of its 95% interval.
 
     The interval is Student's t of the logarithms, so that it never reaches 0.
 
@@ -114,7 +114,13 @@ def ratio_text(x: ArrayLike) -> str:
       x: [n] positive, one for each independent member.
     """
     mean, half = mean_interval(np.log(np.asarray(x, np.float64)))
-    middle, low, high = np.exp([mean, mean - half, mean + half])
+    middle, low, high = np.exp([mean, mean - half, mean + half]).tolist()
+    return middle, low, high
+
+
+def ratio_text(x: ArrayLike) -> str:
+    """Return `ratio_interval` as text, "0.433 [0.41, 0.457]"."""
+    middle, low, high = ratio_interval(x)
     return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
