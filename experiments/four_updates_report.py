@@ -8,7 +8,7 @@ import numpy as np
 from panels import save_panels
 
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.statistics import mean_interval, mean_text
+from jaxrl_align.runtime.statistics import mean_text, ratio_interval
 
 POLICIES = ("first policy", "last policy")
 """Where gradients are compared."""
@@ -60,9 +60,8 @@ def report(
             print_row(f"  {a} - {b}", [by[a] - by[b] for by in at.values()], "+")
     print("\nvariance of the gradient over vanilla's, same answers:")
     for (policy, by), arm in itertools.product(gradients.items(), arms[1:3]):
-        mean, half = mean_interval(np.log(by[arm] / by["vanilla"]))
-        low, high = np.exp([mean - half, mean + half])
-        print(f"  {policy:14}{arm:20}{np.exp(mean):6.2f} [{low:.2f}, {high:.2f}]")
+        middle, low, high = ratio_interval(by[arm] / by["vanilla"])
+        print(f"  {policy:14}{arm:20}{middle:6.2f} [{low:.2f}, {high:.2f}]")
 
 
 def print_row(name: str, columns: Sequence[np.ndarray], sign: str = "") -> None:
