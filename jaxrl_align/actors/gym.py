@@ -22,7 +22,6 @@ from jaxrl_align.envs.rollout import (
 from jaxrl_align.losses import Categorical
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.mlp import Net
-from jaxrl_align.placement import place_rows
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
 Critic = Literal["state", "sarsa", "max"]
@@ -151,7 +150,7 @@ def make_actor(
             fresh = jax.vmap(functools.partial(leave, environment))(env_state.envs.state, fresh)
             env_state = env_state._replace(envs=fresh)
         envs, steps = jax.vmap(lambda e, k: unroll(environment, env_params, policy, e, k, num_steps, to_env))(
-            place_rows(env_state.envs), jax.random.split(key, num_envs)
+            env_state.envs, jax.random.split(key, num_envs)
         )
         mask = first_episodes(steps) if whole_episodes else jnp.ones_like(steps.reward)
         env_state, steps = normalise_rollout(env_state, steps, hparams.gamma)

@@ -37,7 +37,6 @@ from jaxrl_align.losses import Categorical
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.memory import RecurrentNet
 from jaxrl_align.nets.mlp import Net
-from jaxrl_align.placement import place_rows
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
 
@@ -144,7 +143,7 @@ def make_recurrent_actor(
                 environment, env_params, net, params, begin, key, num_steps, distribution, normaliser
             )
 
-        envs, (steps, seen) = jax.vmap(play)(place_rows(env_state.envs), jax.random.split(key, num_envs))
+        envs, (steps, seen) = jax.vmap(play)(env_state.envs, jax.random.split(key, num_envs))
         env_state, metrics = record_episodes(env_state, envs, steps)
         env_state, steps = normalise_rollout(env_state, steps, hparams.gamma)
         next_value = over_steps(params, seen.after, steps.final_obs)

@@ -11,7 +11,6 @@ from jaxrl_align.envs.registry import Environment, num_actions, observation_like
 from jaxrl_align.envs.rollout import GymState, Policy, record_episodes, start, unroll
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.q_networks import QNet
-from jaxrl_align.placement import place_rows
 from jaxrl_align.types import Actor, Metrics, Numeric, Params, Transition
 
 
@@ -89,7 +88,7 @@ def make_value_actor(
     ) -> tuple[GymState, Transition, Metrics]:
         policy = epsilon_greedy(seen, overlay(frozen, params), hparams.epsilon)
         envs, steps = jax.vmap(lambda e, k: unroll(environment, env_params, policy, e, k, num_steps))(
-            place_rows(env_state.envs), jax.random.split(key, num_envs)
+            env_state.envs, jax.random.split(key, num_envs)
         )
         env_state, metrics = record_episodes(env_state, envs, steps)
         transition = Transition(
