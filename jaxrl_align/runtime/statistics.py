@@ -105,17 +105,16 @@ def share_text(x: ArrayLike) -> str:
     return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
 
 
-def ratio_interval(x: ArrayLike) -> tuple[float, float, float]:
-    """Return the geometric mean of ratios and the bounds of its 95% interval.
+def ratio_interval(x: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the geometric mean of ratios and the bounds of its 95% interval, each [...].
 
     The interval is Student's t of the logarithms, so that it never reaches 0.
 
     Args:
-      x: [n] positive, one for each independent member.
+      x: [n, ...] positive, one for each independent member.
     """
     mean, half = mean_interval(np.log(np.asarray(x, np.float64)))
-    middle, low, high = np.exp([mean, mean - half, mean + half]).tolist()
-    return middle, low, high
+    return np.exp(mean), np.exp(mean - half), np.exp(mean + half)
 
 
 def ratio_text(x: ArrayLike) -> str:
