@@ -194,7 +194,7 @@ def draw(config: Config, found: dict[str, np.ndarray], path: Path) -> None:
 
 
 def _geometric(ax: Any, x: Any, ys: np.ndarray, label: str) -> None:
-    middle, low, high = statistics.ratio_interval(ys)
+    middle, low, high = np.array([statistics.ratio_interval(y)[:3] for y in ys.T]).T
     ax.errorbar(x, middle, [middle - low, high - middle], marker="o", markersize=4, capsize=3, label=label)
 
 

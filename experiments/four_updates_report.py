@@ -60,7 +60,7 @@ def report(
             print_row(f"  {a} - {b}", [by[a] - by[b] for by in at.values()], "+")
     print("\nvariance of the gradient over vanilla's, same answers:")
     for (policy, by), arm in itertools.product(gradients.items(), arms[1:3]):
-        middle, low, high = ratio_interval(by[arm] / by["vanilla"])
+        middle, low, high, _ = ratio_interval(by[arm] / by["vanilla"])
         print(f"  {policy:14}{arm:20}{middle:6.2f} [{low:.2f}, {high:.2f}]")
 
 
