@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxrl_align.atomic import atomic_path, remove_left_files, writes
 from jaxrl_align.runtime.devices.hosts import agree, exchange, together
@@ -16,7 +16,7 @@ from jaxrl_align.runtime.metrics import METRICS_FILE
 CONFIG_FILE = "config.json"
 SHOWN = 20
 """Fields that a message about two configurations names, at most."""
-UNCOMPARED = ("resume", "out", "mesh", "checkpoint_minutes", "keep", "keep_best", "replay")
+UNCOMPARED = ("resume", "out", "mesh", "checkpoint_minutes", "keep", "keep_best", "replay", "writers")
 """Fields that say where and how to run, not what: they may differ between a run and its continuation."""
 
 
@@ -32,6 +32,8 @@ class Upkeep(NamedTuple):
     least. `best.json` says which."""
     replay: bool = False
     """Take the steps after the last checkpoint singly, and say which operation makes the first nan."""
+    writers: tuple[str, ...] = ()
+    """Of `runtime.writers`, where metrics go beside metrics.jsonl."""
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -229,10 +231,12 @@ class KeepConfig:
     """Of a run that met a nan: take its steps singly from the last checkpoint, and name the operation."""
     mesh: str | None = None
     """Devices side by side, "data=4,model=2" or "auto"; the axes are members, data, fsdp and model."""
+    writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics go beside metrics.jsonl (extras [tensorboard], [wandb], [mlflow])."""
 
     def upkeep(self) -> Upkeep:
         """Return these fields as `open_run` takes them."""
-        return Upkeep(self.checkpoint_minutes, self.keep, self.keep_best, self.replay)
+        return Upkeep(self.checkpoint_minutes, self.keep, self.keep_best, self.replay, self.writers)
 
 
 @dataclasses.dataclass(frozen=True)
