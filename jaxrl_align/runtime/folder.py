@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, its metrics and nothing half-written."""
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from jaxrl_align.runtime.guards.lock import FolderLock, hold_folder
 from jaxrl_align.runtime.metrics import METRICS_FILE
 
 CONFIG_FILE = "config.json"
+MADE_BY_FILE = "made_by.json"
+"""What `jaxrl-align resume` reads: the experiment that a folder is of."""
 SHOWN = 20
 """Fields that a message about two configurations names, at most."""
 UNCOMPARED = ("resume", "out", "mesh", "checkpoint_minutes", "keep", "keep_best", "replay", "writers")
@@ -248,7 +251,21 @@ class RunConfig(KeepConfig):
 
     def open_folder(self) -> RunFolder:
         """Create the run's folder, or open the one to continue; see `open_run`."""
-        return open_run(self.out, self, resume=self.resume, upkeep=self.upkeep())
+        folder = open_run(self.out, self, resume=self.resume, upkeep=self.upkeep())
+        name = _name_script(type(self))
+        if name is not None and not (folder.path / MADE_BY_FILE).exists():
+            folder.write_json(MADE_BY_FILE, {"experiment": name})
+        return folder
+
+
+def _name_script(config: type) -> str | None:
+    """Return the name of the script that defines a configuration; None of what stands in no script."""
+    if config.__module__.startswith("jaxrl_align."):
+        return None
+    try:
+        return Path(inspect.getfile(config)).stem
+    except (TypeError, OSError):  # typed at a prompt
+        return None
 
 
 def _check_same_run(config_path: Path, config: dict[str, Any]) -> None:
