@@ -63,15 +63,21 @@ def difference(first: np.ndarray, second: np.ndarray) -> Interval:
     return crossed_interval(first - second, bounds=PER_CENT)
 
 
+def compare_row(wrong: np.ndarray, names: Sequence[str], way: int, against: Sequence[str]) -> dict[str, Any]:
+    """Return one way's test error, of `wrong` [ways, M, N], and its paired differences from other ways."""
+    row: dict[str, Any] = {"test error": crossed_interval(wrong[way], bounds=(0, 100))}
+    for other in against:
+        found = difference(wrong[way], wrong[names.index(other)])
+        row[f"- {other}"] = "" if other == names[way] else found
+    return row
+
+
 def tabulate(kept: Kept, names: Sequence[str], against: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return a row for each way: test error and its differences from other ways, rate and training error."""
+    """Return a row for each way: `compare_row`, its rate and its training error."""
     wrong, table = wrong_images(kept), {}
     for i, name in enumerate(names):
-        row: dict[str, Any] = {"test error": crossed_interval(wrong[i], bounds=(0, 100))}
-        for other in against:
-            row[f"- {other}"] = "" if other == name else difference(wrong[i], wrong[names.index(other)])
-        row |= {"rate": f"{kept['rate'][i]:g}", "training error": float(np.mean(kept["train"][i]))}
-        table[name] = row
+        at = {"rate": f"{kept['rate'][i]:g}", "training error": float(np.mean(kept["train"][i]))}
+        table[name] = compare_row(wrong, names, i, against) | at
     return table
 
 

@@ -168,7 +168,7 @@ def make_net(era: Era, input_dim: int, depth: int, width: int) -> LayeredNet:
     )
 
 
-def judge(net: LayeredNet, params: Any, data: Data) -> Judged:
+def judge_net(net: LayeredNet, params: Any, data: Data) -> Judged:
     """Return what one net makes of the three sets."""
 
     def read(images: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -208,7 +208,7 @@ def make_member(config: Any, net: LayeredNet, finetune_epochs: int) -> Callable[
 
         def tune(params: Any, rate: jax.Array) -> Judged:
             params, _ = finetune(key_finetune, params, data.labelled, lw.ClassifierHParams(rate))
-            return judge(net, params, data)
+            return judge_net(net, params, data)
 
         tune_all = jax.vmap(jax.vmap(tune, (None, 0)), (0, None))
         judged = tune_all(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), rates)
