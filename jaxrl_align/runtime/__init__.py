@@ -20,6 +20,7 @@ from jaxrl_align.runtime.resampling import (
 from jaxrl_align.runtime.statistics import (
     Interval,
     PairedTest,
+    crossed_interval,
     fell_by_half,
     interquartile_mean,
     interquartile_text,
@@ -36,11 +37,11 @@ from jaxrl_align.runtime.statistics import (
 # fmt: off
 __all__ = [
     "Claim", "History", "Interval", "MembersConfig", "PairedTest", "RunFolder", "Trained", "bootstrap",
-    "bootstrap_mean", "cross_rates", "curve_with_interval", "fell_by_half", "figure", "fingerprint",
-    "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step", "mcnemar_test",
-    "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory", "ratio_interval",
-    "read_metrics", "restore", "run", "save", "save_curves", "save_figure", "shard_members",
-    "share_interval", "share_text", "spread", "t_interval", "train_members", "use_cpu_devices", "use_mesh",
-    "wilson_interval", "win_rate", "with_data", "write_result",
+    "bootstrap_mean", "cross_rates", "crossed_interval", "curve_with_interval", "fell_by_half", "figure",
+    "fingerprint", "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step",
+    "mcnemar_test", "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory",
+    "ratio_interval", "read_metrics", "restore", "run", "save", "save_curves", "save_figure",
+    "shard_members", "share_interval", "share_text", "spread", "t_interval", "train_members",
+    "use_cpu_devices", "use_mesh", "wilson_interval", "win_rate", "with_data", "write_result",
 ]
 # fmt: on

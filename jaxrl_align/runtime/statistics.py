@@ -180,6 +180,32 @@ def paired_interval(
     return t_interval(_pairs(first, second), bounds=bounds)
 
 
+def crossed_interval(x: ArrayLike, *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+    """Return the mean over members and items, and a 95% interval that covers a new draw of both.
+
+    Every member is judged on the same items, such as nets of several seeds on one test set. The half-width is
+    `sqrt(h_M^2 + h_N^2)`: Student's t of the members' means, and the normal one of the items' means. What
+    neither member nor item explains counts in both, so that it is rather too wide than too narrow.
+
+    Args:
+      x: [M, N] real numbers; for two ways of the same members, their differences item by item.
+      bounds: what the mean can be; the interval is cut there.
+
+    Raises:
+      ValueError: for another rank, or no entry.
+    """
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"expected at least one member and one item, [M, N], got shape {x.shape}")
+    mean, over_members = mean_interval(x.mean(1))
+    if not math.isfinite(over_members) or x.shape[1] < 2:
+        return Interval(float(mean), math.nan, math.nan, "none")
+    over_items = _Z * x.mean(0).std(ddof=1) / math.sqrt(x.shape[1])
+    half = math.hypot(over_members, over_items)
+    low, high = np.clip([mean - half, mean + half], *bounds)
+    return Interval(float(mean), float(low), float(high), "t")
+
+
 def wilson_interval(hits: float, trials: int) -> Interval:
     """Return a share and Wilson's interval of it, which stays within [0, 1] and does not shrink to a point.
 
