@@ -103,16 +103,21 @@ def looks(names: Iterable[str], dashed: Collection[str] | None = None) -> dict[s
     """Return colour, line and marker of each curve, which differ in grey print too.
 
     Args:
-      names: in the legend's order. A name whose first word is in `ROLES` has its colour in every figure.
+      names: in the legend's order. The first name with a word of `ROLES` has its colour in every figure.
       dashed: names with a broken line, all others then have a whole one; None, every line its own.
     """
     names = list(names)
-    roles = {name: ROLES.get(name.replace(",", " ").split(" ")[0]) for name in names}
+    first_words = [name.replace(",", " ").split(" ")[0] for name in names]
+    roles = {
+        n: ROLES.get(w)
+        for i, (n, w) in enumerate(zip(names, first_words, strict=True))
+        if w not in first_words[:i]
+    }
     free = [color for color in COLORS if color not in roles.values()] or list(COLORS)
     found = {}
     for i, name in enumerate(names):
         line: Any = LINES[i % len(LINES)] if dashed is None else "--" if name in dashed else "-"
-        color = roles[name] or free[sum(roles[n] is None for n in names[:i]) % len(free)]
+        color = roles.get(name) or free[sum(not roles.get(n) for n in names[:i]) % len(free)]
         found[name] = {"color": color, "linestyle": line, "marker": MARKERS[i % len(MARKERS)]}
     return found
 
@@ -192,11 +197,12 @@ def save_curves(
     for i, ax in enumerate(axes):
         shown = list(curves)[i : i + 1] if apart else list(curves)
         for name in sorted(curves, key=lambda name: name in shown) if shown else ():
-            kind = look[name] if name in shown else {"color": "#bbbbbb", "linewidth": 0.7}
+            kind = look[name] if name in shown else {"color": "#bbbbbb", "linewidth": 0.7, "linestyle": "-"}
             draw_curve(ax, name, *curves[name], bars=bars, plain=name not in shown, bounds=bounds, **kind)
         for name, level in (levels or {}).items():
             ax.axhline(level, color="#777777", linestyle=":", label=name)
         ax.set(**settings)
+        _shorten_ticks(ax, 3 if apart else 6)
         if apart:
             ax.set_title("".join(shown), fontsize=9)
             ax.tick_params(labelsize=8)
@@ -231,6 +237,15 @@ def draw_curve(
         ax.errorbar(x, mean, ends, markersize=4, capsize=3, label=name, **look)
     else:
         curve_with_interval(ax, x, ys, name, bounds=bounds, **marks, **look)
+
+
+def _shorten_ticks(ax: Any, most: int) -> None:
+    """Write large positions along a linear x as 50k, and few of them."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    if ax.get_xscale() == "linear" and ax.get_xlim()[1] >= 10_000:
+        ax.xaxis.set_major_locator(MaxNLocator(most))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _name_beside(fig: Any, ax: Any) -> None:
