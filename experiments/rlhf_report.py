@@ -116,6 +116,24 @@ def judge(gains: dict[str, Interval], over_length: Interval) -> dict[str, bool]:
     return checks
 
 
+def tabulate(config: Any, written: dict[str, Samples]) -> dict[str, dict[str, Any]]:
+    """Return each stage's gold reward, KL and length, and whether the KL is a finding."""
+    controlled = f"a controller steers it to {config.kl_target:g}"
+    columns = {
+        "gold reward": (GOLD, lambda samples: samples.gold),
+        "KL to SFT [nats]": ((0.0, np.inf), lambda samples: samples.kl),
+        "length [tokens]": ((0.0, config.response_length), lambda samples: samples.completions.real.sum(-1)),
+    }
+    return {
+        name: {
+            column: t_interval(read(samples).mean(1), bounds=bounds)
+            for column, (bounds, read) in columns.items()
+        }
+        | {"the KL is": "measured" if name in STAGES[:2] else controlled}
+        for name, samples in written.items()
+    }
+
+
 def report(
     folder: RunFolder,
     config: Any,
@@ -134,20 +152,7 @@ def report(
       accuracy: [M] on held-out comparisons, the reward model's first.
       note: on the reward model.
     """
-    gains, controlled = compare_stages(written), f"a controller steers it to {config.kl_target:g}"
-    columns = {
-        "gold reward": (GOLD, lambda samples: samples.gold),
-        "KL to SFT [nats]": ((0.0, np.inf), lambda samples: samples.kl),
-        "length [tokens]": ((0.0, config.response_length), lambda samples: samples.completions.real.sum(-1)),
-    }
-    stages: dict[str, dict[str, Any]] = {
-        name: {
-            column: t_interval(read(samples).mean(1), bounds=bounds)
-            for column, (bounds, read) in columns.items()
-        }
-        | {"the KL is": "measured" if name in STAGES[:2] else controlled}
-        for name, samples in written.items()
-    }
+    gains, stages = compare_stages(written), tabulate(config, written)
     over_length = paired_interval(accuracy["reward model"], accuracy[SHORTER], bounds=(-1, 1))
     shares = {name: {"share": t_interval(x, bounds=(0, 1))} for name, x in accuracy.items()}
     write_result(
