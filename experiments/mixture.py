@@ -214,7 +214,7 @@ def draw(path: Path, config: Config, names: list[str], bits: dict[str, np.ndarra
     fig, ax = plots.figure("", "bits a byte against mixing by size", title=title)
     for i, name in enumerate((PUBLISHED, FRESH)):
         mean, half = statistics.mean_interval(bits[name] - bits[BY_SIZE])
-        ax.bar(np.arange(len(names)) + 0.4 * i - 0.2, mean, 0.4, yerr=half, label=name)
+        ax.bar(np.arange(len(names)) + 0.4 * i - 0.2, mean, 0.4, yerr=half, label=name, **plots.bar_look(i))
     ax.axhline(0, color="#777777")
     sizes = BILLIONS * config.unit / 1e3
     labels = [f"{name}\n{size:.0f} kB" for name, size in zip(names, sizes, strict=True)]

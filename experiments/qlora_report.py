@@ -27,7 +27,7 @@ def draw(path: Any, memory: dict[str, Any], larger: dict[str, Any]) -> None:
         bottom = np.zeros(len(rows))
         for i, part in enumerate(PARTS):
             height = np.array([row[part] for row in rows.values()]) / unit
-            ax.bar(list(rows), height, bottom=bottom, label=part, color=plots.COLORS[i])
+            ax.bar(list(rows), height, bottom=bottom, label=part, **plots.bar_look(i))
             bottom += height
         ax.tick_params(axis="x", labelsize=8)
     resident = [(row["resident"] - row["empty process"]) / 1e6 for row in memory.values()]

@@ -18,7 +18,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 MARKERS = "osD^vPX"
 HATCHES = ("", "//", "..", "xx", "--", "++", "oo")
-"""Of bars, which have no line."""
 ROLES = {
     "PPO": "#0072B2",
     "RLHF": "#0072B2",
@@ -120,6 +119,11 @@ def looks(names: Iterable[str], dashed: Collection[str] | None = None) -> dict[s
         color = roles.get(name) or free[sum(not roles.get(n) for n in names[:i]) % len(free)]
         found[name] = {"color": color, "linestyle": line, "marker": MARKERS[i % len(MARKERS)]}
     return found
+
+
+def bar_look(i: int) -> dict[str, Any]:
+    """Return colour and hatch of the i-th kind of bars, which have no line to tell them apart in grey."""
+    return {"color": COLORS[i % len(COLORS)], "hatch": HATCHES[i % len(HATCHES)], "edgecolor": "white"}
 
 
 def luminance(color: str) -> float:

@@ -112,3 +112,8 @@ def test_many_bands_get_a_panel_each(monkeypatch):
         assert sum(line.get_color() == "#bbbbbb" for line in ax.lines) == 5
     assert len(drawn(monkeypatch, curves_of(*names), bars=True).axes) == 1
     assert len(drawn(monkeypatch, {n: (x, ys[:, 0]) for n, (x, ys) in curves_of(*names).items()}).axes) == 1
+
+
+def test_bars_are_told_apart_by_their_hatches():
+    looks = [plots.bar_look(i) for i in range(len(plots.HATCHES))]
+    assert len({look["hatch"] for look in looks}) == len(looks) and looks[1]["color"] == plots.COLORS[1]
