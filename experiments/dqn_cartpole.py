@@ -143,7 +143,7 @@ def play(
     returns = history["episode_return_last100"][at - 1]
     curves = {f"{config.seeds} seeds, 95% interval": (at * per_step, returns)}
     path, title = folder.path / "learning_curve.png", f"DQN on {config.env}"
-    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title, legend="lower right")
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title)
 
 
 def main(config: Config) -> None:

@@ -175,7 +175,6 @@ def main(config: Config) -> None:
             {name: (updates, x[:, i]) for name, x in results.items() if name not in UNDRAWN},
             title=f"CartPole-v1, learning rate {rate:g}",
             dashed=[name for name in results if "at once" in name],
-            legend="center right",
             ylim=(0, config.time_limit + 5),
         )
     folder.write_json("results.json", table)

@@ -135,18 +135,39 @@ def label_contest(base: Base, *, batch_size: int, length: int, rows: tuple[int, 
 
 
 def hold(
-    base: Base, contest: Contest, *, rank: int, keys: chex.PRNGKey, rates: Sequence[float], steps: int
+    base: Base,
+    contest: Contest,
+    *,
+    rank: int,
+    keys: chex.PRNGKey,
+    tuning: int,
+    rates: Sequence[float],
+    steps: int,
 ) -> dict[str, Any]:
-    """Train both on the same batches from the same adapters; each has the rate of its best validation.
+    """Train both on the same batches from the same adapters, each at a rate that other members choose.
+
+    Args:
+      base: what is tuned.
+      contest: on what.
+      rank: of the adapters.
+      keys: [M + tuning] of the members.
+      tuning: how many of them, the last, choose each way's rate, by their validation.
+      rates: to choose from.
+      steps: of each member.
 
     Returns:
-      For each way `validation` and `test` [R, M] and `rate`, an index.
+      For each way `validation` [R, tuning], `test` [R, M] and `rate`, an index.
     """
+    if not 1 <= tuning < len(keys):
+        raise ValueError(
+            f"tuning must leave members to report of {len(keys)}, and be 1 or more; got {tuning}"
+        )
     found = {}
     for name, way in {"LoRA": lora(rank), "QLoRA": qlora(rank)}.items():
         validation, test, _ = tune(
             base, way, contest.sample, contest.measure, keys=keys, rates=rates, steps=steps
         )
+        validation, test = np.asarray(validation)[:, -tuning:], np.asarray(test)[:, :-tuning]
         mean = np.where(np.isfinite(validation), contest.sign * validation, -np.inf).mean(1)
         found[name] = {"validation": validation, "test": test, "rate": int(mean.argmax())}
     return found

@@ -5,6 +5,7 @@
 
 import gc
 import json
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from jaxrl_align.nets.kinds import init_lora
 from jaxrl_align.nets.quantize import quantise_params
 from jaxrl_align.nets.transformer import LanguageModel, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
-from jaxrl_align.runtime import cli
+from jaxrl_align.runtime import cli, save
 from jaxrl_align.runtime.guards.device_memory import peak_memory
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.types import Learner, Params, TokenBatch
@@ -115,6 +116,12 @@ def analyse_shapes(way: str, lm: LanguageModel, *, rank: int, rows: int, length:
     return analyse(learner, state, batch, frozen)[1]
 
 
+def stored_bytes(part: Params) -> int:
+    """Return the size of the file that a task leaves behind: what trained, saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save(folder, 0, {"part": part}, {}).stat().st_size
+
+
 def reset_peak() -> bool:
     """Begin the process' peak anew where Linux allows it; otherwise it includes the reading of the model."""
     try:
@@ -144,7 +151,7 @@ def main(config: Config) -> None:
         state, metrics = compiled(state, batch, frozen)
         loss = float(metrics["loss"])
     peaks = {"empty process": empty, "resident": peak_memory(), "peak is of the steps alone": reset}
-    print(json.dumps(found | peaks | {"loss": loss}))
+    print(json.dumps(found | peaks | {"loss": loss, "stored": stored_bytes(state.params)}))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,37 @@
 """Few labels, a large model: what the three starts make of them.
 
-Claim (lecture 000, C4-C6): with few labels a large model over-fits, and pre-training on unlabelled images
-helps most there.
+Digits, three layers of 100 units, 28,000 weights; each number of labels has equally many gradient steps.
+Every member draws its own training, validation and labelled images; members beside those reported choose each
+start's rate by their validation images. Intervals cover members and test images.
 
-Measured (`python experiments/tiny_labels.py`, digits, 3 layers of 100 units, 28,000 weights: 8 seeds with
-labels of their own, mean test error in per cent with its 95% t interval; two shared CPU cores, 6 min):
-
-    labels                10            20            50           100           200          1150, all
-    random          55.95 +- 3.12  47.18 +- 4.47  33.84 +- 3.97  27.19 +- 1.94  16.02 +- 3.63  3.69 +- 0.37
-    supervised      56.13 +- 2.51  48.29 +- 3.18  30.99 +- 4.41  17.31 +- 2.14   9.12 +- 1.84  3.13 +- 0.21
-    unsupervised    40.04 +- 3.58  27.99 +- 4.06  15.42 +- 1.37  11.80 +- 1.17   6.82 +- 1.81  3.17 +- 0.30
-
-Up to 100 labels all of them make next to no error on those, so that the whole error is over-fitting. Images
-without labels halve it at 50 and 100 labels, with intervals apart from 10 to 200; labels can pre-train
-nothing that they do not know (10 to 50). With ReLU units, He's kernels and Adam (`--era modern`) the three
-starts are level from 10 (47.46 +- 4.01, 46.31 +- 3.72, 43.38 +- 5.74) to 200 labels (6.06 +- 1.18, 5.88 +-
-1.01, 6.41 +- 1.28) and on: the modern random start is as good as the unsupervised one of 2006.
+With sigmoid units and plain SGD, up to 100 labels all starts make next to no error on those, so that the
+error on the test set is over-fitting, and images without labels take away half of it; labels can pre-train
+nothing that they do not know. At 500 and 1000 labels the random start does not fit the labels themselves in
+these steps: what pre-training gains there is descent, not over-fitting. With ReLU units, He's
+kernels and Adam, which stand beside, it gains next to nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import layerwise_report as reports
 import layerwise_starts as starts
 import numpy as np
 
-from jaxrl_align.data.images import choose_labelled
-from jaxrl_align.runtime import cli, plots
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align import runtime
+from jaxrl_align.data.images import Split
+from jaxrl_align.runtime import RunFolder, cli, plots, use_cpu_devices
+
+CLAIM = runtime.Claim(
+    "With few labels a large model over-fits, and layers pre-trained on images without labels help most "
+    "there.",
+    rows=("C4", "C5", "C6"),
+    minutes=9,
+)
+RANDOM, SUPERVISED, UNSUPERVISED = starts.STARTS
+FEW = 100
+"""Labels, at most, of what counts as few."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,12 @@ class Config(starts.StartsConfig):
     """Test error against the number of labels."""
 
     out: str = "runs/tiny_labels"
-    seeds: int = 8
-    """Each draws its own labelled images."""
+    beside: starts.EraName | None = "modern"
+    """An era whose numbers stand beside; none leaves it out."""
     data: str = "digits"
     """digits, mnist, or a folder of four IDX files."""
     labels: tuple[int, ...] = (10, 20, 50, 100, 200, 500, 1000)
-    """Numbers of images that keep theirs; all of them are always the last point."""
+    """Numbers of images that keep theirs, in rising order."""
     depth: int = 3
     """Hidden layers."""
     finetune_steps: int = 3_000
@@ -51,43 +54,104 @@ class Config(starts.StartsConfig):
     """Of the training images. It chooses the rate alone, yet is more than a poor man's labels would allow."""
 
 
-def compare(config: Config, parts: tuple, num: int) -> starts.Result:
-    """Return the members' results with `num` labels each; every member has all the images."""
-    train, validation, test = parts
-    net = starts.make_net(starts.ERAS[config.era], train.x.shape[1], config.depth, config.width)
+def compare(config: Config, data: starts.Data, num: int) -> reports.Kept:
+    """Return what is kept of the members with `num` labels each; every member has all its images."""
+    net = starts.make_net(starts.ERAS[config.era], data.x.shape[-1], config.depth, config.width)
     epochs = max(1, round(config.finetune_steps / max(1, num // config.batch_size)))
     member = starts.make_member(config, net, epochs)
-    seeds = range(config.seed, config.seed + config.seeds)
-    rows = np.stack([choose_labelled(train.y, num, seed=seed) for seed in seeds])
-    shared = starts.Data(
-        jnp.asarray(train.x), (), *(tuple(map(jnp.asarray, part)) for part in (validation, test))
-    )
-    train = jax.tree.map(jnp.asarray, train)
+    run = jax.jit(jax.vmap(member, (0, starts.DATA_AXES)))
+    result, seconds = starts.timed(run, config.member_keys(), data)
+    print(f"{config.era}, {num} labels: {seconds:.0f} s", flush=True)
+    return reports.keep(config, result.judged)
 
-    def run(key: jax.Array, rows: jax.Array, shared: starts.Data, train: Any) -> starts.Result:
-        return member(key, shared._replace(labelled=(train.x[rows], train.y[rows])))
 
-    keys, rows = shard_members((config.keys(), jnp.asarray(rows)))
-    return jax.jit(jax.vmap(run, (0, 0, None, None)))(keys, rows, shared, train)
+def few(kept: dict[int, reports.Kept]) -> np.ndarray:
+    """Return the errors [starts, M, N], mean over the numbers of labels that are few."""
+    return np.mean([reports.wrong_images(one) for num, one in kept.items() if num <= FEW], 0)
+
+
+def judge(eras: dict[str, dict[int, reports.Kept]]) -> dict[str, bool]:
+    """Return which parts of the claim hold, in the first era and in any that stands beside it."""
+    (era, kept), *others = eras.items()
+    wrong = {num: reports.wrong_images(one) for num, one in kept.items()}
+    gain = {num: w[2] - w[0] for num, w in wrong.items()}
+    fitted = [np.mean(one["train"][0]) < 1 for num, one in kept.items() if num <= FEW]
+    at_all = "the start without labels ends below the random one, mean over the numbers up to"
+    most = np.mean([x for num, x in gain.items() if num <= FEW], 0) - gain[max(gain)]
+    found = {
+        f"up to {FEW} labels the random start errs on fewer than 1% of them: the rest is over-fitting": all(
+            fitted
+        ),
+        f"{era}: {at_all} {FEW}": reports.difference(few(kept)[2], few(kept)[0]).high < 0,
+        f"it gains more there than at {max(gain)} labels": runtime.crossed_interval(most).high < 0,
+        f"{era}: without labels is better than with them, up to {FEW}": (
+            reports.difference(few(kept)[2], few(kept)[1]).high < 0
+        ),
+    }
+    for name, other in others:
+        found[f"{name}: {at_all} {FEW}"] = reports.difference(few(other)[2], few(other)[0]).high < 0
+    return found
+
+
+def draw(folder: RunFolder, config: Config, kept: dict[int, reports.Kept]) -> list[str]:
+    """Draw one era's errors on the test set and on the labels; return the files' names."""
+    title = f"{config.data}, {config.era}, {config.depth} layers, {config.seeds} seeds, 95%"
+    errors = {
+        "test": [reports.wrong_images(one).mean(-1) for one in kept.values()],
+        "train": [np.array(one["train"]) for one in kept.values()],
+    }
+    names = [f"{which}_error_{config.era}.png" for which in errors]
+    for name, (which, found) in zip(names, errors.items(), strict=True):
+        curves = {start: (list(kept), [e[i] for e in found]) for i, start in enumerate(starts.STARTS)}
+        labels = ("labelled images", f"{which} error [%]")
+        plots.save_curves(folder.path / name, *labels, curves, title=title, xscale="log", ylim=(0, None))
+    return names
+
+
+def report(folder: RunFolder, configs: dict[str, Config], eras: dict[str, dict[int, reports.Kept]]) -> None:
+    """Draw every era and write the result."""
+    config, figures = next(iter(configs.values())), []
+    tables: dict[str, Any] = {}
+    headline = {}
+    for era, kept in eras.items():
+        figures += draw(folder, configs[era], kept)
+        errors = few(kept)
+        headline[f"{era}: test error up to {FEW} labels, pre-trained without labels less random [%]"] = (
+            reports.difference(errors[2], errors[0])
+        )
+        for num, one in kept.items():
+            found = reports.tabulate(one, starts.STARTS, (RANDOM, SUPERVISED))
+            tables[f"{era}, {num} labels: error [%], differences paired"] = found
+        for num, one in kept.items():
+            found = reports.every_rate(configs[era], one, starts.STARTS)
+            tables[f"{era}, {num} labels, every rate: test error, and that which chose [%]"] = found
+    baselines = {
+        f"{era}: test error up to {FEW} labels, random [%]": runtime.crossed_interval(
+            few(kept)[0], bounds=(0, 100)
+        )
+        for era, kept in eras.items()
+    }
+    how = {"headline": headline, "baselines": baselines, "checks": judge(eras)}
+    runtime.write_result(folder, config, CLAIM, tables=tables, figures=figures, **how)
 
 
 def main(config: Config) -> None:
-    """Train the three starts on every number of labels; print, save and draw."""
+    """Train the three starts on every number of labels, in both eras; save, draw and report."""
+    config.require(seeds=1, tuning_seeds=1)
+    if min(config.labels) > FEW or list(config.labels) != sorted(set(config.labels)):
+        raise ValueError(f"labels must be in rising order, the first at most {FEW}; got {config.labels}")
     use_cpu_devices()
-    split = starts.load(config.data)
-    train, validation = starts.hold_out(split.train, config.validation_share, config.seed)
-    for num in config.labels:
-        choose_labelled(train.y, num, seed=0)  # refuses before any work
+    split: Split = starts.load(config.data)
+    data = {num: starts.draw_members(config, split, num) for num in config.labels}
     folder = config.open_folder()
-    numbers, parts = sorted({*config.labels, len(train.y)}), (train, validation, split.test)
-    run = lambda num: starts.report(f"{num} labels", config, *starts.timed(compare, config, parts, num))
-    results = [folder.once(f"labels_{num}.json", run, num) for num in numbers]
-    title = f"{config.data}, {config.era}, {config.depth} layers, {config.seeds} seeds, 95%"
-    for which in ("test", "train"):
-        curves = {name: (numbers, [r[which][i] for r in results]) for i, name in enumerate(starts.STARTS)}
-        path, labels = folder.path / f"{which}_error.png", ("labelled images", f"{which} error [%]")
-        plots.save_curves(path, *labels, curves, title=title, xscale="log", ylim=(0, None))
-    print(f"figures and results are in {folder.path}")
+    configs = {
+        era: replace(config, era=era) for era in dict.fromkeys((config.era, config.beside or config.era))
+    }
+    eras = {
+        era: {num: folder.once(f"{era}_{num}.json", compare, own, data[num], num) for num in config.labels}
+        for era, own in configs.items()
+    }
+    report(folder, configs, eras)
 
 
 if __name__ == "__main__":

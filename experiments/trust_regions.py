@@ -1,54 +1,14 @@
 """Ways to hold an update near the policy that acted, and none: return, falls, and how far an update goes.
 
-Claim (lectures 001 and 003, B16 to B21): a plain actor-critic may take a huge update and not recover; a trust
-region (TRPO), a clip or a KL penalty (PPO) prevents it. Every method plays CartPole-v1; A2C, which is the
-plain one, takes one gradient step a rollout, PPO sixteen, TRPO one of its policy, whose length the bound
-sets: its learning rate is its critic's alone.
+Every method plays CartPole-v1; A2C, which is the plain one, takes one gradient step a rollout, PPO sixteen,
+TRPO one of its policy, whose length the bound sets: its learning rate is its critic's alone. A method *falls*
+on a seed where it ends below half of its own best return.
 
-Measured (`python experiments/trust_regions.py`: 48 seeds, 153,600 steps each; about 8 minutes of 2 CPU
-cores): interquartile mean over seeds of the return of the last 100 episodes with its 95% bootstrap interval,
-how many seeds end below half of their best, and the KL of an update [nats]: median, 99% quantile and largest
-of 7,200.
-
-                                         rate 0.001          50%     99%    all
-    PPO, clip                        433 [415, 449]   0   0.0031   0.015  0.039
-    PPO, adaptive KL                 272 [220, 319]  17   0.0081    0.41    3.7
-    PPO, fixed KL                    460 [423, 479]   2   0.0021    0.02   0.06
-    PPO, no clip                     306 [273, 337]   5    0.015    0.42    1.9
-    PPO, no clip of ratio or value   201 [151, 252]  22    0.019     1.4    8.5
-    A2C                              253 [242, 263]   0     5e-5 0.00021 0.0004
-    TRPO, bound 0.01                 496 [490, 499]   0   0.0077  0.0099   0.01
-    TRPO, bound 1                    256 [215, 298]  13     0.46    0.98      1
-
-                                          rate 0.01          50%     99%    all
-    PPO, clip                        497 [491, 499]   0    0.006   0.052   0.52
-    PPO, adaptive KL                 409 [357, 449]   8   0.0097    0.19    1.9
-    PPO, fixed KL                    500 [499, 500]   0   0.0037   0.048   0.24
-    PPO, no clip                         20 [9, 52]  34   0.0031      11     34
-    PPO, no clip of ratio or value     51 [14, 107]  31     0.16      12     27
-    A2C                              340 [243, 426]  17   0.0072    0.31   0.92
-    TRPO, bound 0.01                 500 [500, 500]   0   0.0078  0.0099   0.01
-    TRPO, bound 1                    193 [158, 236]  18     0.47    0.98      1
-
-                                          rate 0.03          50%     99%    all
-    PPO, clip                        457 [424, 478]   2    0.038     1.6    5.4
-    A2C                               131 [80, 221]  30     0.09     3.1     11
-
-                                           rate 0.1          50%     99%    all
-    PPO, clip                            24 [9, 55]  36    1e-10      14     64
-    A2C                                 28 [16, 48]  34     0.13      12     30
-
-The claim holds for A2C: at 0.001 its updates are too small to fall, at 0.01 it falls on 17 seeds of 48, at
-0.03 on 30, at 0.1 on 34, where single updates move it by up to 11 and 30 nats. PPO with its clip takes
-sixteen times as many steps and falls on none, none and 2, and its mean return is higher by 171 [152, 191],
-171 [119, 222] and 240 [183, 297], paired by seed; at 0.1 it falls too. Without the clip PPO falls at 0.01 on
-34 seeds, and on 31 where the values' clip is dropped as well.
-
-TRPO's bound decides: at 0.01 nats no update goes beyond it and no seed falls, at 1 nat 13 and 18 seeds do. A
-fixed KL penalty does as well as the clip (+9 [-5, 23] at 0.01, 0 [-35, 36] at 0.001); the adaptive one
-protects less, for its coefficient is doubled only after the update that it should have held back. Neither the
-clip nor a penalty bounds the KL (erratum H13): the clip's median is 0.006 at 0.01, but one update in a
-hundred goes beyond 0.05, and the largest, 0.5 here, grows with the number of updates that one looks at.
+At small rates A2C's updates are too small to fall, at high ones single updates move it by many nats. PPO with
+its clip takes sixteen times as many steps and falls on almost no seed, up to a rate at which it falls too. A
+fixed KL penalty does as well as the clip; the adaptive one protects less, for its coefficient is doubled only
+after the update that it should have held back. Neither the clip nor a penalty bounds the KL (erratum H13):
+the largest grows with the number of updates that one looks at.
 """
 
 import functools
@@ -62,6 +22,13 @@ import numpy as np
 from jaxrl_align import actors, nets, rl, runtime
 from jaxrl_align.runtime import cli, plots
 from jaxrl_align.types import Actor, Learner
+
+CLAIM = runtime.Claim(
+    "A plain actor-critic may take a huge update and not recover; a trust region (TRPO), a clip or a KL "
+    "penalty (PPO) prevents it.",
+    rows=("B16", "B18", "B20", "B21", "H13"),
+    minutes=8,
+)
 
 
 @dataclass(frozen=True)
@@ -116,45 +83,92 @@ def play(config: Config, folder: runtime.RunFolder, name: str) -> dict[float, tu
     return {rate: (returns[:, i], kl[:, i]) for i, rate in enumerate(rates)}
 
 
-def report(
-    folder: runtime.RunFolder, config: Config, rate: float, results: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> dict[str, dict]:
-    """Print and draw returns and KLs [updates, seeds] at one learning rate; return the table."""
-    print(f"\nlearning rate {rate:g}, {config.seeds} seeds: last 100 episodes, and KL of the updates [nats]")
-    heads = "".join(f"{head:>10}" for head in ("median", "99%", "largest"))
-    print(f"  {'':30}{'interquartile mean':>22}{'fell by half':>14}{heads}   mean less the clip's, paired")
-    steps = np.arange(1, config.updates + 1) * config.num_envs * config.num_steps
-    table, curves, kls = {}, {}, {}
+COLUMNS = "interquartile mean of returns; seeds that fall; KL of all updates [nats]"
+Played = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Returns and KLs [updates, seeds] by method, at one rate."""
+
+
+def tabulate(results: Played) -> dict[str, dict[str, Any]]:
+    """Return the table of one learning rate."""
+    table = {}
     for name, (returns, kl) in results.items():
-        fell = int(runtime.fell_by_half(returns).sum())
+        clip = results["PPO, clip"][0][-1]
+        table[name] = {
+            "return": runtime.interquartile_mean(returns[-1]),
+            "less the clip's, paired": runtime.paired_interval(returns[-1], clip, bounds=(-500, 500)),
+            "fall": int(runtime.fell_by_half(returns).sum()),
+        }
         quantiles = np.quantile(kl, [0.5, 0.99, 1.0])
-        cells = "".join(f"{x:10.2g}" for x in quantiles)
-        gain = runtime.paired_interval(returns[-1], results["PPO, clip"][0][-1])
-        print(f"  {name:30}{runtime.interquartile_text(returns[-1]):>22}{fell:>14}{cells}   {gain}")
-        table[name] = {"return": runtime.interquartile_mean(returns[-1]), "fell": fell, "less clip": gain}
-        table[name] |= dict(zip(("median_kl", "kl_99", "max_kl"), quantiles, strict=True))
-        curves[name] = (steps, returns)
-        kls[name] = (np.sort(np.maximum(kl.ravel(), 1e-7)), 1.0 - np.arange(kl.size) / kl.size)
-    title, dashed = f"CartPole-v1, learning rate {rate:g}", [name for name in results if "TRPO" in name]
-    path = folder.path / f"learning_curves_{rate:g}.png"
-    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title, dashed=dashed, ylim=(0, 505))
-    axes = ("KL(before || after) of an update [nats]", "share of updates beyond")
-    log = {"title": title, "xscale": "log", "yscale": "log", "xlim": (1e-5, None)}
-    plots.save_curves(folder.path / f"kl_per_update_{rate:g}.png", *axes, kls, dashed=dashed, **log)
+        table[name] |= dict(zip(("KL: median", "99%", "largest"), quantiles, strict=True))
     return table
 
 
+def draw(folder: runtime.RunFolder, config: Config, rate: float, results: Played) -> list[str]:
+    """Draw the returns and the KLs at one learning rate; return the files' names."""
+    steps = np.arange(1, config.updates + 1) * config.num_envs * config.num_steps
+    curves = {name: (steps, returns) for name, (returns, _) in results.items()}
+    kls = {
+        name: (np.sort(np.maximum(kl.ravel(), 1e-7)), 1.0 - np.arange(kl.size) / kl.size)
+        for name, (_, kl) in results.items()
+    }
+    title, dashed = f"CartPole-v1, learning rate {rate:g}", [name for name in results if "TRPO" in name]
+    names = [f"learning_curves_{rate:g}.png", f"kl_per_update_{rate:g}.png"]
+    ends = {"title": title, "dashed": dashed}
+    plots.save_curves(folder.path / names[0], *plots.RETURN_AXES, curves, ylim=(0, 505), **ends)
+    axes = ("KL(before || after) of an update [nats]", "share of updates beyond")
+    log = {"xscale": "log", "yscale": "log", "xlim": (1e-5, None)}
+    plots.save_curves(folder.path / names[1], *axes, kls, **log, **ends)
+    return names
+
+
+def judge(config: Config, tables: dict[float, dict[str, dict[str, Any]]]) -> dict[str, bool]:
+    """Return which parts of the claim the tables of all rates show."""
+    high = config.high_rates[0]
+    strict, loose = (f"TRPO, bound {kl:g}" for kl in (config.max_kl, config.loose_kl))
+    falls = lambda rate, name: tables[rate][name]["fall"] / config.seeds
+    usual = [tables[rate] for rate in config.learning_rates]
+    return {
+        f"A2C falls at a rate of {high:g}, on a quarter of the seeds or more": falls(high, "A2C") >= 0.25,
+        "the clip prevents it there: its return is the higher, and it falls on a quarter as many at most": (
+            tables[high]["A2C"]["less the clip's, paired"].high < 0
+            and falls(high, "PPO, clip") <= 0.25 * falls(high, "A2C")
+        ),
+        f"it prevents it at every rate tried, {config.high_rates[-1]:g} too": all(
+            falls(rate, "PPO, clip") < 0.25 for rate in tables
+        ),
+        f"TRPO bounded at {config.max_kl:g} nats never falls": all(t[strict]["fall"] == 0 for t in usual),
+        f"bounded at {config.loose_kl:g} it does": any(t[loose]["fall"] > 0 for t in usual),
+        "PPO without a clip falls on more seeds than with it": (
+            sum(t["PPO, no clip"]["fall"] for t in usual) > sum(t["PPO, clip"]["fall"] for t in usual)
+        ),
+        "a KL penalty with a fixed coefficient falls on no more than a tenth of the seeds": all(
+            t["PPO, fixed KL"]["fall"] <= 0.1 * config.seeds for t in usual
+        ),
+    }
+
+
 def main(config: Config) -> None:
-    """Train all methods, and print and draw final returns and the KL of their updates."""
+    """Train all methods, and draw and write final returns, falls and the KL of their updates."""
     config.require(seeds=2, updates=1)
     folder = config.open_folder()
     played = {name: play(config, folder, name) for name in methods(config)}
-    tables = {}
+    tables, figures = {}, []
     for rate in config.learning_rates + config.high_rates:
         results = {name: of_rate[rate] for name, of_rate in played.items() if rate in of_rate}
-        tables[f"{rate:g}"] = report(folder, config, rate, results)
-    folder.write_json("results.json", tables)
-    print(f"\nfigures are in {folder.path}")
+        tables[rate] = tabulate(results)
+        figures += draw(folder, config, rate, results)
+    high = config.high_rates[0]
+    a2c, clip = tables[high]["A2C"], tables[high]["PPO, clip"]
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={f"return of A2C less PPO's, at a rate of {high:g}, paired": a2c["less the clip's, paired"]},
+        baselines={f"return of PPO with its clip at {high:g}": clip["return"]},
+        checks=judge(config, tables),
+        tables={f"rate {rate:g}: {COLUMNS}": table for rate, table in tables.items()},
+        figures=figures,
+    )
 
 
 if __name__ == "__main__":

@@ -73,9 +73,9 @@ def run_evaluate(options: Evaluate, argv: Sequence[str]) -> None:
         for count in shots if task.kind != "pair" else (0,):
             for rule in rules[:1] if generates else rules:
                 results.append(run_one(base, options, task, count, rule))
-                print(result_text(results[-1], header=len(results) == 1), flush=True)
+                print(task_result_text(results[-1], header=len(results) == 1), flush=True)
                 if options.out is not None:
-                    write_result(Path(options.out), results)
+                    write_task_results(Path(options.out), results)
                 if options.report:
                     report_one(base, options, task, results[-1], rule)
     where = f" in {options.out}" if options.out else ""
@@ -157,7 +157,7 @@ def parse_rules(text: str) -> list[Rule]:
     return [known[part] for part in found]
 
 
-def result_text(result: TaskResult, header: bool = False) -> str:
+def task_result_text(result: TaskResult, header: bool = False) -> str:
     """Return a result as lines of a table, one for each metric."""
     width = max(24, len(result.task))
     how = "written" if not result.rule else result.rule
@@ -174,7 +174,7 @@ def result_text(result: TaskResult, header: bool = False) -> str:
     return "\n".join(lines)
 
 
-def write_result(folder: Path, results: Sequence[TaskResult]) -> None:
+def write_task_results(folder: Path, results: Sequence[TaskResult]) -> None:
     """Write the last result's items, and all metrics so far."""
     folder.mkdir(parents=True, exist_ok=True)
     last = results[-1]

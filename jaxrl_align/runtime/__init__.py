@@ -2,6 +2,7 @@
 
 from jaxrl_align.runtime.checkpoint import fingerprint, latest_step, restore, save
 from jaxrl_align.runtime.devices.spreading import spread
+from jaxrl_align.runtime.evidence import Claim, write_result
 from jaxrl_align.runtime.folder import RunFolder, open_run
 from jaxrl_align.runtime.guards.device_memory import peak_memory
 from jaxrl_align.runtime.loop import run
@@ -19,6 +20,7 @@ from jaxrl_align.runtime.resampling import (
 from jaxrl_align.runtime.statistics import (
     Interval,
     PairedTest,
+    crossed_interval,
     fell_by_half,
     interquartile_mean,
     interquartile_text,
@@ -26,17 +28,20 @@ from jaxrl_align.runtime.statistics import (
     mean_interval,
     mean_text,
     paired_interval,
+    ratio_interval,
     share_text,
+    t_interval,
     wilson_interval,
 )
 
 # fmt: off
 __all__ = [
-    "History", "Interval", "MembersConfig", "PairedTest", "RunFolder", "Trained", "bootstrap",
-    "bootstrap_mean", "cross_rates", "curve_with_interval", "fell_by_half", "figure", "fingerprint",
-    "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step", "mcnemar_test",
-    "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory", "read_metrics",
-    "restore", "run", "save", "save_curves", "save_figure", "shard_members", "share_interval", "share_text",
-    "spread", "train_members", "use_cpu_devices", "use_mesh", "wilson_interval", "win_rate", "with_data",
+    "Claim", "History", "Interval", "MembersConfig", "PairedTest", "RunFolder", "Trained", "bootstrap",
+    "bootstrap_mean", "cross_rates", "crossed_interval", "curve_with_interval", "fell_by_half", "figure",
+    "fingerprint", "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step",
+    "mcnemar_test", "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory",
+    "ratio_interval", "read_metrics", "restore", "run", "save", "save_curves", "save_figure",
+    "shard_members", "share_interval", "share_text", "spread", "t_interval", "train_members",
+    "use_cpu_devices", "use_mesh", "wilson_interval", "win_rate", "with_data", "write_result",
 ]
 # fmt: on

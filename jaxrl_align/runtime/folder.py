@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,6 +38,20 @@ class Upkeep(NamedTuple):
     """Take the steps after the last checkpoint singly, and say which operation makes the first nan."""
     writers: tuple[str, ...] = ()
     """Of `runtime.writers`, where metrics go beside metrics.jsonl."""
+
+
+class Clock(NamedTuple):
+    """A moment, to measure from."""
+
+    wall: float
+    """Seconds, monotonic."""
+    cpu: float
+    """Seconds of this process on all cores."""
+
+    @classmethod
+    def read(cls) -> "Clock":
+        """Return the present moment."""
+        return cls(time.monotonic(), time.process_time())
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -109,6 +124,10 @@ class RunFolder:
     upkeep: Upkeep = UPKEEP
     lock: FolderLock | None = dataclasses.field(default=None, repr=False, compare=False)
     """Of the whole run: no other process opens it meanwhile."""
+    continued: bool = dataclasses.field(default=False, compare=False)
+    """Whether there was a run in it already when it was opened."""
+    began: Clock = dataclasses.field(default_factory=Clock.read, repr=False, compare=False)
+    """When it was opened."""
 
     def sub(self, name: str) -> "RunFolder":
         """Open the folder of one stage inside this one, under the same configuration and rules.
@@ -194,7 +213,7 @@ def _open(
             write_json(path / CONFIG_FILE, config)
         return held
 
-    return RunFolder(path, config, resume, upkeep, together(take))
+    return RunFolder(path, config, resume, upkeep, together(take), continued=holds_run)
 
 
 def _agree_on(path: Path, config: dict[str, Any]) -> None:

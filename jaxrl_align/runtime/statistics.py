@@ -61,14 +61,31 @@ def mean_interval(x: ArrayLike, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return mean, t_quantile(n - 1) * x.std(axis, ddof=1) / math.sqrt(n)
 
 
-def interquartile_mean(x: ArrayLike) -> tuple[float, float, float]:
-    """Return the mean of the middle half of all values and its 95% bootstrap interval: (mean, low, high).
+def t_interval(x: ArrayLike, *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+    """Return the mean over members and its 95% Student-t interval; see `mean_interval`.
+
+    Args:
+      x: [n] real numbers, one for each independent member.
+      bounds: what the mean can be, (0, 100) of shares in per cent; the interval is cut there.
+
+    Raises:
+      ValueError: no member.
+    """
+    x = np.asarray(x, np.float64)
+    mean, half = mean_interval(x)
+    low, high = np.clip([mean - half, mean + half], *bounds)
+    return Interval(float(mean), float(low), float(high), "t" if len(x) > 1 else "none")
+
+
+def interquartile_mean(x: ArrayLike) -> Interval:
+    """Return the mean of the middle half of all values and its 95% bootstrap interval.
 
     A quarter of the values is dropped at each end, a fraction of a value with its weight, so one seed that
     failed moves it little. The interval is the 2.5% and 97.5% percentile over 10,000 resamplings of the
     members, drawn from a fixed seed. With several tasks the values of all are pooled, and the members of each
     task are resampled apart: the stratified bootstrap of Agarwal et al. 2021 (arXiv:2108.13264), whose code
     drops whole values alone, and so differs where four do not divide their number.
+    Of two members the interval is marked as their range; of one there is none.
 
     Args:
       x: [n] real numbers, one for each independent member; or [n, tasks], on one scale.
@@ -85,7 +102,10 @@ def interquartile_mean(x: ArrayLike) -> tuple[float, float, float]:
     drawn = np.random.default_rng(0).integers(len(x), size=(DRAWS, *x.shape))
     values = x[drawn] if x.ndim == 1 else np.take_along_axis(x[None], drawn, axis=1)
     low, high = np.percentile(np.sort(values.reshape(DRAWS, n), axis=1) @ weight, [2.5, 97.5])
-    return float(np.sort(x, axis=None) @ weight), float(low), float(high)
+    mean = float(np.sort(x, axis=None) @ weight)
+    if len(x) == 1:
+        return Interval(mean, math.nan, math.nan, "none")
+    return Interval(mean, float(low), float(high), "range" if len(x) == 2 else "bootstrap")
 
 
 def mean_text(x: ArrayLike, spec: str = ".1f") -> str:
@@ -105,27 +125,27 @@ def share_text(x: ArrayLike) -> str:
     return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
 
 
-def ratio_interval(x: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the geometric mean of ratios and the bounds of its 95% interval, each [...].
+def ratio_interval(x: ArrayLike) -> Interval:
+    """Return the geometric mean of ratios and its 95% interval.
 
     The interval is Student's t of the logarithms, so that it never reaches 0.
 
     Args:
-      x: [n, ...] positive, one for each independent member.
+      x: [n] positive, one for each independent member.
     """
-    mean, half = mean_interval(np.log(np.asarray(x, np.float64)))
-    return np.exp(mean), np.exp(mean - half), np.exp(mean + half)
+    logs = t_interval(np.log(np.asarray(x, np.float64)))
+    return Interval(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.kind)
 
 
 def ratio_text(x: ArrayLike) -> str:
     """Return `ratio_interval` as text, "0.433 [0.41, 0.457]"."""
-    middle, low, high = ratio_interval(x)
+    middle, low, high, _ = ratio_interval(x)
     return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def interquartile_text(x: ArrayLike, spec: str = ".1f") -> str:
     """Return the interquartile mean of members [n] and its interval as text, "36.3 [28.3, 48.5]"."""
-    mean, low, high = interquartile_mean(x)
+    mean, low, high, _ = interquartile_mean(x)
     return f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
 
 
@@ -157,10 +177,33 @@ def paired_interval(
     Raises:
       ValueError: for shapes that differ, or no unit.
     """
-    difference = _pairs(first, second)
-    mean, half = mean_interval(difference)
+    return t_interval(_pairs(first, second), bounds=bounds)
+
+
+def crossed_interval(x: ArrayLike, *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+    """Return the mean over members and items, and a 95% interval that covers a new draw of both.
+
+    Every member is judged on the same items, such as nets of several seeds on one test set. The half-width is
+    `sqrt(h_M^2 + h_N^2)`: Student's t of the members' means, and the normal one of the items' means. What
+    neither member nor item explains counts in both, so that it is rather too wide than too narrow.
+
+    Args:
+      x: [M, N] real numbers; for two ways of the same members, their differences item by item.
+      bounds: what the mean can be; the interval is cut there.
+
+    Raises:
+      ValueError: for another rank, or no entry.
+    """
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"expected at least one member and one item, [M, N], got shape {x.shape}")
+    mean, over_members = mean_interval(x.mean(1))
+    if not math.isfinite(over_members) or x.shape[1] < 2:
+        return Interval(float(mean), math.nan, math.nan, "none")
+    over_items = _Z * x.mean(0).std(ddof=1) / math.sqrt(x.shape[1])
+    half = math.hypot(over_members, over_items)
     low, high = np.clip([mean - half, mean + half], *bounds)
-    return Interval(float(mean), float(low), float(high), "t" if len(difference) > 1 else "none")
+    return Interval(float(mean), float(low), float(high), "t")
 
 
 def wilson_interval(hits: float, trials: int) -> Interval:
