@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_align import actors, envs, nets, rl, runtime
+from jaxrl_align import actors, envs, evaluate, nets, rl, runtime
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.runtime import cli, plots, statistics
 from jaxrl_align.types import Params
@@ -133,6 +133,7 @@ def play(
     options |= {"label": "dqn", "show": ("episode_return_last100", "loss")}
     options |= {"checkpoint_every": config.checkpoint_every, "on_chunk": lambda _, s, m: rl.check_rewards(s)}
     state, history, seconds, folder = runtime.train_members(learner, hparams, config, steps, **options)
+    evaluate.keep_policy(folder, net, state, env=config.env, max_steps=max_steps)
 
     print(f"{config.seeds * steps * per_step} env steps in {seconds:.1f} s, compilation included")
     result = judge(config, net, state.params, max_steps)

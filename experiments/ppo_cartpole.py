@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxrl_align import actors, envs, nets, rl, runtime
+from jaxrl_align import actors, envs, evaluate, nets, rl, runtime
 from jaxrl_align.runtime import cli, plots, statistics
 
 
@@ -33,8 +33,19 @@ class Config(runtime.MembersConfig):
     epochs: int = 4
     minibatches: int = 4
     learning_rate: float = 1e-3
-    """At the start; it falls linearly to 0."""
+    """Of Adam at the start; it falls linearly to 0."""
+    gamma: float = 0.99
+    """The discount of a step."""
+    gae_lambda: float = 0.95
+    """Of the generalised advantages: 0 trusts the critic after one step, 1 never."""
+    clip: float = 0.2
+    """The ratio of the new to the acting policy earns nothing beyond [1 - clip, 1 + clip]."""
+    value_clip: float = 0.2
+    """The critic earns nothing beyond this distance from its old value; inf switches it off."""
+    value_coef: float = 0.5
+    """Weight of the critic's loss."""
     entropy_coef: float = 0.01
+    """Weight of the entropy [nats], which is rewarded."""
     solved: float = 475.0
     """The return that is counted and drawn as solved."""
 
@@ -51,11 +62,12 @@ def play(config: Config, net: nets.Net) -> None:
     actor = actors.make_actor(config.env, net, num_envs=config.num_envs, num_steps=config.num_steps)
     size = {"epochs": config.epochs, "minibatches": config.minibatches, "total_steps": updates}
     learner = rl.make_actor_critic(actor, segment_length=1, **size)
-    hparams = rl.PPOHParams(learning_rate=config.learning_rate, entropy_coef=config.entropy_coef)
+    hparams = rl.PPOHParams(*(getattr(config, name) for name in rl.PPOHParams._fields))
     shown = ("episode_return_last100",)
-    _, history, seconds, folder = runtime.train_members(
+    state, history, seconds, folder = runtime.train_members(
         learner, hparams, config, updates, label="ppo", show=shown
     )
+    evaluate.keep_policy(folder, net, state, env=config.env)
 
     steps = np.arange(1, updates + 1) * config.num_envs * config.num_steps
     returns = history["episode_return_last100"]

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align import actors, envs, nets, rl
+from jaxrl_align import actors, envs, evaluate, nets, rl
 from jaxrl_align.losses import DiagonalGaussian, TanhGaussian
 from jaxrl_align.runtime import (
     MembersConfig,
@@ -85,6 +85,7 @@ def train(config: Config, folder: RunFolder, name: str) -> tuple[np.ndarray, np.
     hparams = rl.PPOHParams(config.learning_rate, config.gamma, **coefs)
     how = {"folder": folder.sub(name), "label": f"{name:26}", "show": ("episode_return_last100",)}
     trained = train_members(learner, hparams, config, updates, **how)
+    evaluate.keep_policy(trained.folder, net, trained.state, env=config.env, distribution=distribution)
 
     def play(state: State, key: jax.Array) -> jax.Array:
         policy = actors.normalised(actors.greedy(net, state.params, distribution), state.env_state.normaliser)
