@@ -115,23 +115,41 @@ def test_tiles_stand_between_their_marks_and_verdicts_in_their_rows():
 
 def test_files_behind_a_script_are_followed(tmp_path):
     files = {
-        "jaxrl_align/__init__.py": "",
-        "jaxrl_align/nets/__init__.py": "from jaxrl_align.nets.mlp import f\n",
-        "jaxrl_align/nets/mlp.py": "import jax\ndef g():\n    from jaxrl_align import late\n",
+        "jaxrl_align/__init__.py": "from jaxrl_align import nets\n",
+        "jaxrl_align/nets/__init__.py": "from jaxrl_align.nets.mlp import f\n"
+        "from jaxrl_align.nets.big import h\n",
+        "jaxrl_align/nets/mlp.py": "import jax\ndef g():\n    from jaxrl_align.late import x\n",
+        "jaxrl_align/nets/big.py": "",
         "jaxrl_align/late.py": "",
-        "jaxrl_align/unread.py": "",
+        "jaxrl_align/own/__init__.py": "VALUE = 1\n",
+        "jaxrl_align/own/part.py": "",
+        "jaxrl_align/own/other.py": "",
         "experiments/helper.py": "",
         "experiments/other.py": "",
-        "experiments/ice.py": "import os\nimport helper\nfrom jaxrl_align import nets\n",
+        "experiments/ice.py": "import os\nimport helper\nfrom jaxrl_align import nets as n, own\n"
+        "from jaxrl_align.own import part\nprint(n.f, own.VALUE)\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     found = age.files_behind(tmp_path / "experiments" / "ice.py", tmp_path)
-    assert {p.relative_to(tmp_path).as_posix() for p in found} == set(files) - {
-        "jaxrl_align/unread.py",
-        "experiments/other.py",
+    assert {path.relative_to(tmp_path).as_posix() for path in found} == {
+        "experiments/ice.py",
+        "experiments/helper.py",
+        "jaxrl_align/nets/mlp.py",
+        "jaxrl_align/late.py",
+        "jaxrl_align/own/__init__.py",
+        "jaxrl_align/own/part.py",
     }
+
+
+def test_files_behind_real_experiments():
+    behind = {
+        p.relative_to(ROOT).as_posix() for p in age.files_behind(ROOT / "experiments" / "trust_regions.py")
+    }
+    used = ["rl/trpo", "rl/actor_critic", "losses/returns", "envs/rollout", "learner", "runtime/statistics"]
+    assert {f"jaxrl_align/{name}.py" for name in used} <= behind
+    assert not any(name in path for path in behind for name in ("n/cli/", "n/align/", "huggingface", "dqn"))
 
 
 def test_code_is_told_from_its_comments():
