@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxrl_align.cli import choosing, convert, evaluation, scoring, serve
 from jaxrl_align.cli.config_files import suggest, with_config
-from jaxrl_align.cli.experiments import launching, playing_runs
+from jaxrl_align.cli.experiments import comparing, launching, playing_runs, reporting
 from jaxrl_align.cli.runs import direct_losses, fine_tuning, online_methods, reward_models
 from jaxrl_align.runtime.cli import has_field, meshed, parse, user_errors
 
@@ -43,6 +43,9 @@ COMMANDS: dict[str, Command] = {
     "resume": Command(
         launching.Resume, lambda options, typed: launching.run_resume(options, typed, run_command)
     ),
+    "plot": Command(comparing.Plot, comparing.run_plot),
+    "compare": Command(comparing.Compare, comparing.run_compare),
+    "report": Command(reporting.Report, reporting.run_report),
     "play": Command(playing_runs.Play, playing_runs.run_play),
 }
 

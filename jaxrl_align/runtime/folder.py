@@ -92,7 +92,7 @@ def differences(old: Any, new: Any) -> tuple[str, str]:
     nested fields are written `model.width`.
     """
     old, new = ({k: v for k, v in to_json(c).items() if k not in UNCOMPARED} for c in (old, new))
-    old, new = _flatten(old), _flatten(new)
+    old, new = flatten_config(old), flatten_config(new)
     fields = [f for f in {**old, **new} if f not in old or f not in new or old[f] != new[f]]
 
     def describe(config: dict[str, Any]) -> str:
@@ -103,11 +103,12 @@ def differences(old: Any, new: Any) -> tuple[str, str]:
     return describe(old), describe(new)
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration without nesting: an entry `width` of `model` is `model.width`."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, dict) and value
-        flat |= _flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+        flat |= flatten_config(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
 
 

@@ -13,7 +13,8 @@ from jaxrl_align.envs.actions import Distribution, MultiDiscrete, output_shape
 from jaxrl_align.envs.registry import spaces
 from jaxrl_align.losses import Categorical, DiagonalGaussian, MultiCategorical, TanhGaussian
 from jaxrl_align.nets import Net, QNet
-from jaxrl_align.nets.recipes import ACTIVATIONS
+from jaxrl_align.nets.recipes import ACTIVATIONS, Recipe
+from jaxrl_align.runtime.folder import to_json
 from jaxrl_align.typed import Count, Index, brief, fault_of, short
 
 KINDS_OF_POLICY: dict[str, Distribution] = {
@@ -160,27 +161,38 @@ def _size(name: str, value: Any) -> int:
 
 
 def expect_params(
-    said: Mapping[str, Any], net: Net | QNet, kind: str, space: Any, seen: jax.ShapeDtypeStruct
+    net: Net | QNet, kind: str, space: Any, seen: jax.ShapeDtypeStruct
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a net's parameters by name; nothing of their size is computed.
 
     Raises:
       ValueError: the net cannot read the observation, or its outputs are not what the actions need.
     """
+    assert net.recipe is not None  # build_net gives it one
     if isinstance(net, QNet) != (kind == "values"):
-        raise ValueError(f"kind {kind} does not go with a net of {said['function']}")
+        raise ValueError(f"kind {kind} does not go with a net of {net.recipe.function}")
     try:
-        params = jax.eval_shape(net.init, jax.random.key(0), seen)
-        output = jax.eval_shape(net.apply, params, seen)
-        output = jax.eval_shape(net.q_values, output) if isinstance(net, QNet) else output[0]
+        params, got = _trace(net.recipe, seen.shape, str(seen.dtype))
     except Exception as error:  # whatever sizes that do not fit make of tracing
         raise ValueError(
             f"its net cannot read observations of shape {seen.shape} ({brief(error)})"
         ) from error
     needs = (getattr(space, "n", None),) if kind == "values" else output_shape(KINDS_OF_POLICY[kind], space)
-    if (got := jax.tree.map(lambda x: x.shape, output)) != needs:
+    if got != needs:
         raise ValueError(f"its net must have outputs of shape {needs} for its actions; got {got}")
-    return {name: leaf.shape for name, leaf in flatten_params(params).items()}
+    return dict(params)
+
+
+@functools.lru_cache(32)
+def _trace(recipe: Recipe, shape: tuple[int, ...], dtype: str) -> tuple[Mapping[str, Any], Any]:
+    """Return the shapes of the parameters that a recipe's net has, by name, and of its outputs."""
+    net = build_net(to_json({"function": recipe.function, "arguments": dict(recipe.arguments)}))
+    seen = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+    params = jax.eval_shape(net.init, jax.random.key(0), seen)
+    output = jax.eval_shape(net.apply, params, seen)
+    output = jax.eval_shape(net.q_values, output) if isinstance(net, QNet) else output[0]
+    shapes = {name: leaf.shape for name, leaf in flatten_params(params).items()}
+    return shapes, jax.tree.map(lambda x: x.shape, output)
 
 
 def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

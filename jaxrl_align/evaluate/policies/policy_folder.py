@@ -204,7 +204,7 @@ def load_policy(folder: str | Path) -> KeptPolicy:
     with naming(path):
         space, seen = make_space(said["action"]), _make_seen(said["observation"])
         net = build_net(said["net"], most)
-        expected = expect_params(said["net"], net, said["kind"], space, seen)
+        expected = expect_params(net, said["kind"], space, seen)
     expected = {f"params/{name}": shape for name, shape in expected.items()}
     if said["normalised"]:
         expected |= {"observation/mean": seen.shape, "observation/variance": seen.shape}
