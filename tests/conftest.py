@@ -10,8 +10,8 @@ import tempfile
 import pytest
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Many tests compile a program that another has compiled, or compile it again to continue a run. This process
-    # makes the folder; its workers, and programs that tests start, find it in their environment.
+    # Many tests compile a program that another has compiled, or compile it again to continue a run. This
+    # process makes the folder; its workers, and programs that tests start, find it in their environment.
     _compiled = tempfile.mkdtemp(prefix="jaxrl_align_compiled_")
     atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
