@@ -127,7 +127,7 @@ def draw(
     config: Config, test: np.ndarray, n_grams: np.ndarray, chance: float, folder: runtime.RunFolder
 ) -> None:
     """Draw accuracy [sizes, starts, M] against labels, with the n-grams' [sizes, M] and chance."""
-    title = f"{config.words} words, {config.seeds} seeds, 95%"
+    title = f"passages of {config.words} words: {config.seeds} seeds, 95% intervals"
     fig, ax = plots.figure("labelled passages per author", "accuracy on held-out books [%]", title=title)
     for i in reversed(range(len(STARTS))):
         plots.curve_with_interval(ax, config.labels, test[:, i], STARTS[i])
