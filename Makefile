@@ -58,15 +58,16 @@ docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# The fast tests mostly compile, and this part of the compiler takes half of that (tests/conftest.py turns other
-# optimisations off). It is a flag that a jaxlib may not know, and then refuses to start with.
-QUICK = --xla_cpu_use_fusion_emitters=false
+# Tests mostly compile: one part of the compiler takes half of that, and to divide each program among threads takes a
+# sixth, with both cores at work (tests/conftest.py turns other optimisations off). They are flags that a jaxlib may
+# not know, and then refuses to start with.
+QUICK = --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+QUICKLY = XLA_FLAGS="$$XLA_FLAGS $$(XLA_FLAGS="$(QUICK)" $(BIN)/python -c 'import jax; jax.devices()' 2>/dev/null && echo $(QUICK))"
 test: $(VENV)/installed
-	XLA_FLAGS="$$XLA_FLAGS $$(XLA_FLAGS=$(QUICK) $(BIN)/python -c 'import jax; jax.devices()' 2>/dev/null && echo $(QUICK))" \
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(QUICKLY) $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(QUICKLY) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 # Readers are tried one by one in a process a core: more threads in each would only wait for each other.
 fuzz: $(VENV)/installed

@@ -155,6 +155,7 @@ def tabulate_weights(config: Config, found: np.ndarray) -> dict[str, dict[str, d
     weights: dict[str, dict[str, Any]] = {}
     for i, shift in enumerate(config.shifts):
         kl, share, sampled, error, variance = found[:, i].T
+        kl, share = np.maximum(kl, 0.0), np.minimum(share, 1.0)  # but for rounding they are
         weights[f"{shift:g}"] = row = {
             "KL(p || q) of a path [nats]": runtime.bootstrap_mean(kl),
             SHARE: percent(share),

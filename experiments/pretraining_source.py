@@ -64,7 +64,7 @@ class Config(StartsConfig):
     out: str = "runs/pretraining_source"
     beside: EraName | None = "modern"
     """An era whose numbers stand beside; none leaves it out."""
-    labels: tuple[int, ...] = (10, 20, 50, 100, 200)
+    labels: tuple[int, ...] = (10, 50, 200)
     """Numbers of labelled images."""
     depth: int = 3
     """Hidden layers."""

@@ -87,7 +87,7 @@ def tabulate_gaps(answers: Answers) -> dict[str, dict[str, dict[str, Any]]]:
         probe.skill: {
             "text": probe.text,
             "expected": probe.candidates[0],
-            "written": text.strip() or "(nothing)",
+            "written": " ".join(text.split()) or "(nothing)",
         }
         for probe, text in zip(CLOZE_PROBES, answers.continued, strict=True)
     }
@@ -156,10 +156,9 @@ def report_trained(config: Any, folder: runtime.RunFolder, claim: runtime.Claim,
     draw_gains(folder.path / "gain_by_epochs.png", config, answers, counts)
     shown = {arm(wide, 0): "untrained", last: last, counts: counts, SHORTER: SHORTER}
     draw_phenomena(folder.path / "blimp.png", answers, shown)
-    pairs = {
-        f"{arm(wide, b)} to {arm(wide, a)}": x for b, a, x in zip(rising, rising[1:], longer, strict=False)
-    }
-    pairs |= {f"width {min(config.widths)} to {wide}, {most:g} epochs": wider}
+    steps = zip(rising, rising[1:], longer, strict=False)
+    pairs = {f"{arm(wide, after)} less {before:g}": gain for before, after, gain in steps}
+    pairs |= {f"{last} less width {min(config.widths)}": wider}
     pairs |= {f"{last} less {counts}": over}
     runtime.write_result(
         folder,

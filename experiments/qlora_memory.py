@@ -39,9 +39,9 @@ from jaxrl_align.runtime.huggingface import find_model
 from jaxrl_align.runtime.mesh import use_cpu_devices
 
 CLAIM = runtime.Claim(
-    "Full fine-tuning stores a full copy of the weights for each task and holds weights, gradients and "
-    "Adam's two moments; LoRA does without, and QLoRA brings 65 billion weights from more than 780 GB to "
-    "less than 48 GB, with NF4 better than FP4 and Int4, and as good as LoRA.",
+    "Full fine-tuning stores a full copy of the weights for each task and holds weights, gradients and two "
+    "moments; LoRA does without, and QLoRA brings 65 billion weights from more than 780 GB to less than 48 "
+    "GB, with NF4 better than FP4 and Int4, and as good as LoRA.",
     rows=("C11", "C12", "D8", "D9", "D10"),
     minutes=9,
 )
@@ -127,6 +127,8 @@ def main(config: Config) -> None:
     """Measure memory, extrapolate it, compare quality; print, save and draw."""
     if unknown := sorted(set(config.ways) - set(WAYS)):
         raise ValueError(f"ways must be among {', '.join(WAYS)}; got {', '.join(unknown)}")
+    if "full" not in config.ways:
+        raise ValueError(f"ways must hold full, which the others are held against; got {config.ways}")
     model = str(config.model or find_model())
     folder = config.open_folder()
     name = lambda way: f"step_{way}.json".replace(" ", "_")

@@ -232,8 +232,8 @@ def main(config: Config) -> None:
     config.require(seeds=2, tuning_seeds=1, widths=1, tokens=1, draws=2)
     for name in ("widths", "tokens"):
         values = getattr(config, name)
-        if len(values) < 3 or list(values) != sorted(set(values)):
-            raise ValueError(f"{name} must be three or more in rising order; got {values}")
+        if len(values) < 4 or list(values) != sorted(set(values)):
+            raise ValueError(f"{name} must be four or more in rising order; got {values}")
     use_cpu_devices()
     text = tiny_shakespeare() if config.corpus is None else read_text(config.corpus)
     tokenizer = character_tokenizer(text)

@@ -30,17 +30,16 @@ def test_probes_in_miniature(data, capsys):
     corpus = data / "text.txt"
     people = ("bird", "girl", "boy", "cat", "dog", "cow")
     corpus.write_text("\n".join(f"The {x} sings a song." for x in people) * 20)
-    shape = {"vocab_size": 262, "layers": 1, "heads": 2, "widths": (8, 16), "context": 64}
-    how = {"epochs": (1, 120), "batch_size": 8, "warmup_steps": 5, "learning_rate": 1e-2, "document": 1}
+    shape = {"vocab_size": 262, "layers": 1, "heads": 2, "widths": (8, 16)}
+    how = {"epochs": (1, 240), "batch_size": 8, "warmup_steps": 5, "learning_rate": 1e-2, "document": 1}
     out = str(data / "run")
     probes.main(probes.Config(corpus=str(corpus), pairs=3, seeds=2, out=out, **shape, **how))
     result = json.loads((data / "run" / "result.json").read_text())
     right, terms, ends, places, gaps, gains = result["tables"].values()
-    trained = [f"width {w}, {e}" for w in (8, 16) for e in ("untrained", "1 epoch", "120 epochs")]
-    assert list(right)[:8] == [*trained, "3-gram", "fewer tokens"] and right["GPT-2, published"] == {
-        "right": 81.5
-    }
-    assert right["width 16, 120 epochs"]["each seed"] == [50, 50]
+    trained = [f"width {w}, {e}" for w in (8, 16) for e in ("untrained", "1 epoch", "240 epochs")]
+    assert list(right)[:8] == [*trained, "3-gram", "fewer tokens"]
+    assert right["GPT-2, published"] == {"right": 81.5}
+    assert right["width 16, 240 epochs"]["each seed"] == [50, 50]
     # The wrong twins have fewer tokens: they lack an s, or stand in the order whose pieces were merged.
     assert right["fewer tokens"]["right"]["value"] == 0
     assert right["3-gram"]["less fewer tokens"]["value"] == 50
@@ -49,9 +48,9 @@ def test_probes_in_miniature(data, capsys):
     assert list(places) == [*trained, "3-gram"] and len(gaps) == 7
     assert all(len(row[skill]) == 2 for who, row in places.items() for skill in gaps if who in trained)
     names = [
-        "width 16, 120 epochs less 1",
-        "width 16, 120 epochs less width 8",
-        "width 16, 120 epochs less 3-gram",
+        "width 16, 240 epochs less 1",
+        "width 16, 240 epochs less width 8",
+        "width 16, 240 epochs less 3-gram",
     ]
     assert list(gains) == names and gains[names[2]]["gain"]["value"] == 0
     (headline,) = result["headline"].values()

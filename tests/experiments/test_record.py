@@ -93,17 +93,17 @@ def test_a_page_says_all_that_its_result_does():
 
 
 def test_tiles_stand_between_their_marks_and_verdicts_in_their_rows():
-    readme = f"a\n{pages.BEGIN}\nearlier\n{pages.END}\nb\n"
-    made = pages.with_tiles(readme, {pages.TILES[0]: RESULT, "other": RESULT})
-    assert (
-        made.startswith(f"a\n{pages.BEGIN}\n")
-        and made.endswith(f"{pages.END}\nb\n")
-        and "earlier" not in made
-    )
-    assert made.count("It **holds in part**") == 1 and "gain [m]: 1.5 [1.2, 1.8] |" in made
-    assert pages.with_tiles(made, {pages.TILES[0]: RESULT}) == made
-    with pytest.raises(ValueError, match="README.md must hold the lines"):
-        pages.with_tiles("a", {})
+    page = f"a\n{pages.BEGIN}\nearlier\n{pages.END}\nb\n"
+    how = {"to_results": "r", "figure": "<{png} {page} {name}>"}
+    name = pages.TILES[0]
+    made = pages.with_tiles(page, {name: RESULT, "other": RESULT}, **how)
+    assert made.startswith(f"a\n{pages.BEGIN}\n") and made.endswith(f"{pages.END}\nb\n")
+    assert "earlier" not in made and made.count("It **holds in part**") == 1
+    assert f"| <r/ice.png r/{name}.md {name}> | Ice floats. | [It" in made
+    assert f"](r/{name}.md). gain [m]: 1.5 [1.2, 1.8] |" in made
+    assert pages.with_tiles(made, {name: RESULT}, **how) == made
+    with pytest.raises(ValueError, match="the page must hold the lines"):
+        pages.with_tiles("a", {}, **how)
     rows = '| <a id="a1"></a>A1 | `x \\| y` | old |\n| <a id="a2"></a>A2 | b | old |\n| A1 | x | old |\n'
     made = pages.with_verdicts(rows, {"ice": RESULT, "fire": RESULT | {"verdict": "does not hold"}})
     assert made.splitlines() == [
@@ -165,7 +165,8 @@ def house(tmp_path):
     root = tmp_path / "house"
     (root / "experiments").mkdir(parents=True)
     (root / "docs").mkdir()
-    (root / "README.md").write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
+    for path in pages.TILED:
+        (root / path).write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
     (root / "docs" / "lectures.md").write_text('| <a id="a1"></a>A1 | x | - |\n', encoding="utf-8")
     (root / "experiments" / "ice.py").write_text("import water\n", encoding="utf-8")
     (root / "experiments" / "water.py").write_text("A = 1\n", encoding="utf-8")

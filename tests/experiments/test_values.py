@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_align.runtime import Trained
+from jaxrl_align.runtime import Interval, Trained
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -25,6 +25,10 @@ def experiment():
         sys.path.remove(folder)
     for name in ("replay", "dqn", "peers"):  # names that others may want
         sys.modules.pop(name, None)
+
+
+def near(value, half):
+    return Interval(value, value - half, value + half, "t")
 
 
 def results(out):
@@ -52,10 +56,40 @@ def test_both_q_learners_are_measured_against_the_exact_values(experiment, tmp_p
     module.main(
         module.Config(seeds=2, states=4, actions=2, total_env_steps=800, batch_size=8, out=str(tmp_path))
     )
-    for name in ("FrozenLake", "random process"):
-        for kind in ("tabular", "DQN"):
-            assert np.all(np.array(results(tmp_path)[name][kind]["error"]) < 1.5)
-    assert (tmp_path / "random_process.png").exists()
+    result = results(tmp_path)
+    learnt, solved = result["tables"].values()
+    assert list(learnt) == [
+        f"{name}, {kind}" for name in ("FrozenLake", "random process") for kind in ("tabular", "DQN")
+    ]
+    for row in learnt.values():
+        assert 0 < row[module.ERROR]["value"] < 1.5 and row[module.LACKS]["value"] >= 0
+    assert solved.keys() == {"FrozenLake", "random process"}
+    assert [x["value"] for x in result["headline"].values()] == [
+        learnt[f"FrozenLake, {kind}"][module.ERROR]["value"] for kind in ("tabular", "DQN")
+    ]
+    assert result["figures"] == ["FrozenLake.png", "random_process.png"]
+
+
+def test_the_greedy_policys_loss_is_told_whatever_the_sign_of_the_value(experiment):
+    module, mdp = experiment("value_iteration"), SimpleNamespace(start=np.array([1.0]))
+    errors, values = {"table": np.array([[1.0, 1.0], [0.5, 0.5]])}, {"table": np.array([-2.2, -2.2])}
+    (row,) = module.tabulate_learnt(np.array([[-3.0, -2.0]]), mdp, errors, values).values()
+    assert [x.value for x in row.values()] == [0.5, pytest.approx(10), 1]
+
+
+def test_the_verdict_on_q_learning_is_that_of_distances_and_values(experiment):
+    module = experiment("value_iteration")
+
+    def judged(error=0.05, lacks=2, apart=1e-5):
+        row = {module.ERROR: near(error, 0.02), module.LACKS: near(lacks, 2)}
+        learnt = {"lake, table": row, "lake, DQN": row | {module.ERROR: near(0.05, 0.02)}}
+        solved = {"lake": {module.APART: 1e-5}, "other": {module.APART: apart}}
+        return list(module.judge({module.LEARNT: learnt, module.SOLVED: solved}).values())
+
+    assert judged() == [True] * 5
+    assert judged(error=0.09) == [False, True, True, True, True]
+    assert judged(lacks=4) == [True, False, True, False, True]
+    assert judged(apart=1e-3) == [True] * 4 + [False]
 
 
 @pytest.mark.slow
