@@ -76,8 +76,11 @@ class Config(RunConfig):
     dpo_steps: int = 16
     """Each of 16 comparisons."""
     ppo_rate: float = 1e-3
+    """Learning rate of PPO."""
     grpo_rate: float = 1e-3
+    """Learning rate of GRPO."""
     dpo_rate: float = 1e-3
+    """Learning rate of DPO."""
     judged: int = 8
     """Sentences on each of 16 held-out topics in an evaluation."""
     evaluations: int = 2

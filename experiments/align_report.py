@@ -141,3 +141,9 @@ def draw_paths(
     ax.plot(x, [cell.value for cell in best.values()], "k-.", marker="x", label="best of n")
     ax.legend()
     plots.save_figure(fig, folder.path / "align.png")
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("align")

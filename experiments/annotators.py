@@ -58,6 +58,7 @@ class Config(MembersConfig):
     pairs: int = 1000
     """Pairs of answers whose gold rewards are standard normal."""
     annotators: int = 20
+    """How many people judge."""
     votes: int = 5
     """Annotators asked for each pair."""
     noise: float = 0.5

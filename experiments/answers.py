@@ -40,11 +40,17 @@ class AnswersConfig(MembersConfig):
     corpus: str | None = None
     """A UTF-8 text file; none means CPython's language reference."""
     vocab_size: int = 1024
+    """Tokens of the vocabulary, at most."""
     width: int = 64
+    """Numbers in a token's hidden state."""
     layers: int = 1
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     pretrain_steps: int = 300
+    """Updates of the pre-training."""
     sft_steps: int = 100
+    """Updates of the fine-tuning on demonstrations."""
     prompts: int = 512
     """Of each member; as many as the crowd is asked queries."""
     answers: int = 4
@@ -52,10 +58,13 @@ class AnswersConfig(MembersConfig):
     test_prompts: int = 64
     """Prompts of sentences that no training has seen."""
     test_answers: int = 8
+    """Answers to each test prompt."""
     reward_steps: int = 100
+    """Updates of the reward model."""
     batch_size: int = 16
     """Rows a step."""
     learning_rates: tuple[float, ...] = (5e-5, 1.5e-4, 5e-4, 1.5e-3, 5e-3)
+    """Of the reward model; the best on other seeds is taken."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
@@ -222,3 +231,9 @@ def choose_rates(
     best = {name: rates[int(values.argmax())] for name, values in mean.items()}
     tried = {name: dict(zip(rates, values, strict=True)) for name, values in mean.items()}
     return best, rates_table(tried, best)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("feedback_types")

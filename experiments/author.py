@@ -63,19 +63,29 @@ class Config(runtime.MembersConfig):
     test_passages: int = 100
     """Per author, spread over the held-out book."""
     vocabulary: int = 1024
+    """Tokens of the vocabulary, at most."""
     layers: int = 2
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     width: int = 96
+    """Numbers in a token's hidden state."""
     context: int = 120
     """Tokens that are read; what is longer is cut."""
     pretrain_steps: int = 2_500
+    """Updates of the pre-training."""
     pretrain_batch: int = 8
+    """Windows of text in an update of the pre-training."""
     pretrain_rate: float = 3e-3
+    """Learning rate of the pre-training."""
     finetune_epochs: int = 2
+    """Passes over the labelled passages."""
     finetune_steps: int = 60
     """At least so many, however few the passages."""
     finetune_batch: int = 16
+    """Passages of an update of the fine-tuning."""
     finetune_rate: float = 3e-4
+    """Learning rate of the fine-tuning."""
 
 
 def pretrain(config: Config, lm: LanguageModel, corpora: list[np.ndarray], folder: runtime.RunFolder) -> Any:

@@ -166,3 +166,9 @@ def draw(folder: RunFolder, levels: Mapping[str, Any], panels: Mapping[str, Mapp
         ax.set(title=title, xlabel="square root of KL(policy, SFT) [sqrt nats]", ylabel="gold reward")
         ax.legend(fontsize=8)
     plots.save_figure(fig, folder.path / "gold_against_kl.png")
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("dpo_vs_ppo")

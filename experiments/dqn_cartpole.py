@@ -38,6 +38,7 @@ class Config(runtime.MembersConfig):
     env: str = "CartPole-v1"
     """A gymnax name."""
     num_envs: int = 8
+    """Environments side by side, for each member."""
     num_steps: int = 1
     """Steps of each environment between two rounds of updates."""
     updates: int = 1
@@ -45,19 +46,29 @@ class Config(runtime.MembersConfig):
     total_env_steps: int = 500_000
     """Of each member."""
     capacity: int = 50_000
+    """Transitions that the replay holds, the latest."""
     batch_size: int = 128
+    """Transitions of a gradient step."""
     learning_rate: float = 2.5e-4
+    """Of Adam, at the start."""
     anneal: bool = True
     """Let the learning rate fall linearly to 0."""
     max_grad_norm: float | None = None
+    """Gradients are cut to this norm; None leaves them."""
     target_period: int = 50
     """Gradient steps between two copies of the target net."""
     epsilon_steps: int = 100_000
+    """Environment steps over which the share of random actions falls from 1 to 0.05."""
     n_step: int = 1
+    """Rewards that are summed before the target net is asked."""
     double: bool = True
+    """Let the online net choose the action that the target net values (double DQN)."""
     duelling: bool = False
+    """Give state value and advantages a head each."""
     prioritised: bool = False
+    """Draw transitions of large error more often."""
     noisy: bool = False
+    """Explore by learnt noise on the weights instead of random actions."""
     episodes: int = 100
     """Greedy and sampled evaluation episodes of each member, after training."""
     checkpoint_every: int | None = None

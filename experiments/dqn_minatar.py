@@ -47,7 +47,9 @@ class Config(dqn_cartpole.Config):
     n_step: int = 3
     checkpoint_every: int | None = 2_000
     channels: int = 16
+    """Of the 3 x 3 convolution."""
     hidden: int = 128
+    """Units of the hidden layer."""
 
 
 def main(config: Config) -> None:

@@ -81,6 +81,7 @@ class Config(AnswersConfig):
 
     out: str = "runs/feedback_types"
     annotators: int = 20
+    """How many people judge."""
     noise: float = 0.5
     """Of the crowd that gives all six kinds: temperature of a choice, in units of the gold reward."""
     noises: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)

@@ -145,3 +145,9 @@ def report(
         | {f"accuracy on {config.tuning_seeds} tuning members [%], by learning rate": tried},
         figures=["feedback_types.png"],
     )
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("feedback_types")

@@ -175,3 +175,9 @@ def draw(
     title = f"Four updates at learning rate {config.learning_rates[middle]:g}, {seeds} seeds, 95% t intervals"
     bounds = {labels[name]: (0.0, np.inf) for name in ("entropy", "KL")}
     save_panels(folder.path / "four_updates.png", "steps", panels, title=title, bounds=bounds)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("four_updates")

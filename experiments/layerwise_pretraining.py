@@ -45,6 +45,7 @@ class Config(starts.StartsConfig):
     depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Hidden layers."""
     finetune_epochs: int = 40
+    """Passes over the labelled images, all layers together."""
     tied: bool = False
     """The autoencoders decode by their encoder's transposed kernel."""
 

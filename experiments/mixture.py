@@ -73,12 +73,17 @@ class Config(runtime.MembersConfig):
     held_out: int = 30_000
     """Bytes of each domain."""
     layers: int = 2
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     width: int = 64
+    """Numbers in a token's hidden state."""
     context: int = 64
     """Bytes that are read."""
     batch_size: int = 16
+    """Windows of text of an update."""
     warmup_steps: int = 100
+    """Updates over which the learning rate rises to its full height."""
     learning_rate: float = 3e-3
     """After a linear rise it falls linearly to 0."""
 

@@ -93,10 +93,15 @@ class Config(StagesConfig):
     learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     """Tried for each method in either world."""
     sums_width: int = 32
+    """Numbers in a token's hidden state, of the model that sums."""
     sums_sft_steps: int = 1000
+    """Updates of the fine-tuning on sums."""
     sums_sft_learning_rate: float = 3e-3
+    """Learning rate of the fine-tuning on sums."""
     sums_steps: int = 300
+    """Updates by RL on sums."""
     sums_prompts_per_step: int = 16
+    """Sums of an update by RL."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""

@@ -163,3 +163,9 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
     save_panels(
         folder.path / "non_differentiable.png", "steps", panels, title=title, columns=3, bounds=bounds
     )
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("non_differentiable")

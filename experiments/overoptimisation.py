@@ -91,9 +91,13 @@ class Config(AnswersConfig):
     kl_coefs: tuple[float, ...] = (0.0, 0.03, 0.1)
     """Of PPO, for a score of deviation 1; they stay as they are."""
     policy_steps: int = 100
+    """Updates of the policy by PPO."""
     prompts_per_step: int = 16
+    """Prompts of an update."""
     epochs: int = 2
+    """Passes over the answers of an update."""
     minibatches: int = 2
+    """Gradient steps of a pass."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""

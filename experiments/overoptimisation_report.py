@@ -283,3 +283,9 @@ def draw(path: str | os.PathLike, found: Mapping[int, Found]) -> None:
     seeds = len(next(iter(found.values())).accuracy)
     title = f"Rewards gained [deviations of the fine-tuned policy's answers], {seeds} seeds, 95% intervals"
     save_panels(path, "sqrt KL from the fine-tuned policy [sqrt nats]", panels, title=title, columns=3)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("overoptimisation")

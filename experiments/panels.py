@@ -72,3 +72,9 @@ def save_panels(
     if shared:
         fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)
     plots.save_figure(fig, path)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("four_updates")

@@ -24,3 +24,9 @@ def join_parts(parts: Iterable[Described]) -> dict[str, dict[str, Any]]:
         for name, entries in part.items():
             joined[name] |= entries
     return joined
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("peft")

@@ -53,14 +53,19 @@ class Config(BaseConfig):
     ranks: tuple[int, ...] = (1, 4, 64)
     """Of LoRA."""
     tasks: tuple[str, ...] = ("trec", "sst2")
+    """That are learnt, one by one."""
     lengths: tuple[int, ...] = (28, 40)
     """Tokens of a row, for each task; longer texts are cut."""
     steps: int = 300
+    """Updates of each tuning."""
     batch_size: int = 8
+    """Rows of an update."""
     rates: tuple[float, ...] = (1e-3, 5e-3, 2e-2, 1e-1)
     """Learning rates in rising order; each way's is chosen on the validation rows, see `choose`."""
     validation_rows: int = 200
+    """Rows of a task by which the rate is chosen."""
     test_rows: int = 400
+    """Rows of a task that accuracy is measured on."""
 
 
 def make_measure(base: Base, task: Task, *parts: TokenBatch) -> Any:

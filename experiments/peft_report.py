@@ -200,3 +200,9 @@ def draw(path: Any, tables: dict[str, dict[str, Any]], title: str) -> None:
     fig.axes[0].legend(fontsize=8)
     fig.suptitle(title)
     plots.save_figure(fig, path)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("peft")

@@ -63,6 +63,7 @@ class Config(AnswersConfig):
     test_answers: int = 32
     """The largest n of best-of-n, a power of 2."""
     annotators: int = 20
+    """How many people judge."""
     votes: int = 5
     """Annotators asked for each pair."""
     noise: float = 0.5

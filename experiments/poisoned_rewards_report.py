@@ -169,3 +169,9 @@ def report(
         },
         figures=draw(found, sizes, folder),
     )
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("poisoned_rewards")

@@ -69,7 +69,9 @@ class Config(runtime.MembersConfig):
     episodes: int = 8
     """Of each update."""
     time_limit: int = 200
+    """Steps after which an episode is cut."""
     updates: int = 200
+    """Rounds of episodes."""
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Every method runs at each."""
     critic_factor: float = 10.0
@@ -77,6 +79,7 @@ class Config(runtime.MembersConfig):
     short_steps: int = 8
     """Of a rollout of the methods that do not wait; divides the time limit."""
     gamma: float = 0.99
+    """The discount of a step."""
 
 
 class Method(NamedTuple):

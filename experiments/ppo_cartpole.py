@@ -26,12 +26,15 @@ class Config(runtime.MembersConfig):
     env: str = "CartPole-v1"
     """A gymnax name."""
     num_envs: int = 8
+    """Environments side by side, for each member."""
     num_steps: int = 128
     """Steps of each environment between two updates."""
     total_env_steps: int = 500_000
     """Of each member."""
     epochs: int = 4
+    """Passes over each rollout."""
     minibatches: int = 4
+    """Gradient steps of a pass."""
     learning_rate: float = 1e-3
     """Of Adam at the start; it falls linearly to 0."""
     gamma: float = 0.99

@@ -58,15 +58,21 @@ class Config(MembersConfig):
     env: str = "Pendulum-v1"
     """A gymnax name."""
     num_envs: int = 16
+    """Environments side by side, for each member."""
     num_steps: int = 128
+    """Steps of each environment between two updates."""
     total_env_steps: int = 300_000
     """Of each member."""
     epochs: int = 10
+    """Passes over each rollout."""
     minibatches: int = 8
+    """Gradient steps of a pass."""
     learning_rate: float = 1e-3
     """At the start; it falls linearly to 0."""
     gamma: float = 0.95
+    """The discount of a step."""
     entropy_coef: float = 0.0
+    """Weight of the entropy [nats], which is rewarded."""
     episodes: int = 128
     """Played greedily by each member at the end."""
 

@@ -36,8 +36,9 @@ class Config(ppo_cartpole.Config):
     solved: float = 28.0
     """Of gymnax's own PPO agent (its README)."""
     hidden: int = 64
+    """Units of the hidden layer."""
     channels: int = 16
-    out: str = "runs/ppo_minatar"
+    """Of the 3 x 3 convolution."""
 
 
 def main(config: Config) -> None:

@@ -65,8 +65,11 @@ class Config(StartsConfig):
     beside: EraName | None = "modern"
     """An era whose numbers stand beside; none leaves it out."""
     labels: tuple[int, ...] = (10, 50, 200)
+    """Numbers of labelled images."""
     depth: int = 3
+    """Hidden layers."""
     finetune_steps: int = 3_000
+    """Updates on the labelled images, whatever their number."""
     unfreeze: Literal["all", "head", "gradual"] = "all"
     """Which layers learn from the labels."""
 

@@ -71,18 +71,25 @@ class Config(runtime.MembersConfig):
     pairs: int = 200
     """The first of each of BLiMP's 67 paradigms, which have 1,000."""
     vocab_size: int = 2_048
+    """Tokens of the vocabulary, at most."""
     document: int = 2
     """Sentences that see each other."""
     ngram: int = 3
     """Of the counting model that reads the same text."""
     layers: int = 4
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     widths: tuple[int, ...] = (64, 128)
+    """Numbers in a token's hidden state, of the models that are compared."""
     epochs: tuple[float, ...] = (1, 4, 16)
     """Times that the text is read, in runs of their own; all combinations with the widths."""
     context: int = 128
+    """Tokens that the model reads at most."""
     batch_size: int = 8
+    """Windows of text of an update."""
     warmup_steps: int = 100
+    """Updates over which the learning rate rises to its full height."""
     learning_rate: float = 3e-3
     """After a linear rise it falls linearly to 0."""
 

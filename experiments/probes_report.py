@@ -226,3 +226,9 @@ def draw_phenomena(path: Any, answers: Answers, shown: dict[str, str]) -> None:
     ax.invert_yaxis()
     ax.legend(fontsize=8)
     plots.save_figure(fig, path)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("probes")

@@ -188,3 +188,9 @@ def report(folder: RunFolder, config: Any, claim: Claim, found: dict[str, Any]) 
 
 NO_INTERVAL = (np.nan, np.nan, "none")
 """Of a number that is the same in every run."""
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("qlora_memory")

@@ -18,3 +18,9 @@ def rates_table(
         | {"taken": f"{taken[name]:g}"}
         for name, row in tried.items()
     }
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("critic_init")

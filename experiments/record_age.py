@@ -112,3 +112,9 @@ def _is_same(commit: str, path: str, root: Path) -> bool:
 def _git(root: Path, *words: str) -> str | None:
     told = subprocess.run(("git", "-C", root, *words), capture_output=True, text=True)
     return told.stdout if told.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("record")

@@ -148,3 +148,9 @@ def with_verdicts(lectures: str, results: Results) -> str:
         return f"{match[1]} {', '.join(by_row.get(match[2], [])) or '-'} |"
 
     return re.sub(r'^(\| <a id="\w+"></a>([A-H]\d+) \|.*\|)[^|\n]*\|$', verdict, lectures, flags=re.M)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("record")

@@ -48,6 +48,7 @@ class Config(BaseConfig):
     numbers: tuple[int, ...] = (500, 2_000, 0)
     """Pairs to learn from; 0 means all of the other folds'."""
     folds: int = 4
+    """Of the debates: each is held out once."""
     widths: tuple[int, ...] = (32, 64)
     """Of the models trained here."""
     arguments: int = 16
@@ -59,6 +60,7 @@ class Config(BaseConfig):
     """Longer arguments are judged, but not learnt from."""
     pretrain_steps: int = 300
     steps: int = 200
+    """Updates of a reward model."""
     rates: tuple[float, ...] = (1e-3, 3e-3)
     """Of which another seed chooses one for each width."""
     tuned: bool = True
@@ -72,9 +74,11 @@ class Config(BaseConfig):
     tuned_steps: int = 30
     """In each fold, which reads 480 of its 790 arguments."""
     tuned_rate: float = 1e-3
+    """Learning rate of the published model's LoRA."""
     tuned_folds: int = 2
     """Folds that it is judged on, the first ones; ten minutes each on two cores."""
     rank: int = 8
+    """Of the published model's LoRA."""
 
 
 Fit = Callable[[np.ndarray, int], np.ndarray]

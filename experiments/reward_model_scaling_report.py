@@ -159,3 +159,9 @@ def draw(
     ax.set(xscale="log", ylim=(62, 87))
     ax.legend(fontsize=7, loc="lower right", ncols=2)
     plots.save_figure(fig, folder.path / "reward_model_scaling.png")
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("reward_model_scaling")

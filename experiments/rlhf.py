@@ -64,9 +64,13 @@ class Config(MembersConfig):
     corpus: str | None = None
     """A UTF-8 text file; none means CPython's language reference."""
     vocab_size: int = 1024
+    """Tokens of the vocabulary, at most."""
     width: int = 128
+    """Numbers in a token's hidden state."""
     layers: int = 2
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     context: int = 64
     """Tokens the model can read."""
     prompt_length: int = 8
@@ -74,26 +78,39 @@ class Config(MembersConfig):
     response_length: int = 24
     """Tokens, the stop token included."""
     pretrain_steps: int = 400
+    """Updates of the pre-training."""
     pretrain_learning_rate: float = 3e-3
+    """Learning rate of the pre-training."""
     sft_steps: int = 100
+    """Updates of the fine-tuning on demonstrations."""
     sft_learning_rate: float = 1e-3
+    """Learning rate of the fine-tuning."""
     comparisons: int = 2048
     """Pairs that the annotators compare for each member; a fifth is held out."""
     annotator_temperature: float = 0.5
     """Noise of the annotators' choice, in units of the gold reward."""
     reward_steps: int = 100
+    """Updates of the reward model."""
     reward_learning_rate: float = 3e-4
+    """Learning rate of the reward model."""
     rlhf_steps: int = 100
+    """Updates of the policy by RLHF."""
     rlhf_learning_rate: float = 3e-4
+    """Learning rate of the policy in RLHF."""
     prompts_per_step: int = 32
+    """Prompts of an update."""
     epochs: int = 2
+    """Passes over the answers of an update."""
     minibatches: int = 2
+    """Gradient steps of a pass."""
     kl_coef: float = 0.05
+    """Weight of the KL from the reference [reward a nat]."""
     kl_target: float = 8.0
     """Nats a sequence; the controller moves kl_coef towards it."""
     lora: bool = False
     """RLHF trains a LoRA adapter; the reference is the same model with the adapter off."""
     lora_rank: int = 8
+    """Of the policy's LoRA."""
     controls: bool = False
     """Also run RLHF with the stop penalty alone and with the reward model alone."""
 

@@ -171,3 +171,9 @@ def report(
         notes=[note],
         figures=FIGURES,
     )
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("rlhf")

@@ -71,7 +71,9 @@ class Config(StagesConfig):
     """Comparisons a step, of the judge and of the taught reward models."""
     rlhf_steps: int = 40
     sft_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of fine-tuning that are tried."""
     rlhf_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of RLHF that are tried."""
     reward_rates: tuple[float, ...] = (1.5e-4, 5e-4, 1.5e-3)
     """Of the taught reward models, chosen for each source."""
 

@@ -272,3 +272,9 @@ def draw_cloning(folder: RunFolder, taught: Mapping[str, Any], path: Mapping[int
     lessons.set(title="reward models", ylabel="right by gold [%]", xlabel="test pairs of answers of")
     lessons.legend(fontsize=8, title="taught by answers of", title_fontsize=8)
     plots.save_figure(fig, folder.path / "cloning.png")
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("rlhf_vs_sft")

@@ -64,6 +64,7 @@ class Config(StagesConfig):
 
     out: str = "runs/rounds"
     rounds: int = 4
+    """Of collecting comparisons, fitting the reward model and training the policy."""
     comparisons: int = 512
     """Of all rounds together."""
     annotator_temperature: float = 1.0

@@ -146,3 +146,9 @@ def draw(path: str | os.PathLike, found: dict[float, dict[str, Path]]) -> None:
     seeds = next(iter(next(iter(found.values())).values())).gold.shape[1]
     title = f"One round and several, of equal comparisons and steps; {seeds} seeds, 95% intervals"
     save_panels(path, "steps of PPO", panels, title=title, columns=3)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("rounds")

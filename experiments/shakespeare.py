@@ -61,13 +61,19 @@ class Config(runtime.MembersConfig):
     corpus: str | None = None
     """A UTF-8 text file; none means tiny Shakespeare, from the data folder or the network."""
     layers: int = 4
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     width: int = 128
+    """Numbers in a token's hidden state."""
     context: int = 64
     """Characters that are read."""
     batch_size: int = 12
+    """Windows of text of an update."""
     steps: int = 2_000
+    """Updates."""
     warmup_steps: int = 100
+    """Updates over which the learning rate rises to its full height."""
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Tried; each rises linearly and falls linearly to 0."""
     published_rate: float = 1e-3

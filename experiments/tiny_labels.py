@@ -50,6 +50,7 @@ class Config(starts.StartsConfig):
     finetune_steps: int = 3_000
     """Gradient steps, whatever the number of labels."""
     tied: bool = False
+    """Let a layer's decoder be its encoder transposed."""
     validation_share: float = 0.2
     """Of the training images. It chooses the rate alone, yet is more than a poor man's labels would allow."""
 

@@ -50,17 +50,23 @@ class Config(MembersConfig):
     actions: int = 4
     """Of the random process."""
     gamma: float = 0.95
+    """The discount of a step."""
     num_envs: int = 8
+    """Environments side by side, for each member."""
     total_env_steps: int = 400_000
     """Of each member and learner."""
     epsilon: float = 0.5
+    """Share of random actions."""
     decay: float = 0.6
     """The table's n-th visit learns at the rate n^-decay."""
     learning_rate: float = 2e-3
     """DQN's at the start; it falls linearly to 0."""
     hidden: int = 64
+    """Units of the hidden layer."""
     batch_size: int = 64
+    """Transitions of a gradient step."""
     target_period: int = 100
+    """Gradient steps between two copies of the target net."""
 
 
 def with_error(learner: Learner, table: Callable[[Any], jax.Array], mdp: MDP, exact: jax.Array) -> Learner:

@@ -41,9 +41,13 @@ class Config(runtime.MembersConfig):
     paths: int = 20_000
     """Sampled from each process, once for the values and once for the gradients."""
     horizon: int = 20
+    """Steps of a path."""
     states: int = 5
+    """Of each process."""
     actions: int = 3
+    """Of each process."""
     gamma: float = 0.9
+    """The discount of a step."""
 
 
 class Process(NamedTuple):

@@ -1,7 +1,9 @@
 """Policies in folders: what comes back is what was kept, lies are refused, play and films."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -315,7 +317,7 @@ def test_play_prints_returns_and_writes_a_film(run, capsys):
     assert second.endswith(f"returns {steps}")
     run_command(["play", "run/policy", "--episodes", "5", "--max-steps", "6", "--sample"])
     out = capsys.readouterr().out
-    assert "sampled: return 6.000 [6.000, 6.000]" in out and out.endswith("; 5 were cut\n")
+    assert "sampled: return 6 [6, 6]" in out and out.endswith("; 5 were cut\n")
 
 
 @pytest.mark.parametrize(
@@ -399,3 +401,13 @@ def test_a_film_shows_one_episode(run):
     assert 7 < len(obs) < 12 and returns.tolist() == list(range(1, len(obs) + 1))
     np.testing.assert_allclose(obs[:, 0], states.x)
     assert (np.diff(states.time) == 1).all()
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with jax.numpy_rank_promotion("allow"):  # users run it without this suite's strictness
+        exec(compile(code, "policies.md", "exec"), {})
+    name, action, value = capsys.readouterr().out.split()
+    assert name == "CartPole-v1" and action in "01" and float(value) >= 8
