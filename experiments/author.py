@@ -68,7 +68,7 @@ class Config(runtime.MembersConfig):
     width: int = 96
     context: int = 120
     """Tokens that are read; what is longer is cut."""
-    pretrain_steps: int = 2_500
+    pretrain_steps: int = 5_000
     pretrain_batch: int = 8
     pretrain_rate: float = 3e-3
     finetune_epochs: int = 2
