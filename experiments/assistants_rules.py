@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 ANSWERS, CONTINUES, NEITHER = "answers", "continues", "neither"
 VERDICTS = (ANSWERS, CONTINUES, NEITHER)
+HUMAN, INSTRUCTION = "the human answer", "another instruction"
+"""Texts whose verdict is known."""
 
 
 def _set_of(words: str) -> frozenset[str]:
@@ -194,8 +196,8 @@ def check_rules(pairs: Sequence[Any]) -> dict[str, dict[str, Any]]:
     prompts, answers = [p.prompt for p in pairs], [p.answer for p in pairs]
     roll = lambda texts: [*texts[1:], *texts[:1]]
     known = {
-        "the human answer": answers,
-        "another instruction": roll(prompts),
+        HUMAN: answers,
+        INSTRUCTION: roll(prompts),
         "another's human answer": roll(answers),
     }
     judge = lambda texts: judge_all(prompts, [Written(text, True) for text in texts])

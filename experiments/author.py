@@ -72,7 +72,7 @@ class Config(runtime.MembersConfig):
     """Numbers in a token's hidden state."""
     context: int = 120
     """Tokens that are read; what is longer is cut."""
-    pretrain_steps: int = 2_500
+    pretrain_steps: int = 5_000
     """Updates of the pre-training."""
     pretrain_batch: int = 8
     """Windows of text in an update of the pre-training."""

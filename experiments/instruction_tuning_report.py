@@ -1,229 +1,245 @@
-"""Tables and figure of `instruction_tuning.py`."""
+"""Tables, verdicts and figures of `instruction_tuning.py`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from instruction_tuning_ask import ROUGE
-from instruction_tuning_sets import FAMILIES, UNSEEN_FAMILIES
+from instruction_tuning_shares import (
+    CALLED,
+    MEASURES,
+    PARTS,
+    WORLD,
+    call,
+    chance,
+    gains,
+    names_of,
+    right_given_format,
+    set_shares,
+    unseen_shares,
+)
 from panels import save_panels
+from parts import Described, join_parts
 
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.resampling import bootstrap_mean
-from jaxrl_align.runtime.statistics import mean_text, paired_interval, share_text, wilson_interval
+from jaxrl_align import runtime
+from jaxrl_align.runtime import Interval
 
-MEASURES = {"format": "format", "right": "right", "named": "named right", "ranked": "ranked right"}
-"""What is printed, by its name in the results."""
-UNSEEN = frozenset(name for family in UNSEEN_FAMILIES for name in FAMILIES[family])
-PARTS = {"unseen families": True, "unseen sets of a learnt family": False}
-CALLED = {"chat": "untuned, as a chat", "0": "untuned"}
+GUESS = 20.0
+"""Per cent of the world's answers that are right by a guess in the format."""
+MET = ", where the fewer had taught both words"
 
 
-def call(condition: str) -> str:
-    """Return the name of a condition in the tables."""
-    return CALLED.get(condition, f"{condition} sets" if condition != "1" else "1 set")
-
-
-def names_of(questions: Sequence[Mapping[str, Any]], unseen_family: bool | None = None) -> list[str]:
-    """Return the sets that are asked, all, or those of unseen or of learnt families."""
-    names = list(dict.fromkeys(q["set"] for q in questions))
-    return [name for name in names if unseen_family is None or (name in UNSEEN) == unseen_family]
-
-
-def set_shares(
-    questions: Sequence[Mapping[str, Any]],
-    asked: Sequence[Mapping[str, Any]],
-    measure: str,
-    names: Sequence[str],
-) -> np.ndarray:
-    """Return shares [draws, sets] of one measure: a set counts as much as any, however often it is asked."""
-    own = np.array([q["set"] for q in questions])
-    hits = np.array([draw[measure] for draw in asked], float)
-    return np.stack([hits[:, own == name].mean(1) for name in names], 1)
-
-
-def chance(questions: Sequence[Mapping[str, Any]], which: str, names: Sequence[str]) -> float:
-    """Return the share that a guess gets right, the mean over sets."""
-    by_set = [np.mean([q[which] for q in questions if q["set"] == name]) for name in names]
-    return float(np.mean(by_set))
-
-
-def right_given_format(right: np.ndarray, form: np.ndarray) -> np.ndarray:
-    """Return, for each draw, the share of right answers among those that have the format; nan without any."""
-    total = form.sum(1)
-    return np.where(total > 0, right.sum(1) / np.where(total > 0, total, 1.0), np.nan)
-
-
-def cell(x: np.ndarray) -> str:
-    """Return shares [draws] in per cent: their mean with a t interval, of two draws with both; nan is out."""
+def over_seeds(x: np.ndarray, bounds: tuple[float, float] = (0, 100)) -> Interval:
+    """Return the mean of values in per cent and its t interval; seeds that have none (nan) are left out."""
     x = x[np.isfinite(x)]
-    if not len(x):
-        return "none"
-    if len(x) < 3:
-        return f"{100.0 * x.mean():.1f}" + (
-            f" ({', '.join(f'{100.0 * y:.1f}' for y in x)})" if len(x) > 1 else ""
-        )
-    return share_text(x)
+    return runtime.t_interval(x, bounds=bounds) if len(x) else Interval(np.nan, np.nan, np.nan, "none")
 
 
-def print_closed(title: str, found: Mapping[str, Any]) -> None:
-    """Print what became of the closed questions, by condition, and by set."""
-    questions, asked = found["questions"], found["asked"]
-    for part, unseen in PARTS.items():
-        names = names_of(questions, unseen)
-        if not names:
-            continue
-        print(f"\n{title}, {part} ({len(names)} sets) [%], mean over draws")
-        print(f"  {'':20}" + "".join(f"{c:>24}" for c in [*MEASURES.values(), "right if in format"]))
-        for condition, draws in asked.items():
-            x = {m: set_shares(questions, draws, m, names) for m in MEASURES}
-            cells = [cell(x[m].mean(1)) for m in MEASURES]
-            cells.append(cell(right_given_format(x["right"], x["format"])))
-            print(f"  {call(condition):20}" + "".join(f"{text:>24}" for text in cells))
-        uniform, constant = (100.0 * chance(questions, which, names) for which in ("uniform", "constant"))
-        print(f"  a guess gets {uniform:.1f} right, each template's commonest answer {constant:.1f}")
-        print_gains(questions, asked, names)
-    print_sets(title, questions, asked)
+def per_cent(hits: Sequence[int]) -> Interval:
+    """Return a share of items in per cent, with Wilson's interval."""
+    value, low, high, kind = runtime.share_interval(hits)
+    return Interval(100 * value, 100 * low, 100 * high, kind)
 
 
-def print_gains(questions: Any, asked: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Print the most sets less the fewest and less none, with intervals over draws and over sets."""
-    tuned = [c for c in asked if c not in CALLED]
-    last = tuned[-1]
-    for first in [*(["0"] if "0" in asked else []), tuned[0]]:
-        if first == last:
-            continue
-        for measure, called in MEASURES.items():
-            gain = gains(questions, asked, measure, names, first, last)
-            draws = ", ".join(f"{x:+.1f}" for x in gain.mean(1))
-            mean = bootstrap_mean(gain.mean(0))
-            print(
-                f"  {called}, {call(last)} less {call(first)}: {mean.value:+.1f} [{mean.low:+.1f}, "
-                f"{mean.high:+.1f}] bootstrapped over {len(names)} sets; by draw {draws}"
-            )
-
-
-def gains(
-    questions: Any, asked: Mapping[str, Any], measure: str, names: Sequence[str], first: str, last: str
-) -> np.ndarray:
-    """Return one condition less another, paired [draws, sets], in points; one untuned model meets all."""
-    before, after = (100.0 * set_shares(questions, asked[c], measure, names) for c in (first, last))
-    return after - np.broadcast_to(before, after.shape) if len(before) == 1 else after - before
-
-
-def print_sets(title: str, questions: Any, asked: Mapping[str, Any]) -> None:
-    """Print every measure by set, the mean over draws."""
-    print(f"\n{title}: format / right / named right / ranked right by set [%]")
-    print(f"  {'':22}{'constant':>10}" + "".join(f"{call(c):>24}" for c in asked))
-    for name in names_of(questions):
-        cells = []
-        for draws in asked.values():
-            shares = [100.0 * set_shares(questions, draws, m, [name]).mean() for m in MEASURES]
-            cells.append(" / ".join(f"{share:.0f}" for share in shares))
-        constant = 100.0 * chance(questions, "constant", [name])
-        print(f"  {name:22}{constant:10.0f}" + "".join(f"{text:>24}" for text in cells))
-
-
-def print_examples(found: Mapping[str, Any]) -> None:
-    """Print the questions about pronouns and the summaries, before and after."""
-    examples = found["examples"]
-    print(
-        "\nthe question of disambiguation [%], Wilson's 95% intervals: says a letter; says one alone; right"
-    )
-    share = lambda hits: "{:.1f} [{:.1f}, {:.1f}]".format(
-        *(100.0 * x for x in wilson_interval(sum(hits), len(hits))[:3])
-    )
-    for condition, said in examples.items():
-        rows = said["pronouns"]
-        for way in ("plain", "step by step"):
-            cells = "".join(f"{share(rows[way][m]):>22}" for m in ("names", "format", "right"))
-            print(f"  {call(condition):20}{way:14}{cells}")
-        print(f"  {call(condition):20}{'by likelihood':14}{'':>44}{share(rows['ranked']):>22}")
-    dialogues = found["dialogues"]
-    print(f"\nsummaries of {len(dialogues['human'])} dialogues, F1 [%] against the human ones, t intervals")
-    table = {"first line": dialogues["lead_rouge"]} | {call(c): x["rouge"] for c, x in examples.items()}
-    for name, rouge in table.items():
-        print(f"  {name:20}" + "".join(f"{m} {mean_text(100.0 * np.array(rouge[m])):>14}  " for m in ROUGE))
-    last = list(examples)[-1]
-    for base in [call(c) for c in examples if c != last] + ["first line"]:
-        for m in ROUGE:
-            gain = paired_interval(*(100.0 * np.array(table[name][m]) for name in (call(last), base)))
-            print(f"  {m}, {call(last)} less {base}: {gain.value:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]")
-    print(f"\n{dialogues['prompts'][0]}\n  human: {dialogues['human'][0]}")
-    for condition, said in examples.items():
-        print(f"  {call(condition)}: {said['summaries'][0]!r}")
-
-
-WORLD = {"format": "format", "right": "right", "given": "right if in format"}
-
-
-def unseen_shares(row: Mapping[str, Any], known: Any = None) -> dict[str, np.ndarray]:
-    """Return shares [seeds] of the world's unseen tasks, all of them and those of two learnt words alone.
-
-    Of a seed without such a task, and of no answer in the format, a share is nan.
+def judge_world(most: Interval, steps: Sequence[Interval], gain: Interval, met: Interval) -> dict[str, bool]:
+    """Return which parts of the claim hold in the world of exact tasks.
 
     Args:
-      row: one breadth's part of the results.
-      known: [seeds, tasks] which tasks have two learnt words, if not by the row's own breadth.
+      most: unseen tasks right after learning the most tasks, per cent.
+      steps: gains of each number of tasks over the one before, points.
+      gain: of the most over the fewest.
+      met: of the most over the number before, in tasks whose two words that number had taught.
     """
-    known = np.array(row["known"] if known is None else known, float)
-    found = {"known": known.mean(1)}
-    for name, weight in {"": np.ones_like(known), "known ": known}.items():
-        total = weight.sum(1)
-        mean = lambda x, w=weight, n=total: np.where(
-            n > 0, (np.array(x) * w).sum(1) / np.maximum(n, 1), np.nan
-        )
-        for measure in ("format", "right"):
-            found[name + measure] = mean(row["unseen"][measure])
-        form = found[name + "format"]
-        found[name + "given"] = np.where(
-            form > 0, found[name + "right"] / np.where(form > 0, form, 1), np.nan
-        )
-    return found
+    return {
+        "world: after the most tasks unseen ones are right more often than after one": gain.low > 0,
+        "world: and more often than by a guess in the format": most.low > GUESS,
+        "world: every larger number of tasks gets more of them right": all(x.low > 0 for x in steps),
+        "world: it is more than having met the instructions' words": met.low > 0,
+    }
 
 
-def print_world(found: Mapping[str, Any]) -> None:
-    """Print what became of the world's tasks, by the number of tasks learnt."""
-    print("\nworld of exact tasks [%], 95% t intervals over seeds; in the format a guess is right in 20")
-    heads = ["learnt, right", *(f"unseen, {name}" for name in WORLD.values()), "both words learnt"]
-    print(f"  {'tasks':6}" + "".join(f"{head:>28}" for head in heads))
+def gains_of_world(found: Mapping[str, Any], first: str, last: str) -> dict[str, Interval]:
+    """Return what one number of tasks gains over another in unseen ones, paired by seed, in points."""
+    before, after = (unseen_shares(found[n], found[first]["known"]) for n in (first, last))
+    return {
+        f"{measure}{where}": over_seeds(100 * (after[known + measure] - before[known + measure]), (-100, 100))
+        for measure in ("format", "right")
+        for known, where in (("", ""), ("known ", MET))
+    }
+
+
+def describe_world(found: Mapping[str, Any]) -> Described:
+    """Return what became of the world's tasks, by the number of tasks learnt."""
+    rows = {}
     for n, row in found.items():
-        shares = unseen_shares(row)
-        learnt = np.array(row["learnt"]["right"])[:, : int(n)].mean(1)
-        cells = [learnt, *(shares[m] for m in WORLD), shares["known"]]
-        print(f"  {n:6}" + "".join(f"{cell(x):>28}" for x in cells))
-        cells = [f"{name} {cell(shares['known ' + m])}" for m, name in WORLD.items()]
-        print(f"  {'':6}of unseen tasks with both words learnt: " + ", ".join(cells))
-    numbers = list(found)
-    for first, last in zip(numbers, numbers[1:], strict=False):
-        known = found[first]["known"]
-        before, after = (unseen_shares(found[n], known) for n in (first, last))
-        for measure in ("format", "right"):
-            gain = 100.0 * (after[measure] - before[measure])
-            line = f"  unseen, {measure}, {last} less {first} tasks: {mean_text(gain, '+.1f')}"
-            gain = 100.0 * (after["known " + measure] - before["known " + measure])
-            gain = gain[np.isfinite(gain)]
-            few = f"; where {first} had taught both words: {mean_text(gain, '+.1f')}" if len(gain) > 1 else ""
-            print(line + few)
+        shares = {name: 100 * x for name, x in unseen_shares(row).items()}
+        learnt = 100 * np.array(row["learnt"]["right"])[:, : int(n)].mean(1)
+        rows[n] = (
+            {"learnt, right": over_seeds(learnt)}
+            | {f"unseen, {name}": over_seeds(shares[m]) for m, name in WORLD.items()}
+            | {"unseen of known words": over_seeds(shares["known"])}
+            | {f"these, {name}": over_seeds(shares[f"known {m}"]) for m, name in WORLD.items()}
+        )
+    few, most = list(found)[0], list(found)[-1]
+    steps = {n: gains_of_world(found, before, n) for before, n in zip(found, list(found)[1:], strict=False)}
+    whole = gains_of_world(found, few, most)
+    met = steps[most][f"right{MET}"] if steps else whole[f"right{MET}"]
+    right = rows[most]["unseen, right"]
+    before = dict(zip(list(found)[1:], found, strict=False))
+    return {
+        "headline": {f"world: unseen tasks right, {most} less {few} tasks, paired [points]": whole["right"]},
+        "baselines": {f"world: unseen tasks right after {few} [%]": rows[few]["unseen, right"]},
+        "checks": judge_world(right, [step["right"] for step in steps.values()], whole["right"], met),
+        "tables": {
+            "world, by the number of tasks learnt [%]": {f"{n} tasks": row for n, row in rows.items()},
+            "world: gains in unseen tasks, paired by seed [points]": {
+                f"{n} less {before[n]} tasks": step for n, step in steps.items()
+            }
+            | {f"{most} less {few} tasks": whole},
+        },
+    }
 
 
-def report(config: Any, found: Mapping[str, Any]) -> None:
-    """Print what each part came to."""
-    if "world" in found:
-        print_world(found["world"])
-    if "model" not in found:
-        return
-    result = found["model"]
-    print_closed("the published model", result)
-    for n, losses in result["loss"].items():
-        ends = [float(np.mean(x[-10:])) for x in losses]
-        print(f"  {call(n)}: loss of the last 10 steps {np.mean(ends):.2f} nats a token of the completions")
-    for i, order in enumerate(result["sets"]):
-        print(f"  draw {i}: {', '.join(order)}")
-    print_examples(result)
+def judge_part(part: str, untuned: Mapping[str, Interval], fewest: Mapping[str, Interval]) -> dict[str, bool]:
+    """Return which parts of the claim a published model shows in one kind of unseen sets.
+
+    Args:
+      part: which sets.
+      untuned: by measure, what the most sets gain over none, points.
+      fewest: over the fewest.
+    """
+    return {
+        f"{part}: tuning puts more answers into the format": untuned["format"].low > 0,
+        f"{part}: tuning ranks the right one of the allowed answers first more often": untuned["ranked"].low
+        > 0,
+        f"{part}: many sets put more answers into the format than few": fewest["format"].low > 0,
+        f"{part}: many sets rank the right answer first more often than few": fewest["ranked"].low > 0,
+    }
 
 
-def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
+def describe_part(part: str, found: Mapping[str, Any], names: Sequence[str]) -> Described:
+    """Return what became of the closed questions of some sets; intervals are bootstrapped over the sets."""
+    questions, asked = found["questions"], found["asked"]
+    rows: dict[str, Any] = {}
+    for condition, draws in asked.items():
+        x = {m: 100 * set_shares(questions, draws, m, names) for m in MEASURES}
+        given = right_given_format(x["right"], x["format"])
+        rows[call(condition)] = {MEASURES[m]: runtime.bootstrap_mean(x[m].mean(0)) for m in MEASURES}
+        rows[call(condition)]["right if in format"] = [float(100 * share) for share in given]
+    rows["a guess in the format"] = {"right": 100 * chance(questions, "uniform", names)}
+    rows["each template's commonest answer"] = {"right": 100 * chance(questions, "constant", names)}
+    tuned = [c for c in asked if c not in CALLED]
+    compared = {first: gains_of(questions, asked, names, first, tuned[-1]) for first in ("0", tuned[0])}
+    means = {
+        first: {m: runtime.bootstrap_mean(x.mean(0)) for m, x in of.items()} for first, of in compared.items()
+    }
+    table = {
+        f"{call(tuned[-1])} less {call(first)}": {MEASURES[m]: x for m, x in means[first].items()}
+        | {f"{MEASURES[m]}, by draw": x.mean(1).tolist() for m, x in compared[first].items()}
+        for first in compared
+    }
+    of = f"{part}: {call(tuned[-1])} less untuned [points]"
+    return {
+        "headline": {f"right answer ranked first in {of}": means["0"]["ranked"]},
+        "baselines": {f"answers in the format in {of}": means["0"]["format"]},
+        "checks": judge_part(part, means["0"], means[tuned[0]]),
+        "tables": {
+            f"{part} ({len(names)} sets) [%], means over draws": rows,
+            f"{part}: gains [points], bootstrapped over the sets": table,
+        },
+    }
+
+
+def gains_of(
+    questions: Any, asked: Mapping[str, Any], names: Sequence[str], first: str, last: str
+) -> dict[str, np.ndarray]:
+    """Return by measure what one condition gains over another [draws, sets], points."""
+    return {m: gains(questions, asked, m, names, first, last) for m in MEASURES}
+
+
+def tabulate_sets(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every measure by set, means over draws."""
+    questions, asked = found["questions"], found["asked"]
+    table: dict[str, Any] = {}
+    for name in names_of(questions):
+        table[name] = {"commonest answer": round(100 * chance(questions, "constant", [name]))}
+        for condition, draws in asked.items():
+            shares = [100 * set_shares(questions, draws, m, [name]).mean() for m in MEASURES]
+            table[name][call(condition)] = " / ".join(f"{share:.0f}" for share in shares)
+    return table
+
+
+def describe_examples(found: Mapping[str, Any]) -> Described:
+    """Return the questions about pronouns (E5) and the summaries (E8), before and after."""
+    examples, dialogues = found["examples"], found["dialogues"]
+    pronouns: dict[str, Any] = {}
+    for condition, said in examples.items():
+        for way in ("plain", "step by step"):
+            heads = {"names": "names an option", "format": "one alone", "right": "right"}
+            rows = said["pronouns"][way]
+            pronouns[f"{call(condition)}, {way}"] = {head: per_cent(rows[m]) for m, head in heads.items()}
+        pronouns[f"{call(condition)}, by likelihood"] = {"right": per_cent(said["pronouns"]["ranked"])}
+    rouge = {"first line": dialogues["lead_rouge"]} | {call(c): x["rouge"] for c, x in examples.items()}
+    rouge = {name: {m: 100 * np.array(x[m]) for m in ROUGE} for name, x in rouge.items()}
+    last = call(list(examples)[-1])
+    summaries: dict[str, Any] = {
+        name: {m: runtime.t_interval(x, bounds=(0, 100)) for m, x in row.items()}
+        for name, row in rouge.items()
+    }
+    less = {
+        f"{last} less {base}": {m: runtime.paired_interval(rouge[last][m], rouge[base][m]) for m in ROUGE}
+        for base in rouge
+        if base != last
+    }
+    steps = {c: np.array(examples[c]["pronouns"]["step by step"]["right"], float) for c in examples}
+    gain = runtime.bootstrap_mean(100 * (steps[list(examples)[-1]] - steps["0"]))
+    one = {"the dialogue": dialogues["prompts"][0], "a human": dialogues["human"][0]}
+    one |= {call(c): said["summaries"][0] for c, said in examples.items()}
+    return {
+        "checks": judge_examples(gain, less[f"{last} less untuned"]["ROUGE-L"]),
+        "tables": {
+            "pronouns [%], Wilson's intervals": pronouns,
+            "summaries, F1 against the human ones [%]": summaries,
+            "summaries, paired by dialogue [points]": less,
+            "one dialogue": {name: {"text": " ".join(text.split())} for name, text in one.items()},
+        },
+    }
+
+
+def judge_examples(pronouns: Interval, summaries: Interval) -> dict[str, bool]:
+    """Return whether tuning helps with the lecture's two examples, by its gains over none in points."""
+    return {
+        "pronouns: after tuning the step by step answer is right more often": pronouns.low > 0,
+        "dialogues: after tuning the summary is nearer to the human one": summaries.low > 0,
+    }
+
+
+def describe_model(found: Mapping[str, Any]) -> list[Described]:
+    """Return what became of the published model."""
+    named = {part: names_of(found["questions"], unseen) for part, unseen in PARTS.items()}
+    described = [describe_part(part, found, names) for part, names in named.items() if names]
+    ends = {n: [float(np.mean(x[-10:])) for x in losses] for n, losses in found["loss"].items()}
+    orders = {f"draw {i}": {"sets": ", ".join(order)} for i, order in enumerate(found["sets"])}
+    measures = " / ".join(MEASURES.values())
+    last = {
+        f"by set: {measures} [%]": tabulate_sets(found),
+        "training: loss of the last 10 steps [nats a token of the completions]": {
+            call(n): {"by draw": x} for n, x in ends.items()
+        },
+        "orders of the sets": orders,
+    }
+    return [*described, describe_examples(found), {"tables": last}]
+
+
+def report(config: Any, folder: runtime.RunFolder, claim: runtime.Claim, found: Mapping[str, Any]) -> None:
+    """Write the result of the parts that were run."""
+    described = [describe_world(found["world"])] if "world" in found else []
+    described += describe_model(found["model"]) if "model" in found else []
+    figures = [f"instruction_tuning_{part}.png" for part in found]
+    runtime.write_result(folder, config, claim, figures=figures, **join_parts(described))
+
+
+def draw(folder: runtime.RunFolder, config: Any, found: Mapping[str, Any]) -> None:
     """Write a figure for each part, against the breadth of training: by seed of the world, by set of T0."""
     if "world" in found:
         at = np.array([int(n) for n in found["world"]])
@@ -253,7 +269,7 @@ def draw(folder: RunFolder, config: Any, found: Mapping[str, Any]) -> None:
         _save(folder, "model", "T0's sets learnt from, at the same number of rows", panels)
 
 
-def _save(folder: RunFolder, part: str, x_label: str, panels: Mapping[str, Any]) -> None:
+def _save(folder: runtime.RunFolder, part: str, x_label: str, panels: Mapping[str, Any]) -> None:
     save_panels(
         folder.path / f"instruction_tuning_{part}.png",
         x_label,

@@ -1,13 +1,13 @@
-"""Table and figure of `ladder.py`."""
+"""Tables, verdict and figure of `ladder.py`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.runtime import plots
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.statistics import mean_interval, mean_text, share_text
+from jaxrl_align import runtime
+from jaxrl_align.runtime import Interval, plots
+from jaxrl_align.runtime.statistics import mean_interval
 
 SHARES = ("format", "right", "right of the options")
 
@@ -34,13 +34,106 @@ class Cost(NamedTuple):
         return 2.0 * weights * (self.forward + self.backward)
 
 
-def report(
-    folder: RunFolder, draws: Sequence[Mapping[str, Any]], costs: Mapping[str, Cost], weights: int
-) -> None:
-    """Print the table, 95% t intervals over the draws; write results.json and ladder.png.
+def count_costs(ladder: Any) -> dict[str, Cost]:
+    """Return what each rung costs: labels, tokens that are read in training, tokens of a question."""
+    config, task = ladder.config, ladder.task
+    half, asked = config.labels // 2, task.count_tokens()
+    first = config.labels - half
+    costs = {"asked": Cost("none", 0, 0, asked)}
+    examples = task.draw(config.seed, config.labels, 0).labelled
+
+    def add(rung: str, labels: str, forward: int, backward: int, question: float, below: str) -> None:
+        costs[rung] = Cost(labels, forward, backward, question, below)
+
+    for before, count in zip((None, *config.shown), config.shown, strict=False):
+        below = "asked" if before is None else f"{before} examples in the context"
+        tokens = task.count_tokens(examples[-count:])
+        add(f"{count} examples in the context", f"{count} right answers", 0, 0, tokens, below)
+
+    def tuning(rows: int) -> int:
+        return ladder.tuning_steps(rows) * config.batch * (config.length + 1)
+
+    shown = f"{max(config.shown)} examples in the context"
+    for rows, below in ((first, shown), (config.labels, f"tuned on {first}")):
+        add(f"tuned on {rows}", f"{rows} right answers", tuning(rows), tuning(rows), asked, below)
+    pairs = ladder.reward_steps() * config.batch * (config.length + 2)
+    prompts = config.steps * config.batch * config.length
+    # Sampling, the reference and the update read a prompt once, the reward model with each of its answers.
+    answers = config.steps * config.batch * config.group
+    forward, backward = tuning(first) + 3 * prompts, tuning(first) + prompts
+    start = f"tuned on {first}"
+    labels = f"{first} right answers, {answers} judgements"
+    add(f"{start}, then RL, judged", labels, forward, backward, asked, start)
+    labels = f"{first} right answers, {config.pairs} comparisons"
+    forward += pairs + answers * (config.length + 1)
+    add(f"{start}, then RLHF", labels, forward, backward + pairs, asked, start)
+    return costs
+
+
+def gain_over(found: Mapping[str, Any], rung: str, other: str) -> Interval:
+    """Return how many points more right answers one rung gives than another, paired by draw."""
+    right = [100.0 * np.array(found[name]["right"]) for name in (rung, other)]
+    return runtime.paired_interval(*right, bounds=(-100, 100))
+
+
+def judge_rungs(gains: Mapping[str, Interval], tuned: Interval, costs: Mapping[str, Cost]) -> dict[str, bool]:
+    """Return which parts of the claim hold.
 
     Args:
+      gains: of each rung over the one below it, points.
+      tuned: of the first tuned rung over the untuned model, points.
+      costs: of each rung.
+    """
+    shown = [rung for rung in costs if rung.endswith("in the context")]
+    aligned = [rung for rung in costs if ", then " in rung]
+    start = costs[aligned[0]].below
+    return {
+        "examples in the context teach the task without an update": gains[shown[0]].low > 0,
+        "more of them teach it better": all(gains[rung].low > 0 for rung in shown[1:]),
+        "tuning on right answers teaches it": tuned.low > 0,
+        "a question then costs fewer tokens than with these answers in the context": (
+            costs[start].question < costs[shown[-1]].question
+        ),
+    } | {f"{rung}, it is right more often than {start}": gains[rung].low > 0 for rung in aligned}
+
+
+def tabulate(
+    found: Mapping[str, Any], costs: Mapping[str, Cost], weights: int, gains: Mapping[str, Interval]
+) -> dict[str, Any]:
+    """Return the answers, the gains and the costs of every rung."""
+    share = lambda x: runtime.t_interval(100.0 * np.array(x), bounds=(0, 100))
+    answers = {rung: {name: share(rows[name]) for name in SHARES} for rung, rows in found.items()}
+    priced = {
+        rung: {
+            "people write": cost.labels,
+            "training [1e12 FLOP]": cost.flops(weights) / 1e12,
+            "training [s]": runtime.t_interval(found[rung]["seconds"], bounds=(0, np.inf)),
+            "tokens a question": float(cost.question),
+        }
+        for rung, cost in costs.items()
+    }
+    over = {rung: {"points": gain, "over": costs[rung].below} for rung, gain in gains.items()}
+    return {
+        "answers to held-out questions [%]": answers,
+        "right answers gained, paired by draw": over,
+        "costs": priced,
+    }
+
+
+def report(
+    config: Any,
+    folder: runtime.RunFolder,
+    claim: runtime.Claim,
+    draws: Sequence[Mapping[str, Any]],
+    costs: Mapping[str, Cost],
+    weights: int,
+) -> None:
+    """Write the result, 95% t intervals over the draws, and ladder.png.
+
+    Args:
+      config: of the run.
       folder: of the run.
+      claim: what was to be shown.
       draws: rung -> shares and seconds, of each draw.
       costs: of each rung.
       weights: of the model's layers, for the operations.
@@ -49,35 +142,25 @@ def report(
         rung: {share: [draw[rung][share] for draw in draws] for share in (*SHARES, "seconds")}
         for rung in costs
     }
-    width = max(map(len, costs)) + 2
-    print(f"\nanswers [%], {len(draws)} draws of the labelled rows")
-    print(f"  {'':{width}}{'right':>20}{'in the format':>20}{'of the options':>20}")
-    for rung, rows in found.items():
-        shown = (share_text(rows[share]) for share in ("right", "format", "right of the options"))
-        print(f"  {rung:{width}}" + "".join(f"{text:>20}" for text in shown))
-    print(f"\n  {'':{width}}{'training [1e12 FLOP]':>22}{'[s]':>16}{'tokens a question':>20}  labels")
-    for rung, cost in costs.items():
-        seconds = mean_text(found[rung]["seconds"], ".0f")
-        print(
-            f"  {rung:{width}}{cost.flops(weights) / 1e12:>22.1f}{seconds:>16}{cost.question:>20.0f}  "
-            f"{cost.labels}"
-        )
-    _print_paired(found, costs)
-    as_json = {rung: {**cost._asdict(), "flops": cost.flops(weights)} for rung, cost in costs.items()}
-    folder.write_json("results.json", {"answers": found, "costs": as_json})
+    below = {rung: cost.below for rung, cost in costs.items() if cost.below is not None}
+    gains = {rung: gain_over(found, rung, other) for rung, other in below.items()}
+    aligned = [rung for rung in costs if ", then " in rung]
+    start = below[aligned[0]]
     _draw(folder, found)
+    share = lambda rung: runtime.t_interval(100.0 * np.array(found[rung]["right"]), bounds=(0, 100))
+    runtime.write_result(
+        folder,
+        config,
+        claim,
+        headline={f"right, {rung}, less {start}, paired [points]": gains[rung] for rung in aligned},
+        baselines={f"right, {rung} [%]": share(rung) for rung in ("asked", below[start], start)},
+        checks=judge_rungs(gains, gain_over(found, start, "asked"), costs),
+        tables=tabulate(found, costs, weights, gains),
+        figures=["ladder.png"],
+    )
 
 
-def _print_paired(found: Mapping[str, Any], costs: Mapping[str, Cost]) -> None:
-    """Print what each rung gains over the one below it, by draw."""
-    print("\n  right answers gained [points], paired by draw")
-    for rung, cost in costs.items():
-        if cost.below is not None:
-            gain = 100.0 * (np.array(found[rung]["right"]) - np.array(found[cost.below]["right"]))
-            print(f"    {rung:32}over {cost.below:30}{mean_text(gain, '+.1f')}")
-
-
-def _draw(folder: RunFolder, found: Mapping[str, Any]) -> None:
+def _draw(folder: runtime.RunFolder, found: Mapping[str, Any]) -> None:
     """Write ladder.png: right answers and answers in the format, a pair of bars for each rung."""
     fig, (ax,) = plots.panels(1, 1, size=(7.0, 3.6))
     places = np.arange(len(found))

@@ -10,6 +10,7 @@ import pytest
 
 from jaxrl_align.data.probes import ASSISTANCE_PROMPTS
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.runtime import Interval
 from jaxrl_align.types import PaddedTokens
 from tests.experiments.loading import load
 
@@ -146,7 +147,7 @@ def test_humans_are_preferred_over_all_that_was_written():
     assert read(found.chosen) == [3, 4, 3, 4] and read(found.rejected) == [5, 6, 7, 8]
 
 
-def test_the_tables_judge_held_out_prompts_alone(capsys):
+def test_the_tables_judge_held_out_prompts_alone():
     """The lecture's two prompts come first, and count nowhere; a published model may be asked fewer."""
     prompts = ["Name the colour of snow.", "Name a bird."]
     first = [("x", True), ("y", True), ("White.", True), ("Name a fish.", True)]
@@ -160,9 +161,11 @@ def test_the_tables_judge_held_out_prompts_alone(capsys):
     assert asked == [rules.judge_all(prompts[:1], texts["published, bare prompt"][0][2:])]
     np.testing.assert_array_equal(tables.shares(scratch, "verdicts")["answers"], [0.5, 1.0])
     np.testing.assert_array_equal(tables.shares(scratch, "verdicts")["continues"], [0.5, 0.0])
-    tables.print_table(judged)
-    out = capsys.readouterr().out
-    assert "75.0 [0.0, 100.0]" in out and "100.0 [20.7, 100.0]" in out and "50.0 [0.0, 100.0]" in out
+    verdicts, decided = tables.tabulate(judged).values()
+    row = verdicts["from scratch, SFT"]
+    assert row["answers"] == (75, 0, 100, "t") and row["ended by itself"].value == 50
+    assert verdicts["published, bare prompt"]["answers"][:3] == pytest.approx((100, 20.7, 100), abs=0.1)
+    assert decided["published, bare prompt"]["answer"] == 100
 
 
 class Chatting(Letters):
@@ -331,19 +334,58 @@ def test_assistants_in_miniature(tmp_path, monkeypatch, capsys):
     size |= {"sft_rates": (1e-3, 2e-3), "rlhf_rates": (1e-3, 2e-3), "parts": ("scratch",)}
     config = experiment.Config(out=str(tmp_path / "run"), **size)
     experiment.main(config)
-    found = json.loads((tmp_path / "run" / "results.json").read_text())
-    stages = {name: rows for name, rows in found["table"].items() if "scratch" in name}
-    assert list(stages) == [f"from scratch, {name}" for name in ("pre-trained", "SFT", "RLHF")]
-    assert all(sum(one["verdicts"].values()) == 200 for rows in stages.values() for one in rows)
-    assert {len(rows) for rows in stages.values()} == {2}
-    assert {len(x) for x in found["scratch"]["reward"].values()} == {2}
-    assert (
-        np.shape(found["scratch"]["sft"]["nats"]) == np.shape(found["scratch"]["rlhf"]["answers"]) == (2, 1)
-    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    verdicts, decided, added, tried, ordered = result["tables"].values()
+    stages = [f"from scratch, {name}" for name in ("pre-trained", "SFT", "RLHF")]
+    assert list(verdicts)[:2] == ["the human answer", "another instruction"]
+    assert list(verdicts)[3:] == list(decided)[3:] == stages
+    assert sum(verdicts[stages[1]][v]["value"] for v in rules.VERDICTS) == pytest.approx(100)
+    assert sum(decided[stages[1]].values()) == pytest.approx(100)
+    less = lambda v, a, b: verdicts[stages[a]][v]["value"] - verdicts[stages[b]][v]["value"]
+    for name, a, b in (("SFT less pre-trained", 1, 0), ("RLHF less SFT", 2, 1)):
+        assert all(added[name][v]["value"] == pytest.approx(less(v, a, b)) for v in rules.VERDICTS)
+    assert list(tried) == ["sft, 0.001", "sft, 0.002", "rlhf, 0.001", "rlhf, 0.002", "before RLHF"]
+    assert len(ordered) == 3 and len(result["checks"]) == 5
+    (headline,) = result["headline"].values()
+    assert headline == added["SFT less pre-trained"]["answers"]
+    first, second = result["baselines"].values()
+    assert first == verdicts[stages[0]]["answers"] and second == added["RLHF less SFT"]["answers"]
     texts = json.loads((tmp_path / "run" / "texts.json").read_text())
     assert texts["prompts"][:2] == list(ASSISTANCE_PROMPTS) and len(texts["prompts"]) == 202
     assert (tmp_path / "run" / "assistants.png").stat().st_size > 0
     assert ASSISTANCE_PROMPTS[1] in capsys.readouterr().out
+
+
+def near(value, half=1.0):
+    return Interval(value, value - half, value + half, "t")
+
+
+def test_the_verdicts_read_the_intervals():
+    assert list(tables.judge_rules(near(97), near(97)).values()) == [True]
+    assert list(tables.judge_rules(near(97), near(95.5)).values()) == [False]
+    assert list(tables.judge_rules(near(95.5), near(97)).values()) == [False]
+    judged = lambda *x: list(tables.judge_scratch(*x).values())
+    assert judged(near(70), near(50), near(-60), near(5)) == [True] * 4
+    assert judged(near(50.5), near(0.5), near(-0.5), near(0.5)) == [False] * 4
+    assert judged(near(70), near(-50), near(60), near(-5)) == [True, False, False, False]
+    judged = lambda *x: list(tables.judge_published(*x).values())
+    assert judged(near(60), near(70)) == [True] * 2 and judged(near(0.5), near(10)) == [False] * 2
+
+
+def test_the_published_model_is_compared_prompt_by_prompt():
+    """Of two held-out prompts the bare one answers one, the line none, the template both."""
+    good, bad = rules.Written("It is blue.", True), rules.Written("", True)
+    ways = {"bare prompt": [good, bad], "bare prompt and line break": [bad, bad], "chat template": [good] * 2}
+    texts = {f"published, {way}": [[bad, bad, *rows]] for way, rows in ways.items()}
+    prompts = ["Say which it is, blue or red.", "Name what is blue."]
+    described = tables.describe_published(texts, tables.judge_texts(texts, prompts), prompts)
+    (table,) = described["tables"].values()
+    found = {name: row["answers"].value for name, row in table.items()}
+    line, bare, template = "bare prompt and line break", "bare prompt", "chat template"
+    expected = {f"{line} less {bare}": -50, f"{template} less {line}": 100, f"{template} less {bare}": 50}
+    assert found == expected
+    (headline,), (baseline,) = described["headline"].values(), described["baselines"].values()
+    assert headline.value == 50 and (baseline.value, baseline.kind) == (50, "wilson")
 
 
 def test_a_configuration_that_cannot_work_is_refused():

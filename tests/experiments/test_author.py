@@ -91,6 +91,16 @@ def test_models_of_a_text_differ_by_seed(tmp_path):
     assert np.abs(tokens[:2] - tokens[2:]).max() < 0.01 < np.abs(tokens[0] - tokens[1]).max()
 
 
+def test_starts_are_compared_by_seed():
+    accuracy = np.array([[10.0, 20.0], [30.0, 20.0], [60.0, 70.0]])  # scratch, unrelated, related
+    gains = load("author").compare(accuracy)
+    assert {pair: gain.value for pair, gain in gains.items()} == {
+        "related text less unrelated text": 40,
+        "related text less from scratch": 50,
+        "unrelated text less from scratch": 10,
+    }
+
+
 def test_the_verdict_takes_every_number_of_passages():
     experiment = load("author")
     near = lambda value: Interval(value, value - 1, value + 1, "t")

@@ -13,6 +13,7 @@ from jaxrl_align.data import byte_tokenizer
 from jaxrl_align.data.tokens.chat import ChatTemplate
 from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets import transformer
+from jaxrl_align.runtime import Interval
 from tests.experiments.loading import load
 from tests.tiny import draw_params
 
@@ -21,7 +22,7 @@ rows_room = load("instruction_tuning_rows")
 ask = load("instruction_tuning_ask")
 world = load("instruction_tuning_world")
 published = load("instruction_tuning_model")
-reports = load("instruction_tuning_report")
+shares, reports = load("instruction_tuning_shares"), load("instruction_tuning_report")
 experiment = load("instruction_tuning")
 TOKENIZER = byte_tokenizer()
 
@@ -202,28 +203,67 @@ QUESTIONS = [
 
 def test_shares_count_every_set_alike():
     asked = [{"format": [1, 1, 0, 0]}, {"format": [0, 1, 1, 1]}]
-    names = reports.names_of(QUESTIONS, True)
-    assert names == ["glue_qqp", "ag_news"] and reports.names_of(QUESTIONS, False) == ["qasc"]
-    np.testing.assert_allclose(
-        reports.set_shares(QUESTIONS, asked, "format", names), [[0.5, 0.0], [1.0, 1.0]]
-    )
-    assert reports.chance(QUESTIONS, "constant", names) == pytest.approx(0.6)
+    names = shares.names_of(QUESTIONS, True)
+    assert names == ["glue_qqp", "ag_news"] and shares.names_of(QUESTIONS, False) == ["qasc"]
+    np.testing.assert_allclose(shares.set_shares(QUESTIONS, asked, "format", names), [[0.5, 0.0], [1.0, 1.0]])
+    assert shares.chance(QUESTIONS, "constant", names) == pytest.approx(0.6)
     before = {"0": [{"format": [0, 0, 1, 0]}], "18": asked}
     np.testing.assert_allclose(
-        reports.gains(QUESTIONS, before, "format", names, "0", "18"), [[50.0, -100.0], [100.0, 0.0]]
+        shares.gains(QUESTIONS, before, "format", names, "0", "18"), [[50.0, -100.0], [100.0, 0.0]]
     )
     before = {"0": [{"format": [0, 1, 0, 0]}, {"format": [0, 1, 0, 1]}], "18": asked}
     np.testing.assert_allclose(
-        reports.gains(QUESTIONS, before, "format", names, "0", "18"), [[0.0, 0.0], [0.0, 100.0]]
+        shares.gains(QUESTIONS, before, "format", names, "0", "18"), [[0.0, 0.0], [0.0, 100.0]]
     )
     form, right = np.array([[0.5, 0.5], [0.0, 0.0]]), np.array([[0.5, 0.0], [0.0, 0.0]])
-    np.testing.assert_allclose(reports.right_given_format(right, form), [0.5, np.nan])
+    np.testing.assert_allclose(shares.right_given_format(right, form), [0.5, np.nan])
 
 
-def test_shares_are_shown_with_what_their_draws_carry():
-    assert reports.cell(np.array([0.5])) == "50.0" and reports.cell(np.array([np.nan])) == "none"
-    assert reports.cell(np.array([0.5, np.nan, 0.25])) == "37.5 (50.0, 25.0)"
-    assert reports.cell(np.array([1.0, 1.0, 1.0])) == "100.0 [100.0, 100.0]"
+def near(value, half=1.0):
+    return Interval(value, value - half, value + half, "t")
+
+
+def test_seeds_without_a_share_are_left_out():
+    found = reports.over_seeds(np.array([50.0, np.nan, 60.0, 100.0]))
+    assert found.value == 70 and (found.low, found.high) == (pytest.approx(4.28, abs=0.01), 100)
+    assert reports.over_seeds(np.array([np.nan])).kind == "none"
+    assert reports.per_cent([1, 0, 0, 0])[:3] == pytest.approx((25, 4.56, 69.9), abs=0.1)
+
+
+def test_the_verdicts_read_the_intervals():
+    up, down = near(5), near(0.5)
+    judged = lambda *x: list(reports.judge_world(*x).values())
+    assert judged(near(88), [up, up], up, up) == [True] * 4
+    assert judged(near(20.5), [up, down], down, down) == [False] * 4
+    measures = lambda form, ranked: {"format": form, "ranked": ranked}
+    judged = lambda *x: list(reports.judge_part("p", *x).values())
+    assert judged(measures(up, up), measures(up, up)) == [True] * 4
+    assert judged(measures(up, down), measures(down, up)) == [True, False, False, True]
+    assert list(reports.judge_examples(up, down).values()) == [True, False]
+    assert list(reports.judge_examples(down, up).values()) == [False, True]
+
+
+def test_the_world_is_reported_in_pairs():
+    """Three numbers of tasks, two seeds, two unseen tasks, of which the middle has taught one's words."""
+    row = lambda right, known: {
+        "known": np.array([known] * 2),
+        "unseen": {m: np.array([[right, 0.0]] * 2) for m in ("format", "right")},
+        "learnt": {m: np.ones((2, 4)) for m in ("format", "right")},
+    }
+    found = {"1": row(0.0, [0, 0]), "2": row(0.5, [1, 0]), "4": row(1.0, [1, 1])}
+    described = reports.describe_world(found)
+    (headline,) = described["headline"].items()
+    assert headline[0] == "world: unseen tasks right, 4 less 1 tasks, paired [points]"
+    assert headline[1].value == 50
+    rows, gains = described["tables"].values()
+    assert list(rows) == ["1 tasks", "2 tasks", "4 tasks"]
+    assert rows["2 tasks"]["unseen, right"].value == 25 and rows["2 tasks"]["these, right"].value == 50
+    assert list(gains) == ["2 less 1 tasks", "4 less 2 tasks", "4 less 1 tasks"]
+    assert gains["4 less 2 tasks"][f"right{reports.MET}"].value == 50
+    assert gains["4 less 2 tasks"]["right"].value == 25
+    assert gains["2 less 1 tasks"][f"right{reports.MET}"].kind == "none"
+    assert list(described["checks"].values()) == [True, True, True, True]
+    assert reports.describe_world({"1": found["1"]})["headline"]
 
 
 def test_breadths_rise_within_the_pool():
@@ -291,8 +331,40 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXRL_ALIGN_DATA", str(tmp_path / "data"))
 
 
+def check_result(result, told):
+    """The numbers of the published model's tables are those of its answers."""
+    assert result["rows"] == ["E4", "E5", "E8"] and len(result["headline"]) == 3
+    assert len(result["checks"]) == 4 + 2 * 4 + 2
+    tables = result["tables"]
+    part = "unseen families"
+    names = shares.names_of(told["questions"], True)
+    rows = tables[f"{part} ({len(names)} sets) [%], means over draws"]
+    assert list(rows)[:4] == ["untuned, as a chat", "untuned", "1 set", "3 sets"]
+    share = lambda c, m: 100 * shares.set_shares(told["questions"], told["asked"][c], m, names).mean()
+    assert rows["3 sets"]["ranked right"]["value"] == pytest.approx(share("3", "ranked"))
+    assert rows["untuned"]["format"]["value"] == pytest.approx(share("0", "format"))
+    gains = tables[f"{part}: gains [points], bootstrapped over the sets"]
+    assert list(gains) == ["3 sets less untuned", "3 sets less 1 set"]
+    ranked = share("3", "ranked") - share("0", "ranked")
+    assert gains["3 sets less untuned"]["ranked right"]["value"] == pytest.approx(ranked)
+    assert len(gains["3 sets less 1 set"]["format, by draw"]) == 2
+    of = f"right answer ranked first in {part}: 3 sets less untuned [points]"
+    assert result["headline"][of] == gains["3 sets less untuned"]["ranked right"]
+    assert (
+        result["baselines"][of.replace("right answer ranked first", "answers in the format")]
+        == (gains["3 sets less untuned"]["format"])
+    )
+    said = told["examples"]["3"]
+    pronouns = tables["pronouns [%], Wilson's intervals"]
+    assert pronouns["3 sets, plain"]["right"]["value"] == 100 * np.mean(said["pronouns"]["plain"]["right"])
+    less = tables["summaries, paired by dialogue [points]"]["3 sets less untuned"]["ROUGE-L"]["value"]
+    rouge = lambda c: 100 * np.mean(told["examples"][c]["rouge"]["ROUGE-L"])
+    assert less == pytest.approx(rouge("3") - rouge("0"))
+    assert len(tables["one dialogue"]) == 5 and "\n" not in str(tables["one dialogue"])
+
+
 @pytest.mark.slow
-def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
+def test_a_run_in_miniature(data, tmp_path, monkeypatch):
     lm = transformer.make_transformer(transformer.TransformerConfig(258, 8, 1, 2, 400))
     chatting = Tokenizer(TOKENIZER._backend, TOKENIZER.special, ChatTemplate(CHAT, {}))
     model = published.Published(lm, draw_params(lm), chatting)
@@ -319,8 +391,11 @@ def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
         "long_answer": 16,
     }
     config = experiment.Config(out=str(tmp_path / "run"), parts=("world", "model"), **small)
+    given, report = [], experiment.report
+    monkeypatch.setattr(experiment, "report", lambda *a: given.append(a[-1]) or report(*a))
     experiment.main(config)
-    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    (found,) = given
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
     one, all_of_them = (found["world"][n] for n in ("1", "48"))
     assert np.shape(one["unseen"]["right"]) == (2, 16) and np.shape(one["learnt"]["right"]) == (2, 48)
     form = [np.mean(row["learnt"]["format"], 1) for row in (one, all_of_them)]
@@ -336,11 +411,10 @@ def test_a_run_in_miniature(data, tmp_path, monkeypatch, capsys):
     assert drawn == [told["sets"][i][:n] for n in (1, 3) for i in (0, 1)]
     assert closed == [(True, False), (False, False)] + 4 * [(False, True)]
     assert examples == 2 * [(True, False)] + 2 * [(False, False)] + 2 * [(False, True)]
-    out = capsys.readouterr().out
-    assert "unseen families" in out and "3 sets less untuned" in out and "ROUGE-L, 3 sets less" in out
-    assert "unseen, format, 48 less 1 tasks" in out
+    check_result(result, told)
     for part in ("world", "model"):
         assert (tmp_path / "run" / f"instruction_tuning_{part}.png").stat().st_size > 10_000
     monkeypatch.setattr(published.Asked, "closed", None)  # a continued run asks nothing again
     experiment.main(experiment.Config(**(vars(config) | {"resume": True})))
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert again.pop("run")["continued"] and result.pop("run") and again == result

@@ -7,7 +7,7 @@ import numpy as np
 from tests.experiments.loading import load
 
 world = load("instruction_tuning_world")
-reports = load("instruction_tuning_report")
+shares = load("instruction_tuning_shares")
 
 
 def test_the_world_picks_and_writes_by_hand():
@@ -65,12 +65,12 @@ def test_shares_of_the_world_by_hand():
         "known": [[1, 0], [0, 0]],
         "unseen": {"format": [[1.0, 0.5], [0.0, 0.0]], "right": [[0.5, 0], [0, 0]]},
     }
-    found = reports.unseen_shares(row)
+    found = shares.unseen_shares(row)
     np.testing.assert_allclose(found["known"], [0.5, 0.0])
     np.testing.assert_allclose(found["format"], [0.75, 0.0])
     np.testing.assert_allclose(found["given"], [1 / 3, np.nan])
     np.testing.assert_allclose(found["known format"], [1.0, np.nan])
     np.testing.assert_allclose(found["known right"], [0.5, np.nan])
     np.testing.assert_allclose(found["known given"], [0.5, np.nan])
-    other = reports.unseen_shares(row, [[0, 1], [1, 1]])
+    other = shares.unseen_shares(row, [[0, 1], [1, 1]])
     np.testing.assert_allclose(other["known format"], [0.5, 0.0])

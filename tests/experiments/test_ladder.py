@@ -9,6 +9,7 @@ import pytest
 
 from jaxrl_align.data.tokens.tokenizers import train_bpe
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.runtime import Interval
 from tests.experiments.loading import load
 from tests.tiny import draw_params
 
@@ -193,12 +194,42 @@ def test_a_run_in_miniature(tmp_path, monkeypatch, model, capsys):
     monkeypatch.setattr(setting, "load_published", lambda folder: model)
     config = small(tmp_path, task=write_task(tmp_path, "blue", "red"), model="a folder")
     experiment.main(config)
-    found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(found["answers"]) == list(found["costs"]) and len(found["answers"]) == 6
-    for rung in found["answers"].values():
-        assert np.shape(rung["right"]) == (2,) and max(rung["right"]) <= max(rung["format"]) <= 1.0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    answers, gains, costs = result["tables"].values()
+    assert list(answers) == list(costs) == ["asked", *gains] and len(answers) == 6
+    value = lambda rung, name="right": answers[rung][name]["value"]
+    assert all(value(rung) <= value(rung, "format") <= 100 for rung in answers)
+    drawn = [json.loads((tmp_path / "run" / f"draw_{i}.json").read_text()) for i in range(2)]
+    for rung in answers:
+        assert value(rung) == pytest.approx(100 * np.mean([draw[rung]["right"] for draw in drawn]))
+    for rung, row in gains.items():
+        assert row["points"]["value"] == pytest.approx(value(rung) - value(row["over"]))
+    told, rlhf = "tuned on 4, then RL, judged", "tuned on 4, then RLHF"
+    assert list(result["headline"].values()) == [gains[told]["points"], gains[rlhf]["points"]]
+    starts = ("asked", "2 examples in the context", "tuned on 4")
+    assert list(result["baselines"].values()) == [answers[rung]["right"] for rung in starts]
+    assert costs[told]["people write"] == "4 right answers, 16 judgements"
+    assert costs[rlhf]["training [1e12 FLOP]"] > costs["tuned on 4"]["training [1e12 FLOP]"] > 0
+    assert len(result["checks"]) == 6 and result["rows"] == ["E1", "F21"]
     assert (tmp_path / "run" / "ladder.png").stat().st_size > 10_000
-    said = capsys.readouterr().out
-    assert "tuned on 4, then RLHF" in said and "paired by draw" in said
+    assert "tuned on 4, then RLHF" in capsys.readouterr().out
     experiment.main(small(tmp_path, task=config.task, model="a folder", resume=True))
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert again.pop("run")["continued"] and result.pop("run") and again == result
+
+
+def test_the_verdict_is_that_of_the_rungs_over_those_below():
+    near = lambda value: Interval(value, value - 5, value + 5, "t")
+    rung = lambda question, below=None: report.Cost("", 0, 0, question, below)
+    costs = {"asked": rung(26), "8 examples in the context": rung(175, "asked")}
+    costs |= {"24 examples in the context": rung(475, "8 examples in the context")}
+    costs |= {"tuned on 24": rung(26, "24 examples in the context")}
+    costs |= {f"tuned on 24, then {way}": rung(26, "tuned on 24") for way in ("RL, judged", "RLHF")}
+    gains = {name: near(10) for name in costs if name != "asked"}
+    judged = lambda *x: list(report.judge_rungs(*x).values())
+    assert judged(gains, near(50), costs) == [True] * 6
+    less = gains | {"24 examples in the context": near(4), "tuned on 24, then RLHF": near(-10)}
+    assert judged(less, near(50), costs) == [True, False, True, True, True, False]
+    less = gains | {"8 examples in the context": near(4), "tuned on 24, then RL, judged": near(3)}
+    longer = costs | {"tuned on 24": rung(475, "24 examples in the context")}
+    assert judged(less, near(4), longer) == [False, True, False, False, False, True]

@@ -31,7 +31,14 @@ def test_probes_in_miniature(data, capsys):
     people = ("bird", "girl", "boy", "cat", "dog", "cow")
     corpus.write_text("\n".join(f"The {x} sings a song." for x in people) * 20)
     shape = {"vocab_size": 262, "layers": 1, "heads": 2, "widths": (8, 16)}
-    how = {"epochs": (1, 240), "batch_size": 8, "warmup_steps": 5, "learning_rate": 1e-2, "document": 1}
+    how = {
+        "epochs": (1, 240),
+        "batch_size": 8,
+        "warmup_steps": 5,
+        "learning_rate": 1e-2,
+        "document": 1,
+        "every": 1,
+    }
     out = str(data / "run")
     probes.main(probes.Config(corpus=str(corpus), pairs=3, seeds=2, out=out, **shape, **how))
     result = json.loads((data / "run" / "result.json").read_text())
@@ -76,6 +83,15 @@ def test_a_model_of_ones_own_is_asked(data):
     assert list(right)[:2] == ["the model", "fewer tokens"] and list(places) == ["the model"]
     assert len(right["the model"]["each seed"]) == 1 and len(result["checks"]) == 3
     assert "--model" in result["run"]["command"]
+
+
+def test_a_share_of_the_documents_is_read(tmp_path):
+    (tmp_path / "text.txt").write_text(" ".join(f"It is {i}." for i in range(12)))
+    read = lambda every: probes.read_documents(
+        probes.Config(corpus=str(tmp_path / "text.txt"), every=every, document=2)
+    )
+    assert read(1) == [f"It is {i}. It is {i + 1}." for i in range(0, 12, 2)]
+    assert read(3) == ["It is 0. It is 1.", "It is 6. It is 7."]
 
 
 def make_answers():

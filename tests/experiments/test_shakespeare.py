@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,8 +11,21 @@ shakespeare = load("shakespeare")
 
 
 @pytest.mark.slow
-def test_shakespeare_in_miniature(tmp_path):
+def test_shakespeare_in_miniature(tmp_path, monkeypatch):
     """On a text of its own: figure, result, and the loss of a text that is easy to predict falls."""
+    learnt, judged = [], []
+    make, train = shakespeare.make_learner, shakespeare.train
+
+    def spy_make(config, lm, tokens, schedule):
+        learnt.append((len(tokens), schedule.weight_decay, float(schedule.decay(60, 60, 5))))
+        return make(config, lm, tokens, schedule)
+
+    def spy_train(config, folder, lm, learner, held_out, rates, keys):
+        judged.append((folder.path.name, len(held_out), tuple(rates), jax.random.key_data(keys).tolist()))
+        return train(config, folder, lm, learner, held_out, rates, keys)
+
+    monkeypatch.setattr(shakespeare, "make_learner", spy_make)
+    monkeypatch.setattr(shakespeare, "train", spy_train)
     corpus = tmp_path / "text.txt"
     corpus.write_text("abcd " * 400)
     shape = {"layers": 1, "heads": 2, "width": 16, "context": 8, "batch_size": 8, "steps": 60}
@@ -27,6 +41,12 @@ def test_shakespeare_in_miniature(tmp_path):
             **shape,
         )
     )
+    # The rate is chosen on a part of the training text that its learner does not read, by other seeds.
+    assert learnt == [(1620, 0, 0), (1800, 0, 0), (1800, 0.1, pytest.approx(0.1))]
+    *called, keys = zip(*judged, strict=True)
+    assert called[0] == ("rates", "chosen", "published") and called[1] == (180, 200, 200)
+    assert called[2] == ((1e-5, 1e-2), (1e-2,), (1e-4,))
+    assert keys[1] == keys[2] and keys[0][0] not in keys[1]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     found, tried = result["tables"].values()
     # The better rate is taken; ln 5 = 1.609 for five equal characters.
