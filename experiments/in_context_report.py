@@ -48,9 +48,7 @@ def judge_functions(
         f"functions: with one pair the error is within {NEAR} of the best reader's": all(
             x.high < NEAR for x in first
         ),
-        "functions: with the most pairs too, where they tell all but the noise": all(
-            x.high < NEAR for x in last
-        ),
+        "functions: with the most pairs in the context too": all(x.high < NEAR for x in last),
     }
 
 

@@ -254,11 +254,12 @@ def test_the_verdicts_on_functions_and_concepts():
 def test_the_verdicts_on_words_and_a_published_model():
     verdict = lambda *x: list(reports.judge_words(*x).values())
     assert verdict(near(50, 5), near(17, 9), near(99, 1)) == [True] * 3
-    assert verdict(near(4, 5), near(-17, 9), near(95.5, 1)) == [False] * 3
+    assert verdict(near(4, 5), near(4, 9), near(95.5, 1)) == [False] * 3
     up, down = near(30, 10), near(8, 10)
     model = lambda *x: list(reports.judge_model("t", *x).values())
     assert model({"raw": up, "calibrated": up}, up, {"1": up}) == [True] * 4
     assert model({"raw": down, "calibrated": up}, down, {"1": up, "2": down}) == [False, True, False, False]
+    assert model({"raw": down, "calibrated": up}, up, {"1": up}) == [False, True, True, True]
     assert model({"raw": up, "calibrated": down}, up, {"1": near(-30, 10)}) == [True, False, True, False]
 
 
