@@ -1,76 +1,26 @@
 """In-context learning: examples in the prompt, and no weight moves.
 
-Claims (lectures 000, 001, 003; E1 to E3): a model does a task from a few examples in its context, without
-an update; the context locates a concept that the model already has; its limits are the context and complex
-tasks, which need gradients. Small transformers (2 layers of 64) are trained on prompts of one kind and then
-read fresh ones, beside a reader who knows everything that can be known. *Functions*: pairs of x and w x, w
-drawn anew for each prompt (d = 3). *Concepts*: documents of examples from one of 6 hidden Markov models,
-whose posterior is computed exactly, and documents of models that training never had. *Words*: tasks of text
-with label words drawn anew.
+Small transformers (2 layers of 64) are trained on prompts of one kind and then read fresh ones, beside a
+reader who knows everything that can be known. Every seed has a world of its own.
 
-Measured (`python experiments/in_context.py --parts functions concepts`: 4 seeds, each a world of its own, 512
-prompts each, 95% t intervals; about 30 minutes of CPU time; the rate of functions was chosen on another seed,
-that of concepts is the first one tried):
+*Functions*: pairs of x and w x, w drawn anew for each prompt (d = 3), beside ridge regression, the best that
+can be predicted; its rate was chosen on another seed. *Concepts*: documents of examples from one of 6 hidden
+Markov models, whose posterior is computed exactly, and of models that training never had; over those the
+exact posterior of the known six grows surer of a wrong one. The rate is the first that was tried.
 
-    examples before         0               1               2               4               8
-    functions, squared error / d
-      transformer           .940 +- .055    .691 +- .150    .446 +- .084    .176 +- .042    .072 +- .010
-      least squares         .938 +- .055    .682 +- .136    .359 +- .056    0               0
-      transformer, noise    1.030 +- .084   .852 +- .132    .595 +- .116    .358 +- .064    .240 +- .037
-      ridge, noise (Bayes)  1.029 +- .082   .835 +- .132    .552 +- .102    .269 +- .034    .144 +- .022
-    known concepts, nats a symbol
-      transformer           1.907 +- .195   1.764 +- .266   1.683 +- .276   1.665 +- .281   1.615 +- .283
-      less the exact one    +.005 +- .006   +.045 +- .015   +.041 +- .023   +.037 +- .023   +.018 +- .008
-      concept's posterior   .167            .648 +- .161    .854 +- .140    .966 +- .057    .996 +- .008
-    new concepts            2.202 +- .261   2.215 +- .219   2.221 +- .235   2.228 +- .184   2.208 +- .276
+*Words*: sentences of two words, one of which decides; which, and what its four words are called, is drawn
+anew, 12 of the 48 tasks never in training. Before any example the model bets against
+these, which it knows not to occur. It took rotary positions, kernels five times as wide and a label for every
+word: with two labels, or the language models' narrow start, 2,500 steps at three rates taught nothing; with
+these two of four seeds still guessed after 3,000 steps. The same examples are learnt by fine-tuning instead,
+at the best of three rates on the first 8 of 32 tasks.
 
-So the first claim holds in part, the second holds. Without an update the error falls with every example, with
-the first as least squares' does, but it stays above 0 where three pairs tell all. On known concepts the
-transformer is within .02 to .05 nats of the exact posterior at every number of examples, and gains .277 +-
-.155 nats from the first example to the twelfth; of concepts that it never had eleven examples teach it
-nothing (+.010 +- .040 nats): the context locates what is there, and no more. (The exact posterior over the
-known six grows surer of a wrong one, and does worse than a reader who forgets each example.)
-
-A published model (`--parts model --model-tasks sst2 trec --model-items 60 --model-rates 1e-3`:
-SmolLM2-135M-Instruct, 4 draws of balanced examples, the same 60 items, right answers in per cent, t intervals
-over the draws alone, cut at 0; 13 minutes):
-
-    examples shown    0       1              2              4              8
-    SST-2, raw        80.0    74.6 [70, 79]  70.4 [58, 83]  66.2 [52, 80]  75.8 [70, 82]
-      calibrated      78.3    82.1 [78, 87]  77.5 [60, 95]  72.5 [63, 82]  76.7 [61, 93]
-    TREC, raw         31.7    19.2 [0, 43]   18.3 [0, 40]   19.6 [0, 45]   8.3 [0, 18]
-      calibrated      30.0    35.0 [31, 39]  32.9 [30, 36]  42.5 [26, 59]  43.8 [33, 55]
-
-Raw, examples lower it on SST-2 and TREC. Contextual calibration mends that on TREC (+22.9 +- 12.3 and +35.4
-+- 12.9 points at 4 and 8 examples, paired); on SST-2 no difference is outside its interval (+6.3 +- 22.4 and
-+0.8 +- 20.1). A LoRA that takes 20 steps on the same 8 examples answers 85.0 [83, 87] on SST-2 without any
-in the context: learning them beats showing them there (E3). On TREC it answers 39.6 [22, 57], level with what
-calibration makes of showing them (one rate, which was not chosen).
-
-CoLA (`--model-tasks cola`, otherwise the same; 5 minutes) shows what calibration does and does not do: of the
-60 sentences 68.3% are acceptable. Raw, the model is right exactly as often as if it always said no;
-calibrated, from one example on (+37.1 +- 9.3), as often as if it always said yes, which says nothing of
-grammar. A LoRA on the same 8 is between the two, 42.1 [29, 55].
-
-*Words* (`--parts words`: 4 seeds, 512 prompts each, right labels in per cent, t intervals cut at 100; 41
-minutes on 2 CPU cores that four jobs shared): sentences of two words, one of which decides; which, and what
-its four words are called, is drawn anew, 12 of the 48 tasks never in training:
-
-    examples                   0              1              2              4              8
-    known tasks                30.3 +- 3.1    45.9 +- 3.1    57.7 +- 4.9    83.4 +- 4.6    97.8 [95, 100]
-    held-out tasks             14.9 +- 2.2    33.3 +- 3.5    46.5 +- 3.9    72.8 +- 7.8    93.1 [86, 100]
-      Bayes, all 48 alike      24.7 +- 2.8    43.4 +- 4.0    57.3 +- 4.8    88.7 +- 1.4    99.3 +- 0.5
-      fine-tuned on as many                                  37.4 +- 2.0    53.9 +- 7.3    75.9 +- 4.8
-
-Eight examples of a task that training never had are worth more in the context than learnt (+17.3 +- 11.5,
-paired), and cost no update; from 32 on, fine-tuning is at 99.1 [98, 100]. Before any example the model bets
-against the held-out tasks, which it knows not to occur. It took rotary positions, kernels five times as wide
-and a label for every word: with two labels, or the language models' narrow start, 2,500 steps at three rates
-taught nothing; with these two of the four seeds still guessed after 3,000 steps, none after 8,000. Rates of
-fine-tuning 1e-3, 3e-3, 1e-2, the best on the first 8 of 32 tasks for each number.
+*Model* (`--parts model`): a published one, with examples in its context, raw and by
+contextual calibration, and a LoRA that takes 20 steps on the same ones instead. Draws of balanced examples
+are asked of the same items; the intervals are over the draws alone. On CoLA, where most sentences are
+acceptable, always yes or always no is right as often as what the model says: that says nothing of grammar.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,15 +32,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from in_context_report import draw, report
+from parts import join_claims
 
-from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
-from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, predict_row
+from jaxrl_align import runtime
+from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members, with_data
 from jaxrl_align.types import Params, TokenBatch
 
 Part = Literal["functions", "words", "concepts", "model"]
+CLAIMS = {
+    "functions": runtime.Claim(
+        "A transformer fits a function that it never saw to the pairs in its context, without an update, as "
+        "well as the pairs allow.",
+        rows=("E1",),
+        minutes=8,
+    ),
+    "words": runtime.Claim(
+        "It does a task of text that training never had from examples in its context, better than after "
+        "fine-tuning on as few; with many, gradients do it as well.",
+        rows=("E1", "E3"),
+        minutes=15,
+    ),
+    "concepts": runtime.Claim(
+        "The context locates a concept that the model already has, as the exact posterior does, and teaches "
+        "no new one.",
+        rows=("E1", "E2"),
+        minutes=5,
+    ),
+    "model": runtime.Claim(
+        "A published model is right more often with examples in its context than without, and less often "
+        "than after learning the same examples.",
+        rows=("E1", "E3"),
+        minutes=10,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -171,6 +149,10 @@ class Config(MembersConfig):
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
         self.require(seeds=2, points=2, examples=2, concept_examples=2, tuned_tasks=4, dimension=1)
+        if min(self.tuned_examples) >= self.examples:
+            raise ValueError(
+                f"tuned_examples must begin below examples={self.examples}; got {self.tuned_examples}"
+            )
         if len(self.model_shots) < 2 or self.model_shots[0] != 0:
             raise ValueError(f"model_shots must begin with 0 and go on; got {self.model_shots}")
 
@@ -228,13 +210,6 @@ def learn_functions(config: Config, folder: RunFolder) -> dict[str, Any]:
     return {"squared": found}
 
 
-def make_reader_of_words(config: Config) -> LanguageModel:
-    """Build the model that reads prompts of words."""
-    context = 1 + config.examples * words.EXAMPLE
-    shape = TransformerConfig(words.VOCAB, config.width, config.layers, 4, context, positions="rotary")
-    return make_transformer(shape)
-
-
 def learn_words(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Train on some word tasks, and read prompts of these and of the held-out ones.
 
@@ -242,7 +217,7 @@ def learn_words(config: Config, folder: RunFolder) -> dict[str, Any]:
       `right` {tasks: {reader: [M, K]}}, shares of right labels by the number of examples before; and what
       `tune_on_examples` returns.
     """
-    lm, steps = make_reader_of_words(config), config.word_steps
+    lm, steps = words.make_reader_of_words(config.examples, config.width, config.layers), config.word_steps
     how = {"prompts": config.word_batch, "examples": config.examples}
     learner = make_lm_learner(
         lm,
@@ -314,87 +289,20 @@ def tune_on_examples(config: Config, lm: LanguageModel, params: Params) -> dict[
     return {"tuned": rest.T, "tried": tried}
 
 
-def learn_concepts(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Train on documents of a mixture of concepts, and read documents of these and of new ones.
-
-    Returns:
-      `nats` {documents: {reader: [M, K]}} nats a symbol by the number of examples before; `posterior` [M, K]
-      probability of the true concept, exactly.
-    """
-    shape = {"examples": config.concept_examples, "length": config.example_length}
-    context = 1 + config.concept_examples * (config.example_length + 1)
-    lm = make_transformer(TransformerConfig(config.symbols + 1, config.width, config.layers, 4, context))
-    size = {"concepts": 2 * config.concepts, "states": config.states, "symbols": config.symbols}
-    worlds = jax.vmap(lambda key: concepts.draw_concepts(key, **size))(config.keys(3))
-    split = lambda world, part: world._replace(start=world.start[part], move=world.move[part])
-    known, new = (
-        split(worlds, np.s_[:, part]) for part in (np.s_[: config.concepts], np.s_[config.concepts :])
-    )
-    steps = config.concept_steps
-    learner = with_data(
-        lambda world: make_lm_learner(
-            lm,
-            lambda key: concepts.draw_documents(key, world, documents=config.batch_size, **shape)[0],
-            total_steps=steps,
-            warmup_steps=steps // 20,
-        )
-    )
-    own = folder.sub("concepts")
-    options = {"frozen": known, "folder": own, "label": "concepts", "checkpoint_every": max(1, steps // 4)}
-    params = train_members(learner, LMHParams(config.learning_rate), config, steps, **options).state.params
-    by_example = lambda nats: nats.reshape(-1, config.concept_examples, config.example_length + 1)[
-        ..., :-1
-    ].mean((0, 2))
-    flat = jnp.full(config.concepts, -jnp.log(config.concepts))
-
-    @jax.jit
-    @jax.vmap
-    def read(params: Params, key: Any, written: Any, known: Any) -> dict[str, jax.Array]:
-        rows, which = concepts.draw_documents(key, written, documents=config.tests, **shape)
-        said = jax.vmap(lambda row: predict_row(lm, params, row)[0])(rows)
-        exact = jax.vmap(lambda t: concepts.read_exactly(known, t, flat))(rows.tokens)
-        sure = jnp.log(jax.nn.one_hot(which, config.concepts))
-        told = jax.vmap(lambda t, prior: concepts.read_exactly(written, t, prior))(rows.tokens, sure)
-        alone = rows.tokens[:, 1:].reshape(-1, config.example_length + 1)
-        alone = jnp.concatenate([jnp.full((len(alone), 1), concepts.DELIMITER), alone], 1)
-        unread = jax.vmap(lambda t: concepts.read_exactly(known, t, flat).nats)(alone)
-        begin = slice(None, None, config.example_length + 1)
-        return {
-            "transformer": by_example(said),
-            "exact posterior": by_example(exact.nats),
-            "told the concept": by_example(told.nats),
-            "examples unread": by_example(unread.reshape(exact.nats.shape)),
-            "posterior": jnp.take_along_axis(exact.posterior[:, begin], which[:, None, None], 2).mean((0, 2)),
-        }
-
-    found = {
-        name: jax.tree.map(np.asarray, read(params, config.keys(4), written, known))
-        for name, written in {"known concepts": known, "new concepts": new}.items()
-    }
-    posterior = found["known concepts"]["posterior"]
-    return {
-        "nats": {name: {k: x for k, x in row.items() if k != "posterior"} for name, row in found.items()},
-        "posterior": posterior,
-    }
-
-
 PARTS = {
     "functions": learn_functions,
     "words": learn_words,
-    "concepts": learn_concepts,
+    "concepts": concepts.learn_concepts,
     "model": in_context_model.read_model,
 }
 
 
 def main(config: Config) -> None:
     """Run the parts, and report."""
-    started = time.monotonic()
     folder = config.open_folder()
     found = {name: PARTS[name](config, folder) for name in config.parts}
-    report(config, found)
     draw(folder, config, found)
-    folder.write_json("results.json", found)
-    print(f"figure and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
+    report(config, folder, join_claims(CLAIMS[part] for part in config.parts), found)
 
 
 if __name__ == "__main__":

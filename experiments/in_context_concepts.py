@@ -4,13 +4,18 @@ Xie et al. 2022 (arXiv:2111.02080): every document comes from one concept, that 
 document here is a row of examples, each of a few symbols from a fresh start of the chain and a delimiter.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrl_align.types import TokenBatch
+from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, predict_row
+from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime.members import train_members, with_data
+from jaxrl_align.types import Params, TokenBatch
 
 DELIMITER = 0
 
@@ -98,6 +103,70 @@ def read_exactly(concepts: Concepts, tokens: jax.Array, prior: jax.Array) -> Exa
         return joint, Exact(total - jax.nn.logsumexp(seen), jnp.exp(concept - total))
 
     return jax.lax.scan(step, prior[:, None] + concepts.start, tokens[1:])[1]
+
+
+def learn_concepts(config: Any, folder: RunFolder) -> dict[str, Any]:
+    """Train on documents of a mixture of concepts, and read documents of these and of new ones.
+
+    Returns:
+      `nats` {documents: {reader: [M, K]}} nats a symbol by the number of examples before; `posterior` [M, K]
+      probability of the true concept, exactly.
+    """
+    shape = {"examples": config.concept_examples, "length": config.example_length}
+    context = 1 + config.concept_examples * (config.example_length + 1)
+    lm = make_transformer(TransformerConfig(config.symbols + 1, config.width, config.layers, 4, context))
+    size = {"concepts": 2 * config.concepts, "states": config.states, "symbols": config.symbols}
+    worlds = jax.vmap(lambda key: draw_concepts(key, **size))(config.keys(3))
+    split = lambda world, part: world._replace(start=world.start[part], move=world.move[part])
+    known, new = (
+        split(worlds, np.s_[:, part]) for part in (np.s_[: config.concepts], np.s_[config.concepts :])
+    )
+    steps = config.concept_steps
+    learner = with_data(
+        lambda world: make_lm_learner(
+            lm,
+            lambda key: draw_documents(key, world, documents=config.batch_size, **shape)[0],
+            total_steps=steps,
+            warmup_steps=steps // 20,
+        )
+    )
+    own = folder.sub("concepts")
+    options = {"frozen": known, "folder": own, "label": "concepts", "checkpoint_every": max(1, steps // 4)}
+    params = train_members(learner, LMHParams(config.learning_rate), config, steps, **options).state.params
+    by_example = lambda nats: nats.reshape(-1, config.concept_examples, config.example_length + 1)[
+        ..., :-1
+    ].mean((0, 2))
+    flat = jnp.full(config.concepts, -jnp.log(config.concepts))
+
+    @jax.jit
+    @jax.vmap
+    def read(params: Params, key: Any, written: Any, known: Any) -> dict[str, jax.Array]:
+        rows, which = draw_documents(key, written, documents=config.tests, **shape)
+        said = jax.vmap(lambda row: predict_row(lm, params, row)[0])(rows)
+        exact = jax.vmap(lambda t: read_exactly(known, t, flat))(rows.tokens)
+        sure = jnp.log(jax.nn.one_hot(which, config.concepts))
+        told = jax.vmap(lambda t, prior: read_exactly(written, t, prior))(rows.tokens, sure)
+        alone = rows.tokens[:, 1:].reshape(-1, config.example_length + 1)
+        alone = jnp.concatenate([jnp.full((len(alone), 1), DELIMITER), alone], 1)
+        unread = jax.vmap(lambda t: read_exactly(known, t, flat).nats)(alone)
+        begin = slice(None, None, config.example_length + 1)
+        return {
+            "transformer": by_example(said),
+            "exact posterior": by_example(exact.nats),
+            "told the concept": by_example(told.nats),
+            "examples unread": by_example(unread.reshape(exact.nats.shape)),
+            "posterior": jnp.take_along_axis(exact.posterior[:, begin], which[:, None, None], 2).mean((0, 2)),
+        }
+
+    found = {
+        name: jax.tree.map(np.asarray, read(params, config.keys(4), written, known))
+        for name, written in {"known concepts": known, "new concepts": new}.items()
+    }
+    posterior = found["known concepts"]["posterior"]
+    return {
+        "nats": {name: {k: x for k, x in row.items() if k != "posterior"} for name, row in found.items()},
+        "posterior": posterior,
+    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.types import Params, TokenBatch
 
 FIELDS, WORDS, LABELS = 2, 4, 4
@@ -54,6 +54,12 @@ def _list_tasks() -> Tasks:
 
 TASKS = _list_tasks()
 KNOWN, HELD_OUT = np.flatnonzero(~TASKS.held_out), np.flatnonzero(TASKS.held_out)
+
+
+def make_reader_of_words(examples: int, width: int, layers: int) -> LanguageModel:
+    """Build the model that reads prompts of so many examples."""
+    context = 1 + examples * EXAMPLE
+    return make_transformer(TransformerConfig(VOCAB, width, layers, 4, context, positions="rotary"))
 
 
 def draw_examples(key: chex.PRNGKey, task: jax.Array, examples: int) -> Prompts:

@@ -10,13 +10,14 @@ import pytest
 
 from jaxrl_align.data import byte_tokenizer
 from jaxrl_align.nets import transformer
+from jaxrl_align.runtime import Interval
 from tests.experiments.loading import load
 from tests.tiny import draw_params
 
 functions = load("in_context_functions")
 words = load("in_context_words")
 concepts = load("in_context_concepts")
-load("in_context_report")
+reports = load("in_context_report")
 published = load("in_context_model")
 experiment = load("in_context")
 
@@ -183,9 +184,18 @@ def test_a_published_model_is_shown_what_its_lora_learns(model, polite, tmp_path
     small |= {"model_rates": (1e-3,), "model_steps": 2, "model_length": 80}
     config = experiment.Config(out=str(tmp_path / "run"), parts=("model",), **small)
     experiment.main(config)
-    found = json.loads((tmp_path / "run" / "results.json").read_text())["model"]["polite"]
-    assert np.shape(found["shown"]["raw"]) == np.shape(found["shown"]["calibrated"]) == (2, 2)
-    assert np.shape(found["tuned"]["0.001"]) == (2,)
+    kept = json.loads((tmp_path / "run" / "model_polite").read_text())
+    raw, calibrated = (100 * np.array(kept["shown"][rule]) for rule in ("raw", "calibrated"))
+    assert raw.shape == calibrated.shape == (2, 2) and np.shape(kept["tuned"]["0.001"]) == (2,)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (table,) = result["tables"].values()
+    value = lambda row, column: table[row][column]["value"]
+    assert value("raw", "2") == raw[:, 1].mean() and value("calibrated", "0") == calibrated[:, 0].mean()
+    assert value("calibrated less raw, paired", "2") == (calibrated - raw)[:, 1].mean()
+    assert value("a LoRA on the same 2 instead, rate 0.001", "0") == 100 * np.mean(kept["tuned"]["0.001"])
+    (headline,), (baseline,) = result["headline"].values(), result["baselines"].values()
+    assert headline["value"] == (calibrated[:, 1] - calibrated[:, 0]).mean()
+    assert baseline["value"] == (raw[:, 1] - raw[:, 0]).mean() and result["rows"] == ["E1", "E3"]
     assert learnt == [drawn.examples for shots, drawn in shown if shots == 2]
 
 
@@ -201,18 +211,58 @@ def test_a_run_in_miniature(tmp_path):
     parts = ("functions", "words", "concepts")
     config = experiment.Config(out=str(tmp_path / "run"), parts=parts, seeds=2, **small)
     experiment.main(config)
-    found = json.loads((tmp_path / "run" / "results.json").read_text())
-    quiet = found["functions"]["squared"]["without noise"]
-    assert (
-        np.max(np.array(quiet["least squares"])[:, 5:]) < 0.05
-    )  # five pairs tell a function of five numbers
-    noisy = found["functions"]["squared"]["with noise"]
-    assert np.mean(noisy["ridge, Bayes"]) < np.mean(noisy["least squares"])
-    known = found["words"]["right"]["known tasks"]
-    assert np.array(known["Bayes, any task"])[:, 6:].mean() > 0.9
-    assert np.shape(found["words"]["tuned"]) == (2, 2)
-    nats = found["concepts"]["nats"]["known concepts"]
-    late = {name: np.array(x)[:, 6:].mean() for name, x in nats.items()}
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["rows"] == ["E1", "E2", "E3"] and len(result["checks"]) == 9 == 3 * len(result["headline"])
+    titles, tables = list(result["tables"]), list(result["tables"].values())
+    value = lambda i, row, column: tables[i][row][column]["value"]
+    assert "without noise" in titles[0] and "with noise" in titles[1]
+    assert value(0, "least squares", "6") < 0.05  # six pairs tell a function of three numbers
+    assert value(1, "ridge, Bayes", "4") < value(1, "least squares", "4")
+    less = value(1, "transformer", "2") - value(1, "ridge, Bayes", "2")
+    assert value(1, "transformer less ridge, paired", "2") == pytest.approx(less)
+    assert "held-out tasks" in titles[2] and "known tasks" in titles[3]
+    assert value(3, "Bayes, any task", "8") > 90
+    assert list(tables[4]) == ["2 examples", "4 examples"]
+    words_gain = value(2, "transformer", "4") - value(4, "4 examples", "right")
+    late = {name: value(5, name, "11") for name in tables[5]}
     assert late["told the concept"] <= late["exact posterior"] + 1e-3 < late["examples unread"]
-    assert np.array(found["concepts"]["posterior"])[:, -1].min() > 0.9
+    above = late["transformer"] - late["exact posterior"]
+    assert value(7, "difference", "11") == pytest.approx(above)
+    assert value(8, "exact", "11") > 0.9
+    headline = [x["value"] for x in result["headline"].values()]
+    gain = value(5, "transformer", "0") - late["transformer"]
+    assert headline == pytest.approx([value(0, "transformer", "8"), words_gain, gain])
+    baselines = [x["value"] for x in result["baselines"].values()]
+    new = value(6, "transformer", "0") - value(6, "transformer", "11")
+    assert baselines == pytest.approx([value(0, "transformer", "0"), value(4, "4 examples", "right"), new])
     assert (tmp_path / "run" / "in_context.png").stat().st_size > 10_000
+
+
+def near(value, half=0.01):
+    return Interval(value, value - half, value + half, "t")
+
+
+def test_the_verdicts_on_functions_and_concepts():
+    functions = lambda *x: list(reports.judge_functions(*x).values())
+    assert functions([near(0.2)], [near(0.02)] * 2, [near(0.03)] * 2) == [True] * 3
+    assert functions([near(0.2), near(0)], [near(0.045)], [near(-0.1), near(0.045)]) == [False] * 3
+    concepts = lambda *x: list(reports.judge_concepts(*x).values())
+    assert concepts(near(0.3), [near(0.05), near(-0.2)], near(0.01)) == [True] * 3
+    assert concepts(near(0), [near(0.05), near(0.095)], near(0.045)) == [False] * 3
+
+
+def test_the_verdicts_on_words_and_a_published_model():
+    verdict = lambda *x: list(reports.judge_words(*x).values())
+    assert verdict(near(50, 5), near(17, 9), near(99, 1)) == [True] * 3
+    assert verdict(near(4, 5), near(4, 9), near(95.5, 1)) == [False] * 3
+    up, down = near(30, 10), near(8, 10)
+    model = lambda *x: list(reports.judge_model("t", *x).values())
+    assert model({"raw": up, "calibrated": up}, up, {"1": up}) == [True] * 4
+    assert model({"raw": down, "calibrated": up}, down, {"1": up, "2": down}) == [False, True, False, False]
+    assert model({"raw": down, "calibrated": up}, up, {"1": up}) == [False, True, True, True]
+    assert model({"raw": up, "calibrated": down}, up, {"1": near(-30, 10)}) == [True, False, True, False]
+
+
+def test_fine_tuning_needs_a_number_that_the_context_holds():
+    with pytest.raises(ValueError, match="tuned_examples must begin below examples=4; got"):
+        experiment.Config(examples=4, tuned_examples=(4, 8))

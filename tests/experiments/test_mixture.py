@@ -89,6 +89,7 @@ def test_the_verdict_is_that_of_each_domain_and_of_both_means():
     turned = {name: near(-x.value) for name, x in published.items()}
     assert judged(turned, repeats) == [False, False, True, False, False]
     level = {"all domains alike": near(-0.005), "all bytes alike": near(0.005)}
+    assert judged(published | {"c": near(0.005)}, repeats)[:2] == [True, False]
     assert judged(published | level, repeats) == [True] * 3 + [False] * 2
     assert judged(published | {"b": near(0.005)}, repeats | {"a": near(0.095)})[:3] == [False, True, False]
 

@@ -148,6 +148,8 @@ def test_the_verdict_is_that_of_bytes_forgetting_and_prompts():
     assert judged(sizes, found, behind) == [True] * 4
     own = found | {"forgetting, own rates": near(-0.5)}
     assert judged(sizes | {"norms": 100}, own, behind) == [False, True, False, True]
+    level = found | {"forgetting, own rates": near(0.05)}
+    assert judged(sizes, level, behind) == [True, True, False, True]
     one = found | {"forgetting at 0.1": near(0.05)}
     assert judged(sizes, one, behind | {"norms": near(0)}) == [True, False, True, False]
     assert judged(sizes, found, {}) == [True] * 3
