@@ -190,6 +190,10 @@ def test_the_verdict_on_few_labels_is_that_of_both_eras():
     assert list(experiment.judge({"2006": level}).values()) == [True] + [False] * 3
     unfitted = good | {100: kept_of(12, 12, 2, train=2.0)}
     assert list(experiment.judge({"2006": unfitted}).values()) == [False] + [True] * 3
+    thousand = {10: kept_of(15, 15, 2), 200: kept_of(9, 9, 2), 1000: kept_of(20, 9, 1, train=12.0)}
+    assert list(experiment.judge({"2006": thousand}).values()) == [True] * 4, (
+        "held against 200, which is fitted"
+    )
     late = {10: kept_of(15, 3, 3), 1000: kept_of(20, 1, 1)}
     assert list(experiment.judge({"2006": late}).values()) == [True, True, False, False]
     assert experiment.few(late).mean() == pytest.approx(100 * 7 / 20), "1000 are not few"
