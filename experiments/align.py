@@ -7,23 +7,10 @@ model learns the comparisons on the model's own features; PPO and GRPO follow it
 themselves. Judged on topics that none of them saw: by VADER, and by the start itself, asked whether a
 sentence makes it happy or sad, a judge that no method saw.
 
-Claims: a policy aligned with human feedback beats the model it started from, by a judge that it never saw
-(lectures F12, F13); the further it goes, in sqrt KL, the more it gains, up to a point.
-
-Measured (`make align`: one run, 95% t intervals over the 16 held-out topics, gains paired by topic; 25
-minutes of CPU time): the reward model orders 67 +- 9% of the pairs of the start's sentences as VADER does,
-the start, asked, 72 +- 7%.
-
-             VADER [-1, 1]    the start, asked    reward model [deviations]    KL [nats]
-    start     0.21             0.35
-    PPO      +0.40 +- 0.12    +0.23 +- 0.06       +1.60 +- 0.33                14.1 +- 1.8
-    GRPO     +0.28 +- 0.10    +0.19 +- 0.08       +1.20 +- 0.27                 4.4 +- 0.8
-    DPO      +0.21 +- 0.06    +0.06 +- 0.04       +0.53 +- 0.17                 1.4 +- 0.4
-
-Both claims hold, as far as one run can tell; no turning point was reached. The methods are not ranked by
-this: they take different numbers of answers and stop at different distances, and choosing the best of 8
-answers by the reward model (+0.31 at 1.2 nats at most) beats each at its distance. Another seed chose DPO's
-rate: 3e-4, 1e-3, 2e-3 gained 0.02, 0.15 and 0.12 by VADER; the other rates and coefficients were not tuned.
+It is one run: the intervals are over the held-out topics. The methods are not ranked by it, for they take
+different numbers of answers and stop at different distances; what a distance is worth, the best of n answers
+by the reward model tells. Another seed chose DPO's rate out of 3e-4, 1e-3 and 2e-3; the other rates and
+coefficients were not tuned.
 """
 
 import time
@@ -33,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from align_report import print_reward, report
+from align_report import report
 from align_reward import HeadHParams, compare_reviews, compare_sentences, fit_head
 from align_task import HELD_OUT, TOPICS, Task, score_features
 
@@ -42,10 +29,16 @@ from jaxrl_align.actors.text import Frozen
 from jaxrl_align.checks import check_divides
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.pretrain.lm import sample_rows
-from jaxrl_align.runtime import cli, loop
+from jaxrl_align.runtime import Claim, cli, loop
 from jaxrl_align.runtime.folder import RunConfig, RunFolder
 from jaxrl_align.types import Comparisons, Learner, PaddedTokens, Params
 
+CLAIM = Claim(
+    "A policy aligned with human feedback beats the model it started from, by a judge that it never saw; the"
+    " further it goes, the more it gains.",
+    rows=("F2", "F10", "F12", "F13"),
+    minutes=15,
+)
 LABELS = ("vader", "sst2")
 
 
@@ -83,8 +76,11 @@ class Config(RunConfig):
     dpo_steps: int = 16
     """Each of 16 comparisons."""
     ppo_rate: float = 1e-3
+    """Learning rate of PPO."""
     grpo_rate: float = 1e-3
+    """Learning rate of GRPO."""
     dpo_rate: float = 1e-3
+    """Learning rate of DPO."""
     judged: int = 8
     """Sentences on each of 16 held-out topics in an evaluation."""
     evaluations: int = 2
@@ -207,13 +203,11 @@ def main(config: Config) -> None:
     rows = Comparisons(*(PaddedTokens(*map(as_array, side)) for side in found["rows"]))
     print(f"{len(rows.prompt.tokens)} comparisons, and a reward model of them; {clock()}", flush=True)
     start = folder.once("evaluation_start.json", judge_part, task, config, task.lora, head)
-    print_reward(start)
     paths = {}
     for name, method in make_methods(task, config, head, rows).items():
         paths[name] = {0: start} | run_method(task, config, folder, name, method, head)
         print(f"{name} done; {clock()}", flush=True)
-    report(folder, paths)
-    print(f"\nalign.png and result.json are in {folder.path}; {clock()}")
+    report(folder, config, CLAIM, paths)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table, the samples and the figure of `align.py`."""
+"""The samples, the figure and the result of `align.py`."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ import numpy as np
 
 from jaxrl_align.align import expected_best
 from jaxrl_align.losses import best_of_n_kl
-from jaxrl_align.runtime import plots
+from jaxrl_align.runtime import Claim, Interval, paired_interval, plots, t_interval, write_result
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.statistics import mean_interval
 
-JUDGES = {"vader": "VADER", "happy": "the start, asked", "score": "the reward model"}
+JUDGES = {"vader": "VADER", "happy": "the start, asked", "score": "the reward model [deviations]"}
+RANGE = {"vader": (-2.0, 2.0), "happy": (-1.0, 1.0), "score": (-np.inf, np.inf)}
+"""What a difference can be."""
 SAMPLES = (0, 6, 14)
 """Topics of which a sentence is printed."""
 
@@ -28,70 +29,121 @@ def agreement(score: np.ndarray, vader: np.ndarray) -> np.ndarray:
     return alike.sum((1, 2))[some] / better.sum((1, 2))[some]
 
 
-def print_reward(start: dict[str, Any]) -> None:
-    """Say how the reward model judges what the start writes on held-out topics."""
-    score, vader, happy = (np.array(start[name]) for name in ("score", "vader", "happy"))
-    for name, said in (("the reward model", score), ("the start, asked,", happy)):
-        mean, half = mean_interval(agreement(said, vader))
-        r = np.corrcoef(said.ravel(), vader.ravel())[0, 1]
-        print(
-            f"on held-out topics {name} orders {mean:.2f} +- {half:.2f} of the pairs as VADER does; "
-            f"correlation {r:.2f}",
-            flush=True,
-        )
+def read_orders(start: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return how rewards order what the start writes on held-out topics."""
+    table = {}
+    for name in ("score", "happy"):
+        said, vader = np.array(start[name]), np.array(start["vader"])
+        right = t_interval(agreement(said, vader), bounds=(0, 1))
+        r = float(np.corrcoef(said.ravel(), vader.ravel())[0, 1])
+        table[JUDGES[name]] = {"share of pairs": right, "correlation with VADER": r}
+    return table
 
 
-def gains(row: dict[str, Any], start: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Return each judge's gain over the start and the KL, mean and 95% half-width over topics."""
-    columns = {name: np.array(row[name]) - np.array(start[name]) for name in JUDGES}
-    columns["kl"] = np.array(row["kl"])
-    found = {name: mean_interval(values.mean(1)) for name, values in columns.items()}
-    return {name: (float(mean), float(half)) for name, (mean, half) in found.items()}
+def gains(row: dict[str, Any], start: dict[str, Any]) -> dict[str, Interval]:
+    """Return each judge's gain over another evaluation, paired by topic, and the row's own KL."""
+    topics = lambda found, name: np.array(found[name]).mean(1)
+    found = {
+        name: paired_interval(topics(row, name), topics(start, name), bounds=bounds)
+        for name, bounds in RANGE.items()
+    }
+    return found | {"kl": t_interval(topics(row, "kl"), bounds=(0, np.inf))}
 
 
-def best_of(start: dict[str, Any]) -> dict[str, list[float]]:
-    """Return VADER's gain of the best of n by the reward model, among what the start itself wrote."""
+def best_of(start: dict[str, Any]) -> dict[int, Interval]:
+    """Return VADER's gain of the best of n by the reward model, among what the start itself wrote, by n."""
     score, vader = (jnp.asarray(start[name]) for name in ("score", "vader"))
     pick = jax.vmap(expected_best, (0, 0, None))
+    mean = jnp.mean(vader, 1)
     ns = [n for n in (1, 2, 4, 8, 16) if n <= score.shape[1]]
-    gain = [float(jnp.mean(pick(score, vader, n)) - jnp.mean(vader)) for n in ns]
-    return {"n": ns, "kl": [float(best_of_n_kl(n)) for n in ns], "vader": gain}
+    return {n: paired_interval(pick(score, vader, n), mean, bounds=RANGE["vader"]) for n in ns}
 
 
-def report(folder: RunFolder, paths: dict[str, dict[int, Any]]) -> None:
-    """Print gains and samples; write result.json and align.png.
+def judge(ends: dict[str, dict[str, Interval]], further: dict[str, dict[str, Interval]]) -> dict[str, bool]:
+    """Return which parts of the claim hold.
+
+    Args:
+      ends: gains over the start, by method.
+      further: gains over the evaluation before the last, by method; none where there was no other.
+    """
+    checks = {f"{name} gains on unseen topics, by VADER": row["vader"].low > 0 for name, row in ends.items()}
+    checks |= {
+        f"{name} gains by the start, asked, a judge that it never saw": row["happy"].low > 0
+        for name, row in ends.items()
+    }
+    return checks | {
+        f"{name} gains more at its end than at the evaluation before, by VADER": row["vader"].low > 0
+        for name, row in further.items()
+    }
+
+
+def report(folder: RunFolder, config: Any, claim: Claim, paths: dict[str, dict[int, Any]]) -> None:
+    """Print samples, draw align.png, write the result.
 
     Args:
       folder: where to.
+      config: of the run.
+      claim: the experiment's.
       paths: what the judges said, by method and by step; step 0 is the start.
     """
     start = next(iter(paths.values()))[0]
-    means = {name: float(np.mean(start[name])) for name in JUDGES}
-    results = {name: {s: gains(row, start) for s, row in path.items()} for name, path in paths.items()}
-    best = best_of(start)
-    print(f"\nstart: VADER {means['vader']:.2f}, the start, asked: {means['happy']:.2f}")
-    print("gain on held-out topics, paired by topic, 95% t intervals over them:")
-    print(f"{'':8}" + "".join(f"{name:26}" for name in (*JUDGES.values(), "KL [nats]")))
-    for name, path in results.items():
-        cells = (f"{mean:+.2f} +- {half:.2f}" for mean, half in path[max(path)].values())
-        print(f"{name:8}" + "".join(f"{cell:26}" for cell in cells))
-    print(f"best of {best['n'][-1]:<2} {best['vader'][-1]:+.2f}{'':65}at most {best['kl'][-1]:.2f}")
+    last = {name: path[max(path)] for name, path in paths.items()}
+    found = {name: {s: gains(row, start) for s, row in path.items()} for name, path in paths.items()}
+    best, ends = best_of(start), {name: gains(row, start) for name, row in last.items()}
+    before = {name: path[sorted(path)[-2]] for name, path in paths.items() if len(path) > 2}
     for topic in SAMPLES:
         print(f"\n  start  {start['texts'][topic][0]!r}")
-        for name, path in paths.items():
-            print(f"  {name:5}  {path[max(path)]['texts'][topic][0]!r}")
-    folder.write_json("result.json", {"start": means, "methods": results, "best of n": best})
-    draw_paths(folder, results, best)
+        for name, row in last.items():
+            print(f"  {name:5}  {row['texts'][topic][0]!r}")
+    draw_paths(folder, found, best)
+    titles = JUDGES | {"kl": "KL [nats]"}
+    steps = {f"{name}, step {s}": row for name, path in found.items() for s, row in path.items() if s}
+    independent = ("vader", "happy")
+    write_result(
+        folder,
+        config,
+        claim,
+        headline={
+            f"gain of PPO by {JUDGES[name]}, paired by topic": ends["PPO"][name] for name in independent
+        },
+        baselines={f"gain of the best of {max(best)} by VADER": best[max(best)]},
+        checks=judge(ends, {name: gains(last[name], row) for name, row in before.items()}),
+        tables={
+            "gain over the start on held-out topics, paired by topic": {
+                name: {titles[key]: cell for key, cell in row.items()} for name, row in steps.items()
+            },
+            "the best of n of the start's answers, by the reward model": {
+                f"best of {n}": {"VADER, gain": cell, "KL at most [nats]": float(best_of_n_kl(n))}
+                for n, cell in best.items()
+            },
+            "the start, on held-out topics": {
+                JUDGES[name]: {"mean": t_interval(np.array(start[name]).mean(1))} for name in independent
+            },
+            "pairs of the start's sentences ordered as VADER does": read_orders(start),
+        },
+        notes=["one run: every interval is over the held-out topics, none over seeds"],
+        figures=["align.png"],
+    )
 
 
-def draw_paths(folder: RunFolder, results: dict[str, Any], best: dict[str, list[float]]) -> None:
+def draw_paths(
+    folder: RunFolder, found: dict[str, dict[int, dict[str, Interval]]], best: dict[int, Interval]
+) -> None:
     """Write align.png: VADER's gain over sqrt KL, one line for each method and for the best of n."""
     fig, ax = plots.figure("square root of KL(policy, start) [sqrt nats]", "VADER, gain over the start")
-    for (name, path), style, marker in zip(results.items(), ("-", "--", ":"), "osD", strict=True):
+    for (name, path), style, marker in zip(found.items(), ("-", "--", ":"), "osD", strict=True):
         points = [path[step] for step in sorted(path)]
-        x = np.sqrt(np.maximum([p["kl"][0] for p in points], 0.0))
-        y, half = np.array([p["vader"] for p in points]).T
+        x = np.sqrt(np.maximum([p["kl"].value for p in points], 0.0))
+        y = np.array([p["vader"].value for p in points])
+        half = np.abs(np.array([(p["vader"].low, p["vader"].high) for p in points]).T - y)
         ax.errorbar(x, y, half, linestyle=style, marker=marker, markersize=5, capsize=3, label=name)
-    ax.plot(np.sqrt(best["kl"]), best["vader"], "k-.", marker="x", label="best of n")
+    x = np.sqrt([float(best_of_n_kl(n)) for n in best])
+    ax.plot(x, [cell.value for cell in best.values()], "k-.", marker="x", label="best of n")
     ax.legend()
     plots.save_figure(fig, folder.path / "align.png")
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("align")

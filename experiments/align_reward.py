@@ -96,3 +96,9 @@ def fit_head(features: np.ndarray, seen: np.ndarray, hparams: HeadHParams) -> Pa
     kernel = np.asarray(state.params) / std
     kernel = kernel / np.std(seen @ kernel)
     return {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(-np.mean(seen @ kernel))}
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("align")

@@ -187,3 +187,9 @@ def score_features(head: Params, features: Any) -> Any:
 
 def _capital(topic: str) -> str:
     return topic[0].upper() + topic[1:]
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("align")

@@ -1,7 +1,7 @@
 """Flipped votes, alone or coordinated, and what each defence recovers of the gold reward's labels.
 
-Claim (lecture 002, F19): annotators are biased, badly chosen or malicious, and their mistakes are easy to
-miss. Of 20 annotators, who are noisy and may call a tie, 5 judge each of 1,000 pairs. The attacks:
+Annotators are biased, badly chosen or malicious, and their mistakes are easy to miss (lecture 002, F19). Of
+20 annotators, who are noisy and may call a tie, 5 judge each of 1,000 pairs. The attacks:
 
 - random: everybody reverses that share of their judgements;
 - coordinated: that share of the annotators always prefers the worse answer, without noise;
@@ -9,24 +9,11 @@ miss. Of 20 annotators, who are noisy and may call a tie, 5 judge each of 1,000 
 
 The defences: majority; Dawid and Skene's estimate, with ties as evidence (`classes=2`), as a third class, or
 dropped; its log odds as weights of `soft_labels`; and log odds from a tenth of the pairs, whose gold label is
-known (test questions). One vote is none, at a fifth of the cost.
-
-Measured (`python experiments/annotators.py`: 8 seeds, 95% t intervals; accuracy [%] on the other pairs; half
-a minute of CPU time):
-
-                     honest        random 20%    40%           coordinated 40%  45%           popular 40%
-    one vote         82.8 +- 0.7   69.4 +- 1.3   56.8 +- 1.7   52.7 +- 0.7      48.8 +- 0.5   69.8 +- 1.4
-    majority         90.8 +- 0.9   81.5 +- 0.9   61.9 +- 1.9   55.0 +- 0.7      47.2 +- 0.9   78.1 +- 0.7
-    Dawid-Skene      90.9 +- 1.0   80.6 +- 1.1   49.5 +- 2.3   93.0 +- 0.9       6.7 +- 0.7   87.6 +- 1.0
-      tie a class    90.5 +- 1.0   80.9 +- 1.0   53.5 +- 3.5   93.6 +- 0.7       6.4 +- 0.7   83.5 +- 1.7
-      ties dropped   90.9 +- 1.0   81.1 +- 1.4   57.3 +- 2.0   93.6 +- 0.8      39.1 +- 37.7  87.6 +- 1.2
-    weights          90.8 +- 1.1   81.2 +- 1.3   52.0 +- 3.6   93.7 +- 0.8       6.4 +- 0.7   87.7 +- 1.0
-    test questions   90.9 +- 1.0   79.9 +- 1.8   59.0 +- 1.7   93.4 +- 0.7      93.4 +- 0.7   87.2 +- 1.1
+known (test questions). One vote is none, at a fifth of the cost. Accuracy is on the other pairs.
 
 An estimate of who errs repairs what comes from some annotators, liars above all, whose votes it reverses. It
-has nothing to find where all err alike, and then loses up to 12 points to the majority. At 45% the liars, who
-are without noise, outvote the honest, who are not, and it believes them: only labels known from elsewhere
-help. Ties matter less: against a popular clique drop them or take them as evidence, not as a class.
+has nothing to find where all err alike. Liars without noise, who outvote honest people who are not, are
+believed: there only labels known from elsewhere help.
 
 `poisoned_rewards.py` trains reward models on such labels, and searches for what they like best.
 """
@@ -38,9 +25,27 @@ from typing import Any
 import numpy as np
 
 from jaxrl_align.feedback import TIE, Annotator, Crowd, Votes, dawid_skene, log_odds, majority, soft_labels
-from jaxrl_align.runtime import cli, plots, statistics
-from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime import (
+    Claim,
+    Interval,
+    RunFolder,
+    cli,
+    paired_interval,
+    plots,
+    t_interval,
+    write_result,
+)
 from jaxrl_align.runtime.members import MembersConfig
+
+CLAIM = Claim(
+    "Annotators err, follow a goal of their own or lie: an estimate of who errs repairs what some of them "
+    "do, not what all do alike, and believes liars who outvote the honest; labels known from elsewhere then "
+    "help.",
+    rows=("F19",),
+    minutes=1,
+)
+MANY = 0.4
+"""Largest share of an attack that an estimate of who errs is to repair."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Config(MembersConfig):
     pairs: int = 1000
     """Pairs of answers whose gold rewards are standard normal."""
     annotators: int = 20
+    """How many people judge."""
     votes: int = 5
     """Annotators asked for each pair."""
     noise: float = 0.5
@@ -152,30 +158,90 @@ def measure(config: Config, member: int, share: float) -> dict[str, dict[str, fl
     return found
 
 
-def report(config: Config, results: list[list[dict]], folder: RunFolder) -> None:
-    """Print a table for each attack, with paired intervals against the majority, and draw it.
+Values = dict[str, dict[str, dict[float, np.ndarray]]]
+"""Accuracy [%] of the labels, [seeds], by attack, defence and share."""
 
-    Args:
-      config: of the run.
-      results: of `measure`, [shares][seeds].
-      folder: of the run.
-    """
-    for attack, defences in results[0][0].items():
-        values = {
-            name: np.array([[100 * found[attack][name] for found in row] for row in results])
-            for name in defences
+
+def gather(config: Config, results: list[list[dict]]) -> Values:
+    """Return the accuracies [%] of `measure`'s results, [shares][seeds]."""
+    return {
+        attack: {
+            defence: {
+                share: np.array([100 * found[attack][defence] for found in row])
+                for share, row in zip(config.shares, results, strict=True)
+            }
+            for defence in defences
         }
-        print(f"\n{attack}: accuracy of the labels [%] (- majority)")
-        print(f"{'':24}" + "".join(f"{share:<28.0%}" for share in config.shares))
-        for name, column in values.items():
-            cells = (
-                f"{statistics.mean_text(x)} ({statistics.mean_text(x - base, '+.1f')})"
-                for x, base in zip(column, values["majority"], strict=True)
-            )
-            print(f"{name:24}" + "".join(f"{cell:28}" for cell in cells))
-        curves = {name: (100 * np.array(config.shares), column) for name, column in values.items()}
+        for attack, defences in results[0][0].items()
+    }
+
+
+def over_majority(values: Values, attack: str, defence: str, share: float) -> Interval:
+    """Return how many more labels [points] a defence has right than the majority, paired by seed."""
+    row = values[attack]
+    return paired_interval(row[defence][share], row["majority"][share], bounds=(-100, 100))
+
+
+def judge(values: Values, many: float, most: float) -> dict[str, bool]:
+    """Return which parts of the claim hold, at a large share of an attack and at the largest."""
+    estimate, known = "Dawid-Skene", "test questions"
+    gain = lambda *which: over_majority(values, *which)
+    believed = t_interval(values["coordinated"][estimate][most], bounds=(0, 100))
+    alike = [gain("random", name, many) for name in values["random"] if name != "majority"]
+    return {
+        f"{many:.0%} of liars: the estimate has more labels right than the majority": (
+            gain("coordinated", estimate, many).low > 0
+        ),
+        f"{many:.0%} who judge by popularity: so it does": gain("popular", estimate, many).low > 0,
+        f"{many:.0%} of everybody's votes reversed: it has fewer right": gain("random", estimate, many).high
+        < 0,
+        "and no defence more": not any(x.low > 0 for x in alike),
+        f"{most:.0%} of liars: it believes them, fewer than half are right": believed.high < 50,
+        "labels known from elsewhere have more right than the majority there": (
+            gain("coordinated", known, most).low > 0
+        ),
+    }
+
+
+def report(config: Config, values: Values, folder: RunFolder) -> None:
+    """Draw every attack and write the result."""
+    many = max((x for x in config.shares if x <= MANY), default=min(config.shares))
+    most, tables = max(config.shares), {}
+    for attack, defences in values.items():
+        tables[f"{attack}: labels right [%], by malicious share"] = {
+            name: {f"{share:.0%}": t_interval(x, bounds=(0, 100)) for share, x in row.items()}
+            for name, row in defences.items()
+        }
+        tables[f"{attack}: less the majority, paired [points]"] = {
+            name: {f"{share:.0%}": over_majority(values, attack, name, share) for share in row}
+            for name, row in defences.items()
+            if name != "majority"
+        }
+        x = 100 * np.array(config.shares)
+        curves = {name: (x, np.array(list(row.values()))) for name, row in defences.items()}
         labels = ("malicious share [%]", "accuracy of the labels [%]")
         plots.save_curves(folder.path / f"{attack}.png", *labels, curves, title=attack, bars=True)
+    coordinated = {
+        share: over_majority(values, "coordinated", "Dawid-Skene", share) for share in (many, most)
+    }
+    write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={
+            f"labels right by Dawid-Skene less the majority, {share:.0%} of liars, paired [points]": gain
+            for share, gain in coordinated.items()
+        },
+        baselines={
+            f"labels right by the majority, {share:.0%} of liars [%]": t_interval(
+                values["coordinated"]["majority"][share], bounds=(0, 100)
+            )
+            for share in (many, most)
+        },
+        checks=judge(values, many, most),
+        tables=tables,
+        figures=[f"{attack}.png" for attack in ("coordinated", "random", "popular")],
+    )
 
 
 def main(config: Config) -> None:
@@ -188,9 +254,7 @@ def main(config: Config) -> None:
         ]
         for share in config.shares
     ]
-    folder.write_json("results.json", results)
-    report(config, results, folder)
-    print(f"\nfigures and results.json are in {folder.path}")
+    report(config, gather(config, results), folder)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rlhf
+from rates import rates_table
 from rlhf_setup import Setup
 
 from jaxrl_align.actors.text import join
@@ -39,11 +40,17 @@ class AnswersConfig(MembersConfig):
     corpus: str | None = None
     """A UTF-8 text file; none means CPython's language reference."""
     vocab_size: int = 1024
+    """Tokens of the vocabulary, at most."""
     width: int = 64
+    """Numbers in a token's hidden state."""
     layers: int = 1
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     pretrain_steps: int = 300
+    """Updates of the pre-training."""
     sft_steps: int = 100
+    """Updates of the fine-tuning on demonstrations."""
     prompts: int = 512
     """Of each member; as many as the crowd is asked queries."""
     answers: int = 4
@@ -51,10 +58,13 @@ class AnswersConfig(MembersConfig):
     test_prompts: int = 64
     """Prompts of sentences that no training has seen."""
     test_answers: int = 8
+    """Answers to each test prompt."""
     reward_steps: int = 100
+    """Updates of the reward model."""
     batch_size: int = 16
     """Rows a step."""
     learning_rates: tuple[float, ...] = (5e-5, 1.5e-4, 5e-4, 1.5e-3, 5e-3)
+    """Of the reward model; the best on other seeds is taken."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
@@ -208,10 +218,22 @@ def pair_accuracy(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
     return (right * better).sum((-3, -2, -1)) / better.sum((-3, -2, -1))
 
 
-def choose_rates(accuracy: Mapping[str, np.ndarray], rates: Sequence[float]) -> dict[str, float]:
-    """Print the mean accuracy of every rate, [R, M] by setting, and return the best rate of each."""
-    print("\nlearning rates tried, on other members than are reported: accuracy [%]")
-    print(f"{'':32}" + "".join(f"{rate:<10g}" for rate in rates))
-    for name, values in accuracy.items():
-        print(f"{name:32}" + "".join(f"{100 * x:<10.1f}" for x in values.mean(-1)))
-    return {name: rates[int(values.mean(-1).argmax())] for name, values in accuracy.items()}
+def choose_rates(
+    accuracy: Mapping[str, np.ndarray], rates: Sequence[float]
+) -> tuple[dict[str, float], dict[str, dict[str, float | str]]]:
+    """Return the best rate of each setting, and a table of the mean accuracy [%] at every rate.
+
+    Args:
+      accuracy: [R, M] by setting, of R rates and M members.
+      rates: R learning rates.
+    """
+    mean = {name: 100 * values.mean(-1) for name, values in accuracy.items()}
+    best = {name: rates[int(values.argmax())] for name, values in mean.items()}
+    tried = {name: dict(zip(rates, values, strict=True)) for name, values in mean.items()}
+    return best, rates_table(tried, best)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("feedback_types")

@@ -95,11 +95,17 @@ class Config(MembersConfig):
     tuning_seeds: int = 2
     """Further members, on whom alone the rates are chosen."""
     parts: tuple[Part, ...] = ("scratch", "published")
+    """Which models are asked: trained from scratch, published."""
     vocab_size: int = 2048
+    """Tokens of the vocabulary, at most."""
     width: int = 128
+    """Numbers in a token's hidden state."""
     layers: int = 4
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     prompt_length: int = 40
+    """Tokens of an instruction, at most."""
     response_length: int = 40
     """Tokens, the stop token included."""
     words: int = 20_000
@@ -108,21 +114,31 @@ class Config(MembersConfig):
     """Share of the pre-training windows that come from lists of instructions; the rest is books. With 0 the
     first instruction is seen in fine-tuning."""
     pretrain_steps: int = 700
+    """Updates of the pre-training."""
     pretrain_batch: int = 8
+    """Windows of text in an update of the pre-training."""
     pretrain_rate: float = 3e-3
+    """Learning rate of the pre-training."""
     sft_steps: int = 250
+    """Updates of the fine-tuning on demonstrations."""
     sft_rates: tuple[float, ...] = (1e-3, 3e-3, 6e-3)
     """The one with the least cross-entropy of the validation pairs is taken."""
     reward_steps: int = 100
+    """Updates of the reward model."""
     reward_rate: float = 5e-4
+    """Learning rate of the reward model."""
     batch_size: int = 16
     """Rows a step of fine-tuning and of the reward model."""
     rlhf_steps: int = 60
+    """Updates of the policy by RLHF."""
     rlhf_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     """The one with the most answers to the validation prompts is taken."""
     prompts_per_step: int = 8
+    """Prompts of an update."""
     group_size: int = 4
+    """Answers to each prompt of an update."""
     kl_coef: float = 0.04
+    """Weight of the KL from the reference [reward a nat]."""
     model: str | None = None
     """A Hugging Face folder with a chat template; none means SmolLM2-135M-Instruct."""
     model_items: int = 60

@@ -124,3 +124,9 @@ def prefer_humans(rows: Rows, *written: PaddedTokens) -> Comparisons:
     tile = lambda text: PaddedTokens(*(join(*[x] * len(written)) for x in text))
     rejected = PaddedTokens(*(join(*x) for x in zip(*written, strict=True)))
     return Comparisons(tile(rows.prompt), tile(rows.answer), rejected)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("assistants")

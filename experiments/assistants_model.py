@@ -53,3 +53,9 @@ def write_published(config: Any, prompts: Sequence[str]) -> dict[str, list[Writt
         return [Written(tokenizer.decode(c.tokens), c.stopped) for c in found]
 
     return {way: write([ids(prompt) for prompt in prompts]) for way, ids in encode.items()}
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("assistants")

@@ -138,3 +138,9 @@ def draw(folder: RunFolder, table: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     ax.invert_yaxis()
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     plots.save_figure(fig, folder.path / "assistants.png")
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("assistants")

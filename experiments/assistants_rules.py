@@ -200,3 +200,9 @@ def check_rules(pairs: Sequence[Any]) -> dict[str, dict[str, Any]]:
     }
     judge = lambda texts: judge_all(prompts, [Written(text, True) for text in texts])
     return {name: judge(texts) for name, texts in known.items()}
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("assistants")

@@ -213,3 +213,9 @@ def ask(setup: Setup, params: Params, prompts: list[str], purpose: int) -> list[
         [Written(setup.tokenizer.decode(t[r > 0]), bool(e)) for t, r, e in zip(*member, strict=True)]
         for member in zip(*written, ended, strict=True)
     ]
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("assistants")

@@ -1,8 +1,5 @@
 """Who wrote this children's book? From scratch, pre-trained on unrelated text and on related text.
 
-Claim (lecture 000, C8 and C9): a model that has read other, unlabelled books tells authors apart from fewer
-labelled passages, and related text helps more than unrelated text, which helps more than none.
-
 The task: passages of 60 words by 9 authors (chance 11.1%); of every author the first book by title is held
 out whole and is in no corpus. With 60 words a linear SVM on character n-grams is about where another n-gram
 classifier was measured on these books (26.5% at 5 labelled passages an author, 55.2% at 50, 64.5% at 200).
@@ -13,31 +10,10 @@ learns. A head of zeros on the last hidden state alone learnt 80 passages by hea
 25% with 4 authors (C4). That was tried, and features and rates chosen, on training books alone, of the 4
 authors who have two.
 
-Measured (the defaults; 4 draws of the labelled passages; test accuracy in per cent on 900 passages of the
-held-out books; 95% t intervals, of paired differences below; two busy shared cores, 62 min in all):
-
-    labelled passages an author        5              20             50             200
-    from scratch                 18.9 +- 2.2    27.4 +- 3.5    34.9 +- 3.6    45.8 +- 2.8
-    unrelated text               23.9 +- 5.3    32.1 +- 5.3    34.3 +- 3.2    44.6 +- 3.2
-    related text                 29.0 +- 3.5    37.9 +- 2.4    41.9 +- 4.0    50.8 +- 2.1
-    n-grams                      30.0 +- 3.5    44.1 +- 4.6    54.3 +- 2.3    65.0 +- 3.1
-
-    unrelated - scratch          +5.1 +- 7.2    +4.7 +- 7.7    -0.6 +- 2.6    -1.1 +- 4.6
-    related - unrelated          +5.1 +- 3.9    +5.8 +- 3.0    +7.6 +- 4.7    +6.1 +- 3.9
-    related - scratch           +10.2 +- 4.4   +10.5 +- 5.5    +7.0 +- 3.0    +5.0 +- 4.0
-    the same with frozen weights under the fitted head:
-    unrelated - scratch          +4.7 +- 7.0    +5.2 +- 3.8    +4.2 +- 3.6    +5.6 +- 3.1
-    related - unrelated          +5.3 +- 5.1    +6.3 +- 2.5    +7.5 +- 2.5    +7.5 +- 2.8
-
-so related text beats unrelated text and none at every size. That unrelated text beats none holds for the
-features as they were pre-trained, from 20 passages on, and not once all weights are fine-tuned: with 50 to
-200 passages the start from scratch gains more by it (34.2 to 45.8 at 200; unrelated 39.8 to 44.6). Labelled
-passages are learnt to 90 to 100% from every start. The n-grams stay ahead of so small a model, which has
-read 4.8 million tokens. The intervals cover the labelled passages and the fine-tuning, not the pre-training:
-there is one model per text.
+Every seed has its own labelled passages, its own start from scratch and its own model of each text, both of
+which start from the same weights; so the intervals cover pre-training, passages and fine-tuning.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from author_task import Task, choose, make_task, n_gram_accuracy, tokenize
 
+from jaxrl_align import runtime
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
@@ -58,22 +35,25 @@ from jaxrl_align.pretrain.text_classification import (
     mean_accuracy,
     mean_features,
 )
-from jaxrl_align.runtime import cli, plots, statistics
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.members import MembersConfig, train_members, with_data
-from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
+from jaxrl_align.runtime import cli, plots
 from jaxrl_align.types import Learner
 
+CLAIM = runtime.Claim(
+    "A small model that has read unlabelled text tells the authors of children's books apart better from the "
+    "same labelled passages; related text helps more than unrelated text, which helps more than none.",
+    rows=("C3", "C8", "C9"),
+    minutes=30,
+)
 STARTS = ("from scratch", "unrelated text", "related text")
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(runtime.MembersConfig):
     """One small transformer, three starts, equal fine-tuning."""
 
     out: str = "runs/author"
     seeds: int = 4
-    """Fine-tuned side by side: draws of the labelled passages."""
+    """Side by side: models of each text, each with its own draw of the labelled passages."""
     books: str | None = None
     """A folder of <author>/<title>.txt; none means 23 children's, from the data folder or the network."""
     words: int = 60
@@ -83,29 +63,42 @@ class Config(MembersConfig):
     test_passages: int = 100
     """Per author, spread over the held-out book."""
     vocabulary: int = 1024
+    """Tokens of the vocabulary, at most."""
     layers: int = 2
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     width: int = 96
+    """Numbers in a token's hidden state."""
     context: int = 120
     """Tokens that are read; what is longer is cut."""
-    pretrain_steps: int = 5_000
+    pretrain_steps: int = 2_500
+    """Updates of the pre-training."""
     pretrain_batch: int = 8
+    """Windows of text in an update of the pre-training."""
     pretrain_rate: float = 3e-3
+    """Learning rate of the pre-training."""
     finetune_epochs: int = 2
+    """Passes over the labelled passages."""
     finetune_steps: int = 60
     """At least so many, however few the passages."""
     finetune_batch: int = 16
+    """Passages of an update of the fine-tuning."""
     finetune_rate: float = 3e-4
+    """Learning rate of the fine-tuning."""
 
 
-def pretrain(config: Config, lm: LanguageModel, corpora: list[np.ndarray], folder: RunFolder) -> Any:
-    """Return one model per corpus [C], trained on equally many tokens from the same weights."""
+def pretrain(config: Config, lm: LanguageModel, corpora: list[np.ndarray], folder: runtime.RunFolder) -> Any:
+    """Return the models [C M] of every corpus and seed, the seed varying fastest.
+
+    All read equally many tokens; a seed's models start from the same weights.
+    """
     longest = max(map(len, corpora))
-    corpora = jnp.asarray(np.stack([np.resize(tokens, longest) for tokens in corpora]))
-    keys = jnp.stack([jax.random.key(config.seed)] * len(corpora))
+    rows = [np.resize(tokens, longest) for tokens in corpora for _ in range(config.seeds)]
+    texts, keys = jnp.asarray(np.stack(rows)), jnp.tile(config.keys(), len(corpora))
     steps = config.pretrain_steps
 
-    def learner(tokens: jax.Array) -> Learner:
+    def make(tokens: jax.Array) -> Learner:
         return make_lm_learner(
             lm,
             sample_windows(tokens, batch_size=config.pretrain_batch, length=config.context),
@@ -116,7 +109,8 @@ def pretrain(config: Config, lm: LanguageModel, corpora: list[np.ndarray], folde
 
     how = {"folder": folder, "label": "pre-training", "checkpoint_every": max(1, steps // 10)}
     hparams = LMHParams(config.pretrain_rate)
-    trained = train_members(with_data(learner), hparams, config, steps, keys=keys, frozen=corpora, **how)
+    learner = runtime.with_data(make)
+    trained = runtime.train_members(learner, hparams, config, steps, keys=keys, frozen=texts, **how)
     return trained.state.params
 
 
@@ -139,24 +133,11 @@ def make_tune(config: Config, lm: LanguageModel, num_classes: int, test: Labelle
     return tune
 
 
-def report(num: int, accuracy: np.ndarray, n_grams: np.ndarray) -> None:
-    """Print accuracies [starts, M, 2, 2] for one number of labels and paired differences."""
-    print(f"{num} labelled passages an author (n-grams {statistics.mean_text(n_grams)}%):")
-    for i, start in enumerate(STARTS):
-        frozen, tuned = accuracy[i, :, 0], accuracy[i, :, 1]
-        line = (
-            f"  {start:14} {statistics.mean_text(tuned[:, 1], '5.1f')}% (training {tuned[:, 0].mean():.1f}%"
-        )
-        line += f"; frozen {frozen[:, 1].mean():.1f}%, training {frozen[:, 0].mean():.1f}%)"
-        for other in range(i):
-            gain = statistics.mean_text(tuned[:, 1] - accuracy[other, :, 1, 1], "+.1f")
-            line += f"   vs {STARTS[other]} {gain}"
-        print(line, flush=True)
-
-
-def draw(config: Config, test: np.ndarray, n_grams: np.ndarray, chance: float, folder: RunFolder) -> None:
+def draw(
+    config: Config, test: np.ndarray, n_grams: np.ndarray, chance: float, folder: runtime.RunFolder
+) -> None:
     """Draw accuracy [sizes, starts, M] against labels, with the n-grams' [sizes, M] and chance."""
-    title = f"{config.words} words, {config.seeds} seeds, 95%"
+    title = f"passages of {config.words} words: {config.seeds} seeds, 95% intervals"
     fig, ax = plots.figure("labelled passages per author", "accuracy on held-out books [%]", title=title)
     for i in reversed(range(len(STARTS))):
         plots.curve_with_interval(ax, config.labels, test[:, i], STARTS[i])
@@ -169,53 +150,148 @@ def draw(config: Config, test: np.ndarray, n_grams: np.ndarray, chance: float, f
 
 
 def fine_tune(
-    config: Config, task: Task, tokenizer: Tokenizer, lm: LanguageModel, trained: Any, folder: RunFolder
+    config: Config,
+    task: Task,
+    tokenizer: Tokenizer,
+    lm: LanguageModel,
+    trained: Any,
+    folder: runtime.RunFolder,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fine-tune all starts on the same passages; report and save each number of labels as it is done.
+    """Fine-tune all starts of a seed on the same passages; each number of labels is kept as it is done.
+
+    Args:
+      config: of the run.
+      task: the passages.
+      tokenizer: of the model.
+      lm: the language model.
+      trained: the models of all texts, leaves [C M, ...] as `pretrain` returns them.
+      folder: of the run.
 
     Returns:
       The accuracies [sizes, starts, M, frozen or tuned, labelled or test] and the n-grams' [sizes, M], in per
       cent.
     """
     keys = jax.random.split(jax.random.key(config.seed + 1), (2, config.seeds))
-    scratch = jax.jit(jax.vmap(lm.init))(keys[0])
-    start_from = lambda new, old: jnp.concatenate([new[:, None], jnp.stack([old] * config.seeds)], 1)
-    starts = shard_members(jax.tree.map(start_from, scratch, jax.tree.map(np.asarray, trained)))
+    starts = runtime.shard_members(make_starts(jax.jit(jax.vmap(lm.init))(keys[0]), trained))
     texts = [text for author in task.test for text in author]
     truth = np.repeat(np.arange(len(task.test), dtype=np.int32), [len(author) for author in task.test])
     test = jax.tree.map(jnp.asarray, tokenize(tokenizer, texts, truth, config.context))
     tune = jax.vmap(make_tune(config, lm, len(task.test), test), (None, 0, None))
     tune = jax.jit(jax.vmap(tune))
-    accuracy, n_grams = [], []
-    for num in config.labels:
+
+    def learn(num: int) -> dict[str, Any]:
         chosen = [choose(task.train, num, config.seed + i) for i in range(config.seeds)]
-        n_grams.append(np.array([n_gram_accuracy(*labelled, texts, truth) for labelled in chosen]))
         rows = [tokenize(tokenizer, *labelled, config.context) for labelled in chosen]
-        labelled = shard_members(jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows))
-        accuracy.append(np.swapaxes(tune(shard_members(keys[1]), starts, labelled), 0, 1))
-        report(num, accuracy[-1], n_grams[-1])
-        axes = "label, start, seed, frozen/tuned, train/test"
-        result = {"labels": config.labels, "starts": STARTS, "axes": axes}
-        folder.write_json("result.json", result | {"accuracy": accuracy, "n_gram_accuracy": n_grams})
-    return np.stack(accuracy), np.stack(n_grams)
+        labelled = runtime.shard_members(jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows))
+        accuracy = np.swapaxes(tune(runtime.shard_members(keys[1]), starts, labelled), 0, 1)
+        print(f"{num} labelled passages an author: {accuracy[:, :, 1, 1].mean(1).round(1)}%", flush=True)
+        return {
+            "accuracy": accuracy,
+            "n_grams": [n_gram_accuracy(*labelled, texts, truth) for labelled in chosen],
+        }
+
+    found = [folder.once(f"labels_{num}.json", learn, num) for num in config.labels]
+    return np.array([x["accuracy"] for x in found]), np.array([x["n_grams"] for x in found])
+
+
+def make_starts(scratch: Any, trained: Any) -> Any:
+    """Return the starts [M, 1 + C, ...] of every seed: from scratch [M], and the models [C M] of texts."""
+
+    def join(new: jax.Array, old: jax.Array) -> jax.Array:
+        by_text = jnp.asarray(old).reshape(-1, *new.shape)
+        return jnp.concatenate([new[:, None], jnp.swapaxes(by_text, 0, 1)], 1)
+
+    return jax.tree.map(join, scratch, jax.tree.map(np.asarray, trained))
+
+
+def compare(accuracy: np.ndarray) -> dict[str, runtime.Interval]:
+    """Return the paired gains of one start over another, of accuracies [starts, M] in per cent."""
+    return {
+        f"{STARTS[i]} less {STARTS[j]}": runtime.paired_interval(accuracy[i], accuracy[j], bounds=(-100, 100))
+        for i, j in ((2, 1), (2, 0), (1, 0))
+    }
+
+
+Gains = list[dict[str, runtime.Interval]]
+"""What `compare` returns for each number of labelled passages."""
+
+
+def judge(tuned: Gains, frozen: Gains) -> dict[str, bool]:
+    """Return which parts of the claim hold: with all weights fine-tuned, and with a head alone."""
+    always = lambda gains, pair: all(row[pair].low > 0 for row in gains)
+    scratch, unrelated, related = STARTS
+    return {
+        "related text is better than unrelated text at every number of passages": always(
+            tuned, f"{related} less {unrelated}"
+        ),
+        "and than none": always(tuned, f"{related} less {scratch}"),
+        "unrelated text is better than none at every number": always(tuned, f"{unrelated} less {scratch}"),
+        "unrelated text is better than none at every number, with frozen weights under the fitted head": (
+            always(frozen, f"{unrelated} less {scratch}")
+        ),
+    }
+
+
+def report(
+    config: Config, folder: runtime.RunFolder, accuracy: np.ndarray, n_grams: np.ndarray, chance: float
+) -> None:
+    """Write the result of accuracies [sizes, starts, M, frozen or tuned, labelled or test] in per cent."""
+    share = lambda x: runtime.t_interval(x, bounds=(0, 100))
+    tuned, frozen = ([compare(size[:, :, i, 1]) for size in accuracy] for i in (1, 0))
+    columns = [f"{num} passages" for num in config.labels]
+    table = lambda x: {
+        start: {name: share(size) for name, size in zip(columns, x[:, i], strict=True)}
+        for i, start in enumerate(STARTS)
+    }
+    gains = lambda rows: {
+        pair: {name: row[pair] for name, row in zip(columns, rows, strict=True)} for pair in rows[0]
+    }
+    counted = dict(zip(columns, map(share, n_grams), strict=True))
+    middle = len(columns) // 2
+    at = f"with {columns[middle]} an author"
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={
+            f"related less unrelated text {at}, paired [points]": (
+                tuned[middle]["related text less unrelated text"]
+            )
+        },
+        baselines={
+            f"from scratch {at} [%]": share(accuracy[middle, 0, :, 1, 1]),
+            f"n-grams {at} [%]": counted[columns[middle]],
+            "chance [%]": runtime.Interval(chance, np.nan, np.nan, "none"),
+        },
+        checks=judge(tuned, frozen),
+        tables={
+            "right on held-out books, fine-tuned [%]": table(accuracy[..., 1, 1]) | {"n-grams": counted},
+            "paired gains, fine-tuned [points]": gains(tuned),
+            "with frozen weights under the fitted head [%]": table(accuracy[..., 0, 1]),
+            "paired gains, frozen [points]": gains(frozen),
+            "right on the labelled passages, fine-tuned [%]": table(accuracy[..., 1, 0]),
+        },
+        figures=["author.png"],
+    )
 
 
 def main(config: Config) -> None:
-    """Pre-train on both texts, fine-tune all starts on the same passages; print, save and draw."""
-    use_cpu_devices()
+    """Pre-train on both texts, fine-tune all starts on the same passages; draw and write the result."""
+    config.require(seeds=2, labels=1)
+    runtime.use_cpu_devices()
     task = make_task(config)
     tokenizer = train_bpe([task.unrelated, task.related], config.vocabulary)
     shape = (config.width, config.layers, config.heads, config.context)
     lm = make_transformer(TransformerConfig(config.vocabulary, *shape))
     folder = config.open_folder()
-    start = time.perf_counter()
     corpora = [np.asarray(tokenizer.encode(text), np.int32) for text in (task.unrelated, task.related)]
     read = config.pretrain_steps * config.pretrain_batch * config.context
     print(f"corpora of {' and '.join(str(len(c)) for c in corpora)} tokens, {read} tokens read of each")
     trained = pretrain(config, lm, corpora, folder)
     accuracy, n_grams = fine_tune(config, task, tokenizer, lm, trained, folder)
-    draw(config, accuracy[..., 1, 1], n_grams, 100 / len(task.test), folder)
-    print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
+    chance = 100 / len(task.test)
+    draw(config, accuracy[..., 1, 1], n_grams, chance, folder)
+    report(config, folder, accuracy, n_grams, chance)
 
 
 if __name__ == "__main__":

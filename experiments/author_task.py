@@ -68,3 +68,9 @@ def n_gram_accuracy(texts: list[str], label: np.ndarray, test: list[str], truth:
     features = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
     found = LinearSVC().fit(features.fit_transform(texts), label).predict(features.transform(test))
     return 100 * float(np.mean(found == truth))
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("author")

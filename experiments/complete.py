@@ -24,20 +24,27 @@ class Config:
     model: str
     """A Hugging Face folder."""
     prompt: str
+    """The text that is gone on with, or answered."""
     chat: bool = False
     """The prompt is the user's message in a conversation, written by the model's chat template."""
     stream: bool = False
     """Print one sample, every token as it is written."""
     samples: int = 1
+    """How many texts are written."""
     tokens: int = 64
     """The most that are written."""
     temperature: float = 1.0
+    """Logits are divided by it; 0 takes the likeliest token."""
     top_k: int | None = None
     """Sample among the k likeliest tokens; 1 is greedy."""
     top_p: float = 1.0
+    """Only the likeliest tokens that make up this share are drawn; 1 draws from all."""
     min_p: float = 0.0
+    """Only tokens at least this times as likely as the likeliest are drawn; 0 draws from all."""
     repetition_penalty: float = 1.0
+    """Tokens that are there already become less likely by this factor; 1 changes nothing."""
     seed: int = 0
+    """Of the draws."""
     mesh: str | None = None
     """Devices among which the model is divided: "model=4", "fsdp=4" or "auto"."""
 

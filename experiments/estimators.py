@@ -1,31 +1,14 @@
 """The sign of an update, and the variance of REINFORCE against the horizon and against the discount.
 
-Claims (lectures 001, 002, 003: B5, B6, B8): a positive return makes what was done likelier and a negative one
-less likely; REINFORCE varies much, the more the longer an episode; a discount lowers the variance, at the
-price of a bias. Measured on the random decision processes of `variance_reduction.py`, whose exact gradient is
-known, and whose discounted estimator's expectation is computed exactly too.
+Measured on the random decision processes of `variance_reduction.py`, whose exact gradient is known, and whose
+discounted estimator's expectation is computed exactly too; the intervals are over the processes.
 
-Measured (`python experiments/estimators.py`: 16 processes, 10,000 paths each, 20 steps where nothing else is
-said; 95% intervals over the processes; seconds of 2 CPU cores). The sign holds for small steps: at rates
-0.001 and 0.01 every path of a return above the mean becomes likelier and every other one less likely. A
-larger step overshoots, for log p is concave in the logits: at rate 0.1 98.5% [96.8, 100] of the paths above
-become likelier, at rate 1 35.7% [31.2, 40.3]; those below become less likely always.
+The sign is that of a single step along one path's gradient. It holds for small steps alone: log p is concave
+in the logits, so that a large one overshoots where the return is positive, and never where it is negative.
 
-From 5 to 80 steps the variance of the whole return's estimator grows as the horizon to the power 2.52 +-
-0.19, of the reward-to-go's as 2.40 +- 0.18. The squared gradient grows too, as 2.08 +- 0.06, so that relative
-to it only 0.44 +- 0.19 and 0.31 +- 0.18 are left: the claim holds, but these processes forget their past, and
-credit does not get lost in them as fast as the variance alone says.
-
-    discount   variance over undiscounted   squared bias over |gradient|^2   error over undiscounted
-                                                                              10       100      1000 paths
-    0.99       0.875 [0.871, 0.879]         0.00005 [0.00002, 0.00009]       0.875    0.876    0.879
-    0.95       0.545 [0.531, 0.561]         0.0011 [0.0004, 0.0021]          0.546    0.553    0.612
-    0.9        0.340 [0.320, 0.363]         0.004 [0.002, 0.007]             0.343    0.367    0.527
-    0.8        0.176 [0.154, 0.202]         0.014 [0.006, 0.024]             0.186    0.249    0.680
-    0.5        0.069 [0.052, 0.092]         0.06 [0.03, 0.10]                0.105    0.332    2.38
-    0          0.043 [0.029, 0.066]         0.19 [0.12, 0.28]                0.141    0.878    8.15
-
-The discount does lower the variance, and the fewer the paths the lower the discount that pays.
+The gradient itself grows with the horizon, so the variance is also told relative to its square. These
+processes forget their past; where credit gets lost over long times that ratio would grow faster. The discount
+trades variance for bias, and a mean over few paths has little use for what it saves in bias.
 """
 
 import dataclasses
@@ -47,8 +30,15 @@ from variance_reduction import (
     sample_paths,
 )
 
-from jaxrl_align import losses
-from jaxrl_align.runtime import bootstrap_mean, cli, plots, statistics
+from jaxrl_align import losses, runtime
+from jaxrl_align.runtime import cli, plots
+
+CLAIM = runtime.Claim(
+    "A positive return makes what was done likelier, a negative one less likely; REINFORCE's variance grows "
+    "with the horizon, and a discount lowers it, at the price of a bias.",
+    rows=("B5", "B6", "B8"),
+    minutes=0.5,
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class Config(Processes):
     horizons: tuple[int, ...] = (5, 10, 20, 40, 80)
     """At discount 1."""
     discounts: tuple[float, ...] = (1.0, 0.99, 0.95, 0.9, 0.8, 0.5, 0.0)
-    """At the one `horizon`."""
+    """At the one `horizon`; falling from 1."""
     batches: tuple[int, ...] = (10, 100, 1000)
     """Paths of a gradient whose mean squared error is told."""
 
@@ -147,32 +137,67 @@ def growth(horizons: tuple[int, ...], found: np.ndarray) -> np.ndarray:
     return np.einsum("h,phn->pn", x, np.log(found)) / np.sum(x**2)
 
 
-def report(config: Config, found: dict[str, np.ndarray]) -> dict:
-    """Print and return what was measured, with intervals over the processes."""
-    table: dict = {}
-    print("share of paths [%] that one step makes likelier at a positive return; less likely at a negative")
-    for rate, shares in zip(config.rates, found["signs"].swapaxes(0, 1), strict=True):
-        table[f"sign, {rate:g}"] = row = [statistics.share_text(x) for x in shares.T]
-        print(f"  rate {rate:<6g} {row[0]:>22} {row[1]:>22}")
+SIGNS = "paths that one step moves by the sign of their return [%]"
+POWERS = "power of the horizon with which it grows"
+DISCOUNTS = "discount; geometric means, errors over those without a discount"
+ABOVE, BELOW = "above the mean, likelier", "below, less likely"
+NAMES = ("variance, whole return", "variance, reward-to-go", "|gradient|^2")
+NAMES += ("relative variance, whole return", "relative variance, reward-to-go")
+
+
+def tabulate(config: Config, found: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the tables of what was measured, with intervals over the processes."""
+    share = lambda x: runtime.t_interval(100 * x, bounds=(0, 100))
+    shares = found["signs"].swapaxes(0, 1)
     horizon = found["horizon"]
     relative = horizon[..., :2] / horizon[..., 2:]
     exponents = growth(config.horizons, np.concatenate([horizon, relative], -1))
-    names = ("variance, whole return", "variance, reward-to-go", "|gradient|^2")
-    names += ("relative variance, whole return", "relative variance, reward-to-go")
-    for name, x in zip(names, exponents.T, strict=True):
-        table[f"exponent of {name}"] = statistics.mean_text(x, ".2f")
-        print(f"{name} grows as the horizon to the power {table[f'exponent of {name}']}")
     variance, bias = np.moveaxis(found["discount"], -1, 0)
-    print("discount | variance / undiscounted | squared bias / |gradient|^2 | squared error of", end=" ")
-    print(*config.batches, "paths / undiscounted")
+    by_discount: dict[str, dict[str, Any]] = {}
+    ratio = lambda x, i, base: runtime.ratio_interval(x[:, i] / x[:, base])
     for i, gamma in enumerate(config.discounts):
-        error = [variance / n + bias for n in config.batches]
-        ratios = [variance, *error]
-        cells = [statistics.ratio_text(x[:, i] / x[:, 0]) for x in ratios]
-        table[f"discount {gamma:g}"] = {"variance": cells[0], "bias": bias[:, i], "errors": cells[1:]}
-        squared = "{:.2g} [{:.2g}, {:.2g}]".format(*bootstrap_mean(bias[:, i])[:3])
-        print(f"  {gamma:<6g} {cells[0]:22} | {squared:22} |", *cells[1:])
-    return table
+        by_discount[f"{gamma:g}"] = row = {"variance over none's": ratio(variance, i, 0)}
+        if i:
+            row["over the one above's"] = ratio(variance, i, i - 1)
+            row["squared bias / |gradient|^2"] = runtime.bootstrap_mean(bias[:, i])
+        if i > 1:
+            row["over the one above's bias"] = ratio(bias, i, i - 1)
+        row |= {f"error of {n} paths": ratio(variance / n + bias, i, 0) for n in config.batches}
+    return {
+        SIGNS: {
+            f"rate {rate:g}": {ABOVE: share(x[:, 0]), BELOW: share(x[:, 1])}
+            for rate, x in zip(config.rates, shares, strict=True)
+        },
+        POWERS: {name: {"power": runtime.t_interval(x)} for name, x in zip(NAMES, exponents.T, strict=True)},
+        DISCOUNTS: by_discount,
+    }
+
+
+def judge(config: Config, tables: dict[str, dict[str, dict[str, Any]]]) -> dict[str, bool]:
+    """Return which parts of the claim the tables show."""
+    right = {name: min(row[ABOVE].low, row[BELOW].low) > 99 for name, row in tables[SIGNS].items()}
+    power = {name: row["power"] for name, row in tables[POWERS].items()}
+    rows = list(tables[DISCOUNTS].values())
+    few, many = (f"error of {n} paths" for n in (config.batches[0], config.batches[-1]))
+    last = rows[-1]
+    return {
+        f"a step at a rate of {config.rates[0]:g} has the sign of the return on 99% of the paths": (
+            right[f"rate {config.rates[0]:g}"]
+        ),
+        f"at every rate, {config.rates[-1]:g} too": all(right.values()),
+        "the variance grows with the horizon": all(power[name].low > 0 for name in NAMES[:2]),
+        "it grows faster than the squared gradient": all(power[name].low > 0 for name in NAMES[3:]),
+        "the lower the discount, the lower the variance": all(
+            row["over the one above's"].high < 1 for row in rows[1:]
+        ),
+        "the lower the discount, the larger the bias": all(
+            row["over the one above's bias"].low > 1 for row in rows[2:]
+        ),
+        f"with {config.batches[0]} paths a discount of {config.discounts[-1]:g} errs less than none": (
+            last[few].high < 1
+        ),
+        f"with {config.batches[-1]} it errs more": last[many].low > 1,
+    }
 
 
 def draw(config: Config, found: dict[str, np.ndarray], path: Path) -> None:
@@ -194,20 +219,35 @@ def draw(config: Config, found: dict[str, np.ndarray], path: Path) -> None:
 
 
 def _geometric(ax: Any, x: Any, ys: np.ndarray, label: str) -> None:
-    middle, low, high = np.array([statistics.ratio_interval(y)[:3] for y in ys.T]).T
+    middle, low, high = np.array([runtime.ratio_interval(y)[:3] for y in ys.T]).T
     ax.errorbar(x, middle, [middle - low, high - middle], marker="o", markersize=4, capsize=3, label=label)
 
 
 def main(config: Config) -> None:
-    """Measure every process, print and draw."""
+    """Measure every process, draw and write what was found."""
     config.require(seeds=2, paths=2, horizons=1, batches=1)
     folder = config.open_folder()
     of_process = jax.jit(functools.partial(measure, config))
     all_found = [folder.once(f"process_{i}.json", of_process, key) for i, key in enumerate(config.keys())]
     found = {name: np.asarray([one[name] for one in all_found], np.float64) for name in all_found[0]}
-    folder.write_json("result.json", report(config, found))
     draw(config, found, folder.path / "estimators.png")
-    print(f"wrote {folder.path / 'estimators.png'}")
+    tables = tabulate(config, found)
+    middle = f"{config.discounts[len(config.discounts) // 2]:g}"
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={
+            "power of the horizon with which REINFORCE's variance grows": tables[POWERS][NAMES[0]]["power"],
+            f"its variance with a discount of {middle} over without, paired": (
+                tables[DISCOUNTS][middle]["variance over none's"]
+            ),
+        },
+        baselines={"power with which the squared gradient grows": tables[POWERS][NAMES[2]]["power"]},
+        checks=judge(config, tables),
+        tables=tables,
+        figures=["estimators.png"],
+    )
 
 
 if __name__ == "__main__":

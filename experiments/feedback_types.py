@@ -1,48 +1,22 @@
 """The six kinds of feedback at equal cost, and whether comparisons beat ratings.
 
-Claims (lecture 002, F8; lectures 001 and 003, F4): feedback comes in six kinds; ratings are noisy and every
-rater has a scale of their own, so ask for comparisons. A crowd of 20 judges, by `PlainProse`, answers of SFT
-policies as in `rlhf.py` (width 64, one layer). Raters' offsets deviate by 2 points of 10, their scales by a
-factor of 1.6. 512 units buy 512 comparisons, corrections (the best of 4 answers for the first one),
-rankings of 4, ratings, labels or remarks; at "K - 1" and "K log2 K" a ranking costs so many comparisons; "two
-for one" are 1,024 ratings, as many answers as comparisons read. A reward model learns from each, and orders
-all pairs of 8 answers to each of 64 held-out prompts.
+Ratings are noisy and every rater has a scale of their own, so ask for comparisons, say the lectures (001 and
+003, F4; the kinds: 002, F8). A crowd of 20 judges, by `PlainProse`, answers of SFT policies as in `rlhf.py`
+(width 64, one layer). Raters' offsets deviate by 2 points of 10, their scales by a factor of 1.6. 512 units
+buy 512 comparisons, corrections (the best of 4 answers for the first one), rankings of 4, ratings, labels or
+remarks; at "K - 1" and "K log2 K" a ranking costs so many comparisons; "two for one" are 1,024 ratings, as
+many answers as comparisons read. A reward model learns from each, and orders all pairs of 8 answers to each
+of 64 held-out prompts. The scorer of remarks is fitted on SST-2, which `$JAXRL_ALIGN_DATA` or a download has.
+Noise is a temperature, in units of the gold reward, whose deviation is 1.
 
-Measured (`python experiments/feedback_types.py`: 6 seeds, each with its own models, answers and crowd; 95% t
-intervals, differences paired; accuracy by the gold reward [%]; 4 minutes on 2 cores; the scorer of remarks is
-fitted on SST-2, which `$JAXRL_ALIGN_DATA` or a download has):
-
-    comparison            83.3 +- 1.4                  rating                  79.3 +- 2.6 (-4.0 +- 3.4)
-    correction            84.0 +- 1.6 (+0.7 +- 1.8)    rating, standardised    83.5 +- 0.9 (+0.2 +- 2.0)
-    ranking               85.9 +- 1.4 (+2.6 +- 1.5)      two for one           85.6 +- 0.5 (+2.3 +- 1.5)
-      at K - 1            84.6 +- 0.4 (+1.3 +- 1.4)    text                    82.6 +- 1.9 (-0.7 +- 2.5)
-      at K log2 K         81.4 +- 1.3 (-1.9 +- 1.6)    label                   79.7 +- 2.4 (-3.6 +- 3.0)
-    the shorter answer    54.5 +- 3.1
-
-    noise (temperature, units of the gold reward, whose deviation is 1)
-                              0                   0.5                 1                   2
-    comparisons               84.9 +- 1.6         83.3 +- 1.4         79.6 +- 2.6         71.6 +- 7.1
-    ratings - comparisons     -3.9 +- 1.7         -4.0 +- 3.4         -2.4 +- 3.7         -2.4 +- 9.6
-      standardised            +0.7 +- 1.4         +0.2 +- 2.0         +0.3 +- 3.0         -0.6 +- 8.9
-      raters of one scale     +2.1 +- 1.3         +0.8 +- 2.3         +1.4 +- 2.6         +0.6 +- 8.4
-
-So comparisons beat raw ratings, outside the interval up to a noise of 0.5; beyond, the intervals are wider
-than the gap, and there is no crossing up to 2. Standardised ratings are level with comparisons at every
-noise: what costs raw ones their place is the scales, which `feedback.standardise_ratings` takes away.
-
-Rates tried on 2 other members: 5e-5, 1.5e-4, 5e-4, 1.5e-3, 5e-3, accuracy in the mean over the noises for
-comparisons and ratings. (Chosen for each noise apart, with the sampler before the present one, a rate of 5e-3
-made raw ratings lose 5.9 +- 2.5 and 6.4 +- 4.1 at noise 1 and 2: chance, with 2 members.)
-
-    comparison            77.1  80.5  79.9  76.4  74.7    rating                68.0  76.1  79.1  79.0  74.2
-    correction            80.5  82.1  80.7  78.6  77.8    rating, standardised  69.5  77.3  80.0  80.9  76.7
-    ranking               82.2  86.0  85.8  84.4  81.5    text                  69.5  77.1  80.1  81.2  77.7
-                                                          label                 69.9  77.3  80.9  77.9  73.5
+What costs raw ratings their place is the scales, which `feedback.standardise_ratings` takes away. One rate a
+kind is chosen on 2 other members, in the mean over the noises for comparisons and ratings: chosen for each
+noise apart, it was left to chance.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,6 +30,7 @@ from answers import (
     pair_accuracy,
     repeat_rows,
 )
+from feedback_types_report import CURVES, Job, report
 
 from jaxrl_align.align.reward_learner import (
     comparison_objective,
@@ -74,11 +49,16 @@ from jaxrl_align.feedback import (
     rate_comments,
     standardise_ratings,
 )
-from jaxrl_align.runtime import cli, plots, statistics
-from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime import Claim, RunFolder, cli
 from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Comparisons, PaddedTokens, Rankings, Ratings
 
+CLAIM = Claim(
+    "A reward model learns from each of the six kinds of feedback; comparisons teach more than ratings by "
+    "people of whom each has a scale of their own, and that is the scales' doing.",
+    rows=("F4", "F5", "F6", "F8"),
+    minutes=4,
+)
 OBJECTIVES = {
     ("comparison", "correction"): comparison_objective,
     ("ranking", "ranking, K - 1", "ranking, K log2 K"): ranking_objective,
@@ -87,13 +67,6 @@ OBJECTIVES = {
 }
 """The kinds of each objective, which train in one program."""
 KINDS = [kind for kinds in OBJECTIVES for kind in kinds]
-CURVES = {
-    "comparisons": ("comparison", 1.0),
-    "ratings": ("rating", 1.0),
-    "ratings, standardised": ("rating, standardised", 1.0),
-    "ratings on one scale": ("rating", 0.0),
-}
-"""What is measured for each noise: name -> kind and spread; comparisons know of no scale."""
 TUNED = {
     "ranking, K - 1": "ranking",
     "ranking, K log2 K": "ranking",
@@ -108,6 +81,7 @@ class Config(AnswersConfig):
 
     out: str = "runs/feedback_types"
     annotators: int = 20
+    """How many people judge."""
     noise: float = 0.5
     """Of the crowd that gives all six kinds: temperature of a choice, in units of the gold reward."""
     noises: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
@@ -123,16 +97,6 @@ class Config(AnswersConfig):
         """Refuse what would fail within the run."""
         super().__post_init__()
         self.require(annotators=1, noise=0, noises=0, offset_deviation=0, scale_deviation=0)
-
-
-class Job(NamedTuple):
-    """One setting: which rows, of which crowd, at which rate."""
-
-    kind: str
-    noise: float
-    spread: float = 1.0
-    """Factor of the annotators' deviations: 1, or 0 where they share one scale."""
-    rate: float = 0.0
 
 
 def make_crowd(config: Config, gold: np.ndarray, member: int, job: Job) -> Crowd:
@@ -234,8 +198,8 @@ def list_jobs(config: Config) -> list[Job]:
     return list(dict.fromkeys(six + by_noise))
 
 
-def tune(pool: Pool, config: Config, folder: RunFolder, scorer: Any) -> list[Job]:
-    """Return the reported settings with the learning rates that do best on the members not reported.
+def tune(pool: Pool, config: Config, folder: RunFolder, scorer: Any) -> tuple[list[Job], Any]:
+    """Return the reported settings with the rates that do best on other members, and a table of all rates.
 
     One rate a kind, for all noises: chosen apart for each noise, on a few members, it is left to chance.
     Ratings on one scale take the rate of standardised ones, others that of `TUNED`.
@@ -249,34 +213,8 @@ def tune(pool: Pool, config: Config, folder: RunFolder, scorer: Any) -> list[Job
     by_kind: dict[str, list[np.ndarray]] = {}
     for job in settings:
         by_kind.setdefault(job.kind, []).append(np.array([found[job._replace(rate=rate)] for rate in rates]))
-    best = choose_rates({kind: np.concatenate(x, axis=-1) for kind, x in by_kind.items()}, rates)
-    return [job._replace(rate=best[teacher(job)]) for job in list_jobs(config)]
-
-
-def report(config: Config, found: dict[Job, np.ndarray], short: np.ndarray, folder: RunFolder) -> None:
-    """Print and draw the accuracy [M] of each job, beside that of preferring the shorter answer [M]."""
-    six = {job.kind: 100 * x for job, x in found.items() if (job.noise, job.spread) == (config.noise, 1.0)}
-    print("\naccuracy on held-out pairs by the gold reward [%], and less that of comparisons")
-    for name, x in {**six, "the shorter answer": 100 * short}.items():
-        print(f"{name:28}{statistics.mean_text(x):16}{statistics.mean_text(x - six['comparison'], '+.1f')}")
-    by_setting = {job[:3]: x for job, x in found.items()}
-    curves = {
-        name: np.array([100 * by_setting[kind, noise, spread] for noise in config.noises])
-        for name, (kind, spread) in CURVES.items()
-    }
-    print("\nthe same by noise, and less that of comparisons at the same noise")
-    print(f"{'':28}" + "".join(f"{noise:<28g}" for noise in config.noises))
-    for name, rows in curves.items():
-        cells = (
-            f"{statistics.mean_text(x)} ({statistics.mean_text(x - base, '+.1f')})"
-            for x, base in zip(rows, curves["comparisons"], strict=True)
-        )
-        print(f"{name:28}" + "".join(f"{cell:28}" for cell in cells))
-    labels = ("noise [units of the gold reward]", "accuracy on held-out pairs [%]")
-    drawn = {name: (np.array(config.noises), rows) for name, rows in curves.items()}
-    title = "Comparisons and ratings by raters of different scales"
-    plots.save_curves(folder.path / "feedback_types.png", *labels, drawn, title=title, bars=True)
-    folder.write_json("results.json", {"six": six, "by noise": curves, "short": short})
+    best, tried = choose_rates({kind: np.concatenate(x, axis=-1) for kind, x in by_kind.items()}, rates)
+    return [job._replace(rate=best[teacher(job)]) for job in list_jobs(config)], tried
 
 
 def main(config: Config) -> None:
@@ -285,11 +223,11 @@ def main(config: Config) -> None:
     folder = config.open_folder()
     scorer = fit_sentiment(*load_sst2().train)
     pool = make_pool(config, folder)
-    jobs = tune(pool, config, folder, scorer)
+    jobs, tried = tune(pool, config, folder, scorer)
     found = measure(pool, config, folder.sub("reported"), range(config.seeds), jobs, scorer)
     lengths = pool.test.lengths()[: config.seeds]
-    report(config, found, pair_accuracy(-lengths, pool.test.gold[: config.seeds]), folder)
-    print(f"\nfigure and results.json are in {folder.path}")
+    short = pair_accuracy(-lengths, pool.test.gold[: config.seeds])
+    report(folder, config, CLAIM, found, short, tried)
 
 
 if __name__ == "__main__":

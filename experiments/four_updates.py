@@ -1,46 +1,20 @@
 """Lecture 002's four updates of a language model side by side: what each stabiliser buys.
 
-Claims (B24 to B27): a baseline lowers the variance of the vanilla update, an entropy term keeps the policy
-exploring, a term for log P_pre keeps it near where it came from; each update adds one to those before. The
+Each update adds one to those before: a baseline (B25), an entropy term (B26), a term for log P_pre (B27). The
 stages before are those of `rlhf.py`, smaller (width 64, 512 tokens); P_pre is the SFT policy, from which all
 start; coefficients are the presets', 0.05. The reward model's scores are normalised to mean 0 on SFT answers,
 which does part of a baseline's work, so the vanilla update also runs on scores raised by 2. Each arm takes 60
-steps of 8 prompts with 4 answers each, at every rate.
+steps of 8 prompts with 4 answers each, at every rate; 2 seeds choose a rate of its own for each, by gold
+reward, and 4 others are reported, at their own rates and at each common one.
 
-Measured (`python experiments/four_updates.py`: 2 seeds choose the rates by gold reward, 4 others are
-reported; 95% t intervals, differences paired; 10 minutes of CPU time, 19 minutes on 2 cores that up to three
-other jobs shared; gold reward of SFT 3.12 +- 0.06, entropy 3.57 +- 0.07 nats a token). At the rate 1e-3:
-
-                          score            entropy         KL to SFT         gold
-    vanilla              1.65 +- 0.28     2.69 +- 0.67     29.2 +-  9.9     4.27 +- 0.21
-    vanilla, score + 2   0.96 +- 0.74     3.30 +- 0.59     17.7 +- 11.7     3.57 +- 0.75
-    variance             1.83 +- 0.31     2.32 +- 1.07     37.6 +- 19.2     4.20 +- 0.13
-    exploration          0.97 +- 0.29     4.65 +- 0.37     36.6 +- 14.1     3.44 +- 0.61
-    drift                1.39 +- 0.14     3.42 +- 0.29     11.0 +-  0.8     4.18 +- 0.12
-    variance - vanilla      +0.19 +- 0.12    -0.38 +- 0.41    +8.4 +- 15.7    -0.06 +- 0.14
-    exploration - variance  -0.86 +- 0.53    +2.33 +- 1.42    -1.0 +- 12.6    -0.77 +- 0.59
-    drift - exploration     +0.42 +- 0.39    -1.23 +- 0.64   -25.7 +- 14.5    +0.74 +- 0.62
-    drift - variance        -0.44 +- 0.17    +1.10 +- 0.78   -26.7 +- 19.2    -0.03 +- 0.11
-
-- The baseline (B25) holds in part. On the same answers its gradient has 0.20 [0.09, 0.46] of the vanilla
-  variance by the last policy, whose scores have left 0; at the first it has 1.24 [1.16, 1.32], since the mean
-  of 3 other answers is noise itself. It gains 0.19 of score and nothing of gold. What it protects from is a
-  score with an offset: raised by 2, the vanilla variance is 6.0 [5.6, 6.4] times as large and the score falls
-  by 0.69 +- 0.55, where the baseline takes any offset away.
-- Entropy (B26) holds as a claim on entropy: it even rises above the SFT policy's, by 1.08 +- 0.39. Here that
-  buys nothing: score and gold are lower than without, and the KL is no smaller.
-- Drift (B27) holds: less KL than the variance arm at every rate and than the exploration arm at the upper
-  two, entropy as at the start (-0.15 +- 0.27), and no less gold for the 0.44 of score that it gives up.
-
-Rates tried, gold reward on the 2 choosing seeds at 3e-4, 1e-3, 3e-3: vanilla 3.89, 4.18, 2.39; raised by 2
-3.50, 3.74, 2.18; variance 3.80, 4.18, 3.24; exploration 3.51, 3.55, 1.74; drift 3.72, 4.04, 4.05. So drift
-would take 3e-3 (score 1.67 +- 0.32, KL 19.7 +- 2.0, gold 4.13 +- 0.25), the others 1e-3. Other coefficients
-and Tsallis's entropy were not tried.
+A baseline of 3 other answers is noise itself: where the scores are centred already, it may add as much
+variance as it takes away. What it protects from is a score with an offset, which no normalisation has taken
+away or which has come since. Entropy is a means: whether it buys reward depends on what there is to explore.
+Other coefficients and Tsallis's entropy were not tried.
 """
 
 import functools
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -67,12 +41,18 @@ from jaxrl_align.align import (
     model_reward,
 )
 from jaxrl_align.pretrain.lm import sample_rows
-from jaxrl_align.runtime import cli
+from jaxrl_align.runtime import Claim, cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import train_members
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 from jaxrl_align.types import Learner, Params
 
+CLAIM = Claim(
+    "A baseline lowers the variance of a language model's policy gradient, an entropy term keeps the policy "
+    "exploring, and a term for the pre-trained model's likelihood keeps it near where it came from.",
+    rows=("B24", "B25", "B26", "B27", "B28", "H9"),
+    minutes=10,
+)
 WINDOW = 10
 """Last steps over which a run's score, entropy and KL are averaged."""
 EVERY = 20
@@ -277,7 +257,6 @@ def measure_ends(setup: Setup, found: Race, base: Params) -> dict[str, np.ndarra
 
 def main(config: Config) -> None:
     """Train the stages before once, then all updates."""
-    started = time.monotonic()
     use_cpu_devices()
     setup = Setup(config)
     folder = config.open_folder()
@@ -288,12 +267,11 @@ def main(config: Config) -> None:
     models = Frozen(sft, model)
     found = race(setup, folder.sub("updates"), models)
     ends, gradients = measure_ends(setup, found, base), compare_gradients(setup, found, models)
-    report(config, list(ARMS), ends, gradients)
     curves = found.curves | {"gold": found.gold}
+    folder.write_json("values.json", {"ends": ends, "curves": curves, "gradients": gradients})
     draw(config, folder, list(ARMS), curves, gold_steps(config))
-    results = {"arms": list(ARMS), "rates": config.learning_rates, "ends": ends, "curves": curves}
-    folder.write_json("results.json", results | {"gradients": gradients})
-    print(f"figure and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
+    first = {name: curves[name][0, 0, config.reported, 0] for name in ("gold", "entropy")}
+    report(folder, config, CLAIM, list(ARMS), first, ends, gradients)
 
 
 if __name__ == "__main__":

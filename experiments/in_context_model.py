@@ -76,3 +76,9 @@ def read_model(config: Any, folder: RunFolder) -> dict[str, Any]:
 
     tasks = [load_task(name) for name in config.model_tasks]
     return {task.name: folder.once(f"model_{task.name}", ask_all, task) for task in tasks}
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("in_context")

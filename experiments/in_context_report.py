@@ -104,3 +104,9 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
         columns=min(2, len(panels)),
         bounds={label: (0.0, 100.0) for label in panels if "[%]" in label},
     )
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("in_context")

@@ -101,3 +101,9 @@ def bayes(prompts: Prompts) -> jax.Array:
     before = jnp.concatenate([jnp.ones((len(said), 1)), fits[:, :-1]], 1)
     votes = jnp.einsum("tk,tkl->kl", before, jax.nn.one_hot(said, LABELS))
     return votes / votes.sum(-1, keepdims=True)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("in_context")

@@ -98,9 +98,13 @@ class Config(MembersConfig):
     world_breadths: tuple[int, ...] = (1, 4, 16, 48)
     """Numbers of tasks that are learnt, at the same number of rows; each divides 48."""
     width: int = 64
+    """Numbers in a token's hidden state."""
     layers: int = 2
+    """Of the transformer."""
     world_steps: int = 2_000
+    """Updates, in the small world."""
     batch_size: int = 64
+    """Rows of an update, in the small world."""
     learning_rate: float = 3e-3
     """It rises over a twentieth of the steps and falls linearly to 0."""
     lists: int = 50
@@ -121,10 +125,13 @@ class Config(MembersConfig):
     answer_length: int = 24
     """Tokens of a completion that are learnt, its end included; what is longer is cut."""
     model_steps: int = 50
+    """Updates of the published model's LoRA."""
     model_batch: int = 8
     """Rows of a step; every row is read once."""
     model_rate: float = 1e-2
+    """Learning rate of the published model's LoRA."""
     rank: int = 8
+    """Of the published model's LoRA."""
     model_questions: int = 20
     """Of every unseen set."""
     length: int = 128
@@ -132,6 +139,7 @@ class Config(MembersConfig):
     items: int = 40
     """Of the questions about pronouns."""
     dialogues: int = 20
+    """Dialogues that the published model is asked about."""
     long_answer: int = 48
     """Tokens of a solution or a summary, at most."""
 

@@ -215,3 +215,9 @@ def rate_summaries(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, list[
         name: [rate(text, row.completion) for text, row in zip(texts, rows, strict=True)]
         for name, rate in ROUGE.items()
     }
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("instruction_tuning")

@@ -154,3 +154,9 @@ def describe_dialogues(rows: Sequence[Row]) -> dict[str, Any]:
         "lead": lead,
         "lead_rouge": rate_summaries(lead, rows),
     }
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("instruction_tuning")

@@ -262,3 +262,9 @@ def _save(folder: RunFolder, part: str, x_label: str, panels: Mapping[str, Any])
         columns=2,
         bounds=dict.fromkeys(panels, (0.0, 100.0)),
     )
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("instruction_tuning")

@@ -195,3 +195,9 @@ def describe(questions: Sequence[Question]) -> list[dict[str, Any]]:
         }
         for q in questions
     ]
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("instruction_tuning")

@@ -189,3 +189,9 @@ def _read_template(name: str, lines: Sequence[str]) -> list[Row]:
         if completion:
             rows.append(Row(own, template, prompt, completion, place))
     return rows
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("instruction_tuning")

@@ -173,3 +173,9 @@ def learn_world(config: Any, folder: RunFolder) -> dict[str, Any]:
     for n in breadths:
         found[str(n)]["known"] = np.array([words_known(learnt[:n], unseen) for learnt, unseen in splits])
     return found
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("instruction_tuning")

@@ -66,6 +66,7 @@ class Config(RunConfig):
 
     out: str = "runs/ladder"
     seed: int = 0
+    """Of the draws of labelled rows."""
     model: str = ""
     """A folder with a tokenizer; empty, SmolLM2-135M-Instruct (make model)."""
     task: str = str(Path(__file__).parent / "ladder.toml")
@@ -91,15 +92,19 @@ class Config(RunConfig):
     passes: int = 8
     """Over the right answers; half as many over the comparisons."""
     tuning_rate: float = 1e-3
+    """Learning rate of the tuning on labelled rows."""
     reward_rate: float = 1e-3
+    """Learning rate of the reward model."""
     steps: int = 24
     """Of RLHF, by GRPO."""
     group: int = 4
     """Answers to each of its prompts."""
     policy_rate: float = 3e-4
+    """Learning rate of RLHF."""
     kl_coef: float = 0.5
     """Towards the tuned part, where a reward model judges."""
     judged_rate: float = 1e-3
+    """Learning rate of RL by judgements."""
     judged_kl_coef: float = 0.04
     """The same where a person judges every answer."""
 

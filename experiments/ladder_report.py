@@ -93,3 +93,9 @@ def _draw(folder: RunFolder, found: Mapping[str, Any]) -> None:
     ax.set_xlabel("answers to held-out questions [%]; 95%", fontsize=10)
     ax.legend(fontsize=9, loc="upper right")
     plots.save_figure(fig, folder.path / "ladder.png")
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("ladder")

@@ -137,3 +137,9 @@ def judge(said: Said, answers: np.ndarray, options: np.ndarray) -> dict[str, flo
         "right": float((said.first == options[answers]).mean()),
         "right of the options": float((said.options.argmax(1) == answers).mean()),
     }
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("ladder")

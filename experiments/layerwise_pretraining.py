@@ -45,6 +45,7 @@ class Config(starts.StartsConfig):
     depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Hidden layers."""
     finetune_epochs: int = 40
+    """Passes over the labelled images, all layers together."""
     tied: bool = False
     """The autoencoders decode by their encoder's transposed kernel."""
 
@@ -95,7 +96,7 @@ def report(folder: RunFolder, config: Config, kept: dict[int, reports.Kept]) -> 
     curves = {
         name: (config.depths, [e[i].mean(1) for e in errors.values()]) for i, name in enumerate(starts.STARTS)
     }
-    title = f"{config.data}, {config.era}, {config.seeds} seeds, 95%"
+    title = f"{config.data}, setting of {config.era}: {config.seeds} seeds, 95% intervals"
     path, ticks = folder.path / "test_error.png", {"yscale": "log", "xticks": config.depths}
     plots.save_curves(path, "hidden layers", "test error [%]", curves, title=title, **ticks)
     deep, mean = errors[max(config.depths)], np.mean(list(errors.values()), 0)

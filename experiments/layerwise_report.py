@@ -91,3 +91,9 @@ def every_rate(config: StartsConfig, kept: Kept, names: Sequence[str]) -> dict[s
             row[f"{rate:g}: choosing"] = float(kept["validation"][i][j])
         table[name] = row
     return table
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("layerwise_pretraining")

@@ -63,6 +63,7 @@ class StartsConfig(MembersConfig):
     width: int = 100
     """Units of each hidden layer."""
     batch_size: int = 20
+    """Images of an update."""
     pretrain_epochs: int = 20
     """Of each layer."""
     finetune_rates: tuple[float, ...] | None = None
@@ -221,3 +222,9 @@ def timed(run: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     """Return what `run(*args)` computes and the seconds that it took, compilation included."""
     start = time.perf_counter()
     return jax.block_until_ready(run(*args)), time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("layerwise_pretraining")

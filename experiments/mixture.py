@@ -1,39 +1,26 @@
 """GPT-3's mixture on five small domains: sources weighted by quality or by size, loss per domain.
 
-Claim (lecture 000, C10): GPT-3 draws its sources by quality instead of by size, so that the small good ones
-are read two or three times and the large one less than once. Here five domains stand in for its five
-sources, cut to the same proportions at 3 kB instead of 1e9 tokens, and training is as long, 300 units; a
-third mixture has the published weights but new text wherever the second reads some again. Which domain is
-"good" is only said by the weight; what is measured is where the loss goes.
+GPT-3 draws its sources by quality instead of by size, so that the small good ones are read two or three times
+and the large one less than once. Here five domains stand in for its five sources, cut to the same proportions
+at 3 kB instead of 1e9 tokens, and training is as long, 300 units; a third mixture has the published weights
+but new text wherever the second reads some again. Which domain is "good" is only said by the weight; what is
+measured is where the loss goes, on 30 kB held out of each domain, in differences paired by seed.
 
-Measured (`python experiments/mixture.py`, bits a byte on 30 kB held out of each domain, 4 seeds, 95% t
-intervals, of paired differences on the right; two shared CPU cores, 4 min of CPU time):
-
-                     size  epochs  bits, by size    epochs  bits, published   published - by size
-    children's books 1230 kB 0.60  2.875 +- 0.032     0.43  2.974 +- 0.027    +0.099 +- 0.019
-    Python's manual    57 kB 0.60  3.933 +- 0.045     3.44  3.433 +- 0.023    -0.500 +- 0.027
-    sums in words      36 kB 0.60  3.306 +- 0.023     1.98  3.230 +- 0.020    -0.077 +- 0.025
-    Shakespeare       165 kB 0.60  3.183 +- 0.038     0.43  3.289 +- 0.019    +0.105 +- 0.039
-    instructions        9 kB 0.60  3.498 +- 0.043     2.97  3.379 +- 0.032    -0.119 +- 0.022
-    all domains alike                                                         -0.098 +- 0.023
-    all bytes alike                                                           +0.072 +- 0.021
-
-so every domain that gains share gains, the two that lose share lose, and the sign of the whole depends on
-what one counts. What reading the small sources two to three and a half times costs is too little to be
-seen with four seeds: against new text in their place Python's manual differs by +0.042 +- 0.066, all alike by
--0.000 +- 0.051, so that a cost of .1 in the one and .05 in the mean is not excluded. The model is small (2
-layers of 64) and has read 0.9 MB, so it is far from knowing any domain; a larger one that could learn 9 kB by
-heart may pay for repeats.
+The model is small (2 layers of 64) and has read 0.9 MB, so it is far from knowing any domain; a larger one
+that could learn 9 kB by heart may pay for repeats.
 """
 
 import json
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align import runtime
 from jaxrl_align.data.books import childrens_books
 from jaxrl_align.data.corpora import python_topics, tiny_shakespeare
 from jaxrl_align.data.files import DataFile, find_file
@@ -43,9 +30,13 @@ from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, bits_per_byte, make_lm_learner, make_text_loss, sample_mixture
 from jaxrl_align.runtime import cli, plots, statistics
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.members import MembersConfig, train_members
-from jaxrl_align.runtime.mesh import use_cpu_devices
+
+CLAIM = runtime.Claim(
+    "Drawn by quality instead of by size, GPT-3's small sources are learnt better although they are read two "
+    "to three times, and the others worse; which mixture is the better one depends on what is counted.",
+    rows=("C10", "H11"),
+    minutes=3,
+)
 
 GSM8K = DataFile(
     "reasoning/gsm8k_train.jsonl",
@@ -66,10 +57,12 @@ TRAINED = 300
 BY_SIZE, PUBLISHED, FRESH = "by size", "published", "published, new text"
 PIECE = 2_000
 """Bytes that stay together when a domain's text is shuffled."""
+COST = 0.1
+"""Bits a byte that reading text again may cost and count as little."""
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(runtime.MembersConfig):
     """A byte-level transformer for each mixture and seed."""
 
     out: str = "runs/mixture"
@@ -80,12 +73,17 @@ class Config(MembersConfig):
     held_out: int = 30_000
     """Bytes of each domain."""
     layers: int = 2
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     width: int = 64
+    """Numbers in a token's hidden state."""
     context: int = 64
     """Bytes that are read."""
     batch_size: int = 16
+    """Windows of text of an update."""
     warmup_steps: int = 100
+    """Updates over which the learning rate rises to its full height."""
     learning_rate: float = 3e-3
     """After a linear rise it falls linearly to 0."""
 
@@ -113,9 +111,13 @@ def split(text: str, config: Config) -> tuple[np.ndarray, np.ndarray]:
     return shuffled[config.held_out :], shuffled[: config.held_out]
 
 
-def make_mixtures(
-    domains: dict[str, np.ndarray], unit: int
-) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
+Mixtures = dict[str, tuple[list[np.ndarray], np.ndarray]]
+"""Sources and weights by name."""
+Differences = Mapping[str, runtime.Interval]
+"""Bits a byte by domain, and as means over them."""
+
+
+def make_mixtures(domains: dict[str, np.ndarray], unit: int) -> Mixtures:
     """Return each mixture's sources and weights.
 
     Raises:
@@ -140,7 +142,7 @@ def train(
     sources: list[np.ndarray],
     weights: np.ndarray,
     judges: list[np.ndarray],
-    folder: RunFolder,
+    folder: runtime.RunFolder,
 ) -> np.ndarray:
     """Return the bits per byte [M, domains] after training on one mixture."""
     steps = round(TRAINED * config.unit / (config.batch_size * config.context))
@@ -154,66 +156,129 @@ def train(
         optimizer=make_optimizer(max_grad_norm=1.0, b2=0.99, eps=1e-8),
     )
     how = {"folder": folder, "label": folder.path.name}
-    trained = train_members(learner, LMHParams(config.learning_rate), config, steps, **how)
+    trained = runtime.train_members(learner, LMHParams(config.learning_rate), config, steps, **how)
     losses = [make_text_loss(lm, tokens, length=config.context) for tokens in judges]
     judge = lambda params: jnp.stack([bits_per_byte(*loss(params)) for loss in losses])
     return np.asarray(jax.jit(jax.vmap(judge))(trained.state.params))
 
 
-def print_lecture() -> None:
-    """Print GPT-3's table with the epochs that its weights mean."""
-    print(
-        f"GPT-3's weights sum to {WEIGHTS.sum():.2f}; epochs of {TRAINED}e9 tokens, as printed, normalised:"
-    )
+def table_of_gpt3() -> dict[str, dict[str, float]]:
+    """Return GPT-3's sources with the epochs that their weights mean, as printed and normalised."""
     as_printed = epochs_per_source(WEIGHTS, BILLIONS, TRAINED)
     normalised = epochs_per_source(normalise_weights(WEIGHTS), BILLIONS, TRAINED)
-    for source, a, b in zip(GPT3_SOURCES, as_printed, normalised, strict=True):
-        print(f"  {source.name:24}{source.tokens / 1e9:5.0f}e9 {source.weight:6.2f}{a:8.2f}{b:8.2f}")
+    return {
+        source.name: {"1e9 tokens": source.tokens / 1e9, "weight": source.weight}
+        | {"epochs, as printed": float(a), "normalised": float(b)}
+        for source, a, b in zip(GPT3_SOURCES, as_printed, normalised, strict=True)
+    }
 
 
-def report(names: list[str], unit: int, mixtures: dict, bits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Print each domain's loss under each mixture, and the paired differences, which are returned."""
-    pairs = {f"{a} - {b}": (a, b) for a, b in ((PUBLISHED, BY_SIZE), (FRESH, PUBLISHED), (FRESH, BY_SIZE))}
-    differences = {label: bits[a] - bits[b] for label, (a, b) in pairs.items()}
-    for i, name in enumerate(names):
-        print(f"{name}, {len(mixtures[BY_SIZE][0][i]) / 1e3:.0f} kB:")
-        for mixture, (sources, weights) in mixtures.items():
-            read = epochs_per_source(weights, [len(tokens) for tokens in sources], TRAINED * unit)[i]
-            line = f"  {mixture:22} share {weights[i]:.3f}, epochs {read:5.2f}"
-            print(f"{line}: {statistics.mean_text(bits[mixture][:, i], '.3f')} bits a byte")
-        for label, found in differences.items():
-            print(f"  {label:40} {statistics.mean_text(found[:, i], '+.3f')}")
+def epochs_of(mixtures: Mixtures, unit: int) -> dict[str, np.ndarray]:
+    """Return by mixture how often each domain is read."""
+    return {
+        name: epochs_per_source(weights, [len(tokens) for tokens in sources], TRAINED * unit)
+        for name, (sources, weights) in mixtures.items()
+    }
+
+
+def compare(names: list[str], bits: dict[str, np.ndarray], first: str, second: str) -> dict[str, Any]:
+    """Return the paired differences of two mixtures' bits per byte [M, domains], by domain and as means."""
+    difference = bits[first] - bits[second]
+    found = {name: runtime.t_interval(difference[:, i]) for i, name in enumerate(names)}
     means = {"all domains alike": np.ones(5), "all bytes alike": BILLIONS, "by published weight": WEIGHTS}
-    for which, weights in means.items():
-        for label, found in differences.items():
-            print(f"{which}: {label:40} {statistics.mean_text(found @ normalise_weights(weights), '+.3f')}")
-    return differences
+    return found | {
+        name: runtime.t_interval(difference @ normalise_weights(by)) for name, by in means.items()
+    }
+
+
+def judge(
+    gains: list[str], losers: list[str], published: Differences, repeats: Differences
+) -> dict[str, bool]:
+    """Return which parts of the claim hold.
+
+    Args:
+      gains: domains whose share the published weights raise.
+      losers: the others.
+      published: bits a byte with the published weights less by size.
+      repeats: with repeats less with new text in their place.
+    """
+    return {
+        "each domain that gains share has the lower loss": all(published[name].high < 0 for name in gains),
+        "each domain that loses share has the higher loss": all(published[name].low > 0 for name in losers),
+        f"reading again costs each of the repeated domains less than {COST} bits a byte": all(
+            repeats[name].high < COST for name in gains
+        ),
+        "all domains alike, the published weights are better": published["all domains alike"].high < 0,
+        "all bytes alike, they are worse": published["all bytes alike"].low > 0,
+    }
+
+
+def draw(path: Path, config: Config, names: list[str], bits: dict[str, np.ndarray]) -> None:
+    """Draw what each domain loses or gains against mixing by size."""
+    title = f"{config.seeds} seeds, 95% interval"
+    fig, ax = plots.figure("", "bits a byte against mixing by size", title=title)
+    for i, name in enumerate((PUBLISHED, FRESH)):
+        mean, half = statistics.mean_interval(bits[name] - bits[BY_SIZE])
+        ax.bar(np.arange(len(names)) + 0.4 * i - 0.2, mean, 0.4, yerr=half, label=name, **plots.bar_look(i))
+    ax.axhline(0, color="#777777")
+    sizes = BILLIONS * config.unit / 1e3
+    labels = [f"{name}\n{size:.0f} kB" for name, size in zip(names, sizes, strict=True)]
+    ax.set_xticks(range(len(names)), labels, fontsize=8)
+    ax.legend()
+    plots.save_figure(fig, path)
+
+
+def report(
+    config: Config,
+    folder: runtime.RunFolder,
+    names: list[str],
+    mixtures: Mixtures,
+    bits: dict[str, np.ndarray],
+) -> None:
+    """Write the result of bits per byte [M, domains] by mixture."""
+    read = epochs_of(mixtures, config.unit)
+    pairs = {f"{a} less {b}": (a, b) for a, b in ((PUBLISHED, BY_SIZE), (PUBLISHED, FRESH), (FRESH, BY_SIZE))}
+    differences = {label: compare(names, bits, *pair) for label, pair in pairs.items()}
+    published, repeats = (differences[f"{PUBLISHED} less {other}"] for other in (BY_SIZE, FRESH))
+    more = mixtures[PUBLISHED][1] > mixtures[BY_SIZE][1]
+    gains, losers = ([name for name, up in zip(names, more, strict=True) if up == which] for which in (1, 0))
+    rows = {
+        name: {"size [kB]": len(mixtures[BY_SIZE][0][i]) / 1e3}
+        | {f"epochs, {mixture}": float(x[i]) for mixture, x in read.items()}
+        | {f"bits a byte, {mixture}": runtime.t_interval(x[:, i]) for mixture, x in bits.items()}
+        for i, name in enumerate(names)
+    }
+    most = names[int(read[PUBLISHED].argmax())]
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={f"{most}, read most often, published less by size [bits a byte]": published[most]},
+        baselines={"the same less with new text instead of repeats": repeats[most]},
+        checks=judge(gains, losers, published, repeats),
+        tables={
+            "held out of each domain": rows,
+            "differences, paired by seed [bits a byte]": {
+                name: {label: found[name] for label, found in differences.items()} for name in published
+            },
+            "GPT-3's own sources": table_of_gpt3(),
+        },
+        notes=[f"GPT-3's printed weights sum to {WEIGHTS.sum():.2f}; here they are normalised"],
+        figures=["loss_per_domain.png"],
+    )
 
 
 def main(config: Config) -> None:
     """Train on each mixture at the same number of bytes, and compare the domains' held-out losses."""
-    use_cpu_devices()
-    start = time.perf_counter()
-    print_lecture()
+    config.require(seeds=2)
+    runtime.use_cpu_devices()
     parts = {name: split(text, config) for name, text in read_domains().items()}
     mixtures = make_mixtures({name: train_part for name, (train_part, _) in parts.items()}, config.unit)
     judges = [held_out for _, held_out in parts.values()]
     folder = config.open_folder()
     bits = {name: train(config, *mixture, judges, folder.sub(name)) for name, mixture in mixtures.items()}
-    differences = report(list(parts), config.unit, mixtures, bits)
-    folder.write_json("result.json", {"domains": list(parts), "bits_per_byte": bits})
-    title = f"{config.seeds} seeds, 95% interval"
-    fig, ax = plots.figure("", "bits a byte against mixing by size", title=title)
-    for i, name in enumerate((PUBLISHED, FRESH)):
-        mean, half = statistics.mean_interval(differences[f"{name} - {BY_SIZE}"])
-        ax.bar(np.arange(len(parts)) + 0.4 * i - 0.2, mean, 0.4, yerr=half, label=name)
-    ax.axhline(0, color="#777777")
-    sizes = BILLIONS * config.unit / 1e3
-    labels = [f"{name}\n{size:.0f} kB" for name, size in zip(parts, sizes, strict=True)]
-    ax.set_xticks(range(len(parts)), labels, fontsize=8)
-    ax.legend()
-    plots.save_figure(fig, folder.path / "loss_per_domain.png")
-    print(f"figure and result.json are in {folder.path}; {time.perf_counter() - start:.0f} s")
+    draw(folder.path / "loss_per_domain.png", config, list(parts), bits)
+    report(config, folder, list(parts), mixtures, bits)
 
 
 if __name__ == "__main__":

@@ -1,64 +1,142 @@
-"""Table and figure of `non_differentiable.py`."""
+"""Tables, verdict, samples and figure of `non_differentiable.py`."""
 
 from typing import Any
 
 import numpy as np
 from panels import save_panels
+from rates import rates_table
 
 from jaxrl_align.losses import best_of_n_kl
-from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.statistics import mean_text, share_text
+from jaxrl_align.runtime import Claim, Interval, RunFolder, paired_interval, t_interval, write_result
 
 BEST = (8, 64)
 """Answers among which the best one is chosen, by the reward."""
 
 
-def report_rates(config: Any, task: str, tried: dict[str, Any], rates: dict[str, float]) -> None:
-    """Print the mean reward of the tuning members at every rate."""
-    print(f"\n{task}: mean reward at the end on {config.tuning_seeds} tuning seeds, by learning rate")
-    for name, values in tried.items():
-        cells = "   ".join(f"{r:g}: {x:.3f}" for r, x in zip(config.learning_rates, values, strict=True))
-        print(f"  {name:18}{cells}   taken {rates[name]:g}")
+LEVEL = 2.0
+"""Points of probability by which two answers may differ and be equally likely."""
+Table = dict[str, dict[str, Any]]
 
 
-def report(config: Any, found: dict[str, Any]) -> None:
-    """Print, for each task, the rates tried and what every method came to on the other seeds."""
-    seeds = config.seeds - config.tuning_seeds
+def percent(x: Any) -> Interval:
+    """Return the mean of shares [M] in per cent."""
+    return t_interval(100 * np.asarray(x), bounds=(0, 100))
+
+
+def points(x: Any, y: Any) -> Interval:
+    """Return how much larger shares [M] are than others, in points, paired by member."""
+    return paired_interval(100 * np.asarray(x), 100 * np.asarray(y), bounds=(-100, 100))
+
+
+def tabulate_pattern(pattern: dict[str, Any]) -> Table:
+    """Return what every method came to on held-out prompts, and the best of n of the start's answers."""
+    rows = pattern["rows"]
+    table: Table = {
+        name: {
+            "hits [%]": percent(row["hits"]),
+            "RL less it [points]": points(rows["RL"]["hits"], row["hits"]) if name != "RL" else "",
+            "KL [nats]": t_interval(row["KL"], bounds=(0, np.inf)),
+            "gold reward": t_interval(row["gold"], bounds=(0, 5)),
+            "distinct [%]": percent(row["distinct"]),
+        }
+        for name, row in rows.items()
+    }
+    return table | {
+        f"start, best of {n}": {"hits [%]": percent(hit), "KL [nats]": f"<= {best_of_n_kl(n):.1f}"}
+        for n, hit in pattern["best"].items()
+    }
+
+
+def ends_of(task: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the last row [M, 5] of SFT and of every method, as `recorder` writes it."""
+    return {"start": task["sft"][1][-1]} | {name: path[-1] for name, (_, path) in task["paths"].items()}
+
+
+def tabulate_sums(task: dict[str, Any]) -> Table:
+    """Return the likelihoods that every method came to, and the best of n of the start's answers."""
+    ends, heads = ends_of(task), ("p(sum) [%]", "p(sum + 1) [%]", "sum likelier [%]")
+    table: Table = {}
+    for name, end in ends.items():
+        cells: dict[str, Any] = {head: percent(x) for head, x in zip(heads, end.T[:3], strict=True)}
+        cells["sum less sum + 1 [points]"] = points(end[:, 0], end[:, 1])
+        cells["p(sum), RL less it [points]"] = points(ends["RL"][:, 0], end[:, 0]) if name != "RL" else ""
+        if name in task["kl"]:
+            cells["KL [nats]"] = t_interval(task["kl"][name], bounds=(0, np.inf))
+        table[name] = cells
+    for n, chance in zip(BEST, ends["start"].T[3:], strict=True):
+        table[f"start, best of {n}"] = {heads[0]: percent(chance), "KL [nats]": f"<= {best_of_n_kl(n):.1f}"}
+    return table
+
+
+def judge(
+    hits: dict[str, Interval], exact: dict[str, Interval], before: Interval, after: Interval
+) -> dict[str, bool]:
+    """Return which parts of the claim hold.
+
+    Args:
+      hits: share of answers that match under RL, less that of the start and of the other methods [points].
+      exact: the same of the exact answer's probability.
+      before: probability of the rival that is worth more less the other's, after SFT [points].
+      after: the same after RL.
+    """
+    checks = {
+        "RL raises the share of answers that match the pattern": hits["start"].low > 0,
+        "RL raises the probability of the exact answer": exact["start"].low > 0,
+        f"fine-tuning leaves two answers within {LEVEL:g} points that it is shown alike": (
+            max(-before.low, before.high) < LEVEL
+        ),
+        "RL makes the one worth more the likelier": after.low > 0,
+    }
+    for name in hits:
+        if name != "start":
+            checks[f"RL matches the pattern more often than {name}"] = hits[name].low > 0
+            checks[f"RL makes the exact answer likelier than {name}"] = exact[name].low > 0
+    return checks
+
+
+def report(folder: RunFolder, config: Any, claim: Claim, found: dict[str, Any]) -> None:
+    """Print some answers of the first member, and write the result.
+
+    Args:
+      folder: where to.
+      config: of the run.
+      claim: the experiment's.
+      found: by task, as `match_pattern` and `add_numbers` return it.
+    """
     pattern = found["pattern"]
-    report_rates(config, f"pattern {config.pattern}", pattern["tried"], pattern["rates"])
-    print(f"held-out prompts, {seeds} other seeds, 95% t intervals:")
-    print(f"  {'':18}{'hits [%]':>22}{'KL [nats]':>16}{'gold reward':>16}{'distinct [%]':>22}")
-    for name, row in pattern["rows"].items():
-        texts = mean_text(row["KL"]), mean_text(row["gold"], ".2f")
-        cells = share_text(row["hits"]), *texts, share_text(row["distinct"])
-        print(f"  {name:18}" + "".join(f"{x:>{w}}" for x, w in zip(cells, (22, 16, 16, 22), strict=True)))
-    for name, row in pattern["rows"].items():
-        if name != "RL":
-            gain = 100.0 * (pattern["rows"]["RL"]["hits"] - row["hits"])
-            print(f"  RL - {name}: {mean_text(gain, '+.1f')} points of hits")
-    for n, hit in pattern["best"].items():
-        print(f"  {f'best of {n}':18}{share_text(hit):>22}{f'<= {best_of_n_kl(n):.1f}':>16}")
     for name, texts in pattern["texts"].items():
         print(f"  {name}: " + " | ".join(" ".join(text.split()) for text in texts))
-    for task in ("exact", "rivals"):
-        rows = found[task]
-        report_rates(config, task, rows["tried"], rows["rates"])
-        heads = [*(f"{what} [%]" for what in ("p(sum)", "p(sum + 1)", "sum likelier")), "KL [nats]"]
-        print(f"  {'':18}" + "".join(f"{head:>22}" for head in heads))
-        ends = {"start": rows["sft"][1][-1]} | {name: path[-1] for name, (_, path) in rows["paths"].items()}
-        for name, end in ends.items():
-            kl = mean_text(rows["kl"][name], ".2f") if name in rows["kl"] else ""
-            print(f"  {name:18}" + "".join(f"{share_text(x):>22}" for x in end.T[:3]) + f"{kl:>22}")
-        for n, chance in zip(BEST, ends["start"].T[3:], strict=True):
-            print(f"  {f'best of {n}':18}{share_text(chance):>22}{f'<= {best_of_n_kl(n):.1f}':>66}")
-        print_gains(ends)
-
-
-def print_gains(ends: dict[str, Any]) -> None:
-    """Print how much likelier RL makes the exact answer than each other row does, paired over members."""
-    for name, end in ends.items():
-        if name != "RL":
-            print(f"  RL - {name}: {mean_text(100.0 * (ends['RL'] - end)[:, 0], '+.1f')} points of p(sum)")
+    rows, ends = pattern["rows"], {task: ends_of(found[task]) for task in ("exact", "rivals")}
+    others = [name for name in rows if name != "RL"]
+    hits = {name: points(rows["RL"]["hits"], rows[name]["hits"]) for name in others}
+    exact = {name: points(ends["exact"]["RL"][:, 0], ends["exact"][name][:, 0]) for name in others}
+    before, after = (points(*ends["rivals"][name].T[:2]) for name in ("start", "RL"))
+    tried = {
+        f"{task}, {name}": dict(zip(config.learning_rates, map(float, values), strict=True))
+        for task, row in found.items()
+        for name, values in row["tried"].items()
+    }
+    taken = {f"{task}, {name}": rate for task, row in found.items() for name, rate in row["rates"].items()}
+    write_result(
+        folder,
+        config,
+        claim,
+        headline={
+            "answers that match the pattern, RL less the start, paired [points]": hits["start"],
+            "probability of the exact answer, RL less the start, paired [points]": exact["start"],
+            "probability of the answer worth more less its rival's, after RL [points]": after,
+        },
+        baselines={
+            "answers that match the pattern at the start [%]": percent(rows["start"]["hits"]),
+            "probability of the exact answer at the start [%]": percent(ends["exact"]["start"][:, 0]),
+            "probability of the answer worth more less its rival's, after SFT [points]": before,
+        },
+        checks=judge(hits, exact, before, after),
+        tables={f"pattern {config.pattern}, held-out prompts": tabulate_pattern(pattern)}
+        | {task: tabulate_sums(found[task]) for task in ends}
+        | {"reward at the end on the tuning seeds, by learning rate": rates_table(tried, taken)},
+        figures=["non_differentiable.png"],
+    )
 
 
 def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
@@ -85,3 +163,9 @@ def draw(folder: RunFolder, config: Any, found: dict[str, Any]) -> None:
     save_panels(
         folder.path / "non_differentiable.png", "steps", panels, title=title, columns=3, bounds=bounds
     )
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("non_differentiable")

@@ -1,47 +1,23 @@
 """Over-optimisation: how far a reward model can be optimised before the reward that is meant falls.
 
-Claims (lectures 001 and 003, F12: the KL term, which the lectures omit; Gao et al. 2022, arXiv:2210.10760):
-without the term the learnt score goes on rising while the gold reward falls; a better reward model is
-fooled later; with d the square root of the KL divergence from the fine-tuned policy the gold reward gained
-is `d (alpha - beta d)` for best-of-n and `d (alpha - beta log d)` for PPO; a KL penalty only stops earlier
-on the same way. Models, answers and the gold reward are those of `rlhf.py`, smaller (width 64, one layer).
-Noisy annotators give 16 comparisons, too few to learn from, so that the gold reward falls within the run,
-or 1,024. All KL coefficients, both reward models and all seeds of PPO train in one program; no score is
-replaced where an answer does not end, so that all that PPO is paid was learnt. The KL divergence of
-best-of-n is not measured but `log n - (n - 1) / n`, which is exact without equal scores and otherwise a
-bound from above.
+The lectures omit the KL term (001 and 003, F12); Gao et al. 2022 (arXiv:2210.10760) measured what becomes of
+a reward without it. With d the square root of the KL divergence from the fine-tuned policy they found the
+gold reward gained to be `d (alpha - beta d)` for best-of-n and `d (alpha - beta log d)` for PPO, and a
+penalty to stop only earlier on the same way. Models, answers and the gold reward are those of `rlhf.py`,
+smaller (width 64, one layer). Noisy annotators give 16 comparisons, too few to learn from, so that the gold
+reward may fall within the run, or 1,024. All KL coefficients, both reward models and all seeds of PPO train
+in one program; no score is replaced where an answer does not end, so that all that PPO is paid was learnt.
+The KL divergence of best-of-n is not measured but `log n - (n - 1) / n`, which is exact without equal scores
+and otherwise a bound from above. Gains are in deviations of the fine-tuned policy's answers; a seed's peak is
+where the others' mean is highest.
 
-Measured (`python experiments/overoptimisation.py`: 8 seeds, each with its own models; 95% t intervals;
-gains in deviations of the fine-tuned policy's answers; 16 minutes on 2 cores that four jobs shared).
-Without a penalty; a seed's peak is where the others' mean is highest, n is at most 256, and "share" is what
-the gold reward gained there of what the score gained:
-
-                              peak at d       gold there      share           end at d        gold at end
-      16 pairs   best of n    2.13            +0.72 +- 0.23   0.40 +- 0.12    2.13            +0.72 +- 0.23
-                 PPO          3.72 +- 0.78    -0.09 +- 0.37  -0.09 +- 0.37    7.49 +- 0.98    -0.64 +- 0.72
-    1024 pairs   best of n    1.78            +1.03 +- 0.12   0.77 +- 0.14    2.13            +0.98 +- 0.20
-                 PPO          8.64 +- 0.46    +1.05 +- 0.13   0.53 +- 0.11    9.44 +- 0.77    +0.75 +- 0.61
-
-The score keeps rising where the gold reward does not: holds. On 16 comparisons (64.4 +- 3.8% of held-out
-pairs right) PPO ends with a score of +1.79 +- 0.25, 2.42 +- 0.75 above the gold reward; the fall itself,
--0.55 +- 0.66 from the peak, is within the interval. On 1,024 (80.7 +- 2.1%) the gold reward is 1.39 +- 1.19
-higher at the end: a better model is fooled later. Best-of-n does not fall by n = 256.
-
-The laws hold for best-of-n on 1,024: R^2 0.99 [lowest 0.97, highest 1.00]; on 16 0.84 [0.20, 1.00]. PPO's
-does not: R^2 0.60 [0.25, 0.98] and 0.79 [0.60, 0.88], no better than with d in place of log d (-0.03 +-
-0.04, -0.03 +- 0.06): its first steps go far and gain little. A penalty does more than stop earlier: with
-1,024 pairs the last policies at 0.03 and 0.1 have 0.62 +- 0.17 and 0.50 +- 0.10 more gold reward than the
-free run had as far away (+1.34 +- 0.15 at d = 4.85, the best of all); with 16 pairs there is no difference
-(-0.06 +- 0.48, -0.21 +- 0.51).
-
-Rates tried on 2 other seeds: reward models 1e-4, 3e-4, 1e-3: 53.2 (taken), 50.3, 48.7% with 16 pairs, 77.0,
-79.6 (taken), 77.3% with 1,024; PPO, by the score on 16 pairs, 3e-4 +2.21, 1e-3 +2.39 (taken). Tried first:
-32 pairs, 6 seeds, 80 steps of 32 prompts: peak +0.39 +- 0.72 at d = 5.0, end -0.12 +- 1.07.
+The laws are of large models whose path bends slowly. PPO's first steps go far here and gain little, which no
+form in d alone describes. Rates are chosen on 2 other seeds: the reward models' by accuracy, PPO's by the
+score on the fewest comparisons.
 """
 
 import functools
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -63,6 +39,7 @@ from answers import (
     score_answers,
 )
 from overoptimisation_report import Curve, Found, draw, report
+from rates import rates_table
 from rlhf_setup import Setup
 
 from jaxrl_align import losses
@@ -73,13 +50,18 @@ from jaxrl_align.align.reward_learner import comparison_objective
 from jaxrl_align.checks import check_divides
 from jaxrl_align.feedback.annotators import compare
 from jaxrl_align.pretrain.lm import sample_rows
-from jaxrl_align.runtime import cli
+from jaxrl_align.runtime import Claim, cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import train_members
 from jaxrl_align.runtime.mesh import use_cpu_devices
-from jaxrl_align.runtime.statistics import mean_text
 from jaxrl_align.types import Comparisons, Params
 
+CLAIM = Claim(
+    "Without a KL penalty the learnt score goes on rising while the reward that is meant falls; a better "
+    "reward model is fooled later, and a penalty keeps what was gained.",
+    rows=("F12", "F19"),
+    minutes=12,
+)
 MARGIN = 0.1
 """Deviations of the score; of rates that come so near to each other, the smaller takes the finer steps."""
 
@@ -109,9 +91,13 @@ class Config(AnswersConfig):
     kl_coefs: tuple[float, ...] = (0.0, 0.03, 0.1)
     """Of PPO, for a score of deviation 1; they stay as they are."""
     policy_steps: int = 100
+    """Updates of the policy by PPO."""
     prompts_per_step: int = 16
+    """Prompts of an update."""
     epochs: int = 2
+    """Passes over the answers of an update."""
     minibatches: int = 2
+    """Gradient steps of a pass."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail after minutes of training."""
@@ -155,12 +141,13 @@ def agreement(config: Config, pool: Pool) -> np.ndarray:
     return (chance * (gap > 0)).sum(1) / (gap > 0).sum(1)
 
 
-def learn_rewards(config: Config, folder: RunFolder, pool: Pool) -> tuple[rm.RewardModel, np.ndarray]:
+def learn_rewards(config: Config, folder: RunFolder, pool: Pool) -> tuple[rm.RewardModel, np.ndarray, Any]:
     """Fit a reward model to each number of comparisons, at a rate chosen on the tuning members.
 
     Returns:
-      The models, leaves [C, M, ...] over all members, and the share of held-out pairs that they order rightly
-      [C, M]. The scores have mean 0 and deviation 1 on the fine-tuned policies' answers to training prompts.
+      The models, leaves [C, M, ...] over all members, the share of held-out pairs that they order rightly
+      [C, M], and the table of the rates tried. The scores have mean 0 and deviation 1 on the fine-tuned
+      policies' answers to training prompts.
     """
     tuning, rates = range(config.seeds, config.seeds + config.tuning_seeds), config.learning_rates
     every = range(config.seeds + config.tuning_seeds)
@@ -175,13 +162,13 @@ def learn_rewards(config: Config, folder: RunFolder, pool: Pool) -> tuple[rm.Rew
     settings = list(itertools.product(config.comparisons, rates))
     accuracy = fit("tuning rewards", tuning, settings)[1].reshape(len(config.comparisons), len(rates), -1)
     tried = {f"{n} comparisons": x for n, x in zip(config.comparisons, accuracy, strict=True)}
-    best = choose_rates(tried, rates)
+    best, table = choose_rates(tried, rates)
     settings = list(zip(config.comparisons, best.values(), strict=True))
     params, accuracy = fit("rewards", every, settings)
     params = jax.tree.map(lambda x: x.reshape(len(settings), len(every), *x.shape[1:]), params)
     samples = pool.train.prompts, jax.tree.map(lambda x: x[:, :, 0], pool.train.completions)
     normalise = lambda p, *text: rm.normalise_scores(pool.lm, rm.RewardModel(p), *text)
-    return jax.jit(jax.vmap(jax.vmap(normalise), (0, None, None)))(params, *samples), accuracy
+    return jax.jit(jax.vmap(jax.vmap(normalise), (0, None, None)))(params, *samples), accuracy, table
 
 
 def measure(pool: Pool, params: Params, members: Sequence[int], settings: int) -> np.ndarray:
@@ -259,32 +246,31 @@ def optimise(
     return Curve(np.sqrt(np.maximum(kl, 0.0)), (gold - gold[0]) / spread, score - score[0])
 
 
-def tune(config: Config, folder: RunFolder, setup: Setup, pool: Pool, models: rm.RewardModel) -> float:
+def tune(
+    config: Config, folder: RunFolder, setup: Setup, pool: Pool, models: rm.RewardModel
+) -> tuple[float, Any]:
     """Return the smallest rate whose score, the gold reward unseen, is within `MARGIN` of the best one's.
 
-    It is chosen on the tuning members, without a penalty and for the fewest comparisons.
+    It is chosen on the tuning members, without a penalty and for the fewest comparisons. The second is the
+    table of the rates tried.
     """
-    seeds = range(config.seeds, config.seeds + config.tuning_seeds)
+    seeds, rates = range(config.seeds, config.seeds + config.tuning_seeds), config.policy_rates
     fewest = int(np.argmin(config.comparisons))
-    runs = [Run(fewest, 0.0, rate, seed) for rate in config.policy_rates for seed in seeds]
+    runs = [Run(fewest, 0.0, rate, seed) for rate in rates for seed in seeds]
     last = optimise(config, folder.sub("tuning policy"), setup, pool, models, runs).proxy[-1]
-    tried = last.reshape(len(config.policy_rates), -1).mean(1)
-    print("\nrates of PPO tried, on other members than are reported: gain of the score [deviations]")
-    print("  ".join(f"{rate:g}: {x:.2f}" for rate, x in zip(config.policy_rates, tried, strict=True)))
-    return config.policy_rates[int(np.flatnonzero(tried >= tried.max() - MARGIN)[0])]
+    tried = last.reshape(len(rates), -1).mean(1)
+    rate = rates[int(np.flatnonzero(tried >= tried.max() - MARGIN)[0])]
+    return rate, rates_table({"PPO": dict(zip(rates, tried, strict=True))}, {"PPO": rate})
 
 
 def main(config: Config) -> None:
     """Write answers, learn rewards, optimise them by choice and by PPO, fit, report."""
-    started = time.monotonic()
     use_cpu_devices()
     setup = make_setup(config)
     folder = config.open_folder()
     pool = make_pool(config, folder, setup)
-    labels = mean_text(100 * agreement(config, pool)[: config.seeds])
-    print(f"\nannotators agree with the gold reward on {labels}% of the pairs")
-    models, accuracy = learn_rewards(config, folder, pool)
-    rate = tune(config, folder, setup, pool, models)
+    models, accuracy, learnt = learn_rewards(config, folder, pool)
+    rate, tuned = tune(config, folder, setup, pool, models)
     sizes, seeds = range(len(config.comparisons)), range(config.seeds)
     runs = [Run(*run) for run in itertools.product(sizes, config.kl_coefs, (rate,), seeds)]
     curves = optimise(config, folder.sub("policy"), setup, pool, models, runs)
@@ -296,9 +282,12 @@ def main(config: Config) -> None:
     ):
         by_coef = {coef: Curve(*(x[:, i, k] for x in curves)) for k, coef in enumerate(config.kl_coefs)}
         found[count] = Found(accuracy[i, : config.seeds], best, by_coef)
-    folder.write_json("results.json", report(found))
     draw(folder.path / "overoptimisation.png", found)
-    print(f"\nfigure and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
+    tried = {
+        "accuracy of reward models on tuning members [%], by learning rate": learnt,
+        "score gained by PPO on tuning members [deviations], by learning rate": tuned,
+    }
+    report(folder, config, CLAIM, found, agreement(config, pool)[: config.seeds], tried)
 
 
 if __name__ == "__main__":

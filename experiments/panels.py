@@ -1,4 +1,4 @@
-"""Figures of several panels, whose curves are told apart without colour: by line, marker and legend."""
+"""Figures of several panels, one for each quantity, with error bars at a few places."""
 
 import os
 from collections.abc import Mapping
@@ -8,9 +8,6 @@ import numpy as np
 
 from jaxrl_align.runtime import plots
 from jaxrl_align.runtime.statistics import mean_interval
-
-LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
-MARKERS = "osD^v"
 
 Curves = Mapping[str, tuple[Any, Any]]
 """Name -> (positions [n], one column per member [n, M])."""
@@ -23,21 +20,23 @@ def draw_curves(
 
     Args:
       ax: matplotlib axes.
-      curves: up to 5.
+      curves: up to as many as `plots.LINES`.
       marks: error bars of each curve.
       bounds: what the quantity can be at least and at most; no interval is drawn beyond.
     """
+    look = plots.looks(curves)
     for i, (name, (x, ys)) in enumerate(curves.items()):
         x, (mean, half) = np.asarray(x), mean_interval(ys, axis=1)
         if len(x) <= marks:
             x = x + 0.008 * np.ptp(x) * (i - (len(curves) - 1) / 2)
-        kind: dict[str, Any] = {"color": plots.COLORS[i], "marker": MARKERS[i], "markersize": 4}
+        line = look[name].pop("linestyle")
+        kind: dict[str, Any] = look[name] | {"markersize": 4}
         every = max(1, len(x) // marks)
         at = slice(min(i * every // len(curves), len(x) - 1) if len(x) > marks else 0, None, every)
         bars = np.clip([mean - half, mean + half], *bounds) - mean
-        ax.plot(x, mean, linestyle=LINES[i], color=kind["color"], linewidth=1.3)
+        ax.plot(x, mean, linestyle=line, color=kind["color"], linewidth=1.3)
         ax.errorbar(x[at], mean[at], np.abs(bars[:, at]), linestyle="", capsize=2, **kind)
-        ax.plot([], [], linestyle=LINES[i], label=name, **kind)
+        ax.plot([], [], linestyle=line, label=name, **kind)
 
 
 def save_panels(
@@ -73,3 +72,9 @@ def save_panels(
     if shared:
         fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)
     plots.save_figure(fig, path)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("four_updates")

@@ -39,13 +39,21 @@ class BaseConfig(MembersConfig):
     """A UTF-8 text file to pre-train on, its last tenth held out; none means the children's books, of which
     each author's first is held out, from the data folder or the network."""
     held_out_tokens: int = 4_096
+    """Of other text, by which forgetting is measured."""
     vocabulary: int = 1024
+    """Tokens of the vocabulary, at most."""
     layers: int = 2
+    """Of the transformer."""
     heads: int = 4
+    """Attention heads of a layer."""
     width: int = 64
+    """Numbers in a token's hidden state."""
     context: int = 128
+    """Tokens that the model reads at most."""
     pretrain_steps: int = 1_500
+    """Updates of the pre-training."""
     pretrain_batch: int = 8
+    """Windows of text in an update of the pre-training."""
     pretrain_rate: float = 3e-3
     """After a linear rise it falls linearly to 0."""
 
@@ -198,3 +206,9 @@ def _pretrain(config: BaseConfig, lm: LanguageModel, tokens: jax.Array, folder: 
     keys = config.keys()[:1]
     hparams = LMHParams(config.pretrain_rate)
     return train_members(learner, hparams, config, steps, keys=keys, **how).state.params
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("peft")

@@ -173,3 +173,9 @@ def tune(
     else:
         found = jax.jit(side_by_side)(*shard_members(members), base.params)
     return np.asarray(found).T.reshape(-1, len(rates), len(keys) // len(rates))
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("peft")

@@ -65,8 +65,11 @@ class Config(StartsConfig):
     beside: EraName | None = "modern"
     """An era whose numbers stand beside; none leaves it out."""
     labels: tuple[int, ...] = (10, 50, 200)
+    """Numbers of labelled images."""
     depth: int = 3
+    """Hidden layers."""
     finetune_steps: int = 3_000
+    """Updates on the labelled images, whatever their number."""
     unfreeze: Literal["all", "head", "gradual"] = "all"
     """Which layers learn from the labels."""
 
@@ -205,7 +208,7 @@ def report(folder: RunFolder, configs: dict[str, Config], eras: dict[str, dict[i
         }
         figures.append(f"test_error_{era}.png")
         path, labels = folder.path / figures[-1], ("labelled digits", "test error [%]")
-        title = f"{era}, {config.seeds} seeds, 95%"
+        title = f"setting of {era}: {config.seeds} seeds, 95% intervals"
         plots.save_curves(path, *labels, curves, title=title, xscale="log", ylim=(0, None))
     pairs = ((PHOTOGRAPHS, NONE), (MNIST, PHOTOGRAPHS))
     headline = {

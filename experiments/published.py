@@ -28,3 +28,9 @@ def load_published(folder: str | None) -> Published:
     if found.tokenizer is None:
         raise ValueError(f"{path} must hold a tokenizer.json; got none")
     return Published(make_transformer(found.config), found.params, found.tokenizer, found.stop_tokens)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("assistants")

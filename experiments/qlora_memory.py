@@ -61,19 +61,25 @@ class Config(BaseConfig):
     model: str | None = None
     """A local Hugging Face folder; none means the one that `make model` writes."""
     ways: tuple[str, ...] = WAYS
+    """Ways of fine-tuning that are measured."""
     tuning_seeds: int = 2
     """Of the tuning too: they choose the rates of LoRA and QLoRA and are not reported."""
     rank: int = 16
+    """Of the LoRA."""
     rows: int = 4
+    """Of the step whose memory is measured."""
     length: int = 128
     """Tokens of a row, of which the batch has `rows`."""
     steps: int = 150
     """Of LoRA and QLoRA on the small models."""
     batch_size: int = 8
+    """Rows of an update of the small model."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    """Learning rates that are tried on the small model."""
     model_steps: int = 0
     """Of LoRA and QLoRA on the published model too, in batches of 4; 0 leaves them out."""
     model_rates: tuple[float, ...] = (1e-3,)
+    """Learning rates that are tried on the published model."""
 
 
 def in_child(config: Config, model: str, way: str) -> dict[str, Any]:

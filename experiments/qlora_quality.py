@@ -177,3 +177,9 @@ def judge(found: dict[str, Any], margin: float) -> Equivalence:
     """Return the test of QLoRA's results less LoRA's, each at its own rate."""
     ours, theirs = (np.array(found[name]["test"])[found[name]["rate"]] for name in ("QLoRA", "LoRA"))
     return equivalence(ours - theirs, margin)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("qlora_memory")

@@ -27,7 +27,7 @@ def draw(path: Any, memory: dict[str, Any], larger: dict[str, Any]) -> None:
         bottom = np.zeros(len(rows))
         for i, part in enumerate(PARTS):
             height = np.array([row[part] for row in rows.values()]) / unit
-            ax.bar(list(rows), height, bottom=bottom, label=part, color=plots.COLORS[i])
+            ax.bar(list(rows), height, bottom=bottom, label=part, **plots.bar_look(i))
             bottom += height
         ax.tick_params(axis="x", labelsize=8)
     resident = [(row["resident"] - row["empty process"]) / 1e6 for row in memory.values()]
@@ -188,3 +188,9 @@ def report(folder: RunFolder, config: Any, claim: Claim, found: dict[str, Any]) 
 
 NO_INTERVAL = (np.nan, np.nan, "none")
 """Of a number that is the same in every run."""
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("qlora_memory")

@@ -33,13 +33,17 @@ class Config:
     """One way, one batch."""
 
     way: Literal["full", "LoRA", "LoRA bf16", "QLoRA", "QLoRA bf16"] = "QLoRA"
+    """Of fine-tuning."""
     model: str | None = None
     """A local Hugging Face folder; none means the one that `make model` writes."""
     rank: int = 16
+    """Of the LoRA."""
     rows: int = 4
+    """Of the step."""
     length: int = 128
     """Tokens that are read of each row."""
     steps: int = 3
+    """That are taken; the peak is that of all."""
 
 
 def half(params: Params) -> Params:

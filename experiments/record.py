@@ -19,6 +19,7 @@ from typing import Any
 
 import record_age
 import record_pages
+import tyro
 
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.evidence import RESULT_FILE, RUN
@@ -32,7 +33,7 @@ FIGURES = 2
 class Config:
     """Take results of runs into docs/results and build the pages."""
 
-    runs: tuple[str, ...] = ()
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folders of finished runs; none builds the pages alone."""
     name: str | None = None
     """What one result is called; else as its script."""

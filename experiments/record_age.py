@@ -1,8 +1,8 @@
 """Which results of record are older than the code that they ran through: by imports and by git."""
 
 import ast
+import functools
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -10,9 +10,10 @@ PACKAGE = "jaxrl_align"
 
 
 def files_behind(script: Path, root: Path = ROOT) -> set[Path]:
-    """Return the files of the repository that a script imports, directly or not, and itself.
+    """Return the files of the repository whose code a script uses, directly or not, and itself.
 
-    A name taken from a package stands for its module where there is one, else for the package's `__init__`.
+    Of a package only those modules count whose names are taken from it, `losses.gae` or `from a import b`:
+    that others are imported beside them changes no result.
     """
     found: set[Path] = set()
     waiting = [script.resolve()]
@@ -21,28 +22,51 @@ def files_behind(script: Path, root: Path = ROOT) -> set[Path]:
         if file not in found:
             found.add(file)
             tree = ast.parse(file.read_text(encoding="utf-8"))
-            waiting += [path for name in imported_names(tree) for path in _modules(name, file.parent, root)]
+            waiting += [path for name in used_names(tree) for path in _files_of(name, file.parent, root)]
     return found
 
 
-def imported_names(tree: ast.AST) -> Iterator[str]:
-    """Yield every dotted name that a module imports, and for `from a import b` also "a.b"."""
+def used_names(tree: ast.Module) -> set[str]:
+    """Return the dotted names that a module takes from others; of an imported module, its attributes."""
+    used, aliases = set(), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            aliases |= {alias.asname or alias.name: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            aliases |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+            used.add(f"{aliases[node.value.id]}.{node.attr}")
+    return used | set(aliases.values())
 
 
-def _modules(name: str, beside: Path, root: Path) -> list[Path]:
-    """Return the files that importing a dotted name runs: each package's `__init__`, and the module."""
-    base, parts = (root, name.split(".")) if name.split(".")[0] == PACKAGE else (beside, [name])
-    found = []
-    for depth in range(1, len(parts) + 1):
-        path = base.joinpath(*parts[:depth])
-        found += [p.resolve() for p in (path / "__init__.py", path.with_suffix(".py")) if p.exists()]
-    return found
+def _files_of(name: str, beside: Path, root: Path) -> list[Path]:
+    """Return the file that defines a dotted name, if it is of the repository."""
+    first, *rest = name.split(".")
+    at = (root if first == PACKAGE else beside) / first
+    for part in rest:
+        if at.with_suffix(".py").is_file() or not at.is_dir():
+            break
+        source = _exported(at / "__init__.py", part)
+        if not (at / part).is_dir() and not (at / part).with_suffix(".py").is_file():
+            return _files_of(source, beside, root) if source else [(at / "__init__.py").resolve()]
+        at = at / part
+    file = at.with_suffix(".py")
+    return [file.resolve()] if file.is_file() else []
+
+
+@functools.cache
+def _exports(init: Path) -> dict[str, str]:
+    tree = ast.parse(init.read_text(encoding="utf-8"))
+    nodes = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    return {
+        alias.asname or alias.name: f"{node.module}.{alias.name}" for node in nodes for alias in node.names
+    }
+
+
+def _exported(init: Path, name: str) -> str | None:
+    """Return the dotted name under which a package's `__init__` has imported a name."""
+    return _exports(init).get(name) if init.is_file() else None
 
 
 def same_code(old: str, new: str) -> bool:
@@ -88,3 +112,9 @@ def _is_same(commit: str, path: str, root: Path) -> bool:
 def _git(root: Path, *words: str) -> str | None:
     told = subprocess.run(("git", "-C", root, *words), capture_output=True, text=True)
     return told.stdout if told.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("record")

@@ -24,6 +24,11 @@ TILES = (
     "replay_ablation",
 )
 """The README's; the last one's claim did not hold."""
+TILED = {
+    "README.md": ("docs/results", '<a href="{page}"><img src="{png}" width="260" alt="{name}"></a>'),
+    "docs/index.md": ("results", '[![{name}]({png}){{ width="260" }}]({page})'),
+}
+"""Pages with tiles: from where they see the results, and how they show a figure (GitHub, mkdocs)."""
 BEGIN, END = "<!-- made by `make results` -->", "<!-- to here -->"
 MARKS = {"holds": "holds", "holds in part": "in part", "does not hold": "no"}
 
@@ -43,7 +48,9 @@ def pages(root: Path, results: Results) -> dict[Path, str]:
     folder = root / "docs" / "results"
     made = {folder / f"{name}.md": page_text(name, result) for name, result in results.items()}
     made[folder / "README.md"] = index_text(results)
-    made[root / "README.md"] = with_tiles((root / "README.md").read_text(encoding="utf-8"), results)
+    for path, (to_results, figure) in TILED.items():
+        text = (root / path).read_text(encoding="utf-8")
+        made[root / path] = with_tiles(text, results, to_results=to_results, figure=figure)
     lectures = root / "docs" / "lectures.md"
     made[lectures] = with_verdicts(lectures.read_text(encoding="utf-8"), results)
     return made
@@ -110,23 +117,24 @@ def index_text(results: Results) -> str:
     return "\n".join([*lines, ""])
 
 
-def with_tiles(readme: str, results: Results) -> str:
-    """Return the README with its tiles made anew, between their marks."""
+def with_tiles(page: str, results: Results, *, to_results: str, figure: str) -> str:
+    """Return a page with its tiles made anew, between their marks.
+
+    Args:
+      page: its text, Markdown.
+      results: of record.
+      to_results: where docs/results lies, seen from the page.
+      figure: how the page shows one, with `{png}`, `{page}` and `{name}`.
+    """
     lines = ["| | claim | what came out |", "|---|---|---|"]
-    for name in TILES:
-        if name in results:
-            lines.append(_tile(name, results[name]))
-    before, after = readme.partition(BEGIN)[0], readme.partition(END)[2]
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"README.md must hold the lines {BEGIN} and {END}, between which the tiles go")
-    return before + "\n".join([BEGIN, "", *lines, "", END]) + after
-
-
-def _tile(name: str, result: Mapping[str, Any]) -> str:
-    page = f"docs/results/{name}.md"
-    figure = f'<a href="{page}"><img src="docs/results/{result["figures"][0]}" width="260" alt="{name}"></a>'
-    numbers = "; ".join(f"{text}: {cell_text(value)}" for text, value in result["headline"].items())
-    return f"| {figure} | {result['claim']} | [It **{result['verdict']}**]({page}). {numbers} |"
+    for name in [name for name in TILES if name in results]:
+        result, md = results[name], f"{to_results}/{name}.md"
+        shown = figure.format(png=f"{to_results}/{result['figures'][0]}", page=md, name=name)
+        numbers = "; ".join(f"{text}: {cell_text(value)}" for text, value in result["headline"].items())
+        lines.append(f"| {shown} | {result['claim']} | [It **{result['verdict']}**]({md}). {numbers} |")
+    if BEGIN not in page or END not in page:
+        raise ValueError(f"the page must hold the lines {BEGIN} and {END}, between which the tiles go")
+    return page.partition(BEGIN)[0] + "\n".join([BEGIN, "", *lines, "", END]) + page.partition(END)[2]
 
 
 def with_verdicts(lectures: str, results: Results) -> str:
@@ -140,3 +148,9 @@ def with_verdicts(lectures: str, results: Results) -> str:
         return f"{match[1]} {', '.join(by_row.get(match[2], [])) or '-'} |"
 
     return re.sub(r'^(\| <a id="\w+"></a>([A-H]\d+) \|.*\|)[^|\n]*\|$', verdict, lectures, flags=re.M)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("record")

@@ -68,6 +68,7 @@ class Config(MembersConfig):
 
     out: str = "runs/replay_ablation"
     env: str = "CartPole-v1"
+    """A gymnax name."""
     seeds: int = 16
     """Of each arm at its learning rate."""
     choosing_seeds: int = 4
@@ -75,11 +76,13 @@ class Config(MembersConfig):
     total_env_steps: int = 60_000
     """Of each member."""
     batch_size: int = 32
+    """Transitions of a gradient step."""
     hidden: int = 64
     """Width of each of the two hidden layers."""
     target_period: int = 1
     """Updates between two copies of the target network; 1 is no target network."""
     epsilon_steps: int = 10_000
+    """Environment steps over which the share of random actions falls."""
     batches: int = 64
     """Batches of gradients from which correlations are measured."""
 

@@ -170,3 +170,9 @@ def as_comparisons(arguments: Arguments) -> list[Comparison]:
         Comparison(arguments.prompts[s], arguments.texts[s][a], arguments.texts[s][b])
         for s, a, b in arguments.pairs
     ]
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("reward_model_scaling")

@@ -1,32 +1,13 @@
 """Reward models on real judgements: accuracy against the number of pairs and the size of the model.
 
-Claim (lecture 003, F7): with enough size and data a reward model comes near a single human. The judgements
-are UKPConvArg1's: which of two arguments for the same side of a debate convinces more. A single crowd worker
-agrees with the pooled labels in 85.0% (73.9% if "equal" counts as wrong). Four folds of whole debates, so
-that every pair is judged by a model that has seen nothing of its debate.
+The judgements are UKPConvArg1's: which of two arguments for the same side of a debate convinces more. A
+single crowd worker agrees with the pooled labels in 85.0% (73.9% if "equal" counts as wrong). Four folds of
+whole debates, so that every pair is judged by a model that has seen nothing of its debate. Intervals are over
+the 16 debates, for LoRA over those of the folds that it is judged on.
 
-Measured (`JAXRL_ALIGN_DATA=FOLDER python experiments/reward_model_scaling.py`; 4 seeds, which draw the pairs
-and the head, LoRA one; intervals bootstrapped over the 16 debates, 8 for LoRA; an hour and a half on 2 CPU
-cores that other jobs shared, its parts run apart and put together): held-out pairs that are ordered rightly
-[%], and how many more than tf-idf on the same ones.
-
-    pairs learnt from               500                2,000              8,738
-    tf-idf, Bradley-Terry       76.2 [73.8, 78.2]  77.1 [74.5, 79.3]  78.0 [75.3, 80.2]
-    own, 32 wide, 2 layers      74.9 [72.3, 77.3]  76.0 [73.7, 78.1]  75.8 [73.3, 78.0]   -2.2 [-3.7, -0.7]
-    own, 64 wide, 2 layers      75.5 [73.2, 77.6]  76.5 [74.4, 78.7]  76.7 [74.8, 78.6]   -1.2 [-2.7, +0.4]
-    SmolLM2, features frozen    80.6 [77.9, 83.2]  82.2 [79.6, 84.5]  82.0 [79.3, 84.4]   +4.0 [+1.7, +6.2]
-    SmolLM2, LoRA 8, 30 steps                                         78.9 [75.4, 82.3]   +0.6 [-1.8, +3.2]
-    the longer argument                                               75.9
-
-and of the 1,128 pairs whose lengths differ by a tenth at most (509 for LoRA), with the calibration error in
-points, first seed: tf-idf 58.3 [53.5, 63.0] and 10.4; 32 wide 60.5 and 12.3; 64 wide 62.3 [59.5, 65.7] and
-12.0; SmolLM2's features 72.5 [69.6, 75.3] and 1.9; LoRA 66.2 [60.2, 73.4] and 2.9.
-
-So size helps and data soon does not: 135 million pre-trained weights beat tf-idf outside the interval and
-come near the single human, whose 85.0% lies just above it, while models trained here know little more than
-length. LoRA was judged on two folds after 30 steps, which read 480 arguments each (half an epoch): it is
-level with tf-idf there, and says nothing of what longer tuning reaches. Rates tried for the own models, on
-one other seed: 1e-3 74.7 and 76.4, 3e-3 77.0 and 76.7 (taken); LoRA's 1e-3 alone was tried.
+Length alone says much here, so that models trained from nothing may know little more. LoRA is judged on two
+folds after 30 steps, which read 480 arguments each (half an epoch); that says nothing of what longer tuning
+reaches. Another seed chooses the rates of the models trained here; LoRA's 1e-3 alone was tried.
 """
 
 import functools
@@ -40,21 +21,23 @@ import jax.numpy as jnp
 import numpy as np
 import reward_model_data as ukp
 from peft_task import BaseConfig, own_base
+from rates import rates_table
 from reward_model_data import Arguments
+from reward_model_scaling_report import report
 
 from jaxrl_align.align import RewardHParams, init_reward_params, make_reward_learner
-from jaxrl_align.evaluate import report_pairs
 from jaxrl_align.learner import make_optimizer, train
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.nets.transformer import LanguageModel, make_transformer
-from jaxrl_align.runtime import cli, plots
-from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime import Claim, RunFolder, cli
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.runtime.mesh import use_cpu_devices
-from jaxrl_align.runtime.resampling import bootstrap_mean
 
-HUMAN = 0.850
-"""Share in which a single worker agrees with the pooled label."""
+CLAIM = Claim(
+    "With enough size and data a reward model comes near a single human on judgements that it has not seen.",
+    rows=("F7",),
+    minutes=60,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +48,7 @@ class Config(BaseConfig):
     numbers: tuple[int, ...] = (500, 2_000, 0)
     """Pairs to learn from; 0 means all of the other folds'."""
     folds: int = 4
+    """Of the debates: each is held out once."""
     widths: tuple[int, ...] = (32, 64)
     """Of the models trained here."""
     arguments: int = 16
@@ -76,6 +60,7 @@ class Config(BaseConfig):
     """Longer arguments are judged, but not learnt from."""
     pretrain_steps: int = 300
     steps: int = 200
+    """Updates of a reward model."""
     rates: tuple[float, ...] = (1e-3, 3e-3)
     """Of which another seed chooses one for each width."""
     tuned: bool = True
@@ -89,9 +74,11 @@ class Config(BaseConfig):
     tuned_steps: int = 30
     """In each fold, which reads 480 of its 790 arguments."""
     tuned_rate: float = 1e-3
+    """Learning rate of the published model's LoRA."""
     tuned_folds: int = 2
     """Folds that it is judged on, the first ones; ten minutes each on two cores."""
     rank: int = 8
+    """Of the published model's LoRA."""
 
 
 Fit = Callable[[np.ndarray, int], np.ndarray]
@@ -273,9 +260,14 @@ def search_rate(config: Config, arguments: Arguments, base: Any, rate: float) ->
     return float(np.mean(own_models(one, arguments, base, (0,), rate, config.seed + 1000) > 0))
 
 
-def own_ways(config: Config, folder: RunFolder, arguments: Arguments) -> dict[str, dict[int, np.ndarray]]:
-    """Return the margins of the models trained here, each width at the rate that other seeds chose."""
-    found = {}
+def own_ways(
+    config: Config, folder: RunFolder, arguments: Arguments
+) -> tuple[dict[str, dict[int, np.ndarray]], dict[str, dict[str, float | str]]]:
+    """Return the margins of the models trained here, each width at the rate that another seed chose.
+
+    The second is the table of the rates tried.
+    """
+    found, every, taken = {}, {}, {}
     for width in config.widths:
         shape = {f.name: getattr(config, f.name) for f in BaseConfig.__dataclass_fields__.values()}
         sub = folder.sub(f"own_{width}")
@@ -283,81 +275,33 @@ def own_ways(config: Config, folder: RunFolder, arguments: Arguments) -> dict[st
         search = functools.partial(search_rate, config, arguments, base)
         tried = {rate: sub.once(f"rate_{rate:g}.json", search, rate) for rate in config.rates}
         best = max(tried, key=tried.__getitem__)
-        print(f"{width} wide: rates tried on another seed {tried}; {best:g} is taken", flush=True)
         make = lambda base=base, best=best: own_models(
             config, arguments, base, config.numbers, best, config.seed
         ).tolist()
         margins = np.array(sub.once("margins.json", make))
-        found[f"own, {width} wide"] = dict(zip(config.numbers, margins, strict=True))
-    return found
-
-
-def share_right(
-    margins: np.ndarray, debate: np.ndarray, than: np.ndarray | None = None
-) -> tuple[float, float, float]:
-    """Return the mean accuracy over seeds, or its gain on another's, and its interval over debates."""
-    right = np.mean(0.5 + 0.5 * np.sign(margins), 0)
-    if than is not None:
-        right = right - np.mean(0.5 + 0.5 * np.sign(than), 0)
-    found = bootstrap_mean(right, debate, draws=4000)
-    return found.value, found.low, found.high
-
-
-def report(config: Config, folder: RunFolder, arguments: Arguments, found: dict[str, Any]) -> None:
-    """Print every way's accuracy by the number of pairs, the last one in full, and draw them."""
-    fold = ukp.make_folds(arguments, config.folds)
-    every = round(len(fold) * (1 - 1 / config.folds))
-    lines, results = {}, {}
-    for way, by_number in found.items():
-        for number, margins in by_number.items():
-            judged = np.isfinite(margins[0])
-            mean, low, high = share_right(margins[:, judged], arguments.debate[judged])
-            beside = found["tf-idf"][number][:, judged]
-            gain = share_right(margins[:, judged], arguments.debate[judged], beside)
-            row = {"accuracy": (mean, low, high), "over tf-idf": gain}
-            results.setdefault(way, {})[number or every] = row
-            own = f"{100 * mean:.1f}% [{100 * low:.1f}, {100 * high:.1f}] of {judged.sum():,}"
-            said = f"{own}, over tf-idf {100 * gain[0]:+.1f} [{100 * gain[1]:+.1f}, {100 * gain[2]:+.1f}]"
-            print(f"{way:26} {number or every:6,} pairs: {said}")
-        last = by_number[config.numbers[-1]][0]
-        judged = np.isfinite(last)
-        measured = arguments.lengths[judged], arguments.debate[judged]
-        print(f"  first seed: {report_pairs(last[judged], measured[0], groups=measured[1])}")
-        lines[way] = [(n, results[way][n]["accuracy"]) for n in sorted(results[way])]
-    folder.write_json("result.json", results)
-    fig, ax = plots.figure("pairs learnt from", "accuracy on held-out debates", title="UKPConvArg1")
-    for i, (way, points) in enumerate(lines.items()):
-        x = np.array([n for n, _ in points]) * 1.03 ** (i - 2)
-        mean, low, high = np.array([a for _, a in points]).T
-        ax.errorbar(x, mean, [mean - low, high - mean], marker="o", markersize=4, capsize=2, label=way)
-    ax.axhline(HUMAN, color="#333333", linestyle=":", label="a single human")
-    longer = float(np.mean(0.5 + 0.5 * np.sign(arguments.lengths[:, 0] - arguments.lengths[:, 1])))
-    ax.axhline(longer, color="#999999", linestyle="--", label="the longer argument")
-    ax.set(xscale="log", ylim=(0.62, 0.87))
-    ax.legend(fontsize=7, loc="lower right", ncols=2)
-    plots.save_figure(fig, folder.path / "reward_model_scaling.png")
+        name = f"own, {width} wide"
+        found[name] = dict(zip(config.numbers, margins, strict=True))
+        every[name], taken[name] = {rate: 100 * right for rate, right in tried.items()}, best
+    return found, rates_table(every, taken)
 
 
 def main(config: Config) -> None:
-    """Train every way on every number of pairs; print, save and draw."""
+    """Train every way on every number of pairs; draw, and write the result."""
     config.require(folds=2, steps=10, tuned_steps=10, tuned_folds=1, arguments=2, numbers=0)
     if config.tuned_folds > config.folds:
         raise ValueError(f"tuned_folds must be at most folds={config.folds}; got {config.tuned_folds}")
     use_cpu_devices()
     folder = config.open_folder()
-    started = time.monotonic()
     arguments = ukp.read_arguments()
-    longer = (arguments.lengths[:, 0] - arguments.lengths[:, 1]).astype(float)
     linear = fit_linear(arguments, tf_idf(arguments), (1e-5, 1e-4, 1e-3, 1e-2))
     found: dict[str, Any] = {
         "tf-idf": {n: out_of_fold(config, arguments, n, linear, config.seeds) for n in config.numbers}
     }
-    print(f"length alone: {100 * np.mean(0.5 + 0.5 * np.sign(longer)):.1f}%", flush=True)
-    found |= own_ways(config, folder, arguments)
+    own, tried = own_ways(config, folder, arguments)
+    found |= own
     if config.frozen or config.tuned:
         found |= real_models(config, folder, arguments)
-    report(config, folder, arguments, found)
-    print(f"figure and result.json are in {folder.path}; {time.monotonic() - started:.0f} s")
+    report(folder, config, CLAIM, arguments, found, tried)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""Figures and tables of `rlhf.py`."""
+"""Figures, samples and the result of `rlhf.py`."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.runtime import plots
+from jaxrl_align.runtime import Claim, Interval, paired_interval, plots, t_interval, write_result
 from jaxrl_align.runtime.folder import RunFolder
-from jaxrl_align.runtime.statistics import mean_interval, mean_text
 from jaxrl_align.types import PaddedTokens
 
 STAGES = ("pre-trained", "SFT", "RLHF")
 CONTROLS = ("stop penalty alone", "reward model alone")
 """RLHF on half of its reward: every score 0, or an answer without a stop token scored like any other."""
+SHORTER = "length alone (the shorter answer)"
+GOLD = (0.0, 5.0)
+"""What the gold reward can be."""
+FIGURES = ("gold_against_kl.png", "reward_model.png", "loss.png")
 
 
 class Samples(NamedTuple):
@@ -38,11 +41,11 @@ def draw_losses(folder: RunFolder, losses: dict[str, np.ndarray]) -> None:
     plots.save_curves(path, "step", "loss [nats a token]", curves, title=title)
 
 
-def draw_reward_model(folder: RunFolder, held_out: dict[int, Any], lines: dict[str, float]) -> None:
-    """Write reward_model.png: held-out accuracy by step, from margins [M, N], beside reference lines."""
+def draw_reward_model(folder: RunFolder, held_out: dict[int, Any], lines: dict[str, np.ndarray]) -> None:
+    """Write reward_model.png: held-out accuracy by step, from margins [M, N], beside lines [M]."""
     accuracy = np.array([(np.array(margin) > 0).mean(-1) for margin in held_out.values()])
     curves = {"reward model": (list(held_out), accuracy)}
-    curves |= {name: (list(held_out), [value] * len(held_out)) for name, value in lines.items()}
+    curves |= {name: (list(held_out), [value.mean()] * len(held_out)) for name, value in lines.items()}
     path, title = folder.path / "reward_model.png", "Reward model against noisy annotators"
     plots.save_curves(path, "step", "held-out accuracy", curves, title=title, dashed=list(lines))
 
@@ -79,40 +82,98 @@ def show_samples(written: dict[str, Samples], prompts: list[str]) -> None:
             print(f"    {name:{wide}}{' '.join(samples.texts[0][i].split())}")
 
 
+def compare_stages(written: dict[str, Samples]) -> dict[str, Interval]:
+    """Return the differences of the gold reward between stages, and of the controls, paired by seed."""
+    gold = {name: samples.gold.mean(1) for name, samples in written.items()}
+    pairs = [(STAGES[1], STAGES[0]), (STAGES[2], STAGES[1])]
+    pairs += [(name, stage) for name in CONTROLS if name in written for stage in STAGES[1:]]
+    return {f"{a} less {b}": paired_interval(gold[a], gold[b], bounds=(-GOLD[1], GOLD[1])) for a, b in pairs}
+
+
+def judge(gains: dict[str, Interval], over_length: Interval) -> dict[str, bool]:
+    """Return which parts of the claim hold.
+
+    Args:
+      gains: of the gold reward, as `compare_stages` returns them.
+      over_length: the reward model's accuracy less that of the shorter answer.
+    """
+    checks = {
+        "SFT > pre-trained, by the gold reward": gains["SFT less pre-trained"].low > 0,
+        "RLHF > SFT, by the gold reward": gains["RLHF less SFT"].low > 0,
+        "the reward model orders held-out comparisons better than length does": over_length.low > 0,
+    }
+    if f"{CONTROLS[0]} less SFT" in gains:
+        part = 0.25 * gains["RLHF less SFT"].low
+        alone = gains[f"{CONTROLS[1]} less RLHF"]
+        checks |= {
+            "the stop penalty alone gains less than a quarter of RLHF's gain over SFT": (
+                gains[f"{CONTROLS[0]} less SFT"].high < part
+            ),
+            "the reward model alone differs from RLHF by less than a quarter of it": (
+                max(-alone.low, alone.high) < part
+            ),
+        }
+    return checks
+
+
+def tabulate(config: Any, written: dict[str, Samples]) -> dict[str, dict[str, Any]]:
+    """Return each stage's gold reward, KL and length, and whether the KL is a finding."""
+    controlled = f"a controller steers it to {config.kl_target:g}"
+    columns = {
+        "gold reward": (GOLD, lambda samples: samples.gold),
+        "KL to SFT [nats]": ((0.0, np.inf), lambda samples: samples.kl),
+        "length [tokens]": ((0.0, config.response_length), lambda samples: samples.completions.real.sum(-1)),
+    }
+    return {
+        name: {
+            column: t_interval(read(samples).mean(1), bounds=bounds)
+            for column, (bounds, read) in columns.items()
+        }
+        | {"the KL is": "measured" if name in STAGES[:2] else controlled}
+        for name, samples in written.items()
+    }
+
+
 def report(
-    folder: RunFolder, written: dict[str, Samples], accuracy: np.ndarray, lines: dict[str, float]
+    folder: RunFolder,
+    config: Any,
+    claim: Claim,
+    written: dict[str, Samples],
+    accuracy: dict[str, np.ndarray],
+    note: str,
 ) -> None:
-    """Print the reward model's accuracy and each stage's gold reward, KL and length; write results.json.
+    """Write the result: each stage's gold reward, KL and length, and who orders held-out comparisons rightly.
 
     Args:
       folder: where to.
+      config: of the run.
+      claim: the experiment's.
       written: the samples of each stage.
-      accuracy: [M] of the reward model on held-out comparisons.
-      lines: reference accuracies on the same comparisons.
+      accuracy: [M] on held-out comparisons, the reward model's first.
+      note: on the reward model.
     """
-    seeds = len(accuracy)
-    results: dict[str, Any] = {"seeds": seeds, "reward model accuracy": mean_interval(accuracy)} | lines
-    print(f"\nHeld-out comparisons, accuracy over {seeds} seeds (mean +- half-width of the 95% t interval):")
-    print("  {:44}{:.3f} +- {:.3f}".format("reward model", *results["reward model accuracy"]))
-    for name, value in lines.items():
-        print(f"  {name:44}{value:.3f}")
-    wide = max(map(len, written)) + 1
-    print(f"\n  {'':{wide}}{'gold reward':>18}{'KL to SFT [nats]':>20}{'length [tokens]':>20}")
-    for name, samples in written.items():
-        columns = {"gold": samples.gold, "kl": samples.kl, "length": samples.completions.real.sum(-1)}
-        results[name] = {column: mean_interval(values.mean(1)) for column, values in columns.items()}
-        cells = (f"{mean:.2f} +- {half:.2f}" for mean, half in results[name].values())
-        print(
-            f"  {name:{wide}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, (18, 20, 20), strict=True))
-        )
-    print()
-    for worse, better in zip(STAGES, STAGES[1:], strict=False):
-        (low, low_half), (high, high_half) = results[worse]["gold"], results[better]["gold"]
-        holds = bool(high - high_half > low + low_half)
-        results[f"{better} > {worse}"] = holds
-        print(f"{better} > {worse}: " + ("holds, the intervals lie apart" if holds else "does NOT hold here"))
-    for name in (name for name in CONTROLS if name in written):
-        gain = lambda other, name=name: (written[name].gold - written[other].gold).mean(1)
-        results[name] |= {f"less {other}": mean_interval(gain(other)) for other in STAGES[1:]}
-        print(f"{name}: " + ", ".join(f"{mean_text(gain(x), '+.2f')} against {x}" for x in STAGES[1:]))
-    folder.write_json("results.json", results)
+    gains, stages = compare_stages(written), tabulate(config, written)
+    over_length = paired_interval(accuracy["reward model"], accuracy[SHORTER], bounds=(-1, 1))
+    shares = {name: {"share": t_interval(x, bounds=(0, 1))} for name, x in accuracy.items()}
+    write_result(
+        folder,
+        config,
+        claim,
+        headline={"gold reward of RLHF less SFT's, paired": gains["RLHF less SFT"]},
+        baselines={f"gold reward, {name}": stages[name]["gold reward"] for name in STAGES[:2]},
+        checks=judge(gains, over_length),
+        tables={
+            "answers to held-out prompts": stages,
+            "gold reward, paired by seed": {name: {"difference": gain} for name, gain in gains.items()},
+            "held-out comparisons ordered rightly": shares
+            | {"reward model less length, paired": {"share": over_length}},
+        },
+        notes=[note],
+        figures=FIGURES,
+    )
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("rlhf")

@@ -124,3 +124,9 @@ def as_demonstrations(prompts: PaddedTokens, responses: PaddedTokens) -> TokenBa
     """Return prompts [N, P] and responses [N, T] as rows [N, P + T] whose responses alone are predicted."""
     tokens, real = (jnp.concatenate(pair, 1) for pair in zip(prompts, responses, strict=True))
     return TokenBatch(tokens, real, real.at[:, : prompts.tokens.shape[1]].set(0.0))
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("rlhf")

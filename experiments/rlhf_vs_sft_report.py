@@ -1,4 +1,4 @@
-"""Measures, tables and figures of `rlhf_vs_sft.py`."""
+"""Measures, tables, verdict and figures of `rlhf_vs_sft.py`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,23 +6,32 @@ from typing import Any
 import jax
 import numpy as np
 from answers import pair_accuracy
+from rates import rates_table
 from rlhf_setup import Setup
 
-from jaxrl_align.runtime import plots, statistics
-from jaxrl_align.runtime.folder import RunFolder
+from jaxrl_align.runtime import (
+    Claim,
+    Interval,
+    RunFolder,
+    mean_interval,
+    paired_interval,
+    plots,
+    t_interval,
+    write_result,
+)
 from jaxrl_align.types import PaddedTokens
 
 STAGES = ("pre-trained", "SFT", "SFT, longer", "RLHF")
 COMPARED = ((1, 0), (3, 1), (3, 2), (3, 0), (2, 1))
 """Pairs of stages that the judge compares."""
 PATH = {
-    "loss": ("held-out demonstrations", "cross-entropy [nats a token]", ".3f"),
-    "divergence": ("token frequencies", "divergence from demonstrations [nats]", ".3f"),
-    "stops": ("answers that stop", "share of answers", ".3f"),
-    "sentence": ("after a full stop", "share of answers", ".3f"),
-    "gold": ("gold reward", "gold reward", ".2f"),
+    "loss": ("held-out demonstrations", "cross-entropy [nats a token]", (0.0, np.inf)),
+    "divergence": ("token frequencies", "divergence from demonstrations [nats]", (0.0, np.log(2))),
+    "stops": ("answers that stop", "share of answers", (0.0, 1.0)),
+    "sentence": ("after a full stop", "share of answers", (0.0, 1.0)),
+    "gold": ("gold reward", "gold reward", (0.0, 5.0)),
 }
-"""Measure along fine-tuning -> its heading, axis and format."""
+"""Measure along fine-tuning -> its heading, axis and bounds."""
 
 
 def format_shares(setup: Setup, tokens: PaddedTokens) -> dict[str, np.ndarray]:
@@ -85,60 +94,140 @@ def summarise(
     }
 
 
-def report(folder: RunFolder, tried: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Print the rates tried and all tables, and write results.json.
+def percent(x: Any) -> Interval:
+    """Return the mean of shares [seeds] in per cent."""
+    return t_interval(100 * np.asarray(x), bounds=(0, 100))
+
+
+def follow(path: Mapping[int, Any]) -> dict[str, Interval]:
+    """Return what each measure along fine-tuning is at the end less at the start, paired by seed."""
+    first, last = path[min(path)], path[max(path)]
+    width = {key: high - low for key, (_, _, (low, high)) in PATH.items()}
+    return {key: paired_interval(last[key], first[key], bounds=(-w, w)) for key, w in width.items()}
+
+
+def judge_claim(
+    wins: Mapping[str, Mapping[str, Interval]], moved: Mapping[str, Interval], gains: Mapping[str, Interval]
+) -> dict[str, bool]:
+    """Return which parts of the claim hold.
+
+    Args:
+      wins: by pair of stages and judge [%].
+      moved: along fine-tuning, as `follow` returns it.
+      gains: what SFT's comparisons teach more than the pre-trained model's [points], by whose answers.
+    """
+    pairs = [f"{STAGES[i]} > {STAGES[j]}" for i, j in COMPARED[:3]]
+    by = {"judge": "by the judge", "gold": "by the gold reward"}
+    checks = {
+        f"{pair}, {text}, in more than half of all pairs": wins[pair][key].low > 50
+        for key, text in by.items()
+        for pair in pairs
+    }
+    return checks | {
+        "fine-tuning moves the answers' token frequencies towards the demonstrations'": (
+            moved["divergence"].high < 0
+        ),
+        "it lowers the cross-entropy of held-out demonstrations": moved["loss"].high < 0,
+        "it teaches their format, a stop after a full stop": moved["sentence"].low > 0,
+        "its answers' comparisons teach more about such answers": gains["SFT"].low > 0,
+        "and about the answers of all three stages": gains["all three"].low > 0,
+        "and about RLHF's": gains["RLHF"].low > 0,
+    }
+
+
+def tabulate(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of stages, wins, judges, annotators and fine-tuning."""
+    taught, right = found["taught"], dict(found["judge"])
+    right |= {f"taught by {name}": row for name, row in found["taught"].items()}
+    rows = {name: {of: percent(x) for of, x in row.items()} for name, row in right.items()}
+    rows |= {
+        f"{name} less pre-trained [points]": teach_more(taught[name], taught["pre-trained"])
+        for name in taught
+        if name != "pre-trained"
+    }
+    return {
+        "answers to held-out prompts": {
+            name: {
+                "gold reward": t_interval(row["gold"], bounds=(0, 5)),
+                "tokens": t_interval(row["length"], bounds=(0, np.inf)),
+                "whole sentences [%]": percent(row["sentence"]),
+            }
+            for name, row in found["stages"].items()
+        },
+        "wins [%]": {
+            name: {"the judge": percent(row["judge"]), "gold reward": percent(row["gold"])}
+            for name, row in found["wins"].items()
+        },
+        "right by the gold reward [%], on test pairs of answers of": rows,
+        "annotators agree with the gold reward [%]": {
+            f"on answers of {name}": {"pairs": percent(x)} for name, x in found["labels"].items()
+        },
+        "along fine-tuning": {
+            f"step {step}": {head: t_interval(row[key], bounds=b) for key, (head, _, b) in PATH.items()}
+            for step, row in found["path"].items()
+        },
+    }
+
+
+def teach_more(more: Mapping[str, np.ndarray], less: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+    """Return how much more often one taught reward model is right than another [points], by whose answers."""
+    return {of: paired_interval(100 * more[of], 100 * less[of], bounds=(-100, 100)) for of in more}
+
+
+def report(
+    folder: RunFolder, config: Any, claim: Claim, tried: Mapping[str, Any], teaching: Any, found: Any
+) -> None:
+    """Write the result.
 
     Args:
       folder: of the run.
+      config: of the run.
+      claim: the experiment's.
       tried: of each training its rates, and the gold reward of each on the tuning seeds [R, seeds].
-      found: `summarise`'s measures, the `path` of fine-tuning by step, and its `least divergence`.
+      teaching: the table of the taught reward models' rates.
+      found: `summarise`'s measures, the `path` of fine-tuning by step, its `least divergence`, and `labels`.
     """
-    print("\nlearning rates tried, on other seeds than are reported: gold reward")
-    for name, (rates, gold) in tried.items():
-        cells = zip(rates, np.mean(gold, 1), strict=True)
-        print(f"  {name:14}" + "".join(f"{f'{rate:g}: {mean:.2f}':>16}" for rate, mean in cells))
-    seeds = len(found["stages"]["SFT"]["gold"])
-    print(f"\n{seeds} seeds, 95% t interval; differences are paired by seed")
-    print(f"  {'':14}{'gold reward':>16}{'tokens':>16}{'whole sentences [%]':>24}")
-    for name, row in found["stages"].items():
-        cells = statistics.mean_text(row["gold"], ".2f"), statistics.mean_text(row["length"], ".1f")
-        print(f"  {name:14}{cells[0]:>16}{cells[1]:>16}{statistics.share_text(row['sentence']):>24}")
-    print(f"\n  {'wins [%]':26}{'the judge':>24}{'gold reward':>24}")
-    for name, row in found["wins"].items():
-        print(f"  {name:26}{statistics.share_text(row['judge']):>24}{statistics.share_text(row['gold']):>24}")
-    print("\n  right by the gold reward [%], on test pairs of answers of")
-    places = list(found["judge"]["judge"])
-    print(f"  {'':26}" + "".join(f"{place:>24}" for place in places))
-    taught = found["taught"]
-    for name, row in {**found["judge"], **{f"taught by {k}": row for k, row in taught.items()}}.items():
-        print(f"  {name:26}" + "".join(f"{statistics.share_text(row[place]):>24}" for place in places))
-    for name in [k for k in taught if k != "pre-trained"]:
-        gains = (taught[name][place] - taught["pre-trained"][place] for place in places)
-        cells = (statistics.mean_text(100 * gain, "+.1f") for gain in gains)
-        print(f"  {name + ' less pre-trained':26}" + "".join(f"{cell:>24}" for cell in cells))
-    for name, right in found["labels"].items():
-        print(
-            f"  annotators agree with the gold reward on {statistics.share_text(right)}% of answers of {name}"
-        )
-    print(f"\n  {'fine-tuning, step':18}" + "".join(f"{head:>26}" for head, _, _ in PATH.values()))
-    for step, row in found["path"].items():
-        cells = (statistics.mean_text(row[key], form) for key, (_, _, form) in PATH.items())
-        print(f"  {step:<18}" + "".join(f"{cell:>26}" for cell in cells))
-    print(f"  token frequencies of held-out and learnt demonstrations: {found['least divergence']:.3f}")
-    folder.write_json("results.json", {"tried": tried, **found})
+    tables, gains = tabulate(found), teach_more(found["taught"]["SFT"], found["taught"]["pre-trained"])
+    wins = {name: {by: percent(x) for by, x in row.items()} for name, row in found["wins"].items()}
+    pairs = [f"{STAGES[i]} > {STAGES[j]}" for i, j in COMPARED[:3]]
+    mean = {name: dict(zip(rates, np.mean(gold, 1), strict=True)) for name, (rates, gold) in tried.items()}
+    taken = {name: max(row, key=row.__getitem__) for name, row in mean.items()}
+    tables |= {
+        "gold reward on the tuning seeds, by learning rate": rates_table(mean, taken),
+        "accuracy of taught reward models on the tuning seeds [%], by learning rate": teaching,
+    }
+    write_result(
+        folder,
+        config,
+        claim,
+        headline={
+            "RLHF's wins over SFT before the judge [%]": wins[pairs[1]]["judge"],
+            "accuracy on SFT's answers, taught by SFT's comparisons less by pre-trained ones [points]": (
+                gains["SFT"]
+            ),
+        },
+        baselines={f"{pair} before the judge [%]": wins[pair]["judge"] for pair in (pairs[0], pairs[2])},
+        checks=judge_claim(wins, follow(found["path"]), gains),
+        tables=tables,
+        notes=[
+            "the token frequencies of held-out and of learnt demonstrations are "
+            f"{found['least divergence']:.3f} nats apart"
+        ],
+        figures=["judged.png", "cloning.png"],
+    )
 
 
 def draw_judged(folder: RunFolder, found: Mapping[str, Any]) -> None:
     """Write judged.png: gold reward of the stages, and win rates by the judge and by the gold reward."""
     fig, (left, right) = plots.panels(1, 2, size=(11, 3.8))
     names = list(found["stages"])
-    mean, half = statistics.mean_interval([found["stages"][name]["gold"] for name in names], axis=1)
+    mean, half = mean_interval([found["stages"][name]["gold"] for name in names], axis=1)
     left.errorbar(range(len(names)), mean, half, fmt="o", color="black", capsize=3)
     left.set_xticks(range(len(names)), names)
     left.set(ylabel="gold reward", xlim=(-0.5, len(names) - 0.5), title="hidden reward of the answers")
     place = np.arange(len(found["wins"]))[::-1]
     for shift, by, marker, color in ((0.12, "judge", "o", plots.COLORS[0]), (-0.12, "gold", "s", "black")):
-        mean, half = statistics.mean_interval([100 * row[by] for row in found["wins"].values()], axis=1)
+        mean, half = mean_interval([100 * row[by] for row in found["wins"].values()], axis=1)
         ends = np.stack([mean - np.maximum(mean - half, 0.0), np.minimum(mean + half, 100.0) - mean])
         look = {"fmt": marker, "color": color, "capsize": 3, "markersize": 5}
         name = {"judge": "independent judge", "gold": "gold reward"}[by]
@@ -176,10 +265,16 @@ def draw_cloning(folder: RunFolder, taught: Mapping[str, Any], path: Mapping[int
     for ax in (loss, apart, form):
         ax.set_xlabel("steps of fine-tuning")
     for i, (name, row) in enumerate(taught.items()):
-        mean, half = statistics.mean_interval([100 * values for values in row.values()], axis=1)
+        mean, half = mean_interval([100 * values for values in row.values()], axis=1)
         x = np.arange(len(row)) + 0.18 * (i - 1)
         lessons.errorbar(x, mean, half, fmt="os^"[i], color=plots.COLORS[i], capsize=2, label=name)
     lessons.set_xticks(range(len(row)), list(row), fontsize=8)
     lessons.set(title="reward models", ylabel="right by gold [%]", xlabel="test pairs of answers of")
     lessons.legend(fontsize=8, title="taught by answers of", title_fontsize=8)
     plots.save_figure(fig, folder.path / "cloning.png")
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("rlhf_vs_sft")

@@ -1,39 +1,18 @@
 """Rounds of collecting comparisons, fitting the reward model and training the policy, against one round.
 
-Claim (lectures 001 and 003, F16: ChatGPT was made in several rounds): a reward model that was fitted once
-is wrong where the policy goes, so that comparisons of the policy's own newest answers help. Models, prompts
-and the hidden gold reward are those of `rlhf.py`, smaller (width 64, one layer, noisier annotators). Every
-arm spends 512 comparisons, 100 steps of the reward model and 60 steps of PPO: at once, or a quarter in each
-of 4 rounds, which learn from the comparisons of all rounds so far, from the newest alone, or, to part the
-policy's own answers from all else that rounds change, from answers that the fine-tuned policy gives in
-every round. A step of `align.make_rounds_learner` is a round.
+ChatGPT was made in several rounds (lectures 001 and 003, F16). Models, prompts and the hidden gold reward are
+those of `rlhf.py`, smaller (width 64, one layer, noisier annotators). Every arm spends 512 comparisons, 100
+steps of the reward model and 60 steps of PPO: at once, or a quarter in each of 4 rounds, which learn from the
+comparisons of all rounds so far, from the newest alone, or, to part the policy's own answers from all else
+that rounds change, from answers that the fine-tuned policy gives in every round. A step of
+`align.make_rounds_learner` is a round. Accuracy is on pairs of the policy's own answers to held-out prompts:
+"first", of the first reward model on the first policy's, "last", of the last one on the last policy's;
+"refitted" is what fitting the model anew adds on a policy's own answers, in the mean over the rounds.
 
-Measured (`python experiments/rounds.py`: 6 seeds, 2 others choose the rates; 95% t intervals, differences
-paired; 17 minutes on 2 cores that four jobs shared). The fine-tuned policy's gold reward is 3.12 +- 0.05;
-accuracy is on pairs of the policy's own answers to held-out prompts, that of the first reward model on the
-first policy's and of the last one on the last policy's:
-
-    KL coefficient 0         gold           less 1 round    KL [nats]      first [%]      last [%]
-    1 round                  4.00 +- 0.24                   20.3 +- 11.7   73.7 +- 4.1    60.2 +- 3.2
-    4 rounds                 4.00 +- 0.26   +0.00 +- 0.46   35.5 +- 8.3    72.5 +- 5.2    55.6 +- 4.9
-      newest comparisons     4.04 +- 0.10   +0.04 +- 0.17   32.8 +- 10.4   72.5 +- 5.2    53.8 +- 4.3
-      first policy's answers 3.71 +- 0.66   -0.30 +- 0.60   47.7 +- 6.1    72.5 +- 5.2    57.8 +- 4.7
-    KL coefficient 0.1
-    1 round                  3.76 +- 0.20                    3.0 +- 0.6    73.7 +- 4.1    68.7 +- 4.8
-    4 rounds                 3.96 +- 0.23   +0.20 +- 0.21    8.6 +- 1.0    72.5 +- 5.2    66.7 +- 5.3
-      newest comparisons     3.99 +- 0.25   +0.23 +- 0.33    9.6 +- 1.7    72.5 +- 5.2    62.3 +- 5.1
-      first policy's answers 3.83 +- 0.28   +0.08 +- 0.37    8.8 +- 2.8    72.5 +- 5.2    66.8 +- 5.0
-
-So the claim is not seen here: no arm of 4 rounds differs from one round outside the interval, nor do the
-policy's own answers from the first policy's (+0.30 +- 0.88 and +0.12 +- 0.26 of gold reward). What one
-reward model, fitted once, orders rightly does fall by 13.5 +- 4.6 points where the policy goes (coefficient
-0); but a model refitted on these very answers orders them no better than the one before did (+1.4 +- 3.2
-and +0.9 +- 3.0 points, in the mean over the rounds). So the fall is not what 128 new comparisons a round
-can mend; the answers may have become harder to tell apart.
-
-Rates tried on the 2 other seeds, gold reward at the end, both coefficients: 1 round 3e-4 3.91 (taken), 1e-3
-3.77; 4 rounds 3e-4 3.64, 1e-3 3.92 (taken), which the two other arms take too. Tried first: 100 steps of
-the reward model in every round, which fit the noise (4 rounds 3.61 and 3.64).
+Rounds can mend an accuracy that falls because the policy has left what the model was fitted to. They cannot
+mend one that falls because its answers have become harder to tell apart, nor what so few new comparisons a
+round leave unlearnt. 2 other seeds choose the rates, by gold reward. Tried first: 100 steps of the reward
+model in every round, which fit the noise.
 """
 
 import itertools
@@ -47,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import rlhf
 import rlhf_setup
+from rates import rates_table
 from rlhf_setup import Setup
 from rounds_report import Path, draw, report
 from stages import StagesConfig
@@ -65,10 +45,17 @@ from jaxrl_align.align import (
 from jaxrl_align.align import reward_model as rm
 from jaxrl_align.checks import check_divides
 from jaxrl_align.pretrain.lm import sample_rows
-from jaxrl_align.runtime import cli
+from jaxrl_align.runtime import Claim, cli
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.mesh import use_cpu_devices
 from jaxrl_align.types import Params
+
+CLAIM = Claim(
+    "A reward model that was fitted once is wrong where the policy goes, so that rounds of comparing the "
+    "policy's newest answers, fitting and training earn more than one round of the same cost.",
+    rows=("F16",),
+    minutes=12,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +64,7 @@ class Config(StagesConfig):
 
     out: str = "runs/rounds"
     rounds: int = 4
+    """Of collecting comparisons, fitting the reward model and training the policy."""
     comparisons: int = 512
     """Of all rounds together."""
     annotator_temperature: float = 1.0
@@ -254,29 +242,24 @@ def run_arm(setup: Setup, sft: Params, arm: Arm, runs: Sequence[Run]) -> dict[st
     return measure(setup, sft, states, np.array([run.seed for run in runs]))
 
 
-def tune(setup: Setup, folder: RunFolder, sft: Params) -> dict[str, float]:
-    """Return each arm's learning rate: that of the highest mean gold reward on the tuning seeds."""
-    config, arms = setup.config, list_arms(setup.config)
-    runs = [
-        Run(coef, rate, seed)
-        for rate, coef, seed in itertools.product(
-            config.policy_rates, config.kl_coefs, range(config.tuning_seeds)
-        )
-    ]
-    print("\nrates tried, on other seeds than are reported: gold reward at the end")
-    best = {}
-    for name, arm in arms.items():
+def tune(setup: Setup, folder: RunFolder, sft: Params) -> tuple[dict[str, float], Any]:
+    """Return each arm's learning rate, and a table of the rates tried.
+
+    It is that of the highest mean gold reward on the tuning seeds, over all coefficients.
+    """
+    config, tried = setup.config, {}
+    swept = itertools.product(config.policy_rates, config.kl_coefs, range(config.tuning_seeds))
+    runs = [Run(coef, rate, seed) for rate, coef, seed in swept]
+    best: dict[str, float] = {}
+    for name, arm in list_arms(config).items():
         if arm.tuned_as is not None:
             best[name] = best[arm.tuned_as]
             continue
         gold = folder.once(f"tuning_{name}.json".replace(" ", "_"), run_arm, setup, sft, arm, runs)["gold"]
-        tried = np.array(gold[-1]).reshape(len(config.policy_rates), -1).mean(1)
-        print(
-            f"{name:12}"
-            + "  ".join(f"{r:g}: {x:.2f}" for r, x in zip(config.policy_rates, tried, strict=True))
-        )
-        best[name] = config.policy_rates[int(tried.argmax())]
-    return best
+        mean = np.array(gold[-1]).reshape(len(config.policy_rates), -1).mean(1)
+        tried[name] = dict(zip(config.policy_rates, mean, strict=True))
+        best[name] = config.policy_rates[int(mean.argmax())]
+    return best, rates_table(tried, best)
 
 
 def main(config: Config) -> None:
@@ -287,7 +270,8 @@ def main(config: Config) -> None:
     folder = config.open_folder()
     base, _ = rlhf.pretrain(setup, folder)
     sft, _ = rlhf.fine_tune(setup, folder, base)
-    rates, seeds = tune(setup, folder, sft), range(config.tuning_seeds, config.seeds)
+    rates, tried = tune(setup, folder, sft)
+    seeds = range(config.tuning_seeds, config.seeds)
     found: dict[float, dict[str, Path]] = {coef: {} for coef in config.kl_coefs}
     for name, arm in list_arms(config).items():
         runs = [Run(coef, rates[name], seed) for coef in config.kl_coefs for seed in seeds]
@@ -298,9 +282,8 @@ def main(config: Config) -> None:
         for i, coef in enumerate(config.kl_coefs):
             part = slice(i * len(seeds), (i + 1) * len(seeds))
             found[coef][name] = Path(steps, **{k: np.array(v, float)[:, part] for k, v in rows.items()})
-    folder.write_json("results.json", {"rates": rates, "arms": report(found)})
     draw(folder.path / "rounds.png", found)
-    print(f"\nfigure and results.json are in {folder.path}; {time.monotonic() - started:.0f} s")
+    report(folder, config, CLAIM, found, tried)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and figure of `rounds.py`."""
+"""Tables, verdict and figure of `rounds.py`."""
 
 import os
 from typing import Any, NamedTuple
@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from panels import save_panels
 
-from jaxrl_align.runtime.statistics import mean_text
+from jaxrl_align.runtime import Claim, Interval, RunFolder, paired_interval, t_interval, write_result
+
+GOLD = (0.0, 5.0)
+"""What the gold reward can be."""
 
 
 class Path(NamedTuple):
@@ -27,45 +30,107 @@ class Path(NamedTuple):
         rows = np.stack([self.fresh[:-1], self.stale[1:]], 1)
         return np.stack([self.steps[:-1], self.steps[1:]], 1).ravel(), rows.reshape(-1, rows.shape[-1])
 
-    def last(self) -> dict[str, np.ndarray]:
-        """Return the columns of the table, [M] each; `refitted` compares two models on the same answers."""
-        between = slice(1, -1)
-        refitted = (self.fresh - self.stale)[between]
-        columns = {"gold": self.gold[-1], "KL [nats]": self.kl[-1]}
-        columns |= {"first [%]": 100 * self.fresh[0], "last [%]": 100 * self.stale[-1]}
-        return columns | ({"refitted": 100 * refitted.mean(0)} if len(refitted) else {})
+    def last(self) -> dict[str, Interval]:
+        """Return the columns of the table; `refitted` compares two models on the same answers."""
+        percent = lambda x: t_interval(100 * x, bounds=(0, 100))
+        columns = {"gold": t_interval(self.gold[-1], bounds=GOLD)}
+        columns |= {"KL [nats]": t_interval(self.kl[-1], bounds=(0, np.inf))}
+        columns |= {"first [%]": percent(self.fresh[0]), "last [%]": percent(self.stale[-1])}
+        fresh, stale = (100 * x[1:-1] for x in (self.fresh, self.stale))
+        if not len(fresh):
+            return columns
+        return columns | {
+            "refitted [points]": paired_interval(fresh.mean(0), stale.mean(0), bounds=(-100, 100))
+        }
 
 
-def report(found: dict[float, dict[str, Path]]) -> dict[str, Any]:
-    """Print each arm's end, and the gold reward less that of one round; return all of it.
+def gold_less(path: Path, other: Path) -> Interval:
+    """Return the gold reward at the end of one arm less another's, paired by seed."""
+    return paired_interval(path.gold[-1], other.gold[-1], bounds=(-GOLD[1], GOLD[1]))
 
-    The accuracy is that of the first reward model on the first policy's answers and of the last one on the
-    last policy's; `refitted` is what fitting the model anew adds on a policy's own answers, in the mean.
+
+def compare(arms: dict[str, Path]) -> dict[str, Interval]:
+    """Return the numbers that decide at one coefficient.
+
+    They are the "fall" of accuracy in one round [points], the "gain" of several rounds over it, what
+    "refitted" adds [points], and what the policy's "own answers" add to the first policy's, where that arm
+    ran: the last one.
 
     Args:
-      found: by coefficient of the KL penalty and arm, the arm of one round first.
+      arms: one round, several, others.
     """
-    results: dict[str, Any] = {}
+    one, many, *others = arms.values()
+    found = {
+        "fall": paired_interval(100 * one.stale[-1], 100 * one.fresh[0], bounds=(-100, 100)),
+        "gain": gold_less(many, one),
+    }
+    if "refitted [points]" in many.last():
+        found["refitted"] = many.last()["refitted [points]"]
+    return found | ({"own answers": gold_less(many, others[-1])} if others else {})
+
+
+def judge(decided: dict[float, dict[str, Interval]]) -> dict[str, bool]:
+    """Return which parts of the claim hold, at each coefficient of the KL penalty."""
+    parts = {
+        "fall": "a reward model that is fitted once orders fewer pairs rightly where the policy goes",
+        "gain": "several rounds earn more gold reward than one",
+        "refitted": "a model that is fitted anew orders the policy's answers better than the one before",
+        "own answers": "the policy's own answers are worth more than the first policy's",
+    }
+    return {
+        f"{text}, coefficient {coef:g}": (row[key].high < 0 if key == "fall" else row[key].low > 0)
+        for key, text in parts.items()
+        for coef, row in decided.items()
+        if key in row
+    }
+
+
+def report(
+    folder: RunFolder, config: Any, claim: Claim, found: dict[float, dict[str, Path]], tried: Any
+) -> None:
+    """Write the result, and what each round came to.
+
+    Args:
+      folder: where to.
+      config: of the run.
+      claim: the experiment's.
+      found: by coefficient of the KL penalty and arm: one round, several, others.
+      tried: the table of the rates tried.
+    """
+    values: dict[str, Any] = {
+        f"{coef:g}": {name: path._asdict() | {"accuracy": path.accuracy()[1]} for name, path in arms.items()}
+        for coef, arms in found.items()
+    }
+    folder.write_json("values.json", values)
+    tables, ones = {}, {coef: next(iter(arms.values())) for coef, arms in found.items()}
     for coef, arms in found.items():
-        print(f"\nKL coefficient {coef:g}: at the end; accuracy of reward models")
-        one = next(iter(arms.values()))
-        print(
-            f"  {'':34}{'gold':16}{'gold - 1 round':18}"
-            + "".join(f"{name:16}" for name in ("KL [nats]", "first [%]", "last [%]", "refitted"))
-        )
-        results[str(coef)] = {}
-        for name, path in arms.items():
-            gold, *rest = path.last().values()
-            cells = f"{mean_text(gold, '.2f'):16}{mean_text(gold - one.gold[-1], '+.2f'):18}"
-            print(f"  {name:34}{cells}" + "".join(f"{mean_text(x, '.1f'):16}" for x in rest))
-            steps, accuracy = path.accuracy()
-            results[str(coef)][name] = path.last() | {
-                "steps": path.steps,
-                "gold by round": path.gold,
-                "KL by round": path.kl,
-                "accuracy": {"steps": steps, "fresh, stale, ...": accuracy},
-            }
-    return results
+        tables[f"KL coefficient {coef:g}: at the end; accuracy of reward models"] = {
+            name: path.last() | ({"gold, less 1 round": gold_less(path, ones[coef])} if i else {})
+            for i, (name, path) in enumerate(arms.items())
+        }
+    decided = {coef: compare(arms) for coef, arms in found.items()}
+    tables["what decides, paired by seed"] = {
+        f"KL coefficient {coef:g}": row for coef, row in decided.items()
+    }
+    tables["gold reward on the tuning seeds, by learning rate"] = tried
+    start = next(iter(ones.values())).gold[0]
+    write_result(
+        folder,
+        config,
+        claim,
+        headline={
+            f"gold reward of {config.rounds} rounds less one's, KL coefficient {coef:g}, paired": row["gain"]
+            for coef, row in list(decided.items())[:3]
+        },
+        baselines={"gold reward of the fine-tuned policy": t_interval(start, bounds=GOLD)}
+        | {
+            f"gold reward of one round, KL coefficient {coef:g}": path.last()["gold"]
+            for coef, path in ones.items()
+        },
+        checks=judge(decided),
+        tables=tables,
+        figures=["rounds.png"],
+    )
 
 
 def draw(path: str | os.PathLike, found: dict[float, dict[str, Path]]) -> None:
@@ -81,3 +146,9 @@ def draw(path: str | os.PathLike, found: dict[float, dict[str, Path]]) -> None:
     seeds = next(iter(next(iter(found.values())).values())).gold.shape[1]
     title = f"One round and several, of equal comparisons and steps; {seeds} seeds, 95% intervals"
     save_panels(path, "steps of PPO", panels, title=title, columns=3)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("rounds")

@@ -55,10 +55,15 @@ class Config(runtime.MembersConfig):
     tokens: tuple[int, ...] = (2**15, 2**16, 2**17, 2**18, 2**19)
     """Read in training, in rising order."""
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
+    """Learning rates that are tried."""
     layers: int = 2
+    """Of the transformer."""
     heads: int = 2
+    """Attention heads of a layer."""
     context: int = 64
+    """Tokens that the model reads at most."""
     batch_size: int = 8
+    """Windows of text of an update."""
     held_out: int = 2**16
     """Characters at the end of the text."""
     draws: int = 1_000

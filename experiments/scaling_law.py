@@ -122,3 +122,9 @@ def fit_error(losses: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> floa
     mean = losses.mean(2).ravel()
     law = fit_law(*cells_of(sizes, tokens), mean[None], np.ones((1, len(mean))))
     return float(np.abs(predict(law, *cells_of(sizes, tokens))[0] / mean - 1).max())
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("scaling")

@@ -49,13 +49,17 @@ class Config(runtime.MembersConfig):
     seeds: int = 24
     """Decision processes; the intervals are over them."""
     states: int = 100
+    """Of each process."""
     actions: int = 4
+    """Of each process."""
     gamma: float = 0.95
+    """The discount of a step."""
     horizon: int = 50
     """Steps of an episode, which is cut then."""
     updates: int = 10
     """Rollouts of 8 environments x 64 steps for either way of training."""
     learning_rate: float = 1e-3
+    """Of Adam."""
     training_simulations: int = 16
     """Of expert iteration."""
     simulations: tuple[int, ...] = (4, 16, 64)

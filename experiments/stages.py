@@ -33,3 +33,9 @@ class StagesConfig(rlhf.Config):
     def reported(self) -> np.ndarray:
         """The places of the seeds that are reported."""
         return np.arange(self.tuning_seeds, self.seeds)
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("rlhf")

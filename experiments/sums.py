@@ -104,3 +104,9 @@ def likelihoods(lm: LanguageModel, params: Params) -> jax.Array:
         return jnp.exp(jnp.sum(completion_log_probs(lm, params, prompt, PaddedTokens(answers, real)), -1))
 
     return jax.vmap(one)(asked, jnp.asarray(PAIRS))
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("non_differentiable")

@@ -52,9 +52,13 @@ class Config(MembersConfig):
     env: str = "CartPole-v1"
     """A gymnax name with discrete actions."""
     learning_rates: tuple[float, ...] = (1e-4, 5e-4, 2.5e-3, 1.25e-2)
+    """Of PPO, one a member."""
     clips: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    """Of PPO, one a member."""
     num_envs: int = 4
+    """Environments side by side, for each member."""
     num_steps: int = 128
+    """Steps of each environment between two updates."""
     total_env_steps: int = 100_000
     """Of each member."""
     timed: tuple[int, ...] = (1, 8, 64)

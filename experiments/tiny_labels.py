@@ -50,6 +50,7 @@ class Config(starts.StartsConfig):
     finetune_steps: int = 3_000
     """Gradient steps, whatever the number of labels."""
     tied: bool = False
+    """Let a layer's decoder be its encoder transposed."""
     validation_share: float = 0.2
     """Of the training images. It chooses the rate alone, yet is more than a poor man's labels would allow."""
 
@@ -102,7 +103,9 @@ def judge(eras: dict[str, dict[int, reports.Kept]]) -> dict[str, bool]:
 
 def draw(folder: RunFolder, config: Config, kept: dict[int, reports.Kept]) -> list[str]:
     """Draw one era's errors on the test set and on the labels; return the files' names."""
-    title = f"{config.data}, {config.era}, {config.depth} layers, {config.seeds} seeds, 95%"
+    title = (
+        f"{config.data}, setting of {config.era}, {config.depth} layers: {config.seeds} seeds, 95% intervals"
+    )
     errors = {
         "test": [reports.wrong_images(one).mean(-1) for one in kept.values()],
         "train": [np.array(one["train"]) for one in kept.values()],

@@ -38,8 +38,11 @@ class Config(runtime.MembersConfig):
     out: str = "runs/trust_regions"
     seeds: int = 48
     num_envs: int = 8
+    """Environments side by side, for each member."""
     num_steps: int = 128
+    """Steps of each environment between two updates."""
     updates: int = 150
+    """Rollouts, each with its update."""
     learning_rates: tuple[float, ...] = (1e-3, 1e-2)
     """Every method runs at each; TRPO's is its critic's alone."""
     high_rates: tuple[float, ...] = (3e-2, 1e-1)

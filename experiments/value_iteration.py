@@ -1,15 +1,9 @@
 """Tabular Q-learning and DQN against the exact Q* of FrozenLake and of a random process.
 
-Claim (lecture 000): Q-learning finds Q* without knowing the process, from a table (with Robbins and Monro's
-rates) and with a neural network in the table's place. Q* comes from policy iteration, whose values are a
-linear solve, and value iteration must agree with it.
-
-Measured (`python experiments/value_iteration.py`: 8 seeds, 400,000 steps each at epsilon 0.5, gamma 0.95;
-mean and 95% t interval; under a minute of 2 CPU cores): on FrozenLake |Q - Q*| / |Q*| falls to 0.044 +- 0.009
-with the table and 0.026 +- 0.009 with DQN, on a random process of 20 states to 0.006 +- 0.003 and 0.003 +-
-0.001. The greedy policies earn, as shares of V*(start) with 95% bootstrap intervals, the table's 0.989
-[0.966, 1] and 0.9992 [0.9984, 0.9998], DQN's 1 on all seeds and 0.9998 [0.9994, 1]. Value iteration and the
-linear solve agree within 1.1e-5 and 3.8e-6.
+Both learn from an epsilon-greedy player's steps without knowing the process: a table, whose rates are Robbins
+and Monro's, and a neural network in the table's place. Q* comes from policy iteration, whose values are a
+linear solve, and value iteration must agree with it. The distance is |Q - Q*| / |Q*| over all states that act
+and all actions, 1 for a Q of zeros. The greedy policy's value is exact too, and V* that of the start.
 """
 
 from collections.abc import Callable
@@ -20,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align import envs
+from jaxrl_align import envs, runtime
 from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.nets.q_networks import make_q_net, make_table
 from jaxrl_align.rl.dqn import DQNHParams, make_dqn
@@ -31,11 +25,17 @@ from jaxrl_align.rl.dynamic_programming import (
     solve_policy,
     value_iteration,
 )
-from jaxrl_align.runtime import cli, plots, statistics
+from jaxrl_align.runtime import cli, plots
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, train_members
-from jaxrl_align.runtime.resampling import bootstrap_mean
 from jaxrl_align.types import MDP, Actor, Learner
+
+CLAIM = runtime.Claim(
+    "Q-learning finds the optimal action values without knowing the process: from a table, and from a neural "
+    "network in the table's place.",
+    rows=("A3", "A4", "A5", "A7", "A16"),
+    minutes=1,
+)
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,23 @@ class Config(MembersConfig):
     actions: int = 4
     """Of the random process."""
     gamma: float = 0.95
+    """The discount of a step."""
     num_envs: int = 8
+    """Environments side by side, for each member."""
     total_env_steps: int = 400_000
     """Of each member and learner."""
     epsilon: float = 0.5
+    """Share of random actions."""
     decay: float = 0.6
     """The table's n-th visit learns at the rate n^-decay."""
     learning_rate: float = 2e-3
     """DQN's at the start; it falls linearly to 0."""
     hidden: int = 64
+    """Units of the hidden layer."""
     batch_size: int = 64
+    """Transitions of a gradient step."""
     target_period: int = 100
+    """Gradient steps between two copies of the target net."""
 
 
 def with_error(learner: Learner, table: Callable[[Any], jax.Array], mdp: MDP, exact: jax.Array) -> Learner:
@@ -124,19 +130,54 @@ def learn(
     return errors, values
 
 
-def report(name: str, mdp: MDP, exact: jax.Array, errors: dict, values: dict) -> dict[str, Any]:
-    """Print and return the last errors and the greedy policies' values, with intervals over members."""
+LEARNT, SOLVED = "after learning", "the exact solutions"
+ERROR, LACKS = "|Q - Q*| / |Q*|", "its greedy policy lacks of V* [%]"
+APART = "value iteration is off by at most"
+
+
+def tabulate_learnt(exact: jax.Array, mdp: MDP, errors: dict, values: dict) -> dict[str, dict[str, Any]]:
+    """Return the rows of both learners in one process."""
     best = float(exact.max(1) @ mdp.start)
+    return {
+        kind: {
+            ERROR: runtime.t_interval(error[-1], bounds=(0, np.inf)),
+            LACKS: runtime.bootstrap_mean(100 * np.maximum(best - values[kind], 0.0) / abs(best)),
+            "distance after the first step": runtime.t_interval(error[0], bounds=(0, np.inf)),
+        }
+        for kind, error in errors.items()
+    }
+
+
+def tabulate_solved(exact: jax.Array, mdp: MDP) -> dict[str, Any]:
+    """Return the row of one process: its value, and how far value iteration is from the linear solve."""
     swept = value_iteration(mdp)
-    print(f"{name}: V*(start) = {best:.4f}; value iteration agrees within", end=" ")
-    print(f"{float(jnp.abs(swept.q - exact).max()):.1e} after {int(swept.iterations)} sweeps")
-    result = {"optimal_value": best}
+    return {
+        "V*(start)": float(exact.max(1) @ mdp.start),
+        APART: float(jnp.abs(swept.q - exact).max()),
+        "sweeps": int(swept.iterations),
+    }
+
+
+def judge(tables: dict[str, dict[str, dict[str, Any]]]) -> dict[str, bool]:
+    """Return which parts of the claim the tables show."""
+    checks = {}
+    for name, row in tables[LEARNT].items():
+        checks[f"{name}: Q comes within a tenth of Q*"] = row[ERROR].high < 0.1
+        checks[f"{name}: its greedy policy lacks less than 5% of V*"] = row[LACKS].high < 5
+    agree = all(row[APART] < 1e-4 for row in tables[SOLVED].values())
+    return checks | {"value iteration agrees with the linear solve within 1e-4": agree}
+
+
+def draw(config: Config, name: str, errors: dict[str, np.ndarray], folder: RunFolder) -> str:
+    """Draw the distances in one process; return the file's name."""
+    curves = {}
     for kind, error in errors.items():
-        share = values[kind] / best
-        print(f"  {kind:8} |Q - Q*| / |Q*| = {statistics.mean_text(error[-1], '.4f')};", end=" ")
-        print(f"its greedy policy earns {bootstrap_mean(share)} of V*")
-        result[kind] = {"error": error[-1], "share_of_optimum": share}
-    return result
+        at = np.unique(np.geomspace(1, len(error), 200).astype(int))
+        curves[f"{kind}, {config.seeds} seeds, 95% interval"] = (at * config.num_envs, error[at - 1])
+    file = f"{name.replace(' ', '_')}.png"
+    labels = ("environment steps per seed", ERROR)
+    plots.save_curves(folder.path / file, *labels, curves, title=name, xscale="log", yscale="log")
+    return file
 
 
 def main(config: Config) -> None:
@@ -144,21 +185,26 @@ def main(config: Config) -> None:
     drawn = envs.random_mdp(jax.random.key(config.seed), config.states, config.actions, config.gamma)
     processes = {"FrozenLake": envs.frozen_lake(gamma=config.gamma), "random process": drawn}
     folder = config.open_folder()
-    results = {}
+    tables: dict[str, dict[str, dict[str, Any]]] = {LEARNT: {}, SOLVED: {}}
+    figures = []
     for name, mdp in processes.items():
         exact = jax.jit(policy_iteration)(mdp).q
         errors, values = learn(config, name, mdp, exact, folder)
-        results[name] = report(name, mdp, exact, errors, values)
-        curves = {}
-        for kind, error in errors.items():
-            at = np.unique(np.geomspace(1, len(error), 200).astype(int))
-            label = f"{kind}, {config.seeds} seeds, 95% interval"
-            curves[label] = (at * config.num_envs, error[at - 1])
-        path = folder.path / f"{name.replace(' ', '_')}.png"
-        labels = ("environment steps per seed", "|Q - Q*| / |Q*|")
-        plots.save_curves(path, *labels, curves, title=name, xscale="log", yscale="log")
-    folder.write_json("result.json", results)
-    print(f"figures and result.json are in {folder.path}")
+        rows = tabulate_learnt(exact, mdp, errors, values)
+        tables[LEARNT] |= {f"{name}, {kind}": row for kind, row in rows.items()}
+        tables[SOLVED][name] = tabulate_solved(exact, mdp)
+        figures.append(draw(config, name, errors, folder))
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={
+            f"{ERROR} on FrozenLake, {kind}": tables[LEARNT][f"FrozenLake, {kind}"][ERROR] for kind in errors
+        },
+        checks=judge(tables),
+        tables=tables,
+        figures=figures,
+    )
 
 
 if __name__ == "__main__":

@@ -1,43 +1,38 @@
 """The lecture's chain of policy-gradient estimators: what each step does to the variance, and to the bias.
 
-Claim (lectures 001, 003): whole return -> reward-to-go -> discount -> baseline -> advantage lowers the
-variance of REINFORCE at every step; reward-to-go and baselines keep its expectation, discount and
-bootstrapping do not. Measured on random decision processes whose exact gradient is `jax.grad` through the
-process itself. Values are tabular and learned from paths of their own.
+From the whole return over reward-to-go, discount and baseline to an advantage, each estimator is the one
+before with one change, so that its own worth is its variance over that of the one before. Measured on random
+decision processes whose exact gradient is `jax.grad` through the process itself; the intervals are over the
+processes. Values are tabular and learned from paths of their own.
 
-Measured (`python experiments/variance_reduction.py`: 16 processes, 20,000 paths of 20 steps each; geometric
-means with 95% intervals over the processes; seconds of 2 CPU cores), the variance over that of the whole
-return, and over that of the step before, paired by process:
-
-    reward-to-go         0.433 [0.410, 0.457]     0.433 [0.410, 0.457]
-    discount 0.9         0.147 [0.132, 0.165]     0.340 [0.319, 0.362]
-    average baseline     0.079 [0.049, 0.127]     0.536 [0.365, 0.786]
-    learned V            0.075 [0.046, 0.122]     0.947 [0.918, 0.977]
-    GAE(0.9)             0.050 [0.030, 0.081]     0.664 [0.648, 0.681]
-    TD error             0.022 [0.014, 0.037]     0.451 [0.409, 0.497]
-
-So every step lowers it, most of it by the first three; a learned V takes 5% off what an average baseline
-leaves. The whole return and the reward-to-go have no bias beyond sampling noise; discounting brings a squared
-bias of 2.3e-3 of the squared gradient; neither baselines nor bootstrapping from these well-fitted values add
-to it.
+An unbiased mean of N paths is off by its variance / N, the noise that squared errors are held against. The
+values fit well here, so that bootstrapping from them may bring less bias than it does elsewhere.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align import losses
-from jaxrl_align.runtime import cli, plots, statistics
-from jaxrl_align.runtime.members import MembersConfig
+from jaxrl_align import losses, runtime
+from jaxrl_align.runtime import cli, plots
+
+CLAIM = runtime.Claim(
+    "From the whole return over reward-to-go, discount and baseline to an advantage, every step lowers the "
+    "variance of REINFORCE; reward-to-go and baselines keep its expectation, the others do not.",
+    rows=("B6", "B7", "B8", "B9", "B10", "B12", "B13", "B15"),
+    minutes=0.5,
+)
 
 
 @dataclass(frozen=True)
-class Config(MembersConfig):
+class Config(runtime.MembersConfig):
     """Random tabular decision processes, each with its own random policy."""
 
     out: str = "runs/variance_reduction"
@@ -46,9 +41,13 @@ class Config(MembersConfig):
     paths: int = 20_000
     """Sampled from each process, once for the values and once for the gradients."""
     horizon: int = 20
+    """Steps of a path."""
     states: int = 5
+    """Of each process."""
     actions: int = 3
+    """Of each process."""
     gamma: float = 0.9
+    """The discount of a step."""
 
 
 class Process(NamedTuple):
@@ -182,40 +181,93 @@ def measure(config: Config, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.map(of_estimator, weights)
 
 
+CHAIN = "geometric means over the processes; squared errors of the mean of all paths"
+WHOLE, LAST, NOISE, ADDED = (
+    "variance over the whole return's",
+    "variance over that of the one above",
+    "squared error over sampling noise",
+    "squared error over that of the one above",
+)
+
+
+def tabulate(config: Config, variance: np.ndarray, error: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Return the table of the chain.
+
+    Args:
+      config: of the run.
+      variance: of each estimator over the exact gradient's square, [processes, estimators].
+      error: squared, of its mean over all paths, likewise.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(make_chain(config)):
+        table[name.replace("\n", " ")] = row = {
+            WHOLE: runtime.ratio_interval(variance[:, i] / variance[:, 0]),
+            "squared error / |gradient|^2": runtime.ratio_interval(error[:, i]),
+            NOISE: runtime.ratio_interval(config.paths * error[:, i] / variance[:, i]),
+        }
+        if i:
+            row[LAST] = runtime.ratio_interval(variance[:, i] / variance[:, i - 1])
+            row[ADDED] = runtime.ratio_interval(error[:, i] / error[:, i - 1])
+    return table
+
+
+def judge(table: dict[str, dict[str, Any]]) -> dict[str, bool]:
+    """Return which parts of the claim the table of the chain shows."""
+    names = list(table)
+    whole, to_go, discount, average, learned, gae, td = names
+    lowers = {
+        f"{name}: less variance than {before}": table[name][LAST].high < 1
+        for before, name in itertools.pairwise(names)
+    }
+    return lowers | {
+        "whole return and reward-to-go have no bias: less than twice the noise": all(
+            table[name][NOISE].high < 2 for name in (whole, to_go)
+        ),
+        "the discount brings one: more than twice the noise": table[discount][NOISE].low > 2,
+        "neither baseline adds to it, by a tenth or more": all(
+            table[name][ADDED].high < 1.1 for name in (average, learned)
+        ),
+        "bootstrapping does": all(table[name][ADDED].low > 1 for name in (gae, td)),
+    }
+
+
+def draw(config: Config, variance: np.ndarray, error: np.ndarray, path: Path) -> None:
+    """Draw variances and squared errors along the chain."""
+    names = list(make_chain(config))
+    noise = variance / config.paths
+    fig, ax = plots.figure(
+        "", "relative to |exact gradient|^2", title="Variance and bias of REINFORCE's descendants"
+    )
+    for text, x in (("variance of one path", variance), ("squared bias", error)):
+        mean, low, high = np.array([runtime.ratio_interval(y)[:3] for y in x.T]).T
+        ax.errorbar(range(len(names)), mean, [mean - low, high - mean], marker="o", capsize=3, label=text)
+    centre = np.exp(np.log(noise).mean(0))
+    ax.plot(centre, ":", color="#777777", label=f"noise of {config.paths} paths")
+    ax.set(yscale="log")
+    ax.set_xticks(range(len(names)), names, fontsize=7)
+    ax.legend(title=f"{config.seeds} processes, 95% interval", loc="center left")
+    plots.save_figure(fig, path)
+
+
 def main(config: Config) -> None:
-    """Measure every process, print the chain with intervals, and draw it."""
+    """Measure every process, draw the chain and write what was found."""
     config.require(seeds=2, paths=2)
     folder = config.open_folder()
     of_process = jax.jit(functools.partial(measure, config))
     found = [folder.once(f"process_{i}.json", of_process, key) for i, key in enumerate(config.keys())]
-    variance, bias = np.moveaxis(np.asarray(found, np.float32), 1, 0)
-    names = list(make_chain(config))
-    folder.write_json("result.json", {"estimators": names, "variance": variance, "squared_bias": bias})
-
-    centre = {}
-    for label, values in (("variance", variance), ("bias", bias), ("noise", variance / config.paths)):
-        mean, half = statistics.mean_interval(np.log(values), axis=0)
-        centre[label] = np.exp(mean), np.exp(mean - half), np.exp(mean + half)
-    of_whole = [statistics.ratio_text(x) for x in (variance / variance[:, :1]).T]
-    of_last = ["", *(statistics.ratio_text(x) for x in (variance[:, 1:] / variance[:, :-1]).T)]
-    print("estimator | variance / whole return's [95%] | / the one before's |", end=" ")
-    print("squared bias / |gradient|^2 (sampling noise)")
-    for i, name in enumerate(names):
-        noise = f"{centre['bias'][0][i]:.2e} ({centre['noise'][0][i]:.2e})"
-        print(f"{name.replace(chr(10), ' '):20s} | {of_whole[i]:20s} | {of_last[i]:20s} | {noise}")
-
-    fig, ax = plots.figure(
-        "", "relative to |exact gradient|^2", title="Variance and bias of REINFORCE's descendants"
+    variance, error = np.moveaxis(np.asarray(found, np.float64), 1, 0)
+    draw(config, variance, error, folder.path / "variance_reduction.png")
+    table = tabulate(config, variance, error)
+    first, *_, last = table
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={f"variance of the {last} over the {first}'s, paired": table[last][WHOLE]},
+        checks=judge(table),
+        tables={CHAIN: table},
+        figures=["variance_reduction.png"],
     )
-    for label, text in (("variance", "variance of one path"), ("bias", "squared bias")):
-        mean, low, high = centre[label]
-        ax.errorbar(range(len(names)), mean, [mean - low, high - mean], marker="o", capsize=3, label=text)
-    ax.plot(centre["noise"][0], ":", color="#777777", label=f"noise of {config.paths} paths")
-    ax.set(yscale="log")
-    ax.set_xticks(range(len(names)), names, fontsize=7)
-    ax.legend(title=f"{config.seeds} processes, 95% interval", loc="center left")
-    plots.save_figure(fig, folder.path / "variance_reduction.png")
-    print(f"wrote {folder.path / 'variance_reduction.png'}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,43 @@
 """Settings of the whole suite: implicit rank promotion is an error, so a lost axis cannot broadcast away."""
 
+import atexit
+import gc
+import os
+import shutil
 import signal
+import tempfile
 
-import jax
 import pytest
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Many tests compile a program that another has compiled, or compile it again to continue a run. This
+    # process makes the folder; its workers, and programs that tests start, find it in their environment.
+    _compiled = tempfile.mkdtemp(prefix="jaxrl_align_compiled_")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402  it reads the environment
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # For what modules compile while they are imported; each test sets it for itself.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Import no file without a slow test where slow tests alone are asked for: imports take half a minute."""
+    if config.option.markexpr == "slow" and collection_path.suffix == ".py":
+        return None if "slow" in collection_path.read_text(encoding="utf-8") else True
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    """Freeze what is imported: the collector of garbage need not look through it again and again."""
+    hidden = {item.path for item in items if item.get_closest_marker("slow")}
+    hidden = {path.name for path in hidden if "slow" not in path.read_text(encoding="utf-8")}
+    assert not hidden, f"slow tests must be marked in their own files; {', '.join(hidden)} have none"
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

@@ -50,6 +50,7 @@ BELOW = {
 }
 """What each room may import besides itself; experiments and tests may import everything."""
 BELOW["align"] |= {"text", "pretrain"}
+BELOW["evaluate"] |= {"envs", "actors", "atomic"}  # policies are played
 BELOW["cli"] = set(BELOW)
 
 GUARDED = {"flax": "nets", "gymnax": "envs/registry.py"}

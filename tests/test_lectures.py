@@ -13,6 +13,8 @@ PAGE = (ROOT / "docs" / "lectures.md").read_text(encoding="utf-8")
 ROWS = [re.split(r"(?<!\\)\|", line)[1:-1] for line in PAGE.splitlines() if line.startswith("| <a id=")]
 WHERE = {re.sub(r"<.*?>", "", cells[0]).strip(): cells[3] for cells in ROWS}
 """Item -> where it is built."""
+TESTED = {item: cells[4] for item, cells in zip(WHERE, ROWS, strict=True)}
+"""Item -> the tests that hold it."""
 
 PARENTHESIS = re.compile(r"\(([^()]*)\)")
 AFTER_A_WORD = re.compile(r"\b(?:[Ll]ectures?|[Ee]rrat(?:um|a)|Source)\b(?=([^.()]{0,80}))")
@@ -94,7 +96,7 @@ def test_every_item_that_the_code_cites_has_a_row():
 
 def test_every_row_is_whole_and_has_an_anchor_of_its_own():
     assert len(WHERE) == len(ROWS) > 100
-    assert {len(cells) for cells in ROWS} == {5}
+    assert {len(cells) for cells in ROWS} == {6}
     for (item, where), cells in zip(WHERE.items(), ROWS, strict=True):
         assert cells[0].strip() == f'<a id="{item.lower()}"></a>{item}'
         assert any(mark in where for mark in ("`", "not built yet", "nothing to build")), item
@@ -105,6 +107,19 @@ def test_what_the_rows_point_to_exists():
     named = [(item, name) for item, where in WHERE.items() for name in re.findall(r"`(.*?)`", where)]
     assert len(named) > 100
     assert [(item, name) for item, name in named if not exists(name)] == []
+
+
+def test_what_is_built_is_named_in_its_tests():
+    for item, where in WHERE.items():
+        tests = re.findall(r"`(tests/.*?)`", TESTED[item])
+        nothing = any(words in where for words in ("nothing to build", "not built yet"))
+        assert bool(tests) != nothing, f"{item} has tests where nothing is built, or none where something is"
+        names = "|".join(
+            re.escape(name.removesuffix(".py").replace("/", ".").split(".")[-1])
+            for name in re.findall(r"`(.*?)`", where)
+        )
+        named = (re.search(rf"\b({names})\b", (ROOT / test).read_text(encoding="utf-8")) for test in tests)
+        assert nothing or any(named), f"{item}: none of {tests} names any of {names}"
 
 
 def test_a_name_that_is_gone_is_seen():

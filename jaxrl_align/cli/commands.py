@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxrl_align.cli import choosing, convert, evaluation, scoring, serve
 from jaxrl_align.cli.config_files import suggest, with_config
+from jaxrl_align.cli.experiments import comparing, launching, playing_runs, reporting
 from jaxrl_align.cli.runs import direct_losses, fine_tuning, online_methods, reward_models
 from jaxrl_align.runtime.cli import has_field, meshed, parse, user_errors
 
@@ -37,6 +38,15 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(evaluation.Evaluate, evaluation.run_evaluate),
     "merge": Command(convert.Merge, convert.run_merge),
     "import": Command(convert.Import, convert.run_import),
+    "list": Command(launching.List, launching.run_list),
+    "run": Command(launching.Run, lambda options, typed: launching.run_experiment(typed[1:])),
+    "resume": Command(
+        launching.Resume, lambda options, typed: launching.run_resume(options, typed, run_command)
+    ),
+    "plot": Command(comparing.Plot, comparing.run_plot),
+    "compare": Command(comparing.Compare, comparing.run_compare),
+    "report": Command(reporting.Report, reporting.run_report),
+    "play": Command(playing_runs.Play, playing_runs.run_play),
 }
 
 
@@ -60,6 +70,9 @@ def run_command(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         if name not in COMMANDS:
             raise ValueError(f"{name} is no command{suggest(name, COMMANDS)}")
+    if name == "run":  # its flags are the experiment's
+        launching.run_experiment(typed[1:])
+        return
     command = COMMANDS[name]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with user_errors(resumes=has_field(command.options, "resume")):

@@ -103,8 +103,7 @@ class RunOptions(KeepConfig):
     sample_tokens: int = 48
     """The most tokens that a sample has."""
     seed: int = 0
-    writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go beside metrics.jsonl (extras [tensorboard], [wandb])."""
+    """Of what is drawn: the order of rows, new weights, answers."""
     config: str | None = None
     """A .yaml or .json file of flags, such as the run/config.json of an earlier run; flags given here win."""
 

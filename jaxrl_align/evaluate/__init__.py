@@ -1,4 +1,5 @@
-"""Evaluation of trained models: tasks and their metrics, likelihoods of texts and options, judged pairs."""
+"""Evaluation of trained models: tasks and their metrics, likelihoods of texts and options, judged pairs; and
+policies of environments in folders."""
 
 from jaxrl_align.evaluate.ask_items import AskedItems, Asker, ItemResult
 from jaxrl_align.evaluate.helm import Answers, Figure, HelmReport, report
@@ -48,6 +49,9 @@ from jaxrl_align.evaluate.measures.wording import (
     mean_unevenness,
     unevenness,
 )
+from jaxrl_align.evaluate.policies.films import film_policy
+from jaxrl_align.evaluate.policies.playing import keep_policy, play_policy
+from jaxrl_align.evaluate.policies.policy_folder import KeptPolicy, load_policy, save_policy
 from jaxrl_align.evaluate.run_task import TaskResult, run_task
 from jaxrl_align.evaluate.scoring.choices import (
     Choices,
@@ -86,18 +90,19 @@ from jaxrl_align.evaluate.tasks.task_items import Item, extract_answer, read_ite
 # fmt: off
 __all__ = [
     "Answers", "AskedItems", "Asker", "Choices", "DrawnExamples", "FAIRNESS", "Figure", "GROUPED",
-    "HelmReport", "Item", "ItemResult", "METRICS", "Measured", "MetricValue", "NGrams", "OptionScores",
-    "Overlap", "PairReport", "Platt", "Prompt", "Prompts", "ROBUSTNESS", "SelectiveAccuracy",
-    "TaggedPrompt", "Task", "TaskResult", "ToxicTexts", "accuracy", "adjust_scores", "benchmark_score",
-    "binary_f1", "brier_score", "calibration_bins", "check_examples", "choose_option",
-    "corpus_bits_per_byte", "corpus_perplexity", "count_ngrams", "count_together", "count_words",
-    "cut_at", "draw_examples", "encode_choices", "encode_pairs", "encode_texts", "exact_match",
-    "expected_calibration_error", "extract_answer", "few_shot_prompt", "find_tasks", "find_toxic",
-    "fit_platt", "group_exact_match", "load_task", "macro_f1", "make_option_scorer", "make_prompts",
-    "make_scorer", "make_text_writer", "matthews", "mean_unevenness", "measure", "ngram_log_probs",
-    "normalise_answer", "normalised_match", "option_probs", "pearson", "plain_prompt", "rank_of",
+    "HelmReport", "Item", "ItemResult", "KeptPolicy", "METRICS", "Measured", "MetricValue", "NGrams",
+    "OptionScores", "Overlap", "PairReport", "Platt", "Prompt", "Prompts", "ROBUSTNESS",
+    "SelectiveAccuracy", "TaggedPrompt", "Task", "TaskResult", "ToxicTexts", "accuracy",
+    "adjust_scores", "benchmark_score", "binary_f1", "brier_score", "calibration_bins",
+    "check_examples", "choose_option", "corpus_bits_per_byte", "corpus_perplexity", "count_ngrams",
+    "count_together", "count_words", "cut_at", "draw_examples", "encode_choices", "encode_pairs",
+    "encode_texts", "exact_match", "expected_calibration_error", "extract_answer", "few_shot_prompt",
+    "film_policy", "find_tasks", "find_toxic", "fit_platt", "group_exact_match", "keep_policy",
+    "load_policy", "load_task", "macro_f1", "make_option_scorer", "make_prompts", "make_scorer",
+    "make_text_writer", "matthews", "mean_unevenness", "measure", "ngram_log_probs", "normalise_answer",
+    "normalised_match", "option_probs", "pearson", "plain_prompt", "play_policy", "rank_of",
     "read_items", "report", "report_pairs", "report_task", "right_answers", "rouge_l", "rouge_n",
-    "run_task", "score_items", "selective_accuracy", "share_preferred", "share_prefix", "shipped_tasks",
-    "spearman", "text_log_prob", "token_f1", "unevenness", "user_based_prompt",
+    "run_task", "save_policy", "score_items", "selective_accuracy", "share_preferred", "share_prefix",
+    "shipped_tasks", "spearman", "text_log_prob", "token_f1", "unevenness", "user_based_prompt",
 ]
 # fmt: on

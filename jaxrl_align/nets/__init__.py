@@ -21,6 +21,7 @@ from jaxrl_align.nets.mlp import (
 from jaxrl_align.nets.observations import flatten_observations
 from jaxrl_align.nets.q_networks import QNet, make_q_net, make_state_action_net, make_table, support_between
 from jaxrl_align.nets.quantize import dequantise, quantise, quantise_params
+from jaxrl_align.nets.recipes import Recipe
 from jaxrl_align.nets.transformer import (
     SHARED,
     LanguageModel,
@@ -35,12 +36,13 @@ from jaxrl_align.nets.transformer_config import RopeScaling, TransformerConfig
 
 # fmt: off
 __all__ = [
-    "Autoencoder", "GLOROT", "KINDS", "Kind", "LanguageModel", "LayeredNet", "Net", "QNet",
-    "RecurrentNet", "RopeScaling", "SHARED", "TransformerConfig", "Tuning", "apply_scalar_head", "dequantise",
-    "fan_in_uniform", "flatten_observations", "init_houlsby", "init_ia3", "init_lora", "init_prefix",
-    "init_prompt", "init_scalar_head", "make_actor_critic_net", "make_autoencoder", "make_gaussian_net",
-    "make_layered_net", "make_multi_discrete_net", "make_q_net", "make_state_action_net", "make_table",
-    "make_transformer", "merge", "orthogonal", "overlay", "positions_of", "quantise", "quantise_params",
-    "select", "stack_parts", "support_between", "take_part", "with_dropout", "with_memory",
+    "Autoencoder", "GLOROT", "KINDS", "Kind", "LanguageModel", "LayeredNet", "Net", "QNet", "Recipe",
+    "RecurrentNet", "RopeScaling", "SHARED", "TransformerConfig", "Tuning", "apply_scalar_head",
+    "dequantise", "fan_in_uniform", "flatten_observations", "init_houlsby", "init_ia3", "init_lora",
+    "init_prefix", "init_prompt", "init_scalar_head", "make_actor_critic_net", "make_autoencoder",
+    "make_gaussian_net", "make_layered_net", "make_multi_discrete_net", "make_q_net",
+    "make_state_action_net", "make_table", "make_transformer", "merge", "orthogonal", "overlay",
+    "positions_of", "quantise", "quantise_params", "select", "stack_parts", "support_between",
+    "take_part", "with_dropout", "with_memory",
 ]
 # fmt: on

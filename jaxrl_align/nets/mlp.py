@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.nets.q_networks import one_array, patches
+from jaxrl_align.nets.recipes import Recipe, write_recipe
 from jaxrl_align.types import Params
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -26,6 +27,8 @@ class Net(NamedTuple):
     V [] or Q [A]."""
     split_params: Any = None
     """`params -> (policy's, critic's)`, or None where the two share layers."""
+    recipe: Recipe | None = None
+    """How to build it again, where a function of `nets` built it."""
 
 
 def _split_by_name(params: Params) -> tuple[Params, Params]:
@@ -125,7 +128,16 @@ def make_actor_critic_net(
         logits, value = module.apply({"params": params}, obs)
         return logits, value if action_values else value[0]
 
-    return Net(init, apply, None if shared else _split_by_name)
+    recipe = write_recipe(
+        "make_actor_critic_net",
+        num_actions=num_actions,
+        hidden=tuple(hidden),
+        activation=activation,
+        shared=shared,
+        action_values=action_values,
+        channels=channels,
+    )
+    return Net(init, apply, None if shared else _split_by_name, recipe)
 
 
 def make_gaussian_net(
@@ -164,7 +176,10 @@ def make_gaussian_net(
         mean, value = module.apply({"params": params}, obs)
         return (mean.reshape(shape), params["log_std"]), value[0]
 
-    return Net(init, apply, None if shared else _split_by_name)
+    recipe = write_recipe(
+        "make_gaussian_net", action_shape=shape, hidden=tuple(hidden), activation=activation, shared=shared
+    )
+    return Net(init, apply, None if shared else _split_by_name, recipe)
 
 
 def make_multi_discrete_net(
@@ -200,7 +215,14 @@ def make_multi_discrete_net(
         logits, value = module.apply({"params": params}, obs)
         return jnp.where(allowed, logits.reshape(shape), -jnp.inf), value[0]
 
-    return Net(init, apply, None if shared else _split_by_name)
+    recipe = write_recipe(
+        "make_multi_discrete_net",
+        choices=tuple(choices),
+        hidden=tuple(hidden),
+        activation=activation,
+        shared=shared,
+    )
+    return Net(init, apply, None if shared else _split_by_name, recipe)
 
 
 def _check_sizes(**sizes: int | tuple[int, ...]) -> None:

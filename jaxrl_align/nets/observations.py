@@ -39,7 +39,9 @@ def flatten_observations(net: AnyNet, space: Any = None) -> AnyNet:
         apply: Any = lambda params, memory, obs: net.apply(params, memory, read(obs))
     else:
         apply = lambda params, obs, *key, **named: net.apply(params, read(obs), *key, **named)
-    return net._replace(init=init, apply=apply)
+    if isinstance(net, RecurrentNet):
+        return net._replace(init=init, apply=apply)
+    return net._replace(init=init, apply=apply, recipe=None)  # it is no longer the net of that recipe
 
 
 def _parts(obs: Any, space: Any) -> list[jax.Array]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.nets.recipes import Recipe, write_recipe
 from jaxrl_align.types import Params
 
 
@@ -20,6 +21,8 @@ class QNet(NamedTuple):
     """`(params, obs, key=None) -> [A]`, or [A, K] for distributions; the key draws a noisy net's noise."""
     q_values: Callable[[jax.Array], jax.Array]
     """Maps the output of `apply` to action values [A]."""
+    recipe: Recipe | None = None
+    """How to build it again, where a function of `nets` built it."""
 
 
 class _Dense(nn.Module):
@@ -171,7 +174,17 @@ def make_q_net(
             return jnp.sum(jax.nn.softmax(out) * support[None, :], axis=-1)
         return jnp.mean(out, axis=-1) if distributional else out
 
-    return QNet(init, apply, q_values)
+    recipe = write_recipe(
+        "make_q_net",
+        num_actions=num_actions,
+        hidden=tuple(hidden),
+        channels=channels,
+        duelling=duelling,
+        noisy=noisy,
+        support=support,
+        quantiles=quantiles,
+    )
+    return QNet(init, apply, q_values, recipe)
 
 
 def make_state_action_net(num_actions: int, hidden: Sequence[int] = (120, 84)) -> QNet:
@@ -197,7 +210,8 @@ def make_state_action_net(num_actions: int, hidden: Sequence[int] = (120, 84)) -
         value = lambda action: apply({"params": params}, join(obs, action), None)[0, 0]
         return jax.vmap(value)(jnp.eye(num_actions))
 
-    return QNet(init, apply, lambda out: out)
+    recipe = write_recipe("make_state_action_net", num_actions=num_actions, hidden=tuple(hidden))
+    return QNet(init, apply, lambda out: out, recipe)
 
 
 def make_table(num_states: int, num_actions: int) -> QNet:

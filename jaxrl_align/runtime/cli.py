@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import inspect
 import os
+import re
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -20,35 +23,97 @@ Config = TypeVar("Config")
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
-def parse(config: type[Config], argv: Sequence[str] | None = None, *, prog: str | None = None) -> Config:
+def parse(
+    config: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Config:
     """Read a frozen dataclass from the command line: fields become flags, their docstrings the help.
 
     Args:
       config: the dataclass; every field has a default unless the user must give it.
       argv: the arguments; None reads the program's own.
       prog: what the help calls the program; None, the script's name.
+      description: the help's first lines; None, the dataclass's docstring.
 
     Raises:
       SystemExit: with code 2 after a message for a flag that does not parse, with 0 after `--help`.
     """
-    return tyro.cli(config, args=argv, prog=prog)
+    return tyro.cli(config, args=argv, prog=prog, description=description)
 
 
-def main(config: type[Config], function: Callable[[Config], Any], argv: Sequence[str] | None = None) -> None:
+def main(
+    config: type[Config],
+    function: Callable[[Config], Any],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+) -> None:
     """Parse the command line and run `function` on it; the last line of an experiment script.
 
     What the user can mend ends in one line, as `user_errors` writes it; an interrupted run says how to
-    continue where the configuration has a field `resume`.
+    continue where the configuration has a field `resume`. The help starts with what the script claims and
+    how long it takes.
 
     Args:
       config: the dataclass that `parse` reads.
       function: the experiment.
       argv: the arguments; None reads the program's own.
+      prog: what the help calls the program; None, the script's name.
     """
     with user_errors(resumes=has_field(config, "resume")):
-        options = parse(config, argv)
+        options = parse(config, argv, prog=prog, description=_describe_script(config))
         with meshed(options):
             function(options)
+
+
+def _describe_script(config: type) -> str | None:
+    """Return the claim of the script that a configuration is of, its minutes, and the configuration's help.
+
+    A script says them by `CLAIM`, an object with `text` and `minutes`, or in its docstring.
+    """
+    module = sys.modules.get(config.__module__)
+    claim = getattr(module, "CLAIM", None)
+    text = claim_in(module.__doc__) if claim is None else claim.text
+    if not text:
+        return None
+    takes = "" if claim is None else f" Takes {minutes_text(claim.minutes)} on two CPU cores."
+    return f"{text}{takes}\n\n{inspect.getdoc(config) or ''}".strip()
+
+
+def claim_in(docstring: str | None) -> str | None:
+    """Return the claim in a script's docstring, its paragraph "Claim: ...", in one line; None without one."""
+    found = re.search(
+        r"^Claim(?:\s*\([^()]*\))?:(.*?)(?:\n\s*\n|\Z)", docstring or "", re.DOTALL | re.MULTILINE
+    )
+    if found is None:
+        return None
+    text = " ".join(found[1].split())
+    return text[:1].upper() + text[1:]
+
+
+def minutes_text(minutes: float) -> str:
+    """Return a time in words, "about 3 minutes", "less than a minute", "about 2 hours"."""
+    if minutes < 1:
+        return "less than a minute"
+    number, unit = (minutes, "minute") if minutes < 90 else (minutes / 60, "hour")
+    return f"about {number:.2g} {unit}{'' if number == 1 else 's'}"
+
+
+def point_to(experiment: str) -> None:
+    """End a part of an experiment that was run as a program in one line that says which one to run.
+
+    Raises:
+      SystemExit: with code 0 where help was asked for, else 2.
+    """
+    script, asked = os.path.basename(sys.argv[0]), {"-h", "--help"} & set(sys.argv[1:])
+    print(
+        f"{script} is a part of {experiment}.py, and no program; run: jaxrl-align run {experiment} --help",
+        file=sys.stdout if asked else sys.stderr,
+    )
+    raise SystemExit(0 if asked else 2)
 
 
 @contextlib.contextmanager

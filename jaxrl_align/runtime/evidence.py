@@ -184,7 +184,7 @@ def result_text(result: Mapping[str, Any]) -> str:
     for title, numbers in (("headline", result["headline"]), ("baselines", result["baselines"])):
         lines += [f"{title}: {text} {cell_text(value)}" for text, value in numbers.items()]
     for title, table in result["tables"].items():
-        lines += ["", title, *_aligned(table_cells(table))]
+        lines += ["", title, *aligned_rows(table_cells(table))]
     return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
 
 
@@ -207,7 +207,8 @@ def cell_text(value: Any) -> str:
     return "undefined" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _aligned(cells: list[list[str]]) -> list[str]:
+def aligned_rows(cells: list[list[str]]) -> list[str]:
+    """Return a table's lines, its columns as wide as their longest text; all but the first lie right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  "

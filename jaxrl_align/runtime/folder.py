@@ -1,13 +1,14 @@
 """The folder of a run: its configuration, its metrics and nothing half-written."""
 
 import dataclasses
+import inspect
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxrl_align.atomic import atomic_path, remove_left_files, writes
 from jaxrl_align.runtime.devices.hosts import agree, exchange, together
@@ -15,9 +16,11 @@ from jaxrl_align.runtime.guards.lock import FolderLock, hold_folder
 from jaxrl_align.runtime.metrics import METRICS_FILE
 
 CONFIG_FILE = "config.json"
+MADE_BY_FILE = "made_by.json"
+"""What `jaxrl-align resume` reads: the experiment that a folder is of."""
 SHOWN = 20
 """Fields that a message about two configurations names, at most."""
-UNCOMPARED = ("resume", "out", "mesh", "checkpoint_minutes", "keep", "keep_best", "replay")
+UNCOMPARED = ("resume", "out", "mesh", "checkpoint_minutes", "keep", "keep_best", "replay", "writers")
 """Fields that say where and how to run, not what: they may differ between a run and its continuation."""
 
 
@@ -33,6 +36,8 @@ class Upkeep(NamedTuple):
     least. `best.json` says which."""
     replay: bool = False
     """Take the steps after the last checkpoint singly, and say which operation makes the first nan."""
+    writers: tuple[str, ...] = ()
+    """Of `runtime.writers`, where metrics go beside metrics.jsonl."""
 
 
 class Clock(NamedTuple):
@@ -87,7 +92,7 @@ def differences(old: Any, new: Any) -> tuple[str, str]:
     nested fields are written `model.width`.
     """
     old, new = ({k: v for k, v in to_json(c).items() if k not in UNCOMPARED} for c in (old, new))
-    old, new = _flatten(old), _flatten(new)
+    old, new = flatten_config(old), flatten_config(new)
     fields = [f for f in {**old, **new} if f not in old or f not in new or old[f] != new[f]]
 
     def describe(config: dict[str, Any]) -> str:
@@ -98,11 +103,12 @@ def differences(old: Any, new: Any) -> tuple[str, str]:
     return describe(old), describe(new)
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration without nesting: an entry `width` of `model` is `model.width`."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, dict) and value
-        flat |= _flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+        flat |= flatten_config(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
 
 
@@ -248,10 +254,12 @@ class KeepConfig:
     """Of a run that met a nan: take its steps singly from the last checkpoint, and name the operation."""
     mesh: str | None = None
     """Devices side by side, "data=4,model=2" or "auto"; the axes are members, data, fsdp and model."""
+    writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics go beside metrics.jsonl (extras [tensorboard], [wandb], [mlflow])."""
 
     def upkeep(self) -> Upkeep:
         """Return these fields as `open_run` takes them."""
-        return Upkeep(self.checkpoint_minutes, self.keep, self.keep_best, self.replay)
+        return Upkeep(self.checkpoint_minutes, self.keep, self.keep_best, self.replay, self.writers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +271,21 @@ class RunConfig(KeepConfig):
 
     def open_folder(self) -> RunFolder:
         """Create the run's folder, or open the one to continue; see `open_run`."""
-        return open_run(self.out, self, resume=self.resume, upkeep=self.upkeep())
+        folder = open_run(self.out, self, resume=self.resume, upkeep=self.upkeep())
+        name = _name_script(type(self))
+        if name is not None and not (folder.path / MADE_BY_FILE).exists():
+            folder.write_json(MADE_BY_FILE, {"experiment": name})
+        return folder
+
+
+def _name_script(config: type) -> str | None:
+    """Return the name of the script that defines a configuration; None of what stands in no script."""
+    if config.__module__.startswith("jaxrl_align."):
+        return None
+    try:
+        return Path(inspect.getfile(config)).stem
+    except (TypeError, OSError):  # typed at a prompt
+        return None
 
 
 def _check_same_run(config_path: Path, config: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
 """The host loop: drives a pure step in compiled chunks, with progress, metrics and checkpoints."""
 
+import contextlib
 import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from jaxrl_align.runtime.guards.faults import replay
 from jaxrl_align.runtime.guards.interrupts import deferred_interrupts
 from jaxrl_align.runtime.keeper import Keeper
 from jaxrl_align.runtime.metrics import METRICS_FILE, History, append_metrics, recover_metrics
+from jaxrl_align.runtime.writers import Writer, open_writers, write_history
 
 FROZEN_FILE = "frozen.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -44,6 +46,7 @@ def run(
     progress: bool = True,
     checkpoint_every: int | None = None,
     on_chunk: Callable[[int, Any, History], None] | None = None,
+    writers: Sequence[Writer] = (),
     batches: Callable[[int, int], Any] | None = None,
     frozen: Any = None,
 ) -> tuple[Any, History]:
@@ -72,6 +75,8 @@ def run(
       on_chunk: `(steps done, state, metrics)`, called after each chunk and before its checkpoint, for example
         to evaluate or to write the chunk's metrics [steps, ...] elsewhere; after an interruption it may see a
         step again. It must not keep the state, which the next chunk consumes.
+      writers: where each step's metrics go beside `metrics.jsonl`, of members their means; those that the
+        folder names (`Upkeep.writers`) are opened and closed here.
       batches: data from the host, `(first step, steps) -> tree of arrays [steps, ...]`, one row for each call
         `step(state, row)`. A function of its arguments alone makes a continued run end in the same bits. The
         next chunk's are made while this one is computed. Of `data.HostBatches` each of several processes
@@ -113,17 +118,16 @@ def run(
     report = _reporter(label, done, num_steps) if progress else lambda *_: None
     advance = _compiled_chunk(take, state)
     config = {} if folder is None else folder.config
-    with deferred_interrupts() as interrupted, explained_shortage(config):
+    with deferred_interrupts() as interrupted, explained_shortage(config), _named(folder, done) as named:
         end, rows = draw(done)
         if done < num_steps:
-            lowered = advance.lower(state, rows, frozen, end - done)
-            check_axes(lowered, state, frozen)
-            check_room(lowered.compile(), config)
+            _check_program(advance, state, rows, frozen, end - done, config)
         keeper = Keeper(folder, checkpoint_every)
         while done < num_steps:
             state, metrics = advance(state, rows, frozen, end - done)
             following = draw(end)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            write_history([*named, *writers], end, metrics)
             if on_chunk is not None:
                 on_chunk(end, state, metrics)
             stop, due = _decide(interrupted(), keeper.is_due(done, end))
@@ -136,6 +140,19 @@ def run(
             if stop:
                 raise KeyboardInterrupt(stop)
     return state, {name: np.concatenate([part[name] for part in history]) for name in history[0]}
+
+
+@contextlib.contextmanager
+def _named(folder: RunFolder | None, done: int) -> Iterator[list[Writer]]:
+    """Open the writers that a run's folder names, and close them."""
+    if folder is None or not folder.upkeep.writers:
+        yield []
+        return
+    writer = open_writers(folder.upkeep.writers, folder, done)
+    try:
+        yield [writer]
+    finally:
+        writer.close()
 
 
 def _peek(batches: Callable[[int, int], Any] | None) -> Any:
@@ -154,6 +171,15 @@ def _compiled_chunk(take: Step, state: Any) -> Any:
 
     places = {"out_shardings": settled(state)} if is_meshed() else {}
     return jax.jit(advance, static_argnums=3, donate_argnums=0, **places)
+
+
+def _check_program(
+    advance: Any, state: Any, rows: Any, frozen: Any, steps: int, config: dict[str, Any]
+) -> None:
+    """Raise where a chunk's program takes more memory than there is, or loses an axis of the mesh."""
+    lowered = advance.lower(state, rows, frozen, steps)
+    check_axes(lowered, state, frozen)
+    check_room(lowered.compile(), config)
 
 
 def _decide(stop: int, due: bool) -> tuple[int, bool]:

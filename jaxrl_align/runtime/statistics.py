@@ -32,7 +32,9 @@ class Interval(NamedTuple):
         if self.kind == "none":
             return f"{self.value:.3g} (no interval)"
         half = (self.high - self.low) / 2
-        digits = min(max(0, math.ceil(math.log10(2 / half))), 9) if half > 0 else 3
+        if not half > 0:
+            return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        digits = min(max(0, math.ceil(math.log10(2 / half))), 9)
         ends = f"[{self.low:.{digits}f}, {self.high:.{digits}f}]"
         return f"{self.value:.{digits}f} {ends}" + (" (range)" if self.kind == "range" else "")
 

@@ -12,8 +12,8 @@ import pytest
 
 from jaxrl_align import nets
 from jaxrl_align.cli import run_command
-from jaxrl_align.cli.runs import course, driving, fine_tuning
-from jaxrl_align.runtime import restore
+from jaxrl_align.cli.runs import driving, fine_tuning
+from jaxrl_align.runtime import loop, restore
 from jaxrl_align.runtime.huggingface import load_adapter, load_model
 from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer
 from tests.tiny import bits
@@ -104,19 +104,19 @@ def test_the_card_says_what_was_done(done, workshop):
 
 def test_a_run_that_was_interrupted_continues_in_the_same_bits(done, road, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    write = course.write_history
+    write = loop.write_history
 
-    def interrupt(writer, step, metrics):
-        write(writer, step, metrics)
+    def interrupt(writers, step, metrics):
+        write(writers, step, metrics)
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(course, "write_history", interrupt)
+    monkeypatch.setattr(loop, "write_history", interrupt)
     with pytest.raises(SystemExit) as stop:
         road(SETTINGS, out)
     assert stop.value.code == 130 and "--resume continues" in capsys.readouterr().err
     assert not (out / "adapter_config.json").exists()
-    monkeypatch.setattr(course, "write_history", write)
+    monkeypatch.setattr(loop, "write_history", write)
     road(SETTINGS, out, "--resume")
     assert bits(part_of(out)) == bits(part_of(done))
     for name in ("metrics.jsonl", "held_out.json", "samples.jsonl"):

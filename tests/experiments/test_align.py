@@ -1,7 +1,6 @@
 """Who is preferred, what the reward head learns, what the table says, and a whole run in miniature."""
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +9,11 @@ import numpy as np
 import pytest
 
 from jaxrl_align import nets
+from jaxrl_align.runtime import Interval
 from jaxrl_align.types import PaddedTokens
 from tests.cli.conftest import config as tiny_config
 from tests.cli.conftest import tokenizer
-from tests.experiments.loading import load
+from tests.experiments.loading import load, read_result
 
 reward, report, task = load("align_reward"), load("align_report"), load("align_task")
 experiment = load("align")
@@ -71,16 +71,32 @@ def test_agreement_and_gains_by_hand():
     score = np.array([[1.0, 3.0, 2.0], [0.0, 1.0, 1.0], [1.0, 2.0, 3.0]])
     np.testing.assert_allclose(report.agreement(score, vader), [2 / 3, 1 / 2])
     start = {"vader": vader, "happy": vader, "score": score, "kl": 0 * vader}
-    row = {"vader": vader + [[1], [2], [3]], "happy": vader, "score": score - 1, "kl": 0 * vader + 4}
+    row = {"vader": vader + [[0.1], [0.2], [0.3]], "happy": vader, "score": score - 1, "kl": 0 * vader + 4}
     found = report.gains(row, start)
-    half = 4.302653 / 3**0.5  # Student's t, two degrees of freedom, deviation 1
-    np.testing.assert_allclose(found["vader"], [2.0, half], rtol=1e-5)
-    np.testing.assert_allclose([found["happy"], found["score"], found["kl"]], [[0, 0], [-1, 0], [4, 0]])
+    half = 0.1 * 4.302653 / 3**0.5  # Student's t, two degrees of freedom, deviation 0.1
+    np.testing.assert_allclose(found["vader"][:3], [0.2, 0.2 - half, 0.2 + half], rtol=1e-5)
+    assert [found[name].value for name in ("happy", "score", "kl")] == [0.0, -1.0, 4.0]
     score[1] = [0.0, 2.0, 1.0]
     best = report.best_of({"vader": vader, "score": score})
-    assert best["n"] == [1, 2]
+    assert list(best) == [1, 2]
     # The better of two, by topic: 0.3, 0.2, 0.2; 0, 1, 0; 0.5 thrice.
-    np.testing.assert_allclose(best["vader"], [0, np.mean([0.7, 1.0, 1.5]) / 3 - vader.mean()], atol=1e-6)
+    gain = np.mean([0.7, 1.0, 1.5]) / 3 - vader.mean()
+    np.testing.assert_allclose([cell.value for cell in best.values()], [0, gain], atol=1e-6)
+    orders = report.read_orders(start | {"score": 1 - vader, "happy": vader})
+    assert orders["the start, asked"]["share of pairs"].value == 1
+    assert orders["the reward model [deviations]"]["correlation with VADER"] == pytest.approx(-1)
+
+
+def test_the_verdict_is_that_of_gains_that_no_interval_leaves_open():
+    up, level = Interval(0.3, 0.1, 0.5, "t"), Interval(0.3, -0.1, 0.7, "t")
+    ends = {name: {"vader": up, "happy": up} for name in ("PPO", "GRPO")}
+    assert list(report.judge(ends, ends).values()) == [True] * 6
+    assert len(report.judge(ends, {})) == 4
+    one = ends | {"PPO": {"vader": level, "happy": up}}
+    assert list(report.judge(one, ends).values()) == [False] + [True] * 5
+    assert list(report.judge(ends, one).values()) == [True] * 4 + [False, True]
+    other = ends | {"GRPO": {"vader": up, "happy": level}}
+    assert list(report.judge(other, ends).values()) == [True] * 3 + [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -112,19 +128,20 @@ def test_a_run_in_miniature_continues_to_the_same_result(folder, tmp_path, capsy
     config = experiment.Config(out=str(tmp_path / "run"), model=str(folder), **small, **steps)
     experiment.main(config)
     out = Path(config.out)
-    first = (out / "result.json").read_text(encoding="utf-8")
-    result = json.loads(first)
-    assert set(result["methods"]) == {"PPO", "GRPO", "DPO"}
-    for path in result["methods"].values():
-        assert list(path) == ["0", "2"]
-        np.testing.assert_allclose(path["0"]["kl"], 0.0, atol=1e-4)
-        assert path["2"]["kl"][0] != 0.0
+    first = read_result(out)
+    gains = first["tables"]["gain over the start on held-out topics, paired by topic"]
+    assert list(gains) == [f"{name}, step 2" for name in ("PPO", "GRPO", "DPO")]
+    assert all(row["KL [nats]"]["value"] != 0 for row in gains.values())
+    assert list(first["headline"].values()) == [
+        gains["PPO, step 2"][j] for j in ("VADER", "the start, asked")
+    ]
+    assert len(first["checks"]) == 6  # no evaluation before the last
     assert (out / "align.png").stat().st_size > 5_000
     for path in [*(out / "dpo").iterdir(), out / "result.json"]:
         path.unlink()
     experiment.main(dataclasses.replace(config, resume=True))
-    assert (out / "result.json").read_text(encoding="utf-8") == first
-    assert "on held-out topics the reward model orders" in capsys.readouterr().out
+    assert read_result(out) == first
+    assert "start  '" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -63,10 +63,11 @@ def test_pair_accuracy_by_hand():
     np.testing.assert_allclose(answers.pair_accuracy(scores, gold), 3.5 / 5)
 
 
-def test_rates_are_chosen_by_the_mean(capsys):
+def test_rates_are_chosen_by_the_mean():
     accuracy = {"a": np.array([[0.5, 0.7], [0.6, 0.7], [0.9, 0.1]]), "b": np.array([[0.9], [0.8], [0.7]])}
-    assert answers.choose_rates(accuracy, (1.0, 2.0, 3.0)) == {"a": 2.0, "b": 1.0}
-    assert "60.0      65.0      50.0" in capsys.readouterr().out
+    best, table = answers.choose_rates(accuracy, (1.0, 2.0, 3.0))
+    assert best == {"a": 2.0, "b": 1.0}
+    assert table["a"] == pytest.approx({"1": 60.0, "2": 65.0, "3": 50.0, "taken": "2"})
 
 
 def test_rows_are_repeated_in_turn():

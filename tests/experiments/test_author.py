@@ -2,9 +2,11 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.runtime import Interval
 from tests.experiments.loading import load
 
 
@@ -49,11 +51,58 @@ def test_author_in_miniature(tmp_path, capsys):
     )
     experiment.main(config)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    accuracy = np.array(result["accuracy"])
-    assert accuracy.shape == (1, 3, 2, 2, 2)
-    assert accuracy[..., 1, :].min() > 85 and np.min(result["n_gram_accuracy"]) > 85
+    tuned, gains, _, frozen_gains, labelled = result["tables"].values()
+    assert list(tuned) == [*experiment.STARTS, "n-grams"] and list(labelled) == list(experiment.STARTS)
+    for rows in (tuned, labelled):
+        assert all(row["8 passages"]["value"] > 85 for row in rows.values())
+    kept = json.loads((tmp_path / "run" / "labels_8.json").read_text())
+    accuracy = np.array(kept["accuracy"])
+    assert accuracy.shape == (3, 2, 2, 2)
+    assert tuned["related text"]["8 passages"]["value"] == pytest.approx(accuracy[2, :, 1, 1].mean())
+    assert labelled["from scratch"]["8 passages"]["value"] == pytest.approx(accuracy[0, :, 1, 0].mean())
+    pair = "unrelated text less from scratch"
+    for rows, i in ((gains, 1), (frozen_gains, 0)):
+        found = (accuracy[1, :, i, 1] - accuracy[0, :, i, 1]).mean()
+        assert rows[pair]["8 passages"]["value"] == pytest.approx(found)
+    assert result["baselines"]["n-grams with 8 passages an author [%]"]["value"] > 85
     assert (tmp_path / "run" / "author.png").stat().st_size > 5_000
-    assert "vs unrelated text" in capsys.readouterr().out
+    assert "8 labelled passages an author" in capsys.readouterr().out
+
+
+def test_every_seed_has_a_model_of_its_own_of_each_text():
+    experiment = load("author")
+    scratch = {"w": jnp.array([[0.0], [1.0]])}
+    trained = {"w": jnp.array([[10.0], [11.0], [20.0], [21.0]])}  # text 1 and 2, the seed varying fastest
+    starts = experiment.make_starts(scratch, trained)["w"][..., 0]
+    assert starts.tolist() == [[0, 10, 20], [1, 11, 21]]
+
+
+@pytest.mark.slow
+def test_models_of_a_text_differ_by_seed(tmp_path):
+    experiment = load("author")
+    shape = {"layers": 1, "heads": 2, "width": 8, "context": 8, "vocabulary": 20, "pretrain_batch": 2}
+    config = experiment.Config(seeds=2, pretrain_steps=1, out=str(tmp_path / "run"), **shape)
+    lm = experiment.make_transformer(experiment.TransformerConfig(20, 8, 1, 2, 8))
+    corpora = [np.arange(60) % 20, np.arange(30) % 7]
+    trained = experiment.pretrain(config, lm, corpora, config.open_folder())
+    tokens = np.asarray(trained["tokens"])
+    assert len(tokens) == 4 and len({x.tobytes() for x in tokens}) == 4
+    # One step moves a weight by no more than the rate: a seed's two models began alike.
+    assert np.abs(tokens[:2] - tokens[2:]).max() < 0.01 < np.abs(tokens[0] - tokens[1]).max()
+
+
+def test_the_verdict_takes_every_number_of_passages():
+    experiment = load("author")
+    near = lambda value: Interval(value, value - 1, value + 1, "t")
+    pairs = [f"{a} text less {b}" for a, b in (("related", "unrelated text"), ("related", "from scratch"))]
+    pairs.append("unrelated text less from scratch")
+    rows = lambda *values: [dict(zip(pairs, map(near, row), strict=True)) for row in values]
+    good = rows((5, 9, 4), (3, 9, 6))
+    judged = lambda *x: list(experiment.judge(*x).values())
+    assert judged(good, good) == [True] * 4
+    assert judged(rows((5, 9, 4), (3, 9, 0.5)), good) == [True, True, False, True]
+    assert judged(rows((-5, 9, 4)), rows((5, 9, -4))) == [False, True, True, False]
+    assert judged(rows((5, 0, 4)), good) == [True, False, True, True]
 
 
 def test_no_held_out_word_is_in_what_is_trained_on(tmp_path):

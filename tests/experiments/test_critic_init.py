@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.experiments.loading import load
+from jaxrl_align.runtime import Interval
+from tests.experiments.loading import load, read_result
 from tests.experiments.test_rlhf import CORPUS, SMALL
 
 
@@ -24,7 +25,7 @@ def test_every_critic_is_tuned_and_reported_on_other_seeds(experiment, tmp_path,
         learning_rates=(1e-4, 1e-3), **SMALL | {"seeds": 3},
     )  # fmt: skip
     experiment.main(config)
-    found = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    found = json.loads((tmp_path / "run" / "values.json").read_text(encoding="utf-8"))
     for trunk in experiment.TRUNKS:
         assert np.shape(found[trunk]["tried"]) == (2, 2, 1)
         assert np.shape(found[trunk]["score"]) == np.shape(found[trunk]["value"]) == (2, 2, 5)
@@ -34,7 +35,24 @@ def test_every_critic_is_tuned_and_reported_on_other_seeds(experiment, tmp_path,
         assert set(found[trunk]["rates"]) <= {1e-4, 1e-3}
     for name in ("score", "value"):
         assert (tmp_path / "run" / f"{name}.png").stat().st_size > 5_000
-    assert "paired difference" in capsys.readouterr().out
+    result = read_result(tmp_path / "run")
+    table = result["tables"]["critics at their rates"]
+    assert len(table) == 6 and len(result["checks"]) == 4
+    steps = [experiment.steps_to(np.array(score), 1.0).mean() for score in found["separate"]["score"]]
+    less = table["separate trunk, reward model less zero"]["steps to the target"]
+    assert less == list(result["headline"].values())[1] and less["value"] == pytest.approx(
+        steps[1] - steps[0]
+    )
+    assert "separate trunk, reward model less zero" in capsys.readouterr().out
+
+
+def test_the_verdict_is_that_of_intervals_that_leave_nothing_open(experiment):
+    up, down, level = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.0))
+    judge = lambda *found: list(experiment.judge(*found).values())
+    both = lambda x, y: {"shared": x, "separate": y}
+    assert judge(both(up, up), both(down, down)) == [True] * 4
+    assert judge(both(up, level), both(level, down)) == [True, False, False, True]
+    assert judge(both(down, down), both(up, up)) == [False] * 4
 
 
 def test_steps_are_counted_to_the_running_means_first_crossing(experiment):

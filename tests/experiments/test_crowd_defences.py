@@ -1,12 +1,10 @@
 """The attacks on a crowd and the defences: their votes, their weights, and a run in miniature."""
 
-import json
-
 import numpy as np
 import pytest
 
 from jaxrl_align.feedback import TIE, Crowd, Votes
-from tests.experiments.loading import load
+from tests.experiments.loading import load, read_result
 
 annotators = load("annotators")
 TRUTH = np.array([0, 1, 0, 1])
@@ -63,14 +61,40 @@ def test_a_run_in_miniature(tmp_path, capsys):
     config = annotators.Config(out=str(out), seeds=2, pairs=60, shares=(0.0, 0.4))
     annotators.main(config)
     said = capsys.readouterr().out
-    assert "coordinated: accuracy" in said and "test questions" in said
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert np.shape(results) == (2, 2)
-    honest, attacked = (row[0]["coordinated"] for row in results)
-    assert honest["majority"] > 0.75 > attacked["majority"]
+    assert "coordinated: labels right" in said and "test questions" in said
+    result = read_result(out)
+    majority = result["tables"]["coordinated: labels right [%], by malicious share"]["majority"]
+    assert majority["0%"]["value"] > 75 > majority["40%"]["value"] and len(result["checks"]) == 6
+    less = result["tables"]["coordinated: less the majority, paired [points]"]["Dawid-Skene"]["40%"]
+    assert list(result["headline"].values()) == [less]
     assert (out / "popular.png").stat().st_size > 5_000
     annotators.main(annotators.Config(out=str(out), seeds=2, pairs=60, shares=(0.0, 0.4), resume=True))
     assert capsys.readouterr().out == said
+
+
+def test_the_verdict_is_that_of_labels_that_no_interval_leaves_open():
+    base, close = np.array([60.0, 61.0]), np.array([60.0, 59.0])
+    row = lambda gain, later=0.0: {0.4: base + gain, 0.45: base + later}
+    good = {
+        "coordinated": {"majority": row(0), "Dawid-Skene": row(30, -30), "test questions": row(30, 30)},
+        "popular": {"majority": row(0), "Dawid-Skene": row(10), "test questions": row(10)},
+        "random": {"majority": row(0), "Dawid-Skene": row(-10), "test questions": row(-5)},
+    }
+    failing = lambda values: [
+        i for i, holds in enumerate(annotators.judge(values, 0.4, 0.45).values()) if not holds
+    ]
+    assert failing(good) == []
+
+    def change(attack, defence, share):
+        own = good[attack]
+        return good | {attack: own | {defence: own[defence] | {share: close}}}
+
+    assert failing(change("coordinated", "Dawid-Skene", 0.4)) == [0]
+    assert failing(change("popular", "Dawid-Skene", 0.4)) == [1]
+    assert failing(change("random", "Dawid-Skene", 0.4)) == [2]
+    assert failing(good | {"random": good["random"] | {"test questions": row(5)}}) == [3]
+    assert failing(change("coordinated", "Dawid-Skene", 0.45)) == [4]
+    assert failing(change("coordinated", "test questions", 0.45)) == [5]
 
 
 def test_a_share_below_zero_is_refused():

@@ -1,7 +1,6 @@
 """Direct and group methods against PPO in miniature: budgets by hand, labels, rewards, rates, a whole run."""
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +10,12 @@ import numpy as np
 import pytest
 
 from jaxrl_align.align import RewardModel, answer_log_probs, choose_completions, init_reward_params
-from tests.experiments.loading import load
+from jaxrl_align.runtime import Interval
+from tests.experiments.loading import load, read_result
 from tests.experiments.test_rlhf import CORPUS, SMALL
 
 load("rlhf_setup").SAMPLES = 8
-experiment = load("dpo_vs_ppo")
+experiment, report = load("dpo_vs_ppo"), load("dpo_vs_ppo_report")
 SIZE = SMALL | {"seeds": 3, "tuning_seeds": 1, "rlhf_steps": 3, "prompts_per_step": 4, "group_size": 2}
 SIZE |= {"pairs_per_step": 4, "best_of": 2}
 
@@ -168,13 +168,37 @@ def test_a_run_in_miniature_continues_to_the_same_result(config, capsys):
     config = dataclasses.replace(config, methods=("PPO", "rejection sampling", "DPO", "KTO"))
     experiment.main(config)
     out = Path(config.out)
-    first = (out / "results.json").read_text(encoding="utf-8")
-    results = json.loads(first)
-    assert list(results["methods"]) == list(config.methods)
-    assert all(len(row["gold"]) == 2 for row in results["methods"].values())
-    np.testing.assert_allclose(results["levels"]["SFT"]["kl"], 0.0, atol=1e-4)
-    assert min(results["methods"]["PPO"]["kl"]) > 1e-4
+    first = read_result(out)
+    table = first["tables"]["held-out prompts"]
+    assert list(table) == ["SFT", "best of 2", *config.methods]
+    assert table["SFT"]["KL to SFT [nats]"]["value"] == pytest.approx(0.0, abs=1e-4)
+    assert table["PPO"]["KL to SFT [nats]"]["value"] > 1e-4
+    rates = first["tables"]["gold reward on the tuning seeds, by learning rate"]
+    assert (
+        list(rates["PPO"]) == ["0.0003", "0.001", "0.003", "0.01", "taken"] and rates["PPO"]["0.0003"] == ""
+    )
+    ((name, gain),) = first["headline"].items()
+    rival = name.removeprefix("gold reward of PPO less ").removesuffix("'s, paired")
+    gold = lambda name: table[name]["gold reward"]["value"]
+    assert rival in ("DPO", "KTO") and gain["value"] == pytest.approx(gold("PPO") - gold(rival))
+    assert gold(rival) == max(gold("DPO"), gold("KTO")) and len(first["checks"]) == 5
     assert (out / "gold_against_kl.png").stat().st_size > 5_000
     experiment.main(dataclasses.replace(config, resume=True))
-    assert (out / "results.json").read_text(encoding="utf-8") == first
-    assert "paired by seed" in capsys.readouterr().out
+    assert read_result(out) == first
+    assert "gold, less PPO's" in capsys.readouterr().out
+
+
+def test_the_verdict_is_that_of_gains_that_no_interval_leaves_open():
+    up, down, level = (Interval(x, x - 0.2, x + 0.2, "t") for x in (1.0, -1.0, 0.0))
+    others = {"SFT": up, "PPO": down, "best of n": down, "imitation": up}
+    gains = {"PPO": {"SFT": up}, "DPO": others, "IPO": others, "RLOO": {"PPO": level}, "GRPO": {"PPO": down}}
+    judge = lambda gains: list(report.judge(gains, ("DPO", "IPO"), ("RLOO", "GRPO")).values())
+    failing = lambda gains: [i for i, holds in enumerate(judge(gains)) if not holds]
+    assert judge(gains) == [True] * 6
+    assert failing(gains | {"PPO": {"SFT": level}}) == [0]
+    for i, other in ((1, "PPO"), (2, "best of n"), (3, "imitation")):
+        assert failing(gains | {"IPO": others | {other: level}}) == [i]
+    assert failing(gains | {"RLOO": {"PPO": down}}) == [4]
+    assert failing(gains | {"RLOO": {"PPO": Interval(0.1, -0.1, 0.3, "t")}}) == [4]
+    assert failing(gains | {"GRPO": {"PPO": up}}) == [5]
+    assert len(report.judge(gains, (), ())) == 1

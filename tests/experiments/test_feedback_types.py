@@ -1,17 +1,16 @@
 """What the crowd is asked for each kind of feedback, and a run in miniature."""
 
 import dataclasses
-import json
 
-import jax
 import numpy as np
 import pytest
 
+from jaxrl_align.runtime import Interval
 from jaxrl_align.types import PaddedTokens
-from tests.experiments.loading import load
+from tests.experiments.loading import load, read_result
 from tests.experiments.test_answers import FakeFolder, Miniature, answers, make_tiny_pool
 
-types = load("feedback_types")
+types, report = load("feedback_types"), load("feedback_types_report")
 EXACT = types.Config(noise=0.0, prompts=12, answers=4, offset_deviation=0.0, scale_deviation=0.0)
 GOLD = np.random.default_rng(0).permuted(np.tile([1.0, 2.0, 3.0, 4.0], (12, 1)), axis=1)[None]
 
@@ -101,7 +100,8 @@ def test_what_is_trained_and_whose_rate_it_takes(monkeypatch):
         return {job: np.array([quality(job)] * 2) for job in jobs}
 
     monkeypatch.setattr(types, "measure", measure)
-    tuned = types.tune(None, config, FakeFolder(), None)
+    tuned, tried = types.tune(None, config, FakeFolder(), None)
+    assert tried["comparison"]["taken"] == tried["rating, standardised"]["taken"] == "0.2"
     assert [job._replace(rate=0.0) for job in tuned] == jobs
     assert {job[:3] for job in tuned if job.rate == 0.2} == {
         ("comparison", 0.5, 1.0),
@@ -121,8 +121,26 @@ def test_a_run_in_miniature(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(types, "make_pool", lambda *_: make_tiny_pool())
     types.main(types.Config(out=str(tmp_path / "run"), noises=(0.5, 1.0), **Miniature()._asdict()))
     assert "ranking, K log2 K" in capsys.readouterr().out
-    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
-    assert set(results["six"]) == set(types.KINDS)
-    assert np.shape(results["by noise"]["ratings on one scale"]) == (2, 2)
-    assert all(0 <= x <= 100 for x in jax.tree.leaves(results))
+    result = read_result(tmp_path / "run")
+    six, noises = (list(result["tables"].values())[i] for i in (0, 1))
+    assert set(six) == {*types.KINDS, "the shorter answer"}
+    assert list(noises) == [
+        "comparisons",
+        *(f"{name}{end}" for name in list(report.CURVES)[1:] for end in ("", ", less comparisons")),
+    ]
+    (raw,) = result["headline"].values()
+    assert raw == noises["ratings, less comparisons"]["0.5"] == six["rating"]["less comparisons"]
+    gap = six["rating"]["accuracy"]["value"] - six["comparison"]["accuracy"]["value"]
+    assert raw["value"] == pytest.approx(gap) and len(result["checks"]) == 5
     assert (tmp_path / "run" / "feedback_types.png").stat().st_size > 5_000
+
+
+def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
+    up, down, level = (Interval(x, x - 2, x + 2, "t") for x in (4.0, -4.0, 0.5))
+    kinds, raw = {"rating": up, "label": up}, {0.5: down, 2.0: down}
+    failing = lambda *found: [i for i, x in enumerate(report.judge(*found).values()) if not x]
+    assert failing(kinds, raw, level, up) == []
+    assert failing(kinds | {"label": level}, raw, level, up) == [0]
+    assert failing(kinds, raw | {2.0: level}, level, up) == [2]
+    assert failing(kinds, raw, Interval(-1.5, -3.5, 0.5, "t"), up) == [3] == failing(kinds, raw, up, up)
+    assert failing(kinds, raw, level, level) == [4]

@@ -13,7 +13,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrl_align.actors.text import Frozen
 from jaxrl_align.align import VANILLA, VARIANCE, RewardModel, init_reward_params
-from tests.experiments.loading import load
+from jaxrl_align.runtime import Interval
+from tests.experiments.loading import load, read_result
 from tests.experiments.test_rlhf import CORPUS, SMALL
 
 load("rlhf_setup").SAMPLES = 8
@@ -73,6 +74,42 @@ def test_rates_are_chosen_on_the_tuning_seeds():
     np.testing.assert_array_equal(report.choose_rates(gold, 2), [1, 0])
 
 
+def test_the_verdict_is_that_of_the_stabilisers_intervals():
+    up, down, level = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.0))
+    less, more, same = (Interval(x, 0.9 * x, 1.1 * x, "t") for x in (0.5, 2.0, 1.0))
+    first = {"variance": less, "vanilla, score + 2": more}
+    good = {
+        "vanilla, score + 2 less vanilla": {"score": down, "entropy": up, "KL": up},
+        "exploration less variance": {"score": up, "entropy": up, "KL": up},
+        "drift less exploration": {"score": up, "entropy": up, "KL": down},
+        "drift less variance": {"score": up, "entropy": up, "KL": down},
+    }
+    variance = {"first policy": first, "last policy": first}
+    judge = lambda table, rates, variance: list(report.judge(table, rates, variance).values())
+    assert judge(good, [good, good], variance) == [True] * 7
+    failing = lambda found: [i for i, holds in enumerate(found) if not holds]
+    for i, (row, measure) in enumerate(
+        [(row, {"exploration less variance": "entropy"}.get(row, "KL")) for row in good][1:3], start=4
+    ):
+        assert failing(judge(good | {row: good[row] | {measure: level}}, [good], variance)) == [i]
+    offset = {"vanilla, score + 2 less vanilla": {"score": level}}
+    assert failing(judge(good | offset, [good], variance)) == [3]
+    near = good | {"drift less variance": {"KL": level}}
+    assert failing(judge(good, [good, near], variance)) == [6]
+    assert failing(judge(good, [good], variance | {"last policy": first | {"variance": same}})) == [0]
+    assert failing(judge(good, [good], variance | {"first policy": first | {"variance": same}})) == [1]
+    calm = variance | {"first policy": first | {"vanilla, score + 2": same}}
+    assert failing(judge(good, [good], calm)) == [2]
+
+
+def test_differences_are_first_less_second():
+    arms = list(four.ARMS)
+    ends = {name: np.arange(5.0).reshape(5, 1, 1) ** 2 + np.array([0.0, 0.1]) for name in report.BOUNDS}
+    table = report.tabulate(arms, ends, np.zeros(5, int))
+    assert table["drift less variance"]["KL"].value == pytest.approx(16 - 4)
+    assert table["drift"]["gold"].value == pytest.approx(16.05) and table["drift"]["gold"].high == 5
+
+
 def test_a_run_in_miniature(config, monkeypatch, capsys):
     """All arms start from one policy with the same answers; the offset is no part of the reported score."""
     models = lambda setup: make_models(setup)
@@ -82,7 +119,7 @@ def test_a_run_in_miniature(config, monkeypatch, capsys):
     monkeypatch.setattr(four.rlhf, "learn_reward", lambda setup, *_: (models(setup).reward_model, None))
     four.main(config)
     path = Path(config.out)
-    found = json.loads((path / "results.json").read_text(encoding="utf-8"))
+    found = json.loads((path / "values.json").read_text(encoding="utf-8"))
     curves = {name: np.array(values) for name, values in found["curves"].items()}
     arms, rates, seeds, steps = curves["score"].shape
     assert (arms, rates, seeds, steps) == (5, 2, 3, 3) and curves["gold"].shape == (5, 2, 3, 2)
@@ -93,8 +130,14 @@ def test_a_run_in_miniature(config, monkeypatch, capsys):
     np.testing.assert_allclose(curves["KL"][..., 0], 0.0, atol=1e-4)
     assert (np.ptp(curves["entropy"][:, 1, :, -1], axis=0) > 0.0).all(), "the updates differ"
     np.testing.assert_allclose(found["ends"]["score"], curves["score"].mean(-1), rtol=1e-5)
-    out = capsys.readouterr().out
-    assert "own rates" in out and "rate 0.01" in out and "drift - exploration" in out
+    result = read_result(path)
+    titles = [title.split(":")[0] for title in result["tables"]]
+    assert titles[:3] == ["rate 0.001", "rate 0.01", "own rates"] and len(result["checks"]) == 7
+    table = next(table for title, table in result["tables"].items() if title.startswith("rate 0.01"))
+    gap = curves["KL"][4, 1, 1:].mean(-1) - curves["KL"][2, 1, 1:].mean(-1)
+    drift = next(cell for text, cell in result["headline"].items() if text.startswith("KL"))
+    assert drift == table["drift less variance"]["KL"] and drift["value"] == pytest.approx(gap.mean())
+    assert "drift less exploration" in capsys.readouterr().out
     assert (path / "four_updates.png").stat().st_size > 5_000
 
 

@@ -1,6 +1,5 @@
 """Rewards without a gradient in miniature: the sums by hand, hits and the best of n, and a whole run."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.runtime import Interval
 from jaxrl_align.types import PaddedTokens
-from tests.experiments.loading import load
+from tests.experiments.loading import load, read_result
 from tests.experiments.test_rlhf import CORPUS, SMALL
 
 load("rlhf_setup").SAMPLES = 8
@@ -121,11 +121,30 @@ def test_fine_tuning_cannot_part_rivals_and_rl_can(config):
 def test_a_run_in_miniature(config, capsys):
     experiment.main(config)
     out = Path(config.out)
-    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert np.shape(found["pattern"]["rows"]["RL"]["hits"]) == (2,)
-    assert np.shape(found["exact"]["paths"]["RL"][1]) == (10, 2, 5)
+    result = read_result(out)
+    pattern, exact, rivals, tried = result["tables"].values()
+    assert list(pattern) == ["start", "RL", "start, best of 1", "start, best of 8", "start, best of 64"]
+    gain = pattern["RL"]["hits [%]"]["value"] - pattern["start"]["hits [%]"]["value"]
+    p = lambda table, name, of: table[name][f"p({of}) [%]"]["value"]
+    hits, right, apart = (cell["value"] for cell in result["headline"].values())
+    assert hits == pytest.approx(gain) and list(tried["rivals, RL"]) == ["0.003", "taken"]
+    assert right == pytest.approx(p(exact, "RL", "sum") - p(exact, "start", "sum"))
+    assert apart == pytest.approx(p(rivals, "RL", "sum") - p(rivals, "RL", "sum + 1"))
     assert "best of 64" in capsys.readouterr().out
     assert (out / "non_differentiable.png").stat().st_size > 5_000
+
+
+def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
+    up, level = Interval(2.0, 1.0, 3.0, "t"), Interval(0.0, -1.0, 1.0, "t")
+    gains = {"start": up, "SFT on the best": up, "SFT on all": up}
+    failing = lambda *found: [i for i, x in enumerate(report.judge(*found).values()) if not x]
+    assert failing(gains, gains, level, up) == []
+    for at, name in ((0, "start"), (4, "SFT on the best"), (6, "SFT on all")):
+        assert failing(gains | {name: level}, gains, level, up) == [at]
+        assert failing(gains, gains | {name: level}, level, up) == [at + 1]
+    assert failing(gains, gains, up, up) == [2]
+    assert failing(gains, gains, Interval(-2.0, -3.0, -1.0, "t"), up) == [2]
+    assert failing(gains, gains, level, level) == [3]
 
 
 @pytest.mark.parametrize(

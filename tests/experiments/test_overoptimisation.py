@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.experiments.loading import load
+from tests.experiments.loading import load, read_result
 from tests.experiments.test_answers import FakeFolder, make_tiny_pool
 from tests.experiments.test_rlhf import CORPUS
 from tests.tiny import LM
@@ -151,32 +151,70 @@ def test_the_rate_is_chosen_by_the_score_of_other_members(monkeypatch):
         return laws.Curve(proxy, -proxy, proxy)
 
     monkeypatch.setattr(over, "optimise", optimise)
-    assert over.tune(config, FakeFolder(), None, None, None) == 0.2
+    rate, tried = over.tune(config, FakeFolder(), None, None, None)
+    assert rate == 0.2 and tried["PPO"] == {"0.1": 0.5, "0.2": 3.0, "0.3": 3.05, "taken": "0.2"}
+
+
+def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
+    up, down, level = (laws.Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.0))
+    few = {"score, end - peak": up, "gold, end - peak": down, laws.GAP: up}
+    better = {"peak at sqrt KL": up, "gold at end": up}
+    kept = {16: up, 1024: up}
+    forms = {"best of n": laws.Law({}, 0.95, level), "PPO": laws.Law({}, 0.5, up)}
+    failing = lambda *found: [i for i, x in enumerate(laws.judge(laws.Decided(*found)).values()) if not x]
+    assert failing(few, better, kept, forms) == []
+    for i, key in enumerate(few):
+        assert failing(few | {key: level}, better, kept, forms) == [i]
+    for i, key in enumerate(better):
+        assert failing(few, better | {key: level}, kept, forms) == [3 + i]
+    for i, key in enumerate(kept):
+        assert failing(few, better, kept | {key: level}, forms) == [5 + i]
+    assert failing(few, better, kept, forms | {"best of n": laws.Law({}, 0.85, up)}) == [7]
+    assert failing(few, better, kept, forms | {"PPO": laws.Law({}, 0.95, level)}) == [8]
+
+
+@pytest.mark.parametrize("method", laws.METHODS)
+def test_a_law_is_described_by_its_own_form(method):
+    d = np.array([[0.0], [0.5], [1.0], [2.0], [4.0]]) * np.array([1.0, 1.5])
+    shape = {"best of n": d, "PPO": np.log(np.maximum(d, 1e-9))}[method]
+    law = laws.describe_law(laws.Curve(d, d * (2.0 - 0.5 * shape), d), method)
+    own = law.rows[laws.LAWS[method]]
+    assert [own[key].value for key in ("alpha", "beta", "R^2")] == pytest.approx([2.0, 0.5, 1.0])
+    assert law.lowest == own["lowest R^2"] == pytest.approx(1.0)
+    assert (law.gap.value > 0) == (method == "PPO")
 
 
 @pytest.mark.slow
 def test_a_run_in_miniature_continues_to_the_same_result(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(over, "tune", lambda config, *_: config.policy_rates[0])
+    monkeypatch.setattr(over, "tune", lambda config, *_: (config.policy_rates[0], {}))
     corpus, out = tmp_path / "corpus.txt", tmp_path / "run"
     corpus.write_text(CORPUS, encoding="utf-8")
     config = over.Config(out=str(out), corpus=str(corpus), **SMALL)
     over.main(config)
-    first = (out / "results.json").read_text(encoding="utf-8")
-    found = json.loads(first)
+    first = read_result(out)
+    found = json.loads((out / "values.json").read_text(encoding="utf-8"))
     for row in found.values():
-        proxy = np.array(row["best of n"]["curve"]["proxy"])
+        proxy = np.array(row["best of n"]["proxy"])
         assert proxy.shape == (4, 2) and (proxy[0] > 0).all() and (np.diff(proxy, axis=0) > -1e-5).all()
-        curve = row["PPO"]["curve"]
-        np.testing.assert_allclose([curve[name][0] for name in curve], 0.0, atol=1e-3)
-        ends = row["coefficients"]
-        assert ends["0.0"]["root_kl"] != ends["0.5"]["root_kl"]
-        np.testing.assert_allclose(ends["0.0"]["off path"], 0.0, atol=1e-6)
-    assert found["2"]["accuracy"] != found["8"]["accuracy"]
+        np.testing.assert_allclose([row["0"][name][0] for name in row["0"]], 0.0, atol=1e-3)
+        assert row["0"]["root_kl"][-1] != row["0.5"]["root_kl"][-1]
+    ends = first["tables"]["PPO's last step, by coefficient of the KL penalty"]
+    free = ends["8 comparisons, coefficient 0"]
+    assert free["gold less the free run's as far away"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert free["gold"]["value"] == pytest.approx(np.mean(found["8"]["0"]["gold"][-1]))
+    gap, better = (cell["value"] for cell in first["headline"].values())
+    end = {key: np.array(found["2"]["0"][key][-1]) for key in ("proxy", "gold")}
+    assert gap == pytest.approx(np.mean(end["proxy"] - end["gold"]))
+    assert better == pytest.approx(free["gold"]["value"] - np.mean(end["gold"]))
+    kept = first["tables"]["gold reward at the end, coefficient 0.5 less none"]["2 comparisons"]["difference"]
+    assert kept["value"] == pytest.approx(np.mean(np.array(found["2"]["0.5"]["gold"][-1]) - end["gold"]))
+    right = first["tables"]["pairs ordered rightly [%]"]
+    assert right["2 comparisons"] != right["8 comparisons"] and len(first["checks"]) == 9
     assert (out / "overoptimisation.png").stat().st_size > 20_000
-    (out / "results.json").unlink()
+    (out / "result.json").unlink()
     over.main(dataclasses.replace(config, resume=True))
-    assert (out / "results.json").read_text(encoding="utf-8") == first
-    assert "R^2 with log d less that with d" in capsys.readouterr().out
+    assert read_result(out) == first
+    assert "log d less d" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

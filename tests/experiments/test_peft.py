@@ -10,10 +10,12 @@ import pytest
 from jaxrl_align.data.files import DATA_VARIABLE
 from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.runtime import Interval
 from tests.data.test_labelled_texts import write_texts
 from tests.experiments.loading import load
 
 peft, task, ways = load("peft"), load("peft_task"), load("peft_ways")
+reports = load("peft_report")
 BYTES = byte_tokenizer()
 
 
@@ -96,7 +98,7 @@ def test_what_each_way_trains_is_counted():
     assert {name: ways.count(way, lm, shapes) for name, way in made.items()} == {
         name: (number, 4 * number) for name, number in expected.items()
     }
-    assert {ways.kind_of(name) for name in made} == set(peft.KINDS)
+    assert {ways.kind_of(name) for name in made} == set(reports.KINDS)
     llama = make_transformer(TransformerConfig(10, width=8, norm="rms", biased=(), layers=2, heads=2))
     assert "biases" not in ways.make_ways(llama, (2,)) and "top half" not in made
 
@@ -127,13 +129,28 @@ def test_the_rate_is_the_smallest_near_the_best_of_those_that_stayed_finite():
         "test": [[0.1, 0.1], [0.2, 0.4], [1.0, 1.0], [1.0, 1.0]],
         "nats": [[2.0, 2.0], [2.5, 3.5], [5.0, 6.0], [float("nan"), 9.0]],
     }
-    table = peft.chosen({"untuned": {"test": 0.5, "nats": 2.0}, "x": result}, 100)
+    table = reports.chosen({"untuned": {"test": 0.5, "nats": 2.0}, "x": result}, 100)
     assert list(table) == ["x"] and table["x"]["rate"] == 1
     np.testing.assert_allclose(table["x"]["accuracy"], [20, 40])
     np.testing.assert_allclose(table["x"]["forgetting"], [0.5, 1.5])
-    assert peft.choose(result, 10_000) == 2
-    assert peft.rank_correlation([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
-    assert peft.rank_correlation([1, 1, 3], [10, 20, 30]) == pytest.approx(0.75**0.5)
+    assert reports.choose(result, 10_000) == 2
+    assert reports.rank_correlation([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)
+    assert reports.rank_correlation([1, 1, 3], [10, 20, 30]) == pytest.approx(0.75**0.5)
+
+
+def test_the_verdict_is_that_of_bytes_forgetting_and_prompts():
+    near = lambda value: Interval(value, value - 0.1, value + 0.1, "t")
+    sizes = {"full": 1000, "LoRA 64": 900, "LoRA 4": 50, "norms": 20, "prompt": 60}
+    found = {"accuracy, own rates": near(-0.9), "forgetting, own rates": near(0.5)}
+    found |= {"forgetting at 0.001": near(0.4), "forgetting at 0.1": near(0.3)}
+    behind = {"full": near(-50), "norms": near(-4)}
+    judged = lambda *x: list(reports.judge(*x).values())
+    assert judged(sizes, found, behind) == [True] * 4
+    own = found | {"forgetting, own rates": near(-0.5)}
+    assert judged(sizes | {"norms": 100}, own, behind) == [False, True, False, True]
+    one = found | {"forgetting at 0.1": near(0.05)}
+    assert judged(sizes, one, behind | {"norms": near(0)}) == [True, False, True, False]
+    assert judged(sizes, found, {}) == [True] * 3
 
 
 @pytest.mark.optimised
@@ -162,14 +179,34 @@ def test_peft_in_miniature(data, words, capsys):
     )
     peft.main(peft.Config(**settings, out=str(data / "run")))
     result = json.loads((data / "run" / "result.json").read_text())
-    every = result["every_rate"]["sst2"]
-    assert every.keys() == {"untuned", "full", "prompt"}
+    every = {
+        way: json.loads((data / "run" / f"sst2_{way}.json").read_text())
+        for way in ("untuned", "full", "prompt")
+    }
     assert np.shape(every["full"]["nats"]) == np.shape(every["prompt"]["test"]) == (2, 2)
     assert every["full"]["loss"] < every["prompt"]["loss"]
-    assert list(result["chosen"]["sst2"]) == ["prompt", "full"]
+    rows, correlations, rates = result["tables"].values()
+    assert list(rows) == ["prompt", "full", "untuned"] and list(rates) == ["full", "prompt"]
+    assert rows["untuned"]["accuracy [%]"] == 100 * every["untuned"]["test"]
+    index = [1e-3, 1e-2].index(rows["full"]["rate"])
+    accuracy, nats = (
+        np.array([every[way][what] for way in every if way != "untuned"]) for what in ("test", "nats")
+    )
+    assert rows["full"]["accuracy [%]"]["value"] == pytest.approx(100 * accuracy[0, index].mean())
+    assert rates["prompt"]["0.01: forgetting"] == pytest.approx(nats[1, 1].mean() - every["untuned"]["nats"])
+    assert rates["full"]["0.001: accuracy"] == pytest.approx(100 * np.mean(every["full"]["validation"][0]))
+    expected = np.sign(nats[0, 1] - nats[1, 1]).mean()
+    assert correlations["forgetting at 0.01"]["correlation"]["value"] == pytest.approx(expected)
+    (headline,), (baseline,) = result["headline"].items(), result["baselines"].items()
+    assert headline == (
+        "sst2: forgetting of prompt less full, paired [nats a token]",
+        rows["prompt"]["forgetting less full"],
+    )
+    assert baseline[1] == rows["prompt"]["less full"] and rows["full"]["less full"]["value"] == 0
+    assert len(result["checks"]) == 4
     assert np.ptp(np.array(every["full"]["nats"])[1]) > 0, "every seed has batches of its own"
     assert (data / "run" / "peft.png").stat().st_size > 5_000
-    assert "rank correlation of forgetting" in capsys.readouterr().out
+    assert "rank correlation with the trained weights" in capsys.readouterr().out
     again = peft.Config(**settings, out=str(data / "again"), base=str(data / "run"))
     base = task.own_base(again, again.open_folder())
     untuned = peft.measure_untuned(base, task.make_task("sst2", base.tokenizer, 8, (10, 10)))
@@ -190,7 +227,7 @@ def test_a_published_model_is_tuned_in_turn(real_model, data, monkeypatch):
         ways=("norms",),
         tasks=("sst2",),
         lengths=(12,),
-        seeds=1,
+        seeds=2,
         steps=2,
         batch_size=2,
         rates=(1e-3,),
@@ -201,4 +238,8 @@ def test_a_published_model_is_tuned_in_turn(real_model, data, monkeypatch):
     )
     peft.main(config)
     result = json.loads((data / "run" / "result.json").read_text())
-    assert np.isfinite(result["every_rate"]["sst2"]["norms"]["nats"]).all()
+    rows = next(iter(result["tables"].values()))
+    assert rows["norms"]["trained"] == 35_136 and np.isfinite(
+        rows["norms"]["forgetting [nats a token]"]["value"]
+    )
+    assert len(result["checks"]) == 3

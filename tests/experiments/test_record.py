@@ -93,17 +93,17 @@ def test_a_page_says_all_that_its_result_does():
 
 
 def test_tiles_stand_between_their_marks_and_verdicts_in_their_rows():
-    readme = f"a\n{pages.BEGIN}\nearlier\n{pages.END}\nb\n"
-    made = pages.with_tiles(readme, {pages.TILES[0]: RESULT, "other": RESULT})
-    assert (
-        made.startswith(f"a\n{pages.BEGIN}\n")
-        and made.endswith(f"{pages.END}\nb\n")
-        and "earlier" not in made
-    )
-    assert made.count("It **holds in part**") == 1 and "gain [m]: 1.5 [1.2, 1.8] |" in made
-    assert pages.with_tiles(made, {pages.TILES[0]: RESULT}) == made
-    with pytest.raises(ValueError, match="README.md must hold the lines"):
-        pages.with_tiles("a", {})
+    page = f"a\n{pages.BEGIN}\nearlier\n{pages.END}\nb\n"
+    how = {"to_results": "r", "figure": "<{png} {page} {name}>"}
+    name = pages.TILES[0]
+    made = pages.with_tiles(page, {name: RESULT, "other": RESULT}, **how)
+    assert made.startswith(f"a\n{pages.BEGIN}\n") and made.endswith(f"{pages.END}\nb\n")
+    assert "earlier" not in made and made.count("It **holds in part**") == 1
+    assert f"| <r/ice.png r/{name}.md {name}> | Ice floats. | [It" in made
+    assert f"](r/{name}.md). gain [m]: 1.5 [1.2, 1.8] |" in made
+    assert pages.with_tiles(made, {name: RESULT}, **how) == made
+    with pytest.raises(ValueError, match="the page must hold the lines"):
+        pages.with_tiles("a", {}, **how)
     rows = '| <a id="a1"></a>A1 | `x \\| y` | old |\n| <a id="a2"></a>A2 | b | old |\n| A1 | x | old |\n'
     made = pages.with_verdicts(rows, {"ice": RESULT, "fire": RESULT | {"verdict": "does not hold"}})
     assert made.splitlines() == [
@@ -115,23 +115,41 @@ def test_tiles_stand_between_their_marks_and_verdicts_in_their_rows():
 
 def test_files_behind_a_script_are_followed(tmp_path):
     files = {
-        "jaxrl_align/__init__.py": "",
-        "jaxrl_align/nets/__init__.py": "from jaxrl_align.nets.mlp import f\n",
-        "jaxrl_align/nets/mlp.py": "import jax\ndef g():\n    from jaxrl_align import late\n",
+        "jaxrl_align/__init__.py": "from jaxrl_align import nets\n",
+        "jaxrl_align/nets/__init__.py": "from jaxrl_align.nets.mlp import f\n"
+        "from jaxrl_align.nets.big import h\n",
+        "jaxrl_align/nets/mlp.py": "import jax\ndef g():\n    from jaxrl_align.late import x\n",
+        "jaxrl_align/nets/big.py": "",
         "jaxrl_align/late.py": "",
-        "jaxrl_align/unread.py": "",
+        "jaxrl_align/own/__init__.py": "VALUE = 1\n",
+        "jaxrl_align/own/part.py": "",
+        "jaxrl_align/own/other.py": "",
         "experiments/helper.py": "",
         "experiments/other.py": "",
-        "experiments/ice.py": "import os\nimport helper\nfrom jaxrl_align import nets\n",
+        "experiments/ice.py": "import os\nimport helper\nfrom jaxrl_align import nets as n, own\n"
+        "from jaxrl_align.own import part\nprint(n.f, own.VALUE)\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     found = age.files_behind(tmp_path / "experiments" / "ice.py", tmp_path)
-    assert {p.relative_to(tmp_path).as_posix() for p in found} == set(files) - {
-        "jaxrl_align/unread.py",
-        "experiments/other.py",
+    assert {path.relative_to(tmp_path).as_posix() for path in found} == {
+        "experiments/ice.py",
+        "experiments/helper.py",
+        "jaxrl_align/nets/mlp.py",
+        "jaxrl_align/late.py",
+        "jaxrl_align/own/__init__.py",
+        "jaxrl_align/own/part.py",
     }
+
+
+def test_files_behind_real_experiments():
+    behind = {
+        p.relative_to(ROOT).as_posix() for p in age.files_behind(ROOT / "experiments" / "trust_regions.py")
+    }
+    used = ["rl/trpo", "rl/actor_critic", "losses/returns", "envs/rollout", "learner", "runtime/statistics"]
+    assert {f"jaxrl_align/{name}.py" for name in used} <= behind
+    assert not any(name in path for path in behind for name in ("n/cli/", "n/align/", "huggingface", "dqn"))
 
 
 def test_code_is_told_from_its_comments():
@@ -147,7 +165,8 @@ def house(tmp_path):
     root = tmp_path / "house"
     (root / "experiments").mkdir(parents=True)
     (root / "docs").mkdir()
-    (root / "README.md").write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
+    for path in pages.TILED:
+        (root / path).write_text(f"{pages.BEGIN}\n{pages.END}\n", encoding="utf-8")
     (root / "docs" / "lectures.md").write_text('| <a id="a1"></a>A1 | x | - |\n', encoding="utf-8")
     (root / "experiments" / "ice.py").write_text("import water\n", encoding="utf-8")
     (root / "experiments" / "water.py").write_text("A = 1\n", encoding="utf-8")

@@ -1,7 +1,5 @@
 """Reward models on judged arguments: tables, folds, batches by hand, and a run in miniature."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +9,11 @@ from jaxrl_align.align import RewardHParams, RewardModel, score
 from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
 from jaxrl_align.feedback import Comparison
 from jaxrl_align.nets.transformer import init_scalar_head
-from tests.experiments.loading import load
+from tests.experiments.loading import load, read_result
 from tests.tiny import LM, PARAMS, disturb
 
 ukp, scaling = load("reward_model_data"), load("reward_model_scaling")
+report = load("reward_model_scaling_report")
 
 
 def make_debates(count=4, texts=6, words=False):
@@ -99,9 +98,21 @@ def test_shares_and_their_intervals():
     """Two debates of ten pairs, one right and one wrong; beside one that is all wrong the gain is a half."""
     debate = np.repeat([0, 1], 10)
     margins = np.tile(np.where(debate == 0, 1.0, -1.0), (2, 1))
-    assert scaling.share_right(margins, debate) == (0.5, 0.0, 1.0)
-    assert scaling.share_right(margins, debate, -np.ones((2, 20))) == (0.5, 0.0, 1.0)
-    assert scaling.share_right(margins, debate, margins) == (0.0, 0.0, 0.0)
+    assert report.share_right(margins, debate) == (50, 0, 100, "range")
+    assert report.share_right(margins, debate, -np.ones((2, 20))) == (50, 0, 100, "range")
+    assert report.share_right(margins, debate, margins) == (0, 0, 0, "range")
+
+
+def test_the_verdict_is_that_of_ends_of_intervals():
+    """Half of the way from 75 to 85 is 80."""
+    up, level = report.Interval(2.0, 1.0, 3.0, "t"), report.Interval(1.0, -1.0, 3.0, "t")
+    best, over = report.Interval(83.0, 81.0, 85.0, "t"), {"tf-idf": up, "fewest": up}
+    failing = lambda *found: [i for i, x in enumerate(report.judge(*found).values()) if not x]
+    assert failing(best, 75.0, over) == []
+    assert failing(best, 75.0, over | {"tf-idf": level}) == [0]
+    assert failing(best, 75.0, over | {"fewest": level}) == [1]
+    assert failing(report.Interval(83.0, 79.0, 87.0, "t"), 75.0, over) == [2]
+    assert failing(report.Interval(82.0, 81.0, 84.9, "t"), 75.0, over) == [3]
 
 
 @pytest.mark.slow
@@ -115,7 +126,14 @@ def test_a_run_in_miniature(monkeypatch, tmp_path):
     small = {"vocabulary": 260, "layers": 1, "heads": 2, "pretrain_steps": 10, "held_out_tokens": 64}
     run = {"out": str(tmp_path / "run"), "text": str(text), "seeds": 2, "folds": 2, "numbers": (10, 0)}
     scaling.main(scaling.Config(**run, **own, **small, frozen=False, tuned=False))
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert set(result) == {"tf-idf", "own, 16 wide"} and set(result["tf-idf"]) == {"10", "30"}
-    assert result["own, 16 wide"]["30"]["accuracy"][0] > 0.8
+    result = read_result(tmp_path / "run")
+    accuracy, over, fewest, beside, tried = result["tables"].values()
+    own, linear = accuracy["own, 16 wide"], accuracy["tf-idf"]
+    assert list(linear) == ["10 pairs", "30 pairs"] and own["30 pairs"]["value"] > 80
+    assert list(result["headline"].values()) == [own["30 pairs"]] and len(result["checks"]) == 4
+    less = over["own, 16 wide"]["30 pairs"]["value"]
+    assert less == pytest.approx(own["30 pairs"]["value"] - linear["30 pairs"]["value"])
+    gain = fewest["own, 16 wide"]["gain"]["value"]
+    assert gain == pytest.approx(own["30 pairs"]["value"] - own["10 pairs"]["value"])
+    assert beside["own, 16 wide"]["pairs"] == 60 and tried["own, 16 wide"]["taken"] in ("0.001", "0.003")
     assert (tmp_path / "run" / "reward_model_scaling.png").stat().st_size > 5000

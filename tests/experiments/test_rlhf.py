@@ -1,16 +1,17 @@
 """The main job in miniature: it runs to its figures, continues to the same result, and refuses bad input."""
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxrl_align.align import reward_model as rm
-from tests.experiments.loading import load
+from jaxrl_align.runtime import Interval
+from tests.experiments.loading import load, read_result
 
 SMALL = {
     "seeds": 2,
@@ -50,18 +51,61 @@ def config(rlhf, tmp_path_factory):
 def test_walks_the_road_and_continues_to_the_same_result(rlhf, config, capsys):
     rlhf.main(config)
     out = Path(config.out)
-    first = (out / "results.json").read_text(encoding="utf-8")
-    results = json.loads(first)
-    assert all(stage in results for stage in rlhf.STAGES)
-    assert results["SFT"]["kl"][0] == pytest.approx(0.0, abs=1e-4)
-    for name in ("loss", "reward_model", "gold_against_kl"):
-        assert (out / f"{name}.png").stat().st_size > 5_000
+    first = read_result(out)
+    stages = first["tables"]["answers to held-out prompts"]
+    assert tuple(stages) == rlhf.STAGES and len(first["checks"]) == 3
+    assert stages["SFT"]["KL to SFT [nats]"]["value"] == pytest.approx(0.0, abs=1e-4)
+    assert stages["RLHF"]["the KL is"] == "a controller steers it to 8"
+    gain = first["tables"]["gold reward, paired by seed"]["RLHF less SFT"]["difference"]
+    assert list(first["headline"].values()) == [gain]
+    rise = stages["RLHF"]["gold reward"]["value"] - stages["SFT"]["gold reward"]["value"]
+    assert gain["value"] == pytest.approx(rise)
+    assert first["notes"][0].startswith("the reward model of the first seed: ")
+    assert first["figures"] == ["gold_against_kl.png", "reward_model.png", "loss.png"]
+    for name in first["figures"]:
+        assert (out / name).stat().st_size > 5_000
     # The last stage's checkpoint and all that follows are lost; the stages before it are read back.
-    for path in [*(out / "rlhf").glob("checkpoint_*"), out / "results.json"]:
+    for path in [*(out / "rlhf").glob("checkpoint_*"), out / "result.json"]:
         path.unlink()
     rlhf.main(dataclasses.replace(config, resume=True))
-    assert (out / "results.json").read_text(encoding="utf-8") == first
+    assert read_result(out) == first
     assert "Held-out prompts" in capsys.readouterr().out
+
+
+def test_stages_are_compared_by_seed_and_judged_by_the_ends_of_intervals(rlhf):
+    report = load("rlhf_report")
+    golds = {
+        "pre-trained": 2.0,
+        "SFT": 3.0,
+        "RLHF": 4.0,
+        "stop penalty alone": 3.1,
+        "reward model alone": 3.9,
+    }
+    noise = np.array([[0.0, 0.2], [0.5, 0.7]])
+    sample = lambda mean: SimpleNamespace(gold=mean + noise)
+    gains = report.compare_stages({name: sample(mean) for name, mean in golds.items()})
+    assert {name: round(gain.value, 6) for name, gain in gains.items()} == {
+        "SFT less pre-trained": 1.0,
+        "RLHF less SFT": 1.0,
+        "stop penalty alone less SFT": 0.1,
+        "stop penalty alone less RLHF": -0.9,
+        "reward model alone less SFT": 0.9,
+        "reward model alone less RLHF": -0.1,
+    }
+    up, level = Interval(0.1, 0.05, 0.15, "t"), Interval(0.1, -0.05, 0.25, "t")
+    assert list(report.judge(gains, up).values()) == [True] * 5
+    three = {name: gains[name] for name in ("SFT less pre-trained", "RLHF less SFT")}
+    assert list(report.judge(three, level).values()) == [True, True, False]
+    for name, at in (
+        ("SFT less pre-trained", 0),
+        ("stop penalty alone less SFT", 3),
+        ("reward model alone less RLHF", 4),
+    ):
+        wide = gains | {name: Interval(0.1, -0.3, 0.3, "t")}
+        assert [i for i, holds in enumerate(report.judge(wide, up).values()) if not holds] == [at]
+    low = gains | {"reward model alone less RLHF": Interval(-0.1, -0.3, 0.1, "t")}
+    assert list(report.judge(low, up).values())[4] is False
+    assert not any(list(report.judge(gains | {"RLHF less SFT": level}, up).values())[i] for i in (1, 3, 4))
 
 
 @pytest.mark.parametrize(

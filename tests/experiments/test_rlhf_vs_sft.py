@@ -1,7 +1,6 @@
 """The judge and the behavioural cloning in miniature: measures by hand, who learns from whom, a whole run."""
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrl_align.runtime import Interval
 from jaxrl_align.types import PaddedTokens
-from tests.experiments.loading import load
+from tests.experiments.loading import load, read_result
 from tests.experiments.test_answers import FakeFolder, make_tiny_pool
 from tests.experiments.test_rlhf import CORPUS, SMALL
 
@@ -106,9 +106,37 @@ def test_teachers_rates_are_chosen_on_the_tuning_seeds(monkeypatch):
 
     monkeypatch.setattr(experiment, "fit_and_score", fit)
     rows = {name: SimpleRows(np.full((3, 4), i)) for i, name in enumerate(("a", "b"))}
-    scores = experiment.teach(SimpleNamespace(config=config, lm=None), FakeFolder(), None, rows, pool.test)
+    setup = SimpleNamespace(config=config, lm=None)
+    scores, tried = experiment.teach(setup, FakeFolder(), None, rows, pool.test)
+    assert tried["a"]["0.2"] == 100 and tried["b"]["taken"] == "0.2"
     assert asked == [([0], [0.1, 0.2] * 2, [0, 0, 1, 1]), ([1, 2], [0.2, 0.2], [0, 1])]
     assert list(scores) == ["a", "b"] and scores["a"].shape == (2, 3, 4)
+
+
+def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
+    high, even = Interval(80, 60, 100, "t"), Interval(55, 45, 65, "t")
+    up, down, level = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.0))
+    wins = {
+        pair: {"judge": high, "gold": high}
+        for pair in ("SFT > pre-trained", "RLHF > SFT", "RLHF > SFT, longer")
+    }
+    moved = {"divergence": down, "loss": down, "sentence": up}
+    gains = {"SFT": up, "all three": up, "RLHF": up}
+    failing = lambda *found: [i for i, x in enumerate(measures.judge_claim(*found).values()) if not x]
+    assert failing(wins, moved, gains) == []
+    for i, (pair, row) in enumerate(wins.items()):
+        assert failing(wins | {pair: row | {"judge": even}}, moved, gains) == [i]
+        assert failing(wins | {pair: row | {"gold": even}}, moved, gains) == [i + 3]
+    for i, name in enumerate(moved):
+        assert failing(wins, moved | {name: level}, gains) == [6 + i]
+    for i, name in enumerate(gains):
+        assert failing(wins, moved, gains | {name: level}) == [9 + i]
+
+
+def test_what_fine_tuning_moved_is_its_end_less_its_start():
+    start = {key: np.array([0.1, 0.2]) for key in measures.PATH}
+    moved = measures.follow({0: start, 5: start, 10: {key: x + 0.3 for key, x in start.items()}})
+    assert [x.value for x in moved.values()] == pytest.approx([0.3] * 5)
 
 
 @pytest.mark.slow
@@ -117,17 +145,24 @@ def test_a_run_in_miniature_continues_to_the_same_result(tmp_path, capsys):
     config = experiment.Config(out=str(tmp_path / "run"), corpus=str(tmp_path / "corpus.txt"), **SIZE)
     experiment.main(config)
     out = Path(config.out)
-    first = (out / "results.json").read_text(encoding="utf-8")
-    results = json.loads(first)
-    assert list(results["stages"]) == list(measures.STAGES)
-    assert list(results["taught"]) == list(experiment.SOURCES)
-    assert np.shape(results["wins"]["RLHF > SFT"]["judge"]) == (2,)
-    assert list(results["path"]) == ["0", "2"]
-    assert np.all(np.array(results["path"]["2"]["loss"]) < np.array(results["path"]["0"]["loss"]))
+    first = read_result(out)
+    tables = first["tables"]
+    assert list(tables["answers to held-out prompts"]) == list(measures.STAGES)
+    right = tables["right by the gold reward [%], on test pairs of answers of"]
+    assert [name for name in right if name.startswith("taught")] == [
+        f"taught by {name}" for name in experiment.SOURCES
+    ]
+    less = right["SFT less pre-trained [points]"]["SFT"]
+    gap = (right[f"taught by {name}"]["SFT"]["value"] for name in ("SFT", "pre-trained"))
+    assert less["value"] == pytest.approx(np.subtract(*gap))
+    wins = tables["wins [%]"]["RLHF > SFT"]["the judge"]
+    assert list(first["headline"].values()) == [wins, less] and len(first["checks"]) == 12
+    loss = [row["held-out demonstrations"]["value"] for row in tables["along fine-tuning"].values()]
+    assert len(loss) == 2 and loss[1] < loss[0]
     for name in ("judged", "cloning"):
         assert (out / f"{name}.png").stat().st_size > 5_000
     experiment.main(dataclasses.replace(config, resume=True))
-    assert (out / "results.json").read_text(encoding="utf-8") == first
+    assert read_result(out) == first
     assert "the judge" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.experiments.loading import load
+from tests.experiments.loading import load, read_result
 from tests.experiments.test_rlhf import CORPUS, SMALL
 
 load("rlhf_setup").SAMPLES = 8
@@ -94,9 +94,9 @@ def test_fresh_and_stale_are_the_next_reward_model_and_the_policys_own(config):
     np.testing.assert_array_equal(steps, [0, 5, 5, 10, 10, 15])
     np.testing.assert_array_equal(accuracy[:, 0], [1, 0, 1, 0, 1, 0])
     last = path.last()
-    np.testing.assert_array_equal([last[k][0] for k in ("first [%]", "last [%]", "refitted")], [100, 0, 100])
+    assert [last[k].value for k in ("first [%]", "last [%]", "refitted [points]")] == [100, 0, 100]
     one = tables.Path(path.steps[:2], *(x[:2] for x in path[1:])).last()
-    assert "refitted" not in one and (one["last [%]"] == 0).all()
+    assert "refitted [points]" not in one and one["last [%]"].value == 0
 
 
 def test_every_arm_spends_the_same(config, monkeypatch):
@@ -134,7 +134,8 @@ def test_rates_are_chosen_on_the_tuning_seeds(config, monkeypatch):
 
     monkeypatch.setattr(rounds, "run_arm", run_arm)
     folder = SimpleNamespace(once=lambda name, make, *args: make(*args))
-    rates = rounds.tune(SimpleNamespace(config=config), folder, None)
+    rates, tried = rounds.tune(SimpleNamespace(config=config), folder, None)
+    assert [row["taken"] for row in tried.values()] == ["0.1", "0.2"]
     assert list(rates.values()) == [0.1, 0.2, 0.2, 0.2] and set(asked) == {0}
 
 
@@ -157,8 +158,8 @@ def test_results_are_of_their_coefficient_rate_and_seed(config, monkeypatch):
     arms = rounds.list_arms(config)
     rates = {name: 0.1 if arm.parts == 1 else 0.2 for name, arm in arms.items()}
     monkeypatch.setattr(rounds, "run_arm", run_arm)
-    monkeypatch.setattr(rounds, "tune", lambda *_: rates)
-    monkeypatch.setattr(rounds, "report", seen.update)
+    monkeypatch.setattr(rounds, "tune", lambda *_: (rates, {}))
+    monkeypatch.setattr(rounds, "report", lambda *args: seen.update(args[3]))
     monkeypatch.setattr(rounds, "draw", lambda *_: None)
     rounds.main(config)
     for coef, paths in seen.items():
@@ -172,23 +173,48 @@ def test_results_are_of_their_coefficient_rate_and_seed(config, monkeypatch):
 def test_a_run_in_miniature_continues_to_the_same_result(config, monkeypatch, capsys):
     arms = dict(itertools.islice(rounds.list_arms(config).items(), 2))
     monkeypatch.setattr(rounds, "list_arms", lambda _: arms)
-    monkeypatch.setattr(rounds, "tune", lambda *_: dict.fromkeys(arms, 1e-2))
+    monkeypatch.setattr(rounds, "tune", lambda *_: (dict.fromkeys(arms, 1e-2), {}))
     rounds.main(config)
     out = Path(config.out)
-    first = (out / "results.json").read_text(encoding="utf-8")
-    found = json.loads(first)["arms"]
-    starts = {str(row["gold by round"][0]) for arms in found.values() for row in arms.values()}
+    first = read_result(out)
+    found = json.loads((out / "values.json").read_text(encoding="utf-8"))
+    starts = {str(row["gold"][0]) for arms in found.values() for row in arms.values()}
     assert len(starts) == 1, "every arm and coefficient starts at the same policies"
     for name in ("1 round", "2 rounds"):
-        free, held = (found[coef][name] for coef in ("0.0", "5.0"))
-        np.testing.assert_allclose(free["KL by round"][0], 0.0, atol=1e-4)
-        assert free["KL [nats]"] != held["KL [nats]"]
-    assert np.shape(found["0.0"]["2 rounds"]["accuracy"]["fresh, stale, ..."]) == (4, 2)
+        free, held = (found[coef][name] for coef in ("0", "5"))
+        np.testing.assert_allclose(free["kl"][0], 0.0, atol=1e-4)
+        assert free["kl"][-1] != held["kl"][-1]
+    assert np.shape(found["0"]["2 rounds"]["accuracy"]) == (4, 2)
+    ends = [np.array(found["0"][name]["gold"][-1]) for name in ("1 round", "2 rounds")]
+    gain, _ = first["headline"].values()
+    assert gain["value"] == pytest.approx(np.mean(ends[1] - ends[0])) and len(first["checks"]) == 6
     assert (out / "rounds.png").stat().st_size > 20_000
-    (out / "results.json").unlink()
+    (out / "result.json").unlink()
     rounds.main(dataclasses.replace(config, resume=True))
-    assert (out / "results.json").read_text(encoding="utf-8") == first
-    assert "gold - 1 round" in capsys.readouterr().out
+    assert read_result(out) == first
+    assert "gold, less 1 round" in capsys.readouterr().out
+
+
+def make_path(gold, fresh, stale):
+    """Return an arm of two rounds, two seeds a little apart."""
+    row = lambda values: np.array(values)[:, None] + np.array([0.0, 0.01])
+    return tables.Path(np.array([0, 2, 4]), row(gold), row(gold), row(fresh), row(stale))
+
+
+def test_what_decides_by_hand():
+    """Own answers against the last arm's; a fall of 30 points; fitted anew, 20 points more."""
+    one = make_path([1, 2, 2], [0.8, np.nan, np.nan], [np.nan, np.nan, 0.5])
+    many = make_path([1, 2, 3], [0.7, 0.9, np.nan], [np.nan, 0.7, 0.6])
+    decided = tables.compare({"1": one, "2": many, "newest": one, "first": make_path([1, 1, 1], *one[3:])})
+    values = {name: round(x.value, 6) for name, x in decided.items()}
+    assert values == {"fall": -30.0, "gain": 1.0, "refitted": 20.0, "own answers": 2.0}
+    assert "own answers" not in tables.compare({"1": one, "2": many})
+    checks = tables.judge({0.0: decided, 0.1: decided})
+    assert len(checks) == 8 and all(checks.values())
+    level = tables.Interval(0.0, -1.0, 1.0, "t")
+    for i, name in enumerate(decided):
+        judged = tables.judge({0.0: decided, 0.1: decided | {name: level}}).values()
+        assert [k for k, holds in enumerate(judged) if not holds] == [2 * i + 1]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_align.runtime import Trained
+from jaxrl_align.runtime import Interval, Trained
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -27,23 +27,31 @@ def experiment():
         sys.modules.pop(name, None)
 
 
+def near(value, half):
+    return Interval(value, value - half, value + half, "t")
+
+
 def results(out):
     return json.loads((out / "result.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
-def test_dqn_learns_and_is_evaluated(experiment, tmp_path, capsys):
+def test_dqn_learns_and_is_evaluated(experiment, tmp_path):
     module = experiment("dqn_cartpole")
     config = module.Config(
         seeds=2, total_env_steps=160, capacity=800, batch_size=8, episodes=3, out=str(tmp_path / "run")
     )
     module.main(config)
     out = tmp_path / "run"
-    first = results(out)
-    assert np.shape(first["greedy"]) == np.shape(first["epsilon 0.05"]) == (2,)
-    assert min(first["greedy"]) >= 8
+    result = results(out)
+    (table,) = result["tables"].values()
+    greedy, sampled = table.values()
+    assert len(greedy["each seed"]) == len(sampled["each seed"]) == 2 and min(greedy["each seed"]) >= 8
+    assert list(result["headline"].values()) == [greedy["interquartile mean"]]
+    assert [text.partition(":")[0] for text in result["checks"]] == ["greedily"] * 2 + [
+        "with epsilon 0.05"
+    ] * 2
     assert (out / "learning_curve.png").stat().st_size > 5_000
-    assert "interquartile mean" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -52,10 +60,40 @@ def test_both_q_learners_are_measured_against_the_exact_values(experiment, tmp_p
     module.main(
         module.Config(seeds=2, states=4, actions=2, total_env_steps=800, batch_size=8, out=str(tmp_path))
     )
-    for name in ("FrozenLake", "random process"):
-        for kind in ("tabular", "DQN"):
-            assert np.all(np.array(results(tmp_path)[name][kind]["error"]) < 1.5)
-    assert (tmp_path / "random_process.png").exists()
+    result = results(tmp_path)
+    learnt, solved = result["tables"].values()
+    assert list(learnt) == [
+        f"{name}, {kind}" for name in ("FrozenLake", "random process") for kind in ("tabular", "DQN")
+    ]
+    for row in learnt.values():
+        assert 0 < row[module.ERROR]["value"] < 1.5 and row[module.LACKS]["value"] >= 0
+    assert solved.keys() == {"FrozenLake", "random process"}
+    assert [x["value"] for x in result["headline"].values()] == [
+        learnt[f"FrozenLake, {kind}"][module.ERROR]["value"] for kind in ("tabular", "DQN")
+    ]
+    assert result["figures"] == ["FrozenLake.png", "random_process.png"]
+
+
+def test_the_greedy_policys_loss_is_told_whatever_the_sign_of_the_value(experiment):
+    module, mdp = experiment("value_iteration"), SimpleNamespace(start=np.array([1.0]))
+    errors, values = {"table": np.array([[1.0, 1.0], [0.5, 0.5]])}, {"table": np.array([-2.2, -2.2])}
+    (row,) = module.tabulate_learnt(np.array([[-3.0, -2.0]]), mdp, errors, values).values()
+    assert [x.value for x in row.values()] == [0.5, pytest.approx(10), 1]
+
+
+def test_the_verdict_on_q_learning_is_that_of_distances_and_values(experiment):
+    module = experiment("value_iteration")
+
+    def judged(error=0.05, lacks=2, apart=1e-5):
+        row = {module.ERROR: near(error, 0.02), module.LACKS: near(lacks, 2)}
+        learnt = {"lake, table": row, "lake, DQN": row | {module.ERROR: near(0.05, 0.02)}}
+        solved = {"lake": {module.APART: 1e-5}, "other": {module.APART: apart}}
+        return list(module.judge({module.LEARNT: learnt, module.SOLVED: solved}).values())
+
+    assert judged() == [True] * 5
+    assert judged(error=0.09) == [False, True, True, True, True]
+    assert judged(lacks=4) == [True, False, True, False, True]
+    assert judged(apart=1e-3) == [True] * 4 + [False]
 
 
 @pytest.mark.slow
@@ -97,7 +135,7 @@ def test_dqn_learns_from_images(experiment, tmp_path):
     module = experiment("dqn_minatar")
     small = {"seeds": 2, "num_envs": 4, "num_steps": 2, "updates": 1, "total_env_steps": 64, "capacity": 64}
     module.main(module.Config(**small, batch_size=8, hidden=8, episodes=2, out=str(tmp_path)))
-    assert (tmp_path / "learning_curve.png").exists()
+    assert (tmp_path / "learning_curve.png").exists() and results(tmp_path)["claim"] == module.CLAIM.text
 
 
 @pytest.mark.slow

@@ -46,3 +46,74 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"figures need matplotlib: pip install jaxrl-align\[plots\]"):
         plots.figure("x", "y")
+
+
+def curves_of(*names, members=3):
+    ys = np.random.default_rng(0).uniform(size=(len(names), 20, members))
+    return {name: (np.arange(20), ys[i] + i) for i, name in enumerate(names)}
+
+
+def drawn(monkeypatch, *args, **kwargs):
+    """Return the figure that `save_curves` writes."""
+    kept = []
+    monkeypatch.setattr(plots, "save_figure", lambda fig, path: kept.append(fig))
+    plots.save_curves("a.png", "x", "y", *args, **kwargs)
+    return kept[0]
+
+
+def test_curves_are_told_apart_in_grey():
+    """Two looks differ in luminance by a fifth, or in line or marker."""
+    names = ["PPO, clip", "PPO, no clip", "A2C", "TRPO", "other", "another", "third"]
+    look = plots.looks(names)
+    grey = {n: plots.luminance(kind["color"]) for n, kind in look.items()}
+    for i, one in enumerate(names):
+        for other in names[:i]:
+            differ = [look[one][k] != look[other][k] for k in ("linestyle", "marker")]
+            assert all(differ) or abs(grey[one] - grey[other]) > 0.2, (one, other)
+    assert plots.luminance("#000000") == 0 and plots.luminance("#ffffff") == pytest.approx(1)
+    assert plots.luminance("#00ff00") == pytest.approx(0.7152) and plots.luminance("#808080") < 0.25
+
+
+def test_what_comes_back_has_its_colour_in_every_figure():
+    one, other = plots.looks(["A2C", "x", "PPO"]), plots.looks(["PPO, clip", "y", "z", "A2C"])
+    assert one["PPO"]["color"] == other["PPO, clip"]["color"] == plots.ROLES["PPO"]
+    assert one["A2C"]["color"] == other["A2C"]["color"]
+    colors = [kind["color"] for kind in other.values()]
+    assert len(set(colors)) == 4
+    lines = [kind["linestyle"] for kind in plots.looks(["a", "b", "c"], ["b"]).values()]
+    assert lines == ["-", "--", "-"]
+
+
+def test_the_legend_stands_beside_in_the_order_of_the_ends(monkeypatch):
+    fig = drawn(monkeypatch, curves_of("low", "middle", "high"), levels={"floor": -1.0})
+    (legend,) = fig.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["high", "middle", "low", "floor"]
+    assert fig.axes[0].get_legend() is None
+
+
+def test_no_band_leaves_the_possible_range(monkeypatch):
+    curves = {"a": (np.arange(2), np.array([[0.0, 1.0], [0.9, 1.0]]))}
+    for bars in (False, True):
+        (ax,) = drawn(monkeypatch, curves, bounds=(0.0, 1.0), bars=bars).axes
+        if bars:
+            ends = np.concatenate([segment[:, 1] for segment in ax.collections[0].get_segments()])
+        else:
+            ends = ax.collections[0].get_paths()[0].vertices[:, 1]
+        assert ends.min() == 0.0 and ends.max() == 1.0
+
+
+def test_many_bands_get_a_panel_each(monkeypatch):
+    names = [f"m{i}" for i in range(6)]
+    assert len(drawn(monkeypatch, curves_of(*names[:5])).axes) == 1
+    fig = drawn(monkeypatch, curves_of(*names), levels={"floor": 0.5})
+    assert [ax.get_title() for ax in fig.axes] == names and not fig.legends
+    for ax in fig.axes:
+        assert len(ax.collections) == 1 and len(ax.lines) == 7  # its own band, all means and the level
+        assert sum(line.get_color() == "#bbbbbb" for line in ax.lines) == 5
+    assert len(drawn(monkeypatch, curves_of(*names), bars=True).axes) == 1
+    assert len(drawn(monkeypatch, {n: (x, ys[:, 0]) for n, (x, ys) in curves_of(*names).items()}).axes) == 1
+
+
+def test_bars_are_told_apart_by_their_hatches():
+    looks = [plots.bar_look(i) for i in range(len(plots.HATCHES))]
+    assert len({look["hatch"] for look in looks}) == len(looks) and looks[1]["color"] == plots.COLORS[1]

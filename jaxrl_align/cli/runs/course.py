@@ -23,7 +23,7 @@ from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder, open_run
 from jaxrl_align.runtime.loop import check_chunk, run
 from jaxrl_align.runtime.metrics import History
-from jaxrl_align.runtime.writers import open_writers, write_history
+from jaxrl_align.runtime.writers import open_writers
 from jaxrl_align.text import Filters, make_completer
 from jaxrl_align.types import Learner, Params
 
@@ -79,7 +79,8 @@ def open_folder(out: str, config: Mapping[str, Any], options: RunOptions) -> Run
     path = Path(out)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "run").is_dir()):
         raise ValueError(f"{out} exists and holds no run of ours; pass --out with a new folder")
-    return open_run(path / "run", dict(config), resume=options.resume, upkeep=options.upkeep())
+    upkeep = options.upkeep()._replace(writers=())  # `follow` opens them, for held-out metrics too
+    return open_run(path / "run", dict(config), resume=options.resume, upkeep=upkeep)
 
 
 def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -> Outcome:
@@ -100,7 +101,6 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
     def on_chunk(step: int, state: Any, metrics: History) -> None:
         looks = step % options.every == 0 or step == steps
         check_chunk(state if looks else None, metrics, step - 1, folder)
-        write_history(writer, step, metrics)
         if looks:
             found = watch.look(step, state.params)
             writer.write(step, {f"held_out/{name}": value for name, value in found.items()})
@@ -117,6 +117,7 @@ def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -
                 show=course.show,
                 checkpoint_every=options.every,
                 on_chunk=on_chunk,
+                writers=[writer],
                 batches=course.batches,
                 frozen=course.frozen,
             )

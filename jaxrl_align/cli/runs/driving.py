@@ -93,7 +93,7 @@ def drive(journey: Journey, argv: Sequence[str]) -> None:
     print(f"{out} holds {words}, of {best}; peak memory {peak_memory() / 1e9:.2f} GB")
 
 
-UNSAID = ("model", "out", "base", "hub", "data", "held_out", "config", "writers", *UNCOMPARED)
+UNSAID = ("model", "out", "base", "hub", "data", "held_out", "config", *UNCOMPARED)
 """Flags that a card says elsewhere, or that say nothing about the model."""
 
 

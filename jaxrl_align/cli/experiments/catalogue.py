@@ -1,0 +1,112 @@
+"""The experiments: where their scripts lie, and what each says of itself without being run."""
+
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from jaxrl_align.cli.config_files import suggest
+from jaxrl_align.runtime.cli import claim_in
+
+PACKAGE = Path(__file__).parents[2]
+LANDMARK = "ppo_cartpole.py"
+"""A script that the folder of the experiments holds, and no other folder of that name."""
+
+
+class Experiment(NamedTuple):
+    """A script that can be run."""
+
+    name: str
+    path: Path
+    claim: str
+    """What it is to show; of a tool, what it does."""
+    minutes: float | None
+    """On two idle CPU cores, as it comes; None where it does not say."""
+    tool: bool
+    """Whether it claims nothing."""
+
+
+def find_scripts() -> Path:
+    """Return the folder of the experiments: a checkout's, or the copy inside an installed package.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for folder in (PACKAGE / "experiments", PACKAGE.parent / "experiments"):
+        if (folder / LANDMARK).is_file():
+            return folder
+    raise ValueError(f"no experiments lie in or beside {PACKAGE}; install jaxrl-align again, from its wheel")
+
+
+def read_experiments(folder: Path) -> dict[str, Experiment]:
+    """Return the experiments in a folder by name, read from their sources; none is imported.
+
+    Raises:
+      ValueError: a script is no Python; it names the file.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        try:
+            source = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} is no Python script ({' '.join(str(error).split())})") from error
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in source.body):
+            found[path.stem] = _describe(path, source)
+    return found
+
+
+def _describe(path: Path, source: ast.Module) -> Experiment:
+    doc = ast.get_docstring(source) or ""
+    stated = _stated_claim(source)
+    claim = stated.get("text") or claim_in(doc) or doc.partition("\n")[0]
+    tool = not stated and "Measured" not in doc and claim_in(doc) is None
+    return Experiment(path.stem, path, claim, stated.get("minutes"), tool)
+
+
+def _stated_claim(source: ast.Module) -> dict[str, Any]:
+    """Return the literals of `CLAIM = Claim(text, ..., minutes=...)`; nothing without such a line."""
+    for node in source.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            if [getattr(target, "id", None) for target in node.targets] != ["CLAIM"]:
+                continue
+            given = dict(zip(("text", "rows", "minutes"), node.value.args, strict=False))
+            given |= {word.arg: word.value for word in node.value.keywords if word.arg}
+            return {name: x.value for name, x in given.items() if isinstance(x, ast.Constant)}
+    return {}
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a text."""
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text, maxsplit=1)[0]
+
+
+def choose_experiment(name: str) -> Experiment:
+    """Return the experiment of a name, with or without ".py".
+
+    Raises:
+      ValueError: there is none; it says the likest.
+    """
+    known = read_experiments(find_scripts())
+    name = Path(name).name.removesuffix(".py")
+    if name not in known:
+        raise ValueError(f"{name[:80]} is no experiment{suggest(name, known)}")
+    return known[name]
+
+
+def import_script(path: Path) -> ModuleType:
+    """Import a script as its own folder's scripts see each other.
+
+    Raises:
+      ValueError: another module of that name was imported before.
+    """
+    sys.path.insert(0, str(path.parent))
+    try:
+        module = importlib.import_module(path.stem)
+    finally:
+        sys.path.remove(str(path.parent))
+    if Path(module.__file__ or "").resolve() != path.resolve():
+        raise ValueError(f"{path.stem} is imported from {module.__file__}; run it as python {path}")
+    return module

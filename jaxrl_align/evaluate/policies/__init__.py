@@ -1,0 +1,1 @@
+"""Trained policies of environments: kept in a folder, opened without their learner, played and filmed."""
