@@ -54,7 +54,7 @@ class Config(runtime.MembersConfig):
     """In rising order."""
     tokens: tuple[int, ...] = (2**15, 2**16, 2**17, 2**18, 2**19)
     """Read in training, in rising order."""
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
     """Learning rates that are tried."""
     layers: int = 2
     """Of the transformer."""

@@ -190,6 +190,10 @@ def test_the_verdict_on_few_labels_is_that_of_both_eras():
     assert list(experiment.judge({"2006": level}).values()) == [True] + [False] * 3
     unfitted = good | {100: kept_of(12, 12, 2, train=2.0)}
     assert list(experiment.judge({"2006": unfitted}).values()) == [False] + [True] * 3
+    thousand = {10: kept_of(15, 15, 2), 200: kept_of(9, 9, 2), 1000: kept_of(20, 9, 1, train=12.0)}
+    assert list(experiment.judge({"2006": thousand}).values()) == [True] * 4, (
+        "held against 200, which is fitted"
+    )
     late = {10: kept_of(15, 3, 3), 1000: kept_of(20, 1, 1)}
     assert list(experiment.judge({"2006": late}).values()) == [True, True, False, False]
     assert experiment.few(late).mean() == pytest.approx(100 * 7 / 20), "1000 are not few"
@@ -237,17 +241,19 @@ def test_every_member_draws_its_own_sources():
 
 
 def test_sources_are_in_the_order_of_their_names():
-    """Layers of no source are the first ones; those of equal sources are equal, of others not."""
+    """Layers of no source are the first ones, and of blank images; those of equal sources are equal."""
     experiment = load("pretraining_source")
     config = experiment.Config(out="none", depth=1, **ONE_RATE)
     _, pretrain = experiment.make_pretrain(config)
     images = np.random.default_rng(0).uniform(size=(5, 200, 64)).astype(np.float32)
-    images[4] = images[0]
+    images[4], images[experiment.MNIST - 1] = images[0], 0
     sources = experiment.Sources(jnp.asarray(images), jnp.arange(200) % 10)
     kernel = np.asarray(jax.jit(pretrain)(jax.random.key(0), sources)["layers"][0]["kernel"])
     assert kernel.shape == (7, 64, 4)
     np.testing.assert_array_equal(kernel[experiment.OWN], kernel[experiment.NOISE])
-    assert all((kernel[i] != kernel[experiment.NONE]).any() for i in range(1, 7))
+    blank = (experiment.MNIST, experiment.LABELLED, experiment.NONE)
+    for i in range(7):
+        assert (kernel[i] == kernel[experiment.NONE]).all() == (i in blank), i
     net = starts.make_net(starts.ERAS["2006"], 64, 1, 4)
     first = net.init(jax.random.split(jax.random.key(0), 3)[0])["layers"][0]["kernel"]
     np.testing.assert_array_equal(kernel[experiment.NONE], first)
@@ -261,6 +267,7 @@ def test_the_verdict_on_width_is_that_of_gaps():
     few = {2: narrow, 8: middle, 32: wide(8)}
     assert experiment.gap(narrow).mean() == pytest.approx(5)
     assert experiment.best_narrower(few) == 8 and experiment.beyond(few).value == pytest.approx(25)
+    assert experiment.best_narrower(few | {32: wide(8) | {"validation": [[1.0]]}}) == 8
     many = {2: narrow, 8: middle, 32: wide(1)}
     items = lambda found: list(experiment.judge(found).values())
     assert items({50: many, 1000: many}) == [False] * 4
@@ -268,6 +275,8 @@ def test_the_verdict_on_width_is_that_of_gaps():
         {50: {w: longer(k) for w, k in few.items()}, 1000: {w: longer(k) for w, k in many.items()}}
     )
     assert judged == [True] * 4
+    near = few | {32: wide(4)}
+    assert experiment.beyond(near).value > 0 and items({50: near, 1000: many})[3] is False
     fitted = {w: longer(k) for w, k in (few | {8: wide(8), 32: wide(8) | {"train": [[2.0] * 3]}}).items()}
     assert items({50: fitted, 1000: {w: longer(k) for w, k in many.items()}}) == [False, True, True, False]
 

@@ -141,6 +141,7 @@ def test_the_verdict_on_memory_is_that_of_the_bytes():
     worse = {"stored": 1.02e9, "arguments": 2.9e9, "temporaries": 0.9e9, "resident": 4.1e9}
     judged = list(reports.judge_memory({"full": BYTES | worse, "LoRA": BYTES | worse}, LARGER).values())
     assert judged == [False, False, False, False, False, True, False, True]
+    assert list(reports.judge_memory(ways | {"LoRA": BYTES | {"stored": 0.2e9}}, LARGER).values())[1] is False
     table = reports.memory_table(ways)
     assert table["LoRA"]["file"] == "90.0" and table["full"]["peak of the process"] == "4,400"
     assert reports.larger_table(LARGER)["QLoRA bf16 at 65B"]["in all"] == "50.0"
@@ -161,6 +162,8 @@ def test_the_verdict_on_quality_is_that_of_paired_differences():
     judged = reports.judge_quality(found, {"text": contest})
     assert list(judged.values()) == [True, True, False, True]
     assert reports.judge_quality(found, {"text": contest | {"margin": 1e-4}}).popitem()[1] is False
+    level = found | {"losses": losses | {"FP4": losses["NF4"] + wave}}
+    assert list(reports.judge_quality(level, {}).values())[:2] == [False, True]
     table = reports.quality_table(found)
     assert table["NF4"]["- NF4"] == "" and table["FP4"]["- NF4"].value == pytest.approx(0.2)
     row = reports.contest_table({"text": contest})["text"]

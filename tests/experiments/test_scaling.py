@@ -97,6 +97,9 @@ def test_the_verdict_is_that_of_losses_and_exponents():
     one = table.copy()
     one[-1, 0] = one[0, 0]
     assert judge(one, laws)[0] is False
+    one = table.copy()
+    one[1, -1] = one[1, 0]
+    assert judge(one, laws)[1] is False
 
 
 def test_weights_are_counted_without_embeddings():
