@@ -85,7 +85,7 @@ def play(config: Config, net: nets.Net) -> None:
         folder.path / "learning_curve.png",
         {f"{config.seeds} seeds, 95% interval": (steps, returns)},
     )
-    how = {"levels": {f"solved ({config.solved:.0f})": config.solved}, "legend": "lower right"}
+    how = {"levels": {f"solved ({config.solved:.0f})": config.solved}}
     plots.save_curves(path, *plots.RETURN_AXES, curves, title=f"PPO on {config.env}", **how)
     print(f"wrote {path}")
 
