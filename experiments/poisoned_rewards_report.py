@@ -110,7 +110,7 @@ def draw(found: Found, sizes: Sequence[int], folder: RunFolder) -> list[str]:
         labels = ("n of best-of-n", "reward of the chosen answers [deviations]")
         dashed = [line for line in drawn if line.startswith("popularity")]
         settings = {"title": attack, "dashed": dashed, "xscale": "log", "xticks": sizes, "xticklabels": sizes}
-        settings |= {"ylim": (-2.4, 1.6), "legend": "lower left"}
+        settings |= {"ylim": (-2.4, 1.6)}
         plots.save_curves(folder.path / name, *labels, drawn, bars=True, **settings)
     return list(names.values())
 

@@ -49,7 +49,7 @@ def test_compare_shows_final_values_paired_differences_and_settings(capsys):
     lines = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines() if line]
     assert lines[0] == ["loss", "final value", "members", "steps", "less the first, paired"]
     assert lines[1] == ["a", "5 [-2, 12]", "3", "3"]  # 3, 4, 8: 5 +- 4.303 x sqrt(7 / 3)
-    assert lines[2] == ["b", "6 [-1, 13]", "3", "3", "1.000 [1.000, 1.000]"]
+    assert lines[2] == ["b", "6 [-1, 13]", "3", "3", "1 [1, 1]"]
     assert lines[3] == ["c", "6", "1", "3"]
     assert lines[4] == ["settings that differ", "a", "b", "c"]
     assert lines[5:] == [

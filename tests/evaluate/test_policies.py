@@ -399,7 +399,7 @@ def test_a_film_shows_one_episode(run):
     place = playing.find_environment(evaluate.load_policy(run))
     states, obs, returns = films._record(place, evaluate.load_policy(run).greedy, KEY, 50)
     assert 7 < len(obs) < 12 and returns.tolist() == list(range(1, len(obs) + 1))
-    np.testing.assert_allclose(obs[:, 0], states.x)
+    np.testing.assert_allclose(obs[:, 0], states.x, rtol=1e-5)
     assert (np.diff(states.time) == 1).all()
 
 
