@@ -1,40 +1,20 @@
 """What replay changes: CartPole learnt online, from the latest steps, by uniform and by prioritised replay.
 
-Claim (lecture 000, after Lin 1992): online Q-learning suffers from correlated, not identically distributed
-samples, and replay mends that. Four learners differ only in their memory (the same Adam, one update an
-environment step, every learning rate tried): none (Algorithm 4, one transition an update), the latest 32
-steps, 32 draws from everything seen (Algorithm 1), and prioritised draws. As in the lecture's algorithms
-there is no target network, unless --target-period asks for one, which Algorithm 4 cannot have.
+Four learners differ only in their memory (the same Adam, one update an environment step): none (Algorithm 4,
+one transition an update), the latest 32 steps, 32 draws from everything seen (Algorithm 1), and prioritised
+draws. Each has the learning rate that was best of four on other seeds than are reported. As in the lecture's
+algorithms there is no target network, unless --target-period 100 asks for one, which Algorithm 4 cannot have.
+Returns are those of the last quarter of training.
 
 The gradients' correlation is measured after training, at fixed parameters, in the order in which the learner
 would meet the samples: the correlation of successive updates, and how many times the variance of a mean over
 32 samples exceeds that of 32 independent ones. For the two that remember everything it is measured again over
 the same memory in order of time.
 
-Measured (`python experiments/replay_ablation.py`, and `--target-period 100`; 16 seeds at the rate that was
-best of four on 4 other seeds, 60,000 steps, returns over the last quarter of training; mean and 95% t
-interval; 3 minutes of 2 CPU cores each; "the memory in time" is the variance of 32 over the same memory in
-order of time):
-
-                                online           latest 32        uniform          prioritised
-    learning rate               0.0001           0.001            0.001            0.0001
-      target period 100         0.0001           0.001            0.001            0.001
-    return                      9.61 +- 0.01     83 +- 23         76 +- 15         302 +- 32
-      target period 100         9.61 +- 0.01     304 +- 30        252 +- 41        339 +- 18
-    successive updates          -0.11 +- 0.00    0.36 +- 0.08     0.03 +- 0.05     -0.01 +- 0.03
-      target period 100         -0.11 +- 0.00    0.44 +- 0.15     0.00 +- 0.05     -0.02 +- 0.02
-    variance of 32              0.11 +- 0.01     1.69 +- 0.18     1.01 +- 0.08     0.94 +- 0.06
-      target period 100         0.11 +- 0.01     2.25 +- 0.51     0.98 +- 0.03     0.97 +- 0.04
-    the memory in time          -                -                0.86 +- 0.23     3.12 +- 1.17
-      target period 100         -                -                1.85 +- 0.76     2.21 +- 0.80
-
-What holds: draws from everything seen are as good as independent, the latest steps are not (their updates
-correlate by 0.4, 32 of them are worth 14 to 19), and without any memory nothing is learnt. What does not:
-that decorrelation is what helps. On CartPole uniform replay returns less than the latest 32 steps do by 7
-[-27, 40], with a target network by 52 [10, 94], paired by seed, so that the batch, not the memory's age, is
-its gain over Algorithm 4; prioritised draws return more than uniform ones, by 225 [194, 257] and 87 [35,
-138]. And successive single gradients are not positively correlated: the learner that fails online repeats
-episodes of ten steps, whose ends alone have errors (see the figure's peaks).
+The latest 32 steps are as correlated as the lecture says, and yet a batch: what replay of everything gains
+over them is what decorrelation is worth, and what it gains over Algorithm 4 is the batch's too. A learner
+that fails online repeats episodes of ten steps, whose ends alone have errors, so that its successive
+gradients need not be positively correlated (see the figure's peaks).
 """
 
 from dataclasses import dataclass
@@ -43,19 +23,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import returns
 
-from jaxrl_align import envs
+from jaxrl_align import envs, runtime
 from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.losses import squared
 from jaxrl_align.nets.q_networks import make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, Exploration, make_dqn, make_online_q, td_loss, transition_loss
 from jaxrl_align.rl.replay import Sample, make_replay
-from jaxrl_align.runtime import cli, plots, statistics
+from jaxrl_align.runtime import cli, plots
 from jaxrl_align.runtime.folder import RunFolder
 from jaxrl_align.runtime.members import MembersConfig, cross_rates, train_members
 from jaxrl_align.types import Actor, Learner, State, Transition
 
+CLAIM = runtime.Claim(
+    "Online Q-learning suffers from samples that are correlated and not identically distributed; replay "
+    "mends that, and this is why it helps.",
+    rows=("A9", "A13", "A14", "A15"),
+    minutes=3,
+)
 ARMS = ("online", "latest", "uniform", "prioritised")
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 LAGS = 32
@@ -217,49 +204,96 @@ def measure(config: Config, name: str, actor: Actor, learner: Learner, state: St
     return jax.device_get(jax.jit(lambda s: jax.lax.map(member, s))(state))
 
 
-def report(
-    name: str, measured: dict[str, np.ndarray], returns: np.ndarray, choices: np.ndarray
+RETURN_OF, AFTER, VARIANCE = "return", "successive updates", "variance of 32"
+TABLE = (
+    "return; correlation of successive updates; variance of 32 samples' mean over that of independent ones"
+)
+PAIRED = "return, paired by seed"
+
+
+def row_of(
+    config: Config, measured: dict[str, np.ndarray], played: np.ndarray, choices: np.ndarray
 ) -> dict[str, Any]:
-    """Print and return an arm's rate, its late returns and its correlations, with their intervals."""
-    rate = RATES[int(choices.argmax())]
-    print(f"{name}: learning rate {rate:g}, chosen on other seeds among", end=" ")
-    print(", ".join(f"{r:g} ({m:.0f})" for r, m in zip(RATES, choices, strict=True)))
-    for what, x in ({"return": late(returns)} | measured).items():
-        print("  {}: {:.3g} +- {:.2g}".format(what, *statistics.mean_interval(x)))
-    return {"rate": rate, "return": late(returns), **measured, "choices": choices}
+    """Return an arm's row: its rate, its late returns and its correlations, with their intervals."""
+    bounds = {
+        AFTER: (-1.0, 1.0),
+        VARIANCE: (0.0, float(config.batch_size)),
+        RETURN_OF: returns.return_range(config.env),
+    }
+    numbers = {RETURN_OF: late(played)} | measured
+    return {"learning rate": f"{RATES[int(choices.argmax())]:g}"} | {
+        what: runtime.t_interval(x, bounds=bounds[what.partition(",")[0]]) for what, x in numbers.items()
+    }
+
+
+def judge(table: dict[str, dict[str, Any]], gains: dict[str, dict[str, runtime.Interval]]) -> dict[str, bool]:
+    """Return which parts of the claim the arms' rows and the paired differences of their returns show."""
+    latest, uniform = table["latest"], table["uniform"]
+    less = {pair: row["difference"] for pair, row in gains.items()}
+    return {
+        "online, the gradients of successive samples are correlated": table["online"][AFTER].low > 0,
+        "so are successive updates from the latest steps": latest[AFTER].low > 0,
+        "a batch of the latest steps is worth fewer independent samples": latest[VARIANCE].low > 1,
+        "draws from everything seen are as good as independent: within a quarter": (
+            0.75 < uniform[VARIANCE].low <= uniform[VARIANCE].high < 1.25
+            and -0.25 < uniform[AFTER].low <= uniform[AFTER].high < 0.25
+        ),
+        "uniform replay returns more than no memory": less["uniform less online"].low > 0,
+        "it returns more than the latest steps, which are a batch too": less["uniform less latest"].low > 0,
+        "prioritised replay returns more than uniform": less["prioritised less uniform"].low > 0,
+    }
+
+
+def draw(
+    config: Config, folder: RunFolder, played: dict[str, np.ndarray], lags: dict[str, np.ndarray]
+) -> None:
+    """Draw learning curves, and correlations [M, LAGS] by how far samples are apart."""
+    every = max(1, config.total_env_steps // 200)
+    at = np.arange(every, config.total_env_steps + 1, every)
+    curves = {name: (at, x[at - 1]) for name, x in played.items()}
+    title = f"{config.env}: online, and with replay"
+    plots.save_curves(folder.path / "learning_curve.png", *plots.RETURN_AXES, curves, title=title)
+    apart = {f"{name}, {config.seeds} seeds": (np.arange(1, LAGS + 1), x.T) for name, x in lags.items()}
+    title, labels = "In the order the learner meets them", ("samples apart", "correlation of gradients")
+    plots.save_curves(folder.path / "correlation.png", *labels, apart, title=title)
 
 
 def main(config: Config) -> None:
-    """Train each arm, measure its gradients, print and draw."""
+    """Train each arm, measure its gradients, draw and write what was found."""
     net = make_q_net(envs.num_actions(config.env), (config.hidden, config.hidden))
     actor = make_value_actor(config.env, net, num_envs=1, num_steps=1)
     folder = config.open_folder()
-    every = max(1, config.total_env_steps // 200)
-    at = np.arange(every, config.total_env_steps + 1, every)
-    curves, lags, results = {}, {}, {}
+    played, lags, table, chosen = {}, {}, {}, {}
     for name in ARMS:
         learner = make_arm(config, name, actor)
-        state, returns, choices = train(config, name, learner, folder)
+        state, played[name], choices = train(config, name, learner, folder)
         measured = measure(config, name, actor, learner, state)
         for suffix in ("", ", in time"):
             if f"by lag{suffix}" in measured:
-                of = f"{name}'s{suffix}" if suffix else name
-                lags[f"{of}, {config.seeds} seeds"] = (
-                    np.arange(1, LAGS + 1),
-                    measured.pop(f"by lag{suffix}").T,
-                )
-        results[name] = report(name, measured, returns, choices)
-        curves[f"{name}, rate {results[name]['rate']:g}"] = (at, returns[at - 1])
-    for name in ("latest", "prioritised"):
-        gain = statistics.paired_interval(results["uniform"]["return"], results[name]["return"])
-        print(f"uniform less {name}, paired by seed: {gain}")
-        results[f"uniform less {name}"] = gain
-    folder.write_json("result.json", results)
-
-    title = f"{config.env}: online, and with replay"
-    plots.save_curves(folder.path / "learning_curve.png", *plots.RETURN_AXES, curves, title=title)
-    title, labels = "In the order the learner meets them", ("samples apart", "correlation of gradients")
-    plots.save_curves(folder.path / "correlation.png", *labels, lags, title=title)
+                lags[f"{name}'s{suffix}" if suffix else name] = measured.pop(f"by lag{suffix}")
+        table[name] = row_of(config, measured, played[name], choices)
+        chosen[name] = dict(zip((f"rate {rate:g}" for rate in RATES), choices.tolist(), strict=True))
+    draw(config, folder, played, lags)
+    paired = lambda more, less: runtime.paired_interval(
+        late(played[more]), late(played[less]), bounds=returns.difference_range(config.env)
+    )
+    pairs = (("uniform", "latest"), ("uniform", "online"), ("prioritised", "uniform"))
+    gains = {f"{more} less {less}": {"difference": paired(more, less)} for more, less in pairs}
+    others = f"return on the {config.choosing_seeds} other seeds that chose the rate"
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={
+            "return of uniform replay less the latest steps', paired": gains["uniform less latest"][
+                "difference"
+            ]
+        },
+        baselines={f"return, {name}": table[name][RETURN_OF] for name in ("latest", "online")},
+        checks=judge(table, gains),
+        tables={TABLE: table, PAIRED: gains, others: chosen},
+        figures=["learning_curve.png", "correlation.png"],
+    )
 
 
 if __name__ == "__main__":

@@ -1,30 +1,17 @@
-"""Search plus network beats the network alone, and a network learns more from search than from rewards.
+"""Search plus network against the network alone; learning from search against learning from rewards.
 
-Claim (the lectures' closing chapter; Anthony et al. 2017; Silver et al. 2018): planning on a model with a
-policy and a value network improves the policy, so a network that was trained too briefly plays better with a
-few simulations a move, and one that is trained towards its own plans learns from fewer steps. The worlds are
+Planning on a model with a policy and a value network improves the policy (the lectures' closing chapter;
+Anthony et al. 2017; Silver et al. 2018), so a network that was trained too briefly may play better with a few
+simulations a move, and one that is trained towards its own plans may learn from fewer steps. The worlds are
 random decision processes with certain transitions and normal rewards, each its own "seed", whose optimal
 policy is known by value iteration. Two networks get the same few steps in each: one by PPO, one by expert
 iteration (a search at every state of a rollout). Both are then played alone, greedily, and with searches.
-
-Measured (`python experiments/search.py`: 24 processes of 100 states and 4 actions, 5,120 steps of training in
-each, 16 episodes of 50 steps; share of the optimal return with 95% t intervals, and the paired gain over the
-network alone; half a minute of 2 CPU cores):
-
-                                trained by PPO                        by expert iteration
-    network alone               0.731 +- 0.053                        0.869 +- 0.046
-    4 simulations a move        0.820 +- 0.046 (+0.090 +- 0.060)      0.869 +- 0.047 (+0.000 +- 0.016)
-    16 simulations a move       0.843 +- 0.046 (+0.112 +- 0.062)      0.888 +- 0.048 (+0.019 +- 0.013)
-    64 simulations a move       0.886 +- 0.043 (+0.155 +- 0.050)      0.903 +- 0.046 (+0.034 +- 0.023)
-
-The claim holds, and on 24 other processes twice (`--seed 1`, `--seed 2`): 64 simulations give PPO's network
-0.234 +- 0.066 and 0.213 +- 0.046. To a network that learned from searches of 16 simulations, 64 add a little
-every time (0.058 +- 0.034, 0.025 +- 0.020), 16 not surely (0.031 +- 0.027, 0.009 +- 0.011).
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +19,15 @@ import numpy as np
 
 from jaxrl_align import actors, envs, nets, rl, runtime
 from jaxrl_align.learner import train
-from jaxrl_align.runtime import cli, plots, statistics
+from jaxrl_align.runtime import cli, plots
 from jaxrl_align.types import MDP
 
+CLAIM = runtime.Claim(
+    "A network that was trained too briefly plays better with a search on top, and one that is trained "
+    "towards its own plans learns more from the same steps than from rewards alone.",
+    rows=("B29",),
+    minutes=0.5,
+)
 WAYS = ("PPO", "expert iteration")
 """The ways of training a network."""
 
@@ -119,35 +112,74 @@ def play(key: jax.Array, config: Config, way: str) -> jax.Array:
     return jnp.mean(jnp.stack(returns), axis=-1)
 
 
+ALONE, GAIN, SHARE = "alone", "gain over the network alone, paired", "share of the optimal return"
+
+
+def tabulate(config: Config, shares: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return a table for each way of training, of its shares [processes, 1 + simulations]."""
+    names = [ALONE, *(f"{n} simulations a move" for n in config.simulations)]
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    for way, share in shares.items():
+        tables[way] = {name: {SHARE: runtime.t_interval(x)} for name, x in zip(names, share.T, strict=True)}
+        for name, x in zip(names[1:], share.T[1:], strict=True):
+            tables[way][name][GAIN] = runtime.paired_interval(x, share[:, 0])
+    return tables
+
+
+def judge(tables: dict[str, dict[str, dict[str, Any]]], ahead: runtime.Interval) -> dict[str, bool]:
+    """Return which parts of the claim are shown, by the fewest and the most simulations.
+
+    Args:
+      tables: of `tabulate`.
+      ahead: what the last way's network has alone, less the first way's.
+    """
+    checks = {}
+    for way, table in tables.items():
+        _, *searched = table
+        for name in dict.fromkeys((searched[0], searched[-1])):
+            checks[f"{name} gain on the network trained by {way}"] = table[name][GAIN].low > 0
+    first, *_, last = tables
+    return checks | {f"the network alone is better trained by {last} than by {first}": ahead.low > 0}
+
+
 def main(config: Config) -> None:
-    """Train and play in every process, print and draw each way's share of the optimal return."""
+    """Train and play in every process, draw and write each way's share of the optimal return."""
     config.require(seeds=2, updates=1, simulations=1)
     folder = config.open_folder()
     keys = runtime.shard_members(config.keys())
-    names = ["alone", *(f"with {size} simulations a move" for size in config.simulations)]
     shares = {}
     for way in WAYS:
         run = jax.jit(jax.vmap(functools.partial(play, config=config, way=way)))
         found = folder.once(f"{way.replace(' ', '_')}.json", run, keys)
         returns = np.asarray(found, np.float32)
-        shares[way] = share = returns[:, :-1] / returns[:, -1:]
-        print(f"trained by {way}: share of the optimal return, and gain over the network alone")
-        for i, name in enumerate(names):
-            gain = statistics.mean_text(share[:, i] - share[:, 0], "+.3f")
-            print(f"  {name:29}{statistics.mean_text(share[:, i], '.3f')}   {gain}", flush=True)
-    folder.write_json("results.json", shares)
-    places = range(len(names))
+        shares[way] = returns[:, :-1] / returns[:, -1:]
+    places = range(1 + len(config.simulations))
     plots.save_curves(
         folder.path / "search.png",
         "simulations a move",
-        "share of the optimal return",
+        SHARE,
         {f"trained by {way}": (places, share.T) for way, share in shares.items()},
         title=f"{config.seeds} random decision processes",
         bars=True,
         xticks=places,
         xticklabels=["none", *map(str, config.simulations)],
     )
-    print(f"wrote {folder.path / 'search.png'}")
+    tables, (first, last) = tabulate(config, shares), WAYS
+    ahead = runtime.paired_interval(shares[last][:, 0], shares[first][:, 0])
+    most = f"{config.simulations[-1]} simulations a move"
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={
+            f"gain in the share of the optimal return by {most}, after {first}": tables[first][most][GAIN],
+            f"{last} less {first}, the networks alone, paired": ahead,
+        },
+        baselines={f"{SHARE}, {first} alone": tables[first][ALONE][SHARE]},
+        checks=judge(tables, ahead),
+        tables={f"trained by {way}": table for way, table in tables.items()},
+        figures=["search.png"],
+    )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,12 @@
 """One program trains a grid: seeds x learning rates x clips of PPO, side by side by `vmap`.
 
-Claim: hyperparameters are traced scalars in a learner's state, so a sweep is one compiled program and needs
-neither a scheduler nor processes. CartPole-v1 by PPO; every member is the single run of its seed and
-hyperparameters, in exact arithmetic. In floating point a program of another size may add in another order,
-CartPole multiplies what that changes, and the member of a larger batch becomes another draw of the same run.
+Hyperparameters are traced scalars in a learner's state, so a sweep is one compiled program and needs neither
+a scheduler nor processes. Every member is the single run of its seed and hyperparameters in exact arithmetic.
+In floating point a program of another size may add in another order; CartPole multiplies what that changes,
+and the member of a larger batch becomes another draw of the same run. So single returns may differ between
+programs of different sizes, and their means are to agree.
 
-Measured (`python experiments/sweep.py`: 16 seeds x 4 learning rates x 4 clips, 99,840 steps each, 2 minutes
-of one core for all). Of the first 64 runs 48 return otherwise among 256 than among 64, by 198 at most. Timed
-earlier with `--seeds 4`, on 2 cores that were not idle: 1 run took 0.9 s after 7.7 s of compilation, 8 runs
-3.4 s after 9.5 s, and 64 runs 24.8 s after 9.5 s; one after the other in fresh programs they would compile
-for eight minutes. Mean return of the last 100 training episodes with its 95% bootstrap interval, and the
-paired difference with its t interval:
-
-    learning rate    clip 0.05        clip 0.1         clip 0.2         clip 0.4         0.4 less 0.05
-    0.0001           207 [200, 214]   204 [197, 211]   204 [197, 211]   204 [197, 211]   -3 [-12, 6]
-    0.0005           336 [319, 354]   353 [324, 381]   339 [302, 377]   320 [280, 361]   -16 [-71, 39]
-    0.0025           475 [464, 485]   477 [470, 484]   461 [436, 482]   433 [408, 454]   -43 [-74, -11]
-    0.0125           498 [496, 500]   497 [494, 499]   493 [481, 499]   495 [488, 500]   -3 [-9, 3]
-
-The learning rate matters and the clip hardly: one of four intervals excludes 0, that of 0.0025, where the
-widest clip returns less. At the largest rate, of which four seeds had said so, sixteen do not; at the
-smallest no ratio ever leaves the three wider ones.
+The times are those of one run of this script: each program is compiled and run once.
 """
 
 import itertools
@@ -31,15 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import returns
 
-from jaxrl_align import actors, envs, learner, nets, rl
-from jaxrl_align.runtime import (
-    MembersConfig,
-    bootstrap_mean,
-    cli,
-    plots,
-    shard_members,
-    statistics,
+from jaxrl_align import actors, envs, learner, nets, rl, runtime
+from jaxrl_align.runtime import MembersConfig, cli, plots, shard_members
+
+CLAIM = runtime.Claim(
+    "A sweep is one program: hyperparameters are numbers in a learner's state, so that a grid of runs "
+    "compiles once, costs less than its runs one after the other, and returns what they return.",
+    minutes=2,
 )
 
 
@@ -90,12 +76,88 @@ def train_first(config: Config, members: int) -> dict[str, Any]:
     return {"returns": returns, "times": times}
 
 
+SECONDS, APART = "seconds a run", "among all less alone, paired"
+LEVEL = 0.05
+"""The share of the mean return that means of programs of two sizes may be apart."""
+
+
+def tabulate_times(times: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what the programs took, by their number of runs."""
+    return {
+        f"{row['runs']} runs": {
+            "compiling": row["compile_seconds"],
+            "running": row["seconds"],
+            SECONDS: (row["compile_seconds"] + row["seconds"]) / row["runs"],
+        }
+        for row in times
+    }
+
+
+def tabulate_alone(config: Config, found: dict[int, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return how the first runs differ between a program of their own and that of all, by their number."""
+    rows = {}
+    *sizes, members = sorted(found)
+    for count in sizes:
+        among = found[members][:count]
+        rows[f"the first {count}"] = {
+            "return otherwise": int((found[count] != among).sum()),
+            "by at most": float(np.abs(found[count] - among).max()),
+            "mean return alone": float(found[count].mean()),
+            APART: runtime.paired_interval(among, found[count], bounds=returns.difference_range(config.env)),
+        }
+    return rows
+
+
+def tabulate_grid(config: Config, final: np.ndarray) -> dict[str, dict[str, runtime.Interval]]:
+    """Return the returns [seeds, rates, clips] by rate and clip, and the last clip's less the first's."""
+    paired = f"{config.clips[-1]:g} less {config.clips[0]:g}, paired"
+    bounds = returns.difference_range(config.env)
+    table = {}
+    for rate, x in zip(config.learning_rates, final.swapaxes(0, 1), strict=True):
+        cells = zip(config.clips, x.T, strict=True)
+        table[f"rate {rate:g}"] = row = {f"clip {clip:g}": runtime.bootstrap_mean(y) for clip, y in cells}
+        row[paired] = runtime.paired_interval(x[:, -1], x[:, 0], bounds=bounds)
+    return table
+
+
+def judge(times: dict[str, dict[str, Any]], alone: dict[str, dict[str, Any]]) -> dict[str, bool]:
+    """Return which parts of the claim the tables of times and of runs alone show."""
+    (few, slow), *_, (many, fast) = times.items()
+    checks = {
+        f"a run of {many} takes a tenth of a run of {few}, or less": fast[SECONDS] <= 0.1 * slow[SECONDS]
+    }
+    for name, row in alone.items():
+        checks[f"{name} runs return the same number in both programs"] = not row["return otherwise"]
+    name, row = list(alone.items())[-1]
+    near = LEVEL * abs(row["mean return alone"])
+    text = f"{name} return the same on average: less than {LEVEL:.0%} apart"
+    return checks | {text: -near < row[APART].low <= row[APART].high < near}
+
+
+def draw(config: Config, folder: runtime.RunFolder, final: np.ndarray) -> list[str]:
+    """Draw the returns [seeds, rates, clips] by learning rate and by clip; return the files' names."""
+    how = {"title": config.env, "bars": True, "xscale": "log"}
+    apart = 1.03 ** np.arange(max(final.shape))[:, None]  # so that the intervals do not hide each other
+    x = np.array(config.learning_rates) * apart
+    curves = {f"clip {clip:g}": (x[i], final[..., i].T) for i, clip in enumerate(config.clips)}
+    names, label = ["return_by_learning_rate.png", "return_by_clip.png"], plots.RETURN_AXES[1]
+    plots.save_curves(folder.path / names[0], "learning rate", label, curves, **how)
+    x = np.array(config.clips) * apart
+    curves = {f"learning rate {r:g}": (x[i], final[:, i].T) for i, r in enumerate(config.learning_rates)}
+    plots.save_curves(folder.path / names[1], "clip", label, curves, **how)
+    return names
+
+
 def main(config: Config) -> None:
-    """Train the grid, time it at several sizes, print and draw the final returns."""
+    """Train the grid, time it at several sizes, draw and write the final returns."""
     members = config.seeds * len(config.learning_rates) * len(config.clips)
     config.require(seeds=2, timed=1)
     if max(config.timed) > members:
         raise ValueError(f"timed must be at most the grid's {members} runs; got timed={config.timed}")
+    if min(config.timed) == members:
+        raise ValueError(
+            f"timed must hold a number below the grid's {members} runs; got timed={config.timed}"
+        )
     envs.num_actions(config.env)
     folder = config.open_folder()
     times, found = [], {}
@@ -105,29 +167,23 @@ def main(config: Config) -> None:
         found[count] = np.asarray(trained["returns"])
         line = "{runs:4d} runs: {seconds:.1f} s, after {compile_seconds:.1f} s of compilation"
         print(line.format(**times[-1]), flush=True)
-    for count, some in found.items():
-        change = np.abs(some - found[members][:count])
-        line = f"the first {count} runs, alone and among {members}: {(change > 0).sum()} return otherwise"
-        print(f"{line}, by {change.max():.1f} at most")
-    shape = (config.seeds, len(config.learning_rates), len(config.clips))
-    returns = found[members].reshape(shape)
-    print(f"return of the last 100 episodes, {config.seeds} seeds, 95% interval; columns: clip")
-    print(f"  {'learning rate':14}" + "".join(f"{clip:>22g}" for clip in config.clips) + "   last less first")
-    for i, rate in enumerate(config.learning_rates):
-        cells = "".join(f"{bootstrap_mean(cell)!s:>22}" for cell in returns[:, i].T)
-        gain = statistics.paired_interval(returns[:, i, -1], returns[:, i, 0])
-        print(f"  {rate:<14g}{cells}   {gain}")
-    folder.write_json("results.json", {"returns": returns, "times": times})
-    how = {"title": config.env, "bars": True, "xscale": "log"}
-    apart = 1.03 ** np.arange(max(shape))[:, None]  # so that the intervals do not hide each other
-    x = np.array(config.learning_rates) * apart
-    curves = {f"clip {clip:g}": (x[i], returns[..., i].T) for i, clip in enumerate(config.clips)}
-    path, label = folder.path / "return_by_learning_rate.png", plots.RETURN_AXES[1]
-    plots.save_curves(path, "learning rate", label, curves, **how)
-    x = np.array(config.clips) * apart
-    curves = {f"learning rate {r:g}": (x[i], returns[:, i].T) for i, r in enumerate(config.learning_rates)}
-    plots.save_curves(folder.path / "return_by_clip.png", "clip", label, curves, **how)
-    print(f"figures are in {folder.path}")
+    final = found[members].reshape(config.seeds, len(config.learning_rates), len(config.clips))
+    figures = draw(config, folder, final)
+    took, alone = tabulate_times(times), tabulate_alone(config, found)
+    most, row = list(alone.items())[-1]
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM,
+        headline={f"return of {most} runs among all {members} less alone, paired": row[APART]},
+        checks=judge(took, alone),
+        tables={
+            "what the programs took [s]": took,
+            f"runs in a program of their own and among all {members}": alone,
+            "return of the last 100 episodes": tabulate_grid(config, final),
+        },
+        figures=figures,
+    )
 
 
 if __name__ == "__main__":

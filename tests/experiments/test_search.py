@@ -9,24 +9,50 @@ import numpy as np
 import pytest
 
 from jaxrl_align import envs
+from jaxrl_align.runtime import Interval
 from tests.experiments.loading import load
 
 search = load("search")
 
 
 @pytest.mark.slow
-def test_it_plays_with_and_without_search(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "WAYS", search.WAYS[1:])
+def test_it_plays_with_and_without_search(tmp_path):
     small = {"seeds": 2, "states": 5, "actions": 2, "horizon": 4, "updates": 1, "episodes": 2}
     config = search.Config(out=str(tmp_path), simulations=(2,), training_simulations=2, **small)
     search.main(config)
-    shares = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert shares.keys() == {"expert iteration"}
-    assert all(np.shape(way) == (2, 2) for way in shares.values())
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert list(result["tables"]) == ["trained by PPO", "trained by expert iteration"]
+    for table in result["tables"].values():
+        assert list(table) == ["alone", "2 simulations a move"]
+        gain = table["2 simulations a move"][search.SHARE]["value"] - table["alone"][search.SHARE]["value"]
+        assert table["2 simulations a move"][search.GAIN]["value"] == pytest.approx(gain, abs=1e-6)
+    found = [json.loads((tmp_path / f"{way}.json").read_text()) for way in ("PPO", "expert_iteration")]
+    ppo, expert = (np.array(x)[:, 0] / np.array(x)[:, -1] for x in found)
+    ahead = list(result["headline"].values())[1]
+    assert ahead["value"] == pytest.approx((expert - ppo).mean(), abs=1e-5)
     assert (tmp_path / "search.png").stat().st_size > 5_000
     trained = (tmp_path / "expert_iteration.json").stat().st_mtime_ns
     search.main(dataclasses.replace(config, resume=True))
     assert (tmp_path / "expert_iteration.json").stat().st_mtime_ns == trained
+
+
+def test_the_verdict_is_that_of_the_gains():
+    """The fewest simulations and the most, for either network; what lies between is not asked."""
+    near = lambda value: Interval(value, value - 0.1, value + 0.1, "t")
+
+    def judged(place=None, ahead=0.2):
+        gains = [0.2, 0.0, 0.2] * 2
+        if place is not None:
+            gains[place] = 0.05
+        names = ("alone", "4", "16", "64")
+        table = lambda gains: {name: {search.GAIN: x} for name, x in zip(names, (None, *gains), strict=True)}
+        tables = {"a": table(map(near, gains[:3])), "b": table(map(near, gains[3:]))}
+        return list(search.judge(tables, near(ahead)).values())
+
+    assert judged() == judged(place=1) == judged(place=4) == [True] * 5
+    for check, place in enumerate((0, 2, 3, 5)):
+        assert judged(place) == [True] * check + [False] + [True] * (4 - check)
+    assert judged(ahead=0.05) == [True] * 4 + [False]
 
 
 def test_the_model_does_what_the_environment_does():

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrl_align.runtime import paired_interval
+from jaxrl_align.runtime import Interval
 from tests.experiments.loading import load
 
 sweep = load("sweep")
@@ -22,30 +22,61 @@ SMALL = {
 
 @pytest.mark.slow
 def test_the_grid_runs_and_is_ordered_as_it_is_reported(tmp_path, capsys):
-    config = sweep.Config(out=str(tmp_path), timed=(8,), **SMALL)
+    config = sweep.Config(out=str(tmp_path), timed=(4,), **SMALL)
     sweep.main(config)
-    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    returns = np.array(results["returns"])
-    assert returns.shape == (2, 2, 2) and [row["runs"] for row in results["times"]] == [8]
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    returns = np.array(json.loads((tmp_path / "runs_8.json").read_text(encoding="utf-8"))["returns"])
+    took, alone, table = result["tables"].values()
+    assert list(took) == ["4 runs", "8 runs"] and list(alone) == ["the first 4"]
     keys, hparams = sweep.make_grid(config)
     member = 6  # the second seed, the second rate, the first clip
     assert keys.shape == (8,) and keys[4] == keys[7] != keys[0]
     assert hparams.learning_rate[member] == np.float32(1e-2) and hparams.clip[member] == np.float32(0.1)
-    assert len(set(returns.ravel())) > 4
-    for figure in ("return_by_learning_rate.png", "return_by_clip.png"):
+    assert len(set(returns)) > 4
+    cell = table["rate 0.01"]["clip 0.1"]
+    assert cell["value"] == pytest.approx((returns[2] + returns[6]) / 2) and cell["kind"] == "range"
+    gain = returns[[1, 5]] - returns[[0, 4]]
+    assert table["rate 0.001"]["0.2 less 0.1, paired"]["value"] == pytest.approx(gain.mean())
+    for figure in result["figures"]:
         assert (tmp_path / figure).stat().st_size > 5_000
-    printed = capsys.readouterr().out
-    assert "8 runs:" in printed and "the first 8 runs, alone and among 8: 0 return otherwise" in printed
-    gain = returns[:, 0, 1] - returns[:, 0, 0]
-    assert f"   {paired_interval(gain, np.zeros(2))}" in printed
+    assert "8 runs:" in capsys.readouterr().out
     trained = (tmp_path / "runs_8.json").stat().st_mtime_ns
     sweep.main(dataclasses.replace(config, resume=True))
     assert (tmp_path / "runs_8.json").stat().st_mtime_ns == trained
-    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
+    again = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert again | {"run": None} == result | {"run": None}
+
+
+def test_runs_alone_are_held_against_the_same_runs_among_all():
+    found = {1: np.array([10.0]), 2: np.array([10.0, 30.0]), 3: np.array([10.0, 38.0, 99.0])}
+    one, two = sweep.tabulate_alone(sweep.Config(), found).values()
+    assert one["return otherwise"] == one["by at most"] == 0
+    assert [two[of] for of in ("return otherwise", "by at most", "mean return alone")] == [1, 8, 20]
+    assert two[sweep.APART].value == 4
+    times = [{"runs": 4, "compile_seconds": 3.0, "seconds": 5.0}]
+    row = {"compiling": 3.0, "running": 5.0, sweep.SECONDS: 2.0}
+    assert sweep.tabulate_times(times) == {"4 runs": row}
+
+
+def test_the_verdict_is_that_of_times_and_returns():
+    def judged(slow=8.0, otherwise=0, apart=3.0):
+        alone = {"the first 1": {"return otherwise": 0}, "the first 4": {"return otherwise": otherwise}}
+        interval = Interval(apart, apart - 1, apart + 1, "t")
+        alone["the first 4"] |= {"mean return alone": 100.0, sweep.APART: interval}
+        times = {f"{n} runs": {sweep.SECONDS: s} for n, s in ((1, slow), (4, 2.0), (8, 0.8))}
+        return list(sweep.judge(times, alone).values())
+
+    assert judged() == [True] * 4 and judged(slow=7.9) == [False, True, True, True]
+    assert judged(otherwise=1) == [True, True, False, True]
+    assert judged(apart=4.5) == judged(apart=-4.5) == [True, True, True, False]
 
 
 def test_refuses_before_a_folder_is_made(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(ValueError, match=r"timed must be at most the grid's 8 runs; got timed=\(64,\)"):
         sweep.main(sweep.Config(out=str(out), timed=(64,), **SMALL))
+    with pytest.raises(
+        ValueError, match=r"timed must hold a number below the grid's 8 runs; got timed=\(8,\)"
+    ):
+        sweep.main(sweep.Config(out=str(out), timed=(8,), **SMALL))
     assert not out.exists()

@@ -102,14 +102,41 @@ def test_the_ablation_measures_every_arm(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RATES", (1e-4, 1e-3))
     small = {"total_env_steps": 320, "batch_size": 8, "hidden": 8, "batches": 8}
     module.main(module.Config(seeds=2, choosing_seeds=3, out=str(tmp_path), **small))
-    found = results(tmp_path)
-    for name in module.ARMS:
-        assert np.all(np.isfinite(found[name]["successive updates"]))
-        assert np.shape(found[name]["return"]) == np.shape(found[name]["choices"]) == (2,)
-        assert found[name]["rate"] == module.RATES[int(np.argmax(found[name]["choices"]))]
-    reported = np.array(found["uniform"]["return"]) - found["latest"]["return"]
-    assert found["uniform less latest"][0] == pytest.approx(reported.mean())
-    assert (tmp_path / "correlation.png").exists()
+    result = results(tmp_path)
+    table, gains, chosen = result["tables"].values()
+    assert tuple(table) == tuple(chosen) == module.ARMS
+    for name, row in table.items():
+        assert np.isfinite(row[module.AFTER]["value"]) and 8 < row[module.RETURN_OF]["value"] < 320
+        best = max(chosen[name], key=chosen[name].get)
+        assert len(chosen[name]) == 2 and row["learning rate"] == best.removeprefix("rate ")
+        assert ("successive updates, in time" in row) == (name in ("uniform", "prioritised"))
+    for pair, row in gains.items():
+        more, less = pair.split(" less ")
+        difference = table[more][module.RETURN_OF]["value"] - table[less][module.RETURN_OF]["value"]
+        assert row["difference"]["value"] == pytest.approx(difference)
+    assert list(result["headline"].values()) == [gains["uniform less latest"]["difference"]]
+    assert result["figures"] == ["learning_curve.png", "correlation.png"]
+
+
+def test_the_verdict_on_replay_is_that_of_correlations_and_returns(experiment):
+    module = experiment("replay_ablation")
+
+    def judged(**change):
+        x = {"online": 0.3, "latest": 0.3, "of_32": 1.5, "uniform": 0.0, "mean": 1.0} | change
+        table = {
+            "online": {module.AFTER: near(x["online"], 0.1)},
+            "latest": {module.AFTER: near(x["latest"], 0.1), module.VARIANCE: near(x["of_32"], 0.1)},
+            "uniform": {module.AFTER: near(x["uniform"], 0.1), module.VARIANCE: near(x["mean"], 0.1)},
+        }
+        pairs = {"uniform less online": "a", "uniform less latest": "b", "prioritised less uniform": "c"}
+        gains = {pair: {"difference": near(x.get(key, 2), 1)} for pair, key in pairs.items()}
+        return list(module.judge(table, gains).values())
+
+    assert judged() == [True] * 7
+    worse = [("online", 0.05, 0), ("latest", 0.05, 1), ("of_32", 1.05, 2), ("mean", 1.2, 3), ("mean", 0.8, 3)]
+    worse += [("uniform", 0.2, 3), ("uniform", -0.2, 3), ("a", 0.5, 4), ("b", 0.5, 5), ("c", 0.5, 6)]
+    for name, value, check in worse:
+        assert judged(**{name: value}) == [True] * check + [False] + [True] * (6 - check)
 
 
 def test_rates_are_chosen_on_other_seeds_than_are_reported(experiment, monkeypatch):
