@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(items):
     assert not hidden, f"slow tests must be marked in their own files; {', '.join(hidden)} have none"
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_runtest_setup(item):

@@ -165,13 +165,14 @@ def test_what_cannot_be_compared_is_refused(config, change, message):
 
 @pytest.mark.slow
 def test_a_run_in_miniature_continues_to_the_same_result(config, capsys):
-    config = dataclasses.replace(config, methods=("PPO", "rejection sampling", "DPO", "KTO"))
+    """Three seeds are reported, as many runs as choose a rate: so both take one program."""
+    config = dataclasses.replace(config, methods=("PPO", "rejection sampling", "DPO", "KTO"), seeds=4)
     experiment.main(config)
     out = Path(config.out)
     first = (out / "results.json").read_text(encoding="utf-8")
     results = json.loads(first)
     assert list(results["methods"]) == list(config.methods)
-    assert all(len(row["gold"]) == 2 for row in results["methods"].values())
+    assert all(len(row["gold"]) == 3 for row in results["methods"].values())
     np.testing.assert_allclose(results["levels"]["SFT"]["kl"], 0.0, atol=1e-4)
     assert min(results["methods"]["PPO"]["kl"]) > 1e-4
     assert (out / "gold_against_kl.png").stat().st_size > 5_000

@@ -136,7 +136,6 @@ def test_the_rate_is_the_smallest_near_the_best_of_those_that_stayed_finite():
     assert peft.rank_correlation([1, 1, 3], [10, 20, 30]) == pytest.approx(0.75**0.5)
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_peft_in_miniature(data, words, capsys):
     """Pre-trained here and tuned in two ways; continued without work; tuned once more from its folder."""
