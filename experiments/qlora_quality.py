@@ -58,7 +58,9 @@ def equivalence(differences: ArrayLike, margin: float) -> Equivalence:
 
 def _upper_tail(t: float, degrees: int) -> float:
     """Return P(T > t) of Student's T: half of the regularised incomplete beta function, mirrored at 0."""
-    half = 0.5 * float(jax.scipy.special.betainc(degrees / 2, 0.5, degrees / (degrees + t * t)))
+    root = degrees**0.5
+    share = (root / np.hypot(root, t)) ** 2  # degrees / (degrees + t * t), whose square may overflow
+    half = 0.5 * float(jax.scipy.special.betainc(degrees / 2, 0.5, share))
     return half if t > 0 else 1 - half
 
 

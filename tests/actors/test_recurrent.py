@@ -195,7 +195,6 @@ def test_double_precision_changes_no_type():
     assert trajectory.log_prob.dtype == trajectory.obs.memory.dtype == after.normaliser.obs.mean.dtype == "f4"
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_cue_is_recalled_with_a_memory_and_not_without():
     """One of two cues, gone after the first step: 1 with memory, 0.5 without. 4 seeds each."""

@@ -194,7 +194,6 @@ def test_margins_of_any_number_of_comparisons():
         np.testing.assert_allclose(got, gap, atol=1e-4)
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_planted_rule_is_learned_and_holds_on_pairs_never_seen():
     """The annotators like the token 3; by noise they err on one pair in ten."""

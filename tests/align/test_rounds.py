@@ -176,7 +176,6 @@ def test_the_writers_answers_are_compared(writer):
     assert ((theirs == 3).mean() > 0.9) == (writer == "policy")
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_rounds_raise_the_gold_reward_that_the_policy_never_sees():
     """Over 8 seeds at once; noisy annotators."""

@@ -155,7 +155,6 @@ def test_the_verdict_is_that_of_bytes_forgetting_and_prompts():
     assert judged(sizes, found, {}) == [True] * 3
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_peft_in_miniature(data, words, capsys):
     """Pre-trained here and tuned in two ways; continued without work; tuned once more from its folder."""

@@ -31,6 +31,8 @@ def test_two_one_sided_tests():
     assert found.p == pytest.approx(max(p), rel=1e-4) and found.mean == pytest.approx(x.mean())
     assert found.p < 0.05 < quality.equivalence(x, 0.01).p
     assert quality.equivalence(x + 1, 0.04).p > 0.99
+    with np.errstate(over="raise"):
+        assert quality.equivalence([0.01, 0.01], 0.04).p == 0, "of differences without any variance"
     with pytest.raises(ValueError, match="differences"):
         quality.equivalence([0.1], 0.02)
 
@@ -92,7 +94,6 @@ def test_a_step_is_measured_in_a_process_of_its_own(tmp_path):
         memory.in_child(config, str(tmp_path / "none"), "full")
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_lora_and_qlora_are_held_against_each_other():
     """On the same batches; over kernels that 4 bits hold exactly they end alike."""

@@ -6,11 +6,12 @@ import numpy as np
 
 from jaxrl_align import actors, align, nets, text
 from jaxrl_align.types import PaddedTokens
+from tests.tiny import draw_params
 
 LM = nets.make_transformer(nets.TransformerConfig(20, width=8, layers=1, heads=1, context=8))
 QUERY = text.TextConfig(prompt_length=3, response_length=2)
 ONE = align.token_reward(lambda tokens, mask: 1.0)
-WEIGHTS = LM.init(jax.random.key(0))
+WEIGHTS = draw_params(LM)
 WHOLE = actors.Frozen({}, None)
 PROMPTS = PaddedTokens(np.full((3, 3), 2), np.ones((3, 3)))
 

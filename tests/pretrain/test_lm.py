@@ -158,7 +158,6 @@ TEXT = jnp.tile(jnp.array([5, 3, 9, 3, 17, 4]), 10)
 """Telling what follows a 3 takes two tokens of memory."""
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_pretraining_learns_a_text():
     learner = make_lm_learner(

@@ -53,7 +53,6 @@ def test_the_critic_and_the_policy_find_the_known_answers(name):
         np.testing.assert_array_equal(best[going_on], jnp.argmax(exact.q, -1)[going_on])
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_cut_loop_is_worth_ten_and_an_ended_one_less():
     """r = 1, gamma = 0.9: cut at 10 steps 1 / (1 - 0.9) = 10, ended there (1 - 0.9^10) / 0.1 = 6.51."""

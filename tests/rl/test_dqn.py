@@ -243,7 +243,6 @@ PLAIN = make_dqn(probe_actor(CHAIN), capacity=80, batch_size=8, warmup_steps=20,
 plain_init, plain_step = jax.jit(PLAIN.init), jax.jit(PLAIN.step)
 
 
-@pytest.mark.optimised
 @pytest.mark.slow
 def test_the_true_loss_falls_as_dqn_trains():
     # A7: sum over s, a of (Q* - Q)^2, computable because the process is known.

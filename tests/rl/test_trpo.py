@@ -21,7 +21,8 @@ from tests.environments import PROBES, Target
 NET = make_actor_critic_net(3, hidden=(4,))
 OBS = jax.random.normal(jax.random.key(1), (6, 2))
 PARAMS = jax.tree.map(
-    lambda x: 0.5 * jax.random.normal(jax.random.key(x.size), x.shape), NET.init(jax.random.key(0), OBS[0])
+    lambda x: 0.5 * jax.random.normal(jax.random.key(x.size), x.shape),
+    jax.eval_shape(NET.init, jax.random.key(0), OBS[0]),
 )
 POLICY = {name: leaf for name, leaf in PARAMS.items() if name.startswith("policy")}
 policies = lambda params: Categorical(jax.vmap(lambda obs: NET.apply(PARAMS | params, obs)[0])(OBS))
