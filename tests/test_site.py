@@ -1,5 +1,6 @@
 """The site: the code of its pages runs, their names exist, equations are MathML, and it builds."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -12,7 +13,7 @@ import jax
 import pytest
 
 from jaxrl_align.cli import run_command
-from tests.cli.conftest import write_workshop
+from tests.cli import conftest as workshop
 from tests.test_lectures import exists
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +84,9 @@ def test_the_notebook_runs(capsys):
 def test_the_commands_that_align_a_model_run(tmp_path, monkeypatch, capsys):
     """As printed, but for the model, which is tiny, and the numbers of steps."""
     monkeypatch.chdir(tmp_path)
-    write_workshop(tmp_path)
+    longer = dataclasses.replace(workshop.config(), context=256)
+    monkeypatch.setattr(workshop, "config", lambda: longer)
+    workshop.write_workshop(tmp_path)
     text = (DOCS / "tutorials" / "align_your_model.md").read_text(encoding="utf-8")
     run_blocks(blocks(text))
     few = {"dpo": "--steps 2", "reward": "--steps 2", "generate": "--tokens 4"}
