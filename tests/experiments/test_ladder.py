@@ -218,18 +218,34 @@ def test_a_run_in_miniature(tmp_path, monkeypatch, model, capsys):
     assert again.pop("run")["continued"] and result.pop("run") and again == result
 
 
-def test_the_verdict_is_that_of_the_rungs_over_those_below():
-    near = lambda value: Interval(value, value - 5, value + 5, "t")
+def make_costs():
     rung = lambda question, below=None: report.Cost("", 0, 0, question, below)
     costs = {"asked": rung(26), "8 examples in the context": rung(175, "asked")}
     costs |= {"24 examples in the context": rung(475, "8 examples in the context")}
     costs |= {"tuned on 24": rung(26, "24 examples in the context")}
-    costs |= {f"tuned on 24, then {way}": rung(26, "tuned on 24") for way in ("RL, judged", "RLHF")}
+    return costs | {f"tuned on 24, then {way}": rung(26, "tuned on 24") for way in ("RL, judged", "RLHF")}
+
+
+def test_the_report_compares_each_rung_with_the_one_below(tmp_path):
+    """Tuning gains over asking, and nothing over the examples; RL gains 20 points, RLHF none."""
+    config, costs = small(tmp_path), make_costs()
+    right = dict(zip(costs, (0.0, 0.4, 0.6, 0.5, 0.7, 0.5), strict=True))
+    draw = {name: dict.fromkeys((*report.SHARES, "seconds"), x) for name, x in right.items()}
+    report.report(config, config.open_folder(), experiment.CLAIM, [draw, draw], costs, 10)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert list(result["checks"].values()) == [True, True, True, True, True, False]
+    assert [round(x["value"]) for x in result["headline"].values()] == [20, 0]
+    assert [round(x["value"]) for x in result["baselines"].values()] == [0, 60, 50]
+
+
+def test_the_verdict_is_that_of_the_rungs_over_those_below():
+    near = lambda value: Interval(value, value - 5, value + 5, "t")
+    costs = make_costs()
     gains = {name: near(10) for name in costs if name != "asked"}
     judged = lambda *x: list(report.judge_rungs(*x).values())
     assert judged(gains, near(50), costs) == [True] * 6
     less = gains | {"24 examples in the context": near(4), "tuned on 24, then RLHF": near(-10)}
     assert judged(less, near(50), costs) == [True, False, True, True, True, False]
     less = gains | {"8 examples in the context": near(4), "tuned on 24, then RL, judged": near(3)}
-    longer = costs | {"tuned on 24": rung(475, "24 examples in the context")}
+    longer = costs | {"tuned on 24": report.Cost("", 0, 0, 475, "24 examples in the context")}
     assert judged(less, near(4), longer) == [False, True, False, False, False, True]
