@@ -157,6 +157,7 @@ def report(
         checks=judge_rungs(gains, gain_over(found, start, "asked"), costs),
         tables=tabulate(found, costs, weights, gains),
         figures=["ladder.png"],
+        seeds=config.draws,
     )
 
 

@@ -60,6 +60,7 @@ def write_result(
     baselines: Mapping[str, Interval] | None = None,
     notes: Sequence[str] = (),
     figures: Sequence[str] = (),
+    seeds: int | None = None,
 ) -> dict[str, Any]:
     """Write `result.json` into a run's folder, print it, and return it as JSON gives it back.
 
@@ -73,6 +74,7 @@ def write_result(
       baselines: what the headline is held against.
       notes: sentences on what was seen beside the claim, composed from the numbers.
       figures: files in the folder; the first stands for the result.
+      seeds: how many independent runs the intervals are over; None, the configuration's `seeds`, or 1.
 
     Raises:
       ValueError: nothing is checked, no headline, a figure that is not there.
@@ -94,7 +96,7 @@ def write_result(
             "tables": tables,
             "notes": notes,
             "figures": figures,
-            RUN: describe_run(folder, config),
+            RUN: describe_run(folder, config, seeds),
         }
     )
     if writes():
@@ -110,13 +112,13 @@ def verdict_of(checks: Mapping[str, bool]) -> str:
     return "holds" if all(held) else "holds in part" if any(held) else "does not hold"
 
 
-def describe_run(folder: RunFolder, config: Any) -> dict[str, Any]:
+def describe_run(folder: RunFolder, config: Any, seeds: int | None = None) -> dict[str, Any]:
     """Return how a run was made: command, seeds, time, machine, versions and the source's commit."""
     seconds, cpu_seconds = time.monotonic() - folder.began.wall, time.process_time() - folder.began.cpu
     device = jax.devices()[0]
     return {
         "command": command_of(config),
-        "seeds": getattr(config, "seeds", 1),
+        "seeds": getattr(config, "seeds", 1) if seeds is None else seeds,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         "continued": folder.continued,

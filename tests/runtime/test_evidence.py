@@ -85,6 +85,10 @@ def test_the_text_of_a_file_is_that_of_the_run(tmp_path, capsys):
     assert result_text(again) == result_text(result) and result_text(result) in capsys.readouterr().out
 
 
+def test_seeds_may_have_another_name(tmp_path):
+    assert written(tmp_path, seeds=12)["run"]["seeds"] == 12
+
+
 def test_verdicts():
     assert verdict_of({"a": True, "b": True}) == "holds"
     assert verdict_of({"a": True, "b": False}) == "holds in part"
