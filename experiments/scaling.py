@@ -1,8 +1,8 @@
 """Loss against parameters and tokens: small transformers of several widths on several lengths of training.
 
 Characters of Shakespeare; two layers, every width and number of tokens a training of its own with a schedule
-of its own, less than one epoch in all. Each training's learning rate is chosen by seeds of its own. Two laws
-are fitted. That of Hoffmann et al. (2022, arXiv:2203.15556) has an offset,
+of its own, less than one epoch in all. Each width's learning rate is chosen by other seeds, on all numbers of
+tokens. Two laws are fitted. That of Hoffmann et al. (2022, arXiv:2203.15556) has an offset,
 
     L(N, D) = E + A / N^alpha + B / D^beta,
 
@@ -47,7 +47,7 @@ class Config(runtime.MembersConfig):
     out: str = "runs/scaling"
     seeds: int = 4
     tuning_seeds: int = 1
-    """Beside those reported, whose loss chooses each training's rate."""
+    """Beside those reported, whose loss chooses each width's rate."""
     corpus: str | None = None
     """A UTF-8 text file; none means tiny Shakespeare, from the data folder or the network."""
     widths: tuple[int, ...] = (8, 16, 32, 64)
@@ -106,43 +106,49 @@ def make_train(
     return jax.jit(jax.vmap(member, (0, 0, None)))
 
 
-def train_cell(config: Config, train: Callable[..., jax.Array], cell: int, steps: int) -> dict[str, Any]:
-    """Choose a rate and return the losses at it: `rate`, `choosing` [rates], `loss` [M]."""
-    keys = jax.random.split(
-        jax.random.fold_in(jax.random.key(config.seed), cell), config.seeds + config.tuning_seeds
-    )
-    tuning, hparams = cross_rates(keys[config.seeds :], LMHParams(), config.rates)
-    run = lambda keys, rates: np.asarray(train(*shard_members((keys, rates)), jnp.int32(steps)), np.float64)
-    choosing = run(tuning, hparams.learning_rate).reshape(len(config.rates), -1).mean(1)
-    rate = config.rates[int(np.where(np.isfinite(choosing), choosing, np.inf).argmin())]
-    return {
-        "rate": rate,
-        "choosing": choosing,
-        "loss": run(keys[: config.seeds], jnp.full(config.seeds, rate)),
-    }
+def member_keys(config: Config, cell: int) -> jax.Array:
+    """Return the keys of one cell's members, those that are reported first; no two cells share one."""
+    key = jax.random.fold_in(jax.random.key(config.seed), cell)
+    return jax.random.split(key, config.seeds + config.tuning_seeds)
+
+
+def choose_rate(losses: np.ndarray) -> int:
+    """Return the index of the rate with the lowest mean of losses [tokens, rates]; all must be finite."""
+    return int(np.where(np.isfinite(losses), losses, np.inf).mean(0).argmin())
 
 
 def train_width(
     config: Config, folder: RunFolder, width: int, text: np.ndarray, vocabulary: int
 ) -> dict[str, Any]:
-    """Return `weights` and, for every number of tokens, `cells` of `train_cell`."""
+    """Choose one rate for a width, train it on every number of tokens, and return what came out.
+
+    Returns:
+      `weights`, `choosing` [tokens, rates] losses of the seeds that choose, `rate`, and `loss` [tokens, M].
+    """
     lm = make_transformer(
         TransformerConfig(vocabulary, width, config.layers, config.heads, config.context + 1)
     )
     train = make_train(config, lm, text[: -config.held_out], text[-config.held_out :])
-    cells = []
-    for i, tokens in enumerate(config.tokens):
-        steps = max(1, round(tokens / (config.batch_size * config.context)))
-        name, cell = (
-            f"width_{width}_tokens_{tokens}.json",
-            config.widths.index(width) * len(config.tokens) + i,
-        )
-        cells.append(folder.once(name, train_cell, config, train, cell, steps))
-        print(
-            f"width {width}, {tokens} tokens: {np.mean(cells[-1]['loss']):.3f} at {cells[-1]['rate']:g}",
-            flush=True,
-        )
-    return {"weights": count_weights(lm), "cells": cells}
+    first = config.widths.index(width) * len(config.tokens)
+    steps = [max(1, round(n / (config.batch_size * config.context))) for n in config.tokens]
+
+    def run(keys: jax.Array, rates: jax.Array, i: int) -> np.ndarray:
+        return np.asarray(train(*shard_members((keys, rates)), jnp.int32(steps[i])), np.float64)
+
+    def tune(i: int) -> np.ndarray:
+        keys = member_keys(config, first + i)[config.seeds :]
+        keys, hparams = cross_rates(keys, LMHParams(), config.rates)
+        return run(keys, hparams.learning_rate, i).reshape(len(config.rates), -1).mean(1)
+
+    def report_loss(i: int, rate: float) -> np.ndarray:
+        return run(member_keys(config, first + i)[: config.seeds], jnp.full(config.seeds, rate), i)
+
+    cells = list(enumerate(config.tokens))
+    choosing = [folder.once(f"width_{width}_tokens_{n}_rates.json", tune, i) for i, n in cells]
+    rate = config.rates[choose_rate(np.array(choosing, float))]
+    losses = [folder.once(f"width_{width}_tokens_{n}.json", report_loss, i, rate) for i, n in cells]
+    print(f"width {width}, rate {rate:g}: " + " ".join(f"{np.mean(x):.3f}" for x in losses), flush=True)
+    return {"weights": count_weights(lm), "choosing": choosing, "rate": rate, "loss": losses}
 
 
 def judge_laws(
@@ -177,7 +183,7 @@ def judge_laws(
 
 def report(folder: RunFolder, config: Config, found: dict[int, dict[str, Any]]) -> None:
     """Fit the laws, draw the losses and write the result."""
-    losses = np.array([[cell["loss"] for cell in one["cells"]] for one in found.values()])
+    losses = np.array([one["loss"] for one in found.values()])
     sizes, tokens = np.array([one["weights"] for one in found.values()]), np.array(config.tokens)
     offset, straight = PUBLISHED
     laws = {
@@ -200,8 +206,13 @@ def report(folder: RunFolder, config: Config, found: dict[int, dict[str, Any]]) 
             name: {f"{n:,}": runtime.t_interval(losses[i, j]) for j, n in enumerate(config.tokens)}
             for name, (i, _) in rows.items()
         },
-        "learning rate, chosen by other seeds": {
-            name: {f"{n:,}": f"{cell['rate']:g}" for n, cell in zip(config.tokens, one["cells"], strict=True)}
+        "loss of the choosing seeds by learning rate, mean over the tokens": {
+            name: {
+                **{
+                    f"{r:g}": float(x) for r, x in zip(config.rates, np.mean(one["choosing"], 0), strict=True)
+                },
+                "chosen": f"{one['rate']:g}",
+            }
             for name, (_, one) in rows.items()
         },
     }

@@ -54,7 +54,7 @@ def test_tiny_labels_in_miniature(tmp_path):
         labels=(10, 200), depth=1, finetune_steps=2, out=str(tmp_path / "run"), **ONE_RATE
     )
     experiment.main(config)
-    assert {path.name for path in (tmp_path / "run").glob("*_*.json")} == {
+    assert {path.name for path in (tmp_path / "run").glob("*_*0.json")} == {
         f"{era}_{num}.json" for era in ("2006", "modern") for num in (10, 200)
     }
     result = read(tmp_path / "run")

@@ -109,6 +109,16 @@ def test_weights_are_counted_without_embeddings():
     assert scaling.count_weights(lm) == 2 * layer + 2 * 16
 
 
+def test_one_rate_is_chosen_for_all_numbers_of_tokens():
+    """Means 3, 2.5, 2 and one that is not finite; the lowest single loss is not what counts."""
+    losses = np.array([[3.0, 1.0, 2.0, np.nan], [3.0, 4.0, 2.0, 0.0]])
+    assert scaling.choose_rate(losses) == 2
+    assert (
+        len({str(jax.random.key_data(k)) for i in (0, 1) for k in scaling.member_keys(scaling.Config(), i)})
+        == 10
+    )
+
+
 @pytest.mark.slow
 def test_the_rate_rises_and_falls_to_zero(monkeypatch):
     """With steps of one size, the weights move by the sum of the rates: of 40 steps, 3 in the rise."""
@@ -139,10 +149,16 @@ def test_scaling_in_miniature(tmp_path):
     scaling.main(config)
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert result["rows"] == ["C13"] and (tmp_path / "run" / "loss.png").stat().st_size > 5_000
-    cell = json.loads((tmp_path / "run" / "width_8_tokens_128.json").read_text(encoding="utf-8"))
-    assert cell["rate"] == config.rates[int(np.argmin(cell["choosing"]))] and len(cell["loss"]) == 2
-    other = json.loads((tmp_path / "run" / "width_8_tokens_64.json").read_text(encoding="utf-8"))
-    assert not set(cell["loss"]) & {*other["loss"], *cell["choosing"]}
+    read = lambda name: json.loads(
+        (tmp_path / "run" / f"width_8_tokens_{name}.json").read_text(encoding="utf-8")
+    )
+    cells = [read(n) for n in config.tokens] + [read(f"{n}_rates") for n in config.tokens]
+    assert all(len(cell) == 2 for cell in cells) and len(set(sum(cells, []))) == 16, "no two runs share a key"
+    name = next(title for title in result["tables"] if "by learning rate" in title)
+    row = list(result["tables"][name].values())[-1]
+    mean = np.mean(cells[4:], 0)
+    assert row["chosen"] == f"{config.rates[int(mean.argmin())]:g}"
+    assert [row["0.001"], row["0.01"]] == pytest.approx(mean)
     with pytest.raises(ValueError, match="the text must hold 4096 tokens to read once and 200 held out"):
         scaling.main(scaling.Config(**vars(config) | {"tokens": (1, 2, 4, 4096), "out": str(tmp_path / "a")}))
     with pytest.raises(ValueError, match="widths must be four or more in rising order"):
