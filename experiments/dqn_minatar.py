@@ -1,17 +1,11 @@
 """DQN plays Breakout and Space Invaders, MinAtar's, from images: eight seeds in one program.
 
-Claim: the network of Young & Tian (2019, arXiv:1903.03176: one 3 x 3 convolution of 16 channels, one hidden
-layer of 128) learns both games within their 5 million frames.
-
-Not measured on the present code: its figures were taken out when the random stream of the rollouts changed.
-`python experiments/dqn_minatar.py`, and `--env SpaceInvaders-MinAtar`, measure it anew: 8 seeds, 2 million
-frames each, 100 evaluation episodes of each apart from training, interquartile mean with its 95% bootstrap
-interval; about a quarter of an hour a game of 2 CPU cores, as far as one run went.
-
-Young & Tian publish curves (github.com/kenjyoung/MinAtar, img/learning_curves.gif, 30 runs, the average while
-training with an epsilon of 0.1): DQN ends at 5 million frames near 10 on Breakout and near 44 on Space
-Invaders. Their games repeat the last action with probability 0.1; gymnax's do not, and end after 1000 steps.
-gymnax's README lists its own PPO agents at 28 and 131.
+The network is that of Young & Tian (2019, arXiv:1903.03176: one 3 x 3 convolution of 16 channels, one hidden
+layer of 128). They publish curves (github.com/kenjyoung/MinAtar, img/learning_curves.gif, 30 runs, the
+average while training with an epsilon of 0.1): DQN ends at 5 million frames near 10 on Breakout and near 44
+on Space Invaders. Their games repeat the last action with probability 0.1; gymnax's do not, and end after
+1000 steps. gymnax's README lists its own PPO agents at 28 and 131. `--env SpaceInvaders-MinAtar` plays the
+other game.
 """
 
 from dataclasses import dataclass
@@ -19,9 +13,15 @@ from dataclasses import dataclass
 import dqn_cartpole
 import jax.numpy as jnp
 
-from jaxrl_align import envs
+from jaxrl_align import envs, runtime
 from jaxrl_align.nets.q_networks import make_q_net
 from jaxrl_align.runtime import cli
+
+CLAIM = runtime.Claim(
+    "Deep Q-learning plays games from images: MinAtar's, as well as its authors' DQN, in fewer frames.",
+    rows=("A5", "A8", "A10", "A12", "A13"),
+    minutes=15,
+)
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ class Config(dqn_cartpole.Config):
 
 
 def main(config: Config) -> None:
-    """Train, evaluate greedily and by the training policy, and draw the learning curve."""
+    """Train, judge greedily and by the training policy, draw the learning curve and write the returns."""
     heads = {"duelling": config.duelling, "noisy": config.noisy}
     net = make_q_net(envs.num_actions(config.env), (config.hidden,), channels=config.channels, **heads)
     rounds = config.total_env_steps // (config.num_envs * config.num_steps)
     dqn_cartpole.play(
         config,
         net,
+        CLAIM,
         max_steps=1_001,
         warmup_steps=min(5_000, config.capacity // 2),
         preprocess=lambda image: image.astype(jnp.bool_),

@@ -1,42 +1,15 @@
 """Policy gradients on the same episodes: what a baseline, a critic of states and one of actions are worth.
 
-Claim (lectures 000, 001, 003: B4 to B14): from REINFORCE with the whole return to reward-to-go, to baselines
-and to actor-critics, each estimator has less variance and learns faster; the Q actor-critic, whose actor
-follows Q itself, lacks the baseline that A2C has. Every method plays 8 whole episodes of CartPole-v1, cut at
-200 steps, and takes one gradient step; nothing but the weight of the log-probabilities differs. The two
-actor-critics, which need not wait for an episode's end, run a second time with a step every 8 steps, and
-whatever has a critic a second time with ten times the rate for it.
+Every method plays 8 whole episodes of CartPole-v1, cut at 200 steps, and takes one gradient step; nothing but
+the weight of the log-probabilities differs. The two actor-critics, which need not wait for an episode's end,
+run a second time with a step every 8 steps, and whatever has a critic a second time with ten times the rate
+for it. All run at every learning rate and share their seeds, so that none is chosen; returns are the mean
+over all rounds, and a method *falls* on a seed where it ends below half of its own best, in stretches of a
+tenth of the rounds.
 
-Measured (`python experiments/policy_gradients.py`: 32 seeds, 200 rounds of at most 8 x 200 steps; mean over
-seeds with its 95% bootstrap interval, and how many seeds end below half of their best, in stretches of 20
-rounds; 6 minutes of 2 CPU cores):
-
-    mean return over all rounds                 rate 0.001         rate 0.003          rate 0.01
-    REINFORCE, whole return                    68 [64, 73]  0  119 [110, 129]  0   112 [99, 125]  6
-    reward-to-go                            127 [125, 128]  0  167 [165, 168]  0  177 [174, 179]  0
-    discounted                              126 [124, 128]  0  164 [162, 166]  0  163 [157, 169]  1
-    average baseline                        135 [134, 136]  0  173 [173, 174]  0  189 [189, 190]  0
-    learned baseline                          99 [96, 101]  0  160 [158, 161]  0  171 [166, 175]  2
-    learned baseline, fast critic           115 [113, 117]  0  167 [165, 168]  0  177 [173, 181]  1
-    Q actor-critic                             26 [21, 32] 27     19 [15, 23] 19     17 [13, 22] 14
-    Q actor-critic, fast critic                45 [41, 49]  0     61 [55, 68]  7     40 [32, 49] 16
-    A2C                                        95 [92, 97]  0  154 [152, 155]  0  173 [169, 177]  0
-    A2C, fast critic                        122 [121, 124]  0  165 [163, 167]  0  180 [176, 183]  0
-    Q actor-critic, at once                    29 [21, 38]  3     36 [28, 45]  6     18 [12, 25]  9
-    Q actor-critic, at once, fast critic     101 [86, 115]  8     45 [37, 54] 21     26 [19, 33] 18
-    A2C, at once                            184 [182, 185]  0  189 [187, 191]  0  155 [135, 174] 10
-    A2C, at once, fast critic               184 [180, 188]  0  193 [191, 194]  1  176 [158, 190]  6
-
-Reward-to-go and the average baseline help as claimed; the discount alone does not. A learned baseline is
-worth less than the other episodes' average, with a fast critic too. A2C pays only where it need not wait, at
-rates up to 0.003; at 0.01 it may collapse: of 96 seeds (`--only "A2C, at once" --learning-rates 0.01
---seeds 96`), which return 155 [143, 165], 26 end below half of their best.
-
-The Q actor-critic does not learn here with one rate for both: every action is weighed by a positive number
-before Q knows one from the other, and the policy closes on whatever it did first. With ten times the rate for
-its critic, and at once, it learns at 0.001, to 116 [95, 135] over the last 20 rounds where A2C is at 199
-[196, 200]; at higher rates most of its seeds fall back. So a faster critic mends a part of what the missing
-baseline costs, and not the rest.
+The Q actor-critic weighs every action by a positive number before Q knows one action from the other, and the
+policy closes on whatever it did first: it lacks the baseline that A2C has. A faster critic knows sooner, and
+the pull towards whatever was done remains.
 """
 
 import functools
@@ -54,6 +27,26 @@ from jaxrl_align.learner import make_optimizer
 from jaxrl_align.runtime import cli, plots
 from jaxrl_align.types import Learner, Params
 
+CLAIM = runtime.Claim(
+    "From REINFORCE with the whole return over reward-to-go, discount and baselines to actor-critics, each "
+    "estimator learns faster than the one before, and keeps what it learnt.",
+    rows=("B4", "B6", "B7", "B8", "B9", "B10", "B11", "B12", "B13", "B14"),
+    minutes=6,
+)
+PAIRS = (
+    ("A2C, at once", "REINFORCE, whole return"),
+    ("reward-to-go", "REINFORCE, whole return"),
+    ("discounted", "reward-to-go"),
+    ("average baseline", "discounted"),
+    ("learned baseline", "average baseline"),
+    ("Q actor-critic", "REINFORCE, whole return"),
+    ("A2C", "learned baseline"),
+    ("A2C, at once", "A2C"),
+    ("A2C, at once", "Q actor-critic, at once"),
+    ("Q actor-critic, at once, fast critic", "Q actor-critic, at once"),
+    ("A2C, at once, fast critic", "Q actor-critic, at once, fast critic"),
+)
+"""What is to return more, and than what."""
 UNDRAWN = {f"{name}, fast critic" for name in ("learned baseline", "Q actor-critic", "A2C", "A2C, at once")}
 """Where a faster critic changes less, for the figure's legend has an end."""
 
@@ -150,8 +143,98 @@ def play(config: Config, folder: runtime.RunFolder, name: str) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def last_rounds(config: Config) -> int:
+    """Return the length of the last stretch, a tenth of all rounds."""
+    return max(1, config.updates // 10)
+
+
+def tabulate(config: Config, results: dict[str, np.ndarray]) -> dict[float, dict[str, dict[str, Any]]]:
+    """Return by learning rate a row for each method: returns, and how many seeds fall."""
+    last = last_rounds(config)
+    tables: dict[float, dict[str, dict[str, Any]]] = {}
+    for i, rate in enumerate(config.learning_rates):
+        tables[rate] = {}
+        for name, returns in results.items():
+            parts = np.array_split(returns[:, i], -(-config.updates // last))
+            by_time = np.stack([np.nanmean(part, 0) for part in parts])
+            tables[rate][name] = {
+                "all rounds": runtime.bootstrap_mean(np.nanmean(returns[:, i], 0)),
+                f"last {last}": runtime.bootstrap_mean(by_time[-1]),
+                "fall": int(runtime.fell_by_half(by_time).sum()),
+            }
+    return tables
+
+
+def differences(config: Config, results: dict[str, np.ndarray]) -> dict[str, dict[str, runtime.Interval]]:
+    """Return for each pair of which both were run the paired difference of returns at every rate."""
+    whole = {name: np.nanmean(returns, 0) for name, returns in results.items()}
+    paired = functools.partial(runtime.paired_interval, bounds=(-config.time_limit, config.time_limit))
+    return {
+        f"{more} less {less}": {
+            f"rate {rate:g}": paired(whole[more][i], whole[less][i])
+            for i, rate in enumerate(config.learning_rates)
+        }
+        for more, less in PAIRS
+        if more in whole and less in whole
+    }
+
+
+def judge(
+    config: Config,
+    tables: dict[float, dict[str, dict[str, Any]]],
+    gains: dict[str, dict[str, runtime.Interval]],
+) -> dict[str, bool]:
+    """Return which parts of the claim are shown, of those whose methods were run."""
+    rows = [row for table in tables.values() for row in table.values()]
+    falls = [runtime.wilson_interval(row["fall"], config.seeds) for row in rows]
+    checks = {
+        f"{pair.replace(' less ', ' returns more than ')}, at every rate": all(
+            gain.low > 0 for gain in by_rate.values()
+        )
+        for pair, by_rate in gains.items()
+    }
+    return checks | {
+        "every method keeps what it learnt: it falls on fewer than a fifth of the seeds, at every rate": all(
+            share.high < 0.2 for share in falls
+        )
+    }
+
+
+def headline_of(
+    config: Config,
+    tables: dict[float, dict[str, dict[str, Any]]],
+    gains: dict[str, dict[str, runtime.Interval]],
+) -> tuple[dict[str, runtime.Interval], dict[str, runtime.Interval]]:
+    """Return the first difference, or where no pair was run the first return, and what it is held against."""
+    rate = config.learning_rates[0]
+    returns = {f"return of {name} at rate {rate:g}": row["all rounds"] for name, row in tables[rate].items()}
+    if not gains:
+        name, value = next(iter(returns.items()))
+        return {name: value}, {}
+    pair = next(iter(gains))
+    less = f"return of {pair.partition(' less ')[2]} at rate {rate:g}"
+    headline = {f"return of {pair} at rate {rate:g}, paired": gains[pair][f"rate {rate:g}"]}
+    return headline, {less: returns[less]}
+
+
+def draw(config: Config, folder: runtime.RunFolder, results: dict[str, np.ndarray], i: int) -> str:
+    """Draw the returns at the i-th learning rate; return the file's name."""
+    rate, updates = config.learning_rates[i], np.arange(1, config.updates + 1)
+    file = f"returns_{rate:g}.png"
+    plots.save_curves(
+        folder.path / file,
+        f"rounds of {config.episodes} x {config.time_limit} steps",
+        "return",
+        {name: (updates, x[:, i]) for name, x in results.items() if name not in UNDRAWN},
+        title=f"CartPole-v1, learning rate {rate:g}",
+        dashed=[name for name in results if "at once" in name],
+        ylim=(0, config.time_limit + 5),
+    )
+    return file
+
+
 def main(config: Config) -> None:
-    """Train all methods, print and draw their returns."""
+    """Train all methods, draw and write their returns; a part of them is evidence for no lecture's row."""
     config.require(seeds=2, updates=1, episodes=2)
     check_divides(config.short_steps, config.time_limit, "short_steps", "time_limit")
     unknown = set(config.only) - set(methods())
@@ -159,29 +242,20 @@ def main(config: Config) -> None:
         raise ValueError(f"only must name methods, {sorted(methods())}; got {sorted(unknown)}")
     folder = config.open_folder()
     results = {name: play(config, folder, name) for name in config.only or methods()}
-    last = max(1, config.updates // 10)
-    updates = np.arange(1, config.updates + 1)
-    table = {}
-    for i, rate in enumerate(config.learning_rates):
-        print(f"\nlearning rate {rate:g}, {config.seeds} seeds: mean return, all updates and the last {last}")
-        for name, returns in results.items():
-            parts = np.array_split(returns[:, i], -(-config.updates // last))
-            by_time = np.stack([np.nanmean(part, 0) for part in parts])
-            whole, final = (runtime.bootstrap_mean(x) for x in (np.nanmean(returns[:, i], 0), by_time[-1]))
-            fell = int(runtime.fell_by_half(by_time).sum())
-            table[f"{name}, {rate:g}"] = {"mean": whole, "last": final, "fell": fell}
-            print(f"  {name:36}{whole!s:>22}{final!s:>22}   {fell} fell by half")
-        plots.save_curves(
-            folder.path / f"returns_{rate:g}.png",
-            f"rounds of {config.episodes} x {config.time_limit} steps",
-            "return",
-            {name: (updates, x[:, i]) for name, x in results.items() if name not in UNDRAWN},
-            title=f"CartPole-v1, learning rate {rate:g}",
-            dashed=[name for name in results if "at once" in name],
-            ylim=(0, config.time_limit + 5),
-        )
-    folder.write_json("results.json", table)
-    print(f"\nfigures are in {folder.path}")
+    figures = [draw(config, folder, results, i) for i in range(len(config.learning_rates))]
+    tables, gains = tabulate(config, results), differences(config, results)
+    headline, baselines = headline_of(config, tables, gains)
+    paired = {"return over all rounds, paired by seed": gains} if gains else {}
+    runtime.write_result(
+        folder,
+        config,
+        CLAIM._replace(rows=()) if config.only else CLAIM,
+        headline=headline,
+        baselines=baselines,
+        checks=judge(config, tables, gains),
+        tables=paired | {f"rate {x:g}: returns; seeds that fall": table for x, table in tables.items()},
+        figures=figures,
+    )
 
 
 if __name__ == "__main__":

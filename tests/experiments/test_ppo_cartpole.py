@@ -25,7 +25,10 @@ def test_a_run_of_two_halves_is_the_uninterrupted_run(tmp_path):
     ppo.main(config)
     whole = Path(config.out)
     result = json.loads((whole / "result.json").read_text(encoding="utf-8"))
-    assert result["env_steps"] == 512 and len(result["episode_return_last100"]) == 2
+    ((title, table),) = result["tables"].items()
+    assert title == "return of the last 100 episodes, after 512 steps a seed"
+    assert len(table["PPO"]["each seed"]) == 2 and table["PPO"]["seeds that reach 475"] == 0
+    assert list(result["headline"].values()) == [table["PPO"]["interquartile mean"]]
     assert (whole / "learning_curve.png").stat().st_size > 5_000
     metrics = (whole / "metrics.jsonl").read_bytes()
     last = max(whole.glob("checkpoint_*"))
@@ -34,6 +37,8 @@ def test_a_run_of_two_halves_is_the_uninterrupted_run(tmp_path):
     ppo.main(dataclasses.replace(config, resume=True))
     assert (whole / "metrics.jsonl").read_bytes() == metrics
     assert arrays(last) == final
+    again = json.loads((whole / "result.json").read_text(encoding="utf-8"))
+    assert again | {"run": None} == result | {"run": None}
 
 
 @pytest.mark.parametrize(
@@ -57,4 +62,5 @@ def test_refuses_before_a_folder_is_made(tmp_path, change, message):
 def test_solves_cartpole_on_at_least_seven_of_eight_seeds(tmp_path):
     ppo.main(ppo.Config(out=str(tmp_path)))
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert sum(r >= 475 for r in result["episode_return_last100"]) >= 7
+    ((row,),) = (table.values() for table in result["tables"].values())
+    assert row["seeds that reach 475"] >= 7

@@ -36,18 +36,22 @@ def results(out):
 
 
 @pytest.mark.slow
-def test_dqn_learns_and_is_evaluated(experiment, tmp_path, capsys):
+def test_dqn_learns_and_is_evaluated(experiment, tmp_path):
     module = experiment("dqn_cartpole")
     config = module.Config(
         seeds=2, total_env_steps=160, capacity=800, batch_size=8, episodes=3, out=str(tmp_path / "run")
     )
     module.main(config)
     out = tmp_path / "run"
-    first = results(out)
-    assert np.shape(first["greedy"]) == np.shape(first["epsilon 0.05"]) == (2,)
-    assert min(first["greedy"]) >= 8
+    result = results(out)
+    (table,) = result["tables"].values()
+    greedy, sampled = table.values()
+    assert len(greedy["each seed"]) == len(sampled["each seed"]) == 2 and min(greedy["each seed"]) >= 8
+    assert list(result["headline"].values()) == [greedy["interquartile mean"]]
+    assert [text.partition(":")[0] for text in result["checks"]] == ["greedily"] * 2 + [
+        "with epsilon 0.05"
+    ] * 2
     assert (out / "learning_curve.png").stat().st_size > 5_000
-    assert "interquartile mean" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -131,7 +135,7 @@ def test_dqn_learns_from_images(experiment, tmp_path):
     module = experiment("dqn_minatar")
     small = {"seeds": 2, "num_envs": 4, "num_steps": 2, "updates": 1, "total_env_steps": 64, "capacity": 64}
     module.main(module.Config(**small, batch_size=8, hidden=8, episodes=2, out=str(tmp_path)))
-    assert (tmp_path / "learning_curve.png").exists()
+    assert (tmp_path / "learning_curve.png").exists() and results(tmp_path)["claim"] == module.CLAIM.text
 
 
 @pytest.mark.slow
