@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from jaxrl_align.runtime.folder import RunConfig, open_run
 from jaxrl_align.runtime.metrics import append_metrics
 from jaxrl_align.runtime.statistics import Interval
 
-EVIL = "<script>alert('x')</script>\"&"
+EVIL = "<script>alert('x')</script>\" onload='&"
+
+ODD = "<i>\" onerror='x"
+"""Part of a file's name."""
 
 
 def write_run(path, config, **history):
@@ -64,6 +68,10 @@ def test_compare_takes_metrics_and_the_mean_of_the_last_steps(capsys):
     run_command(["compare", "c", "--metrics", "loss", "--last", "2"])
     out = capsys.readouterr().out
     assert re.search(r"c +4 +1 +3", out) and "differ" not in out
+    write_run(Path("d"), {"seed": 2, "seeds": 3}, loss=np.ones((3, 3)))
+    run_command(["compare", "a", "d"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.startswith("  d")] == [["d", "1", "3", "3"]]
     run_command(["compare", "a", "a/"])
     assert "no setting differs" in capsys.readouterr().out
     said = fails(capsys, "compare", "a", "b", "--metrics", "kl")
@@ -125,12 +133,12 @@ def test_a_report_is_one_page_without_scripts(runs, capsys, form):
         out: str = "evil"
         words: str = EVIL
 
-    folder = Config().open_folder()
+    folder = Config(out=f"evil{ODD}").open_folder()
     history = {EVIL: np.ones((5, 3)), "loss": np.arange(5.0), "never": np.full(5, np.nan)}
-    append_metrics("evil/metrics.jsonl", 0, history)
-    (runs / "evil" / "figure & <b>.png").write_bytes(b"\x89PNG")
+    append_metrics(folder.path / "metrics.jsonl", 0, history)
+    (folder.path / f"figure & <b>{ODD}.png").write_bytes(b"\x89PNG")
     samples = [{"step": 1, "prompt": EVIL, "completion": f"{EVIL} then"}]
-    (runs / "evil" / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
+    (folder.path / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
     folder.write_json("held_out.json", {"0": {EVIL: 2.0}, EVIL: {"loss": EVIL}})
     if form == "ours":
         write_result(
@@ -145,11 +153,11 @@ def test_a_report_is_one_page_without_scripts(runs, capsys, form):
     elif form == "own":
         folder.write_json("result.json", {EVIL: [EVIL], "claim": {"deep": EVIL}})
     capsys.readouterr()
-    run_command(["report", "evil"])
-    assert capsys.readouterr().out.startswith("evil/report.html: ")
-    text = (runs / "evil" / "report.html").read_text(encoding="utf-8")
+    run_command(["report", str(folder.path)])
+    assert capsys.readouterr().out.startswith(f"{folder.path}/report.html: ")
+    text = (folder.path / "report.html").read_text(encoding="utf-8")
     page = Reader(text)
-    assert "script" not in page.tags and "b" not in page.tags and "<script" not in text
+    assert not {"script", "b", "i"} & set(page.tags) and "<script" not in text
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
     assert (
         "script-src" not in text
@@ -158,11 +166,20 @@ def test_a_report_is_one_page_without_scripts(runs, capsys, form):
     )
     assert page.tags.count("svg") == 2 and "never: never finite" in page.text
     assert page.text.count(f"{EVIL} then") == 1 and f"words{EVIL}" in page.text.replace("\n", "")
-    assert "figure & <b>.png" in page.text and "test_looking" in page.text
+    assert f"figure & <b>{ODD}.png" in page.text and "test_looking" in page.text
     if form == "ours":
         assert "The claim holds in part." in page.text and "1.0 [0.5, 1.5]" in page.text
         assert "Environment" in page.text and "versions.jax" in page.text
     assert ("Result" in page.text) == (form != "none")
+
+
+def test_a_report_names_the_stages_of_a_run(runs):
+    for stage in ("one", "two"):
+        write_run(runs / "staged" / stage, {}, loss=np.arange(3.0))
+    run_command(["report", "staged"])
+    run_command(["report", "a", "--out", "pages/a.html"])
+    staged, single = (Path(name).read_text() for name in ("staged/report.html", "pages/a.html"))
+    assert "<h3>one</h3>" in staged and "<h3>two</h3>" in staged and "<h3>" not in single
 
 
 def test_damage_in_a_report_is_said_in_a_line(runs, capsys):
