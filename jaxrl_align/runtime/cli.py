@@ -72,14 +72,18 @@ def main(
 def _describe_script(config: type) -> str | None:
     """Return the claim of the script that a configuration is of, its minutes, and the configuration's help.
 
-    A script says them by `CLAIM`, an object with `text` and `minutes`, or in its docstring.
+    A script says them by `CLAIM`, an object with `text` and `minutes`, by `CLAIMS`, those of its parts by
+    name, of which the setting `parts` names the usual ones, or in its docstring.
     """
     module = sys.modules.get(config.__module__)
-    claim = getattr(module, "CLAIM", None)
-    text = claim_in(module.__doc__) if claim is None else claim.text
+    one, parts = getattr(module, "CLAIM", None), getattr(module, "CLAIMS", None) or {}
+    usual = [parts[name] for name in getattr(config, "parts", ()) if name in parts]
+    claims = [one] if one is not None else usual or list(parts.values())
+    text = " ".join(claim.text for claim in claims) or claim_in(getattr(module, "__doc__", None))
     if not text:
         return None
-    takes = "" if claim is None else f" Takes {minutes_text(claim.minutes)} on two CPU cores."
+    minutes = sum(claim.minutes for claim in claims)
+    takes = f" Takes {minutes_text(minutes)} on two CPU cores." if claims else ""
     return f"{text}{takes}\n\n{inspect.getdoc(config) or ''}".strip()
 
 

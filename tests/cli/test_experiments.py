@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import importlib
 import inspect
 import json
 import runpy
@@ -134,6 +135,25 @@ def test_the_help_of_a_run_starts_with_its_claim_and_minutes(scripts, capsys):
     assert out.split("\n\n")[1].replace("\n", " ") == claim and "The settings." in out
 
 
+def test_an_experiment_of_parts_claims_what_they_do(scripts, capsys):
+    one = 'CLAIM = Claim("What is written "\n    "stays. It is read again.", minutes=0.5)'
+    two = 'CLAIMS = {"a": Claim("It stays."), "b": Claim("It goes.", minutes=2)}'
+    assert one in (text := SCRIPTS["tiny_claim"])
+    (scripts / "tiny_claim.py").write_text(text.replace(one, two))
+    found = catalogue.read_experiments(scripts)["tiny_claim"]
+    assert (found.claim, found.minutes, found.tool) == ("It stays. It goes.", 2, False)
+    assert fails("run", "tiny_claim", "--help") == 0
+    assert "It stays. It goes. Takes about 3 minutes on two CPU cores." in capsys.readouterr().out
+    sys.modules.pop("tiny_claim")
+    chosen = text.replace(one, two).replace("    rates:", '    parts: tuple[str, ...] = ("b",)\n    rates:')
+    (scripts / "tiny_claim.py").write_text(chosen)
+    assert catalogue.read_experiments(scripts)["tiny_claim"].claim == "It goes."
+    importlib.invalidate_caches()
+    assert fails("run", "tiny_claim", "--help") == 0
+    out = capsys.readouterr().out
+    assert "It goes. Takes about 2 minutes on two CPU cores." in out and "It stays." not in out
+
+
 def test_what_is_mistyped_is_corrected(scripts, capsys):
     assert fails("run", "tiny_clam") == 2
     assert capsys.readouterr().err == "error: tiny_clam is no experiment; did you mean tiny_claim?\n"
@@ -239,7 +259,8 @@ def test_the_real_ones_are_found_and_all_claim_something():
     for experiment in found.values():
         assert len(first_line := catalogue.first_sentence(experiment.claim)) > 20, experiment
         assert not first_line[0].islower(), experiment
-    assert {"complete", "import_gguf"} <= {x.name for x in found.values() if x.tool}
+    assert {x.name for x in found.values() if x.tool} == {"complete", "import_gguf", "qlora_step", "record"}
+    assert [x.name for x in found.values() if not x.tool and x.minutes is None] == []
 
 
 def test_a_wheel_holds_the_experiments_inside_the_package(tmp_path, monkeypatch):

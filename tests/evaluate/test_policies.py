@@ -381,9 +381,10 @@ def test_pictures_follow_the_state(name):
     assert {x.shape for x in seen} == {(drawings.HEIGHT, drawings.WIDTH, 3)}
     moved = (np.abs(seen[0].astype(int) - seen[1]).max(2) > 40).sum()
     assert 200 < moved < 20_000
-    if field in ("x", "position"):  # to the right
-        blue = [np.argwhere((x == (0, 114, 178)).all(2))[:, 1].mean() for x in seen]
-        assert blue[0] + 50 < blue[1]
+    colours = [(0, 114, 178), *([(34, 34, 34)] if field == "x" else [])]
+    for colour in colours if field in ("x", "position") else ():  # what moves is drawn further right
+        left, right = (np.argwhere((x == colour).all(2))[:, 1].mean() for x in seen)
+        assert left + 50 < right
 
 
 def test_cells_have_their_channels_colours():

@@ -67,15 +67,43 @@ def _describe(path: Path, source: ast.Module) -> Experiment:
 
 
 def _stated_claim(source: ast.Module) -> dict[str, Any]:
-    """Return the literals of `CLAIM = Claim(text, ..., minutes=...)`; nothing without such a line."""
+    """Return text and minutes of `CLAIM = Claim(text, ..., minutes=...)`; nothing without such a line.
+
+    Of `CLAIMS`, those of an experiment's parts by name, it is what the parts that run by default say together.
+    """
+    calls: list[ast.expr] = []
     for node in source.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            if [getattr(target, "id", None) for target in node.targets] != ["CLAIM"]:
-                continue
-            given = dict(zip(("text", "rows", "minutes"), node.value.args, strict=False))
-            given |= {word.arg: word.value for word in node.value.keywords if word.arg}
-            return {name: x.value for name, x in given.items() if isinstance(x, ast.Constant)}
-    return {}
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            name = getattr(node.targets[0], "id", None)
+            if name == "CLAIM":
+                calls = [node.value]
+            elif name == "CLAIMS" and isinstance(node.value, ast.Dict):
+                named = {
+                    getattr(key, "value", None): x
+                    for key, x in zip(node.value.keys, node.value.values, strict=True)
+                }
+                calls = [named[part] for part in _default_parts(source) if part in named] or [*named.values()]
+    stated = [claim for call in calls if isinstance(call, ast.Call) and (claim := _literals(call))]
+    if not stated:
+        return {}
+    minutes = [claim["minutes"] for claim in stated if "minutes" in claim]
+    text = " ".join(claim["text"] for claim in stated if "text" in claim)
+    return {"text": text} | ({"minutes": sum(minutes)} if minutes else {})
+
+
+def _default_parts(source: ast.Module) -> tuple[str, ...]:
+    """Return the literal default of the setting `parts`; empty where there is none."""
+    for node in ast.walk(source):
+        named = isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == "parts"
+        if named and isinstance(node.value, ast.Tuple):
+            return tuple(str(x.value) for x in node.value.elts if isinstance(x, ast.Constant))
+    return ()
+
+
+def _literals(call: ast.Call) -> dict[str, Any]:
+    given = dict(zip(("text", "rows", "minutes"), call.args, strict=False))
+    given |= {word.arg: word.value for word in call.keywords if word.arg}
+    return {name: x.value for name, x in given.items() if isinstance(x, ast.Constant)}
 
 
 def first_sentence(text: str) -> str:
