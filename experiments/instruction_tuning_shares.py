@@ -82,3 +82,9 @@ def unseen_shares(row: Mapping[str, Any], known: Any = None) -> dict[str, np.nda
             form > 0, found[name + "right"] / np.where(form > 0, form, 1), np.nan
         )
     return found
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("instruction_tuning")

@@ -78,3 +78,9 @@ def judge(row: dict[str, Any], solved: float | None, published: float | None) ->
         text = f"the interquartile mean lies at most a tenth below the published {published:g}"
         checks[text] = row["interquartile mean"].low >= published - 0.1 * abs(published)
     return checks
+
+
+if __name__ == "__main__":
+    from jaxrl_align.runtime import cli
+
+    cli.point_to("dqn_cartpole")
