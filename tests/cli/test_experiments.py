@@ -13,13 +13,10 @@ import pytest
 
 from jaxrl_align.cli import run_command
 from jaxrl_align.cli.experiments import catalogue, launching
-from jaxrl_align.runtime.cli import claim_in, minutes_text
+from jaxrl_align.runtime.cli import minutes_text
 
 SCRIPTS = {
-    "tiny_claim": '''"""A run of nothing.
-
-Measured: nothing.
-"""
+    "tiny_claim": '''"""A run of nothing."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -69,13 +66,11 @@ def main(config):
 if __name__ == "__main__":
     cli.main(Config, main)
 ''',
-    "ppo_cartpole": '''"""Old words.
-
-Claim (lectures 1 and 2, B16: no): it does balance
-the pole. So.
-
-Measured.
-"""
+    "ppo_cartpole": '''"""Words."""
+CLAIMS = {
+    "pole": Claim("It does balance the pole.", ("B16",), 2),
+    "cart": Claim(text="And the cart.", minutes=3),
+}
 def main(config): pass
 ''',
     "some_tool": '"""Makes a thing of another."""\ndef main(config): pass\n',
@@ -113,7 +108,7 @@ def test_list_shows_claims_minutes_and_tools(scripts, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     run_command(["list"])
     lines = capsys.readouterr().out.splitlines()
-    assert "ppo_cartpole         It does balance the pole." in lines
+    assert "ppo_cartpole      5  It does balance the pole." in lines
     assert "tiny_claim      0.5  What is written stays." in lines
     assert lines.index("some_tool            Makes a thing of another.") > lines.index(
         "tool            min  what it does"
@@ -222,10 +217,6 @@ def test_settings_come_back_as_they_were():
 
 
 def test_claims_in_words():
-    assert claim_in("A.\n\nClaim (x: y): the\nfirst. B.\n\nNot.") == "The first. B."
-    assert (
-        claim_in("A.\n\nClaim: last") == "Last" and claim_in("A claim: b") is None and claim_in(None) is None
-    )
     assert catalogue.first_sentence("A of 3.5 e.g. b (J. of X). Then") == "A of 3.5 e.g. b (J. of X)."
     times = {0.5: "less than a minute", 1: "about 1 minute", 90: "about 1.5 hours", 60: "about 60 minutes"}
     assert {minutes: minutes_text(minutes) for minutes in times} == times
@@ -235,7 +226,8 @@ def test_the_real_ones_are_found_and_all_claim_something():
     folder = catalogue.find_scripts()
     found = catalogue.read_experiments(folder)
     assert len(found) > 35 and (folder / catalogue.LANDMARK).is_file()
-    assert found["ppo_cartpole"].claim.startswith("Proximal policy optimisation balances the pole")
+    assert found["ppo_cartpole"].claim.startswith("Proximal policy optimisation with a clip")
+    assert found["in_context"].minutes > 20 and "fits a function" in found["in_context"].claim
     for experiment in found.values():
         assert len(first_line := catalogue.first_sentence(experiment.claim)) > 20, experiment
         assert not first_line[0].islower(), experiment

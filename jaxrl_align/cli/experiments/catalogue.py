@@ -4,12 +4,12 @@ import ast
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxrl_align.cli.config_files import suggest
-from jaxrl_align.runtime.cli import claim_in
 
 PACKAGE = Path(__file__).parents[2]
 LANDMARK = "ppo_cartpole.py"
@@ -60,22 +60,21 @@ def read_experiments(folder: Path) -> dict[str, Experiment]:
 
 def _describe(path: Path, source: ast.Module) -> Experiment:
     doc = ast.get_docstring(source) or ""
-    stated = _stated_claim(source)
-    claim = stated.get("text") or claim_in(doc) or doc.partition("\n")[0]
-    tool = not stated and "Measured" not in doc and claim_in(doc) is None
-    return Experiment(path.stem, path, claim, stated.get("minutes"), tool)
+    claims = list(_stated_claims(source))
+    text = " ".join(claim.get("text", "") for claim in claims) or doc.partition("\n")[0]
+    minutes = sum(claim.get("minutes", 0) for claim in claims) or None
+    return Experiment(path.stem, path, text, minutes, tool=not claims)
 
 
-def _stated_claim(source: ast.Module) -> dict[str, Any]:
-    """Return the literals of `CLAIM = Claim(text, ..., minutes=...)`; nothing without such a line."""
+def _stated_claims(source: ast.Module) -> Iterator[dict[str, Any]]:
+    """Yield the literals of each `Claim(text, ..., minutes=...)` that `CLAIM` or `CLAIMS` is made of."""
     for node in source.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            if [getattr(target, "id", None) for target in node.targets] != ["CLAIM"]:
-                continue
-            given = dict(zip(("text", "rows", "minutes"), node.value.args, strict=False))
-            given |= {word.arg: word.value for word in node.value.keywords if word.arg}
-            return {name: x.value for name, x in given.items() if isinstance(x, ast.Constant)}
-    return {}
+        names = [getattr(x, "id", None) for x in node.targets] if isinstance(node, ast.Assign) else []
+        for call in ast.walk(node) if names in (["CLAIM"], ["CLAIMS"]) else ():
+            if isinstance(call, ast.Call):
+                given = dict(zip(("text", "rows", "minutes"), call.args, strict=False))
+                given |= {word.arg: word.value for word in call.keywords if word.arg}
+                yield {name: x.value for name, x in given.items() if isinstance(x, ast.Constant)}
 
 
 def first_sentence(text: str) -> str:
