@@ -193,8 +193,7 @@ def judge(values: Values, many: float, most: float) -> dict[str, bool]:
             gain("coordinated", estimate, many).low > 0
         ),
         f"{many:.0%} who judge by popularity: so it does": gain("popular", estimate, many).low > 0,
-        f"{many:.0%} of everybody's votes reversed: it has fewer right": gain("random", estimate, many).high
-        < 0,
+        f"{many:.0%} of all votes reversed: it has fewer right": gain("random", estimate, many).high < 0,
         "and no defence more": not any(x.low > 0 for x in alike),
         f"{most:.0%} of liars: it believes them, fewer than half are right": believed.high < 50,
         "labels known from elsewhere have more right than the majority there": (

@@ -45,36 +45,63 @@ def points(x: np.ndarray, y: np.ndarray) -> Interval:
     return paired_interval(100 * x, 100 * y, bounds=(-100, 100))
 
 
-def judge(
-    over_short: dict[str, Interval], raw: dict[float, Interval], level: Interval, scale: Interval
-) -> dict[str, bool]:
-    """Return which parts of the claim hold.
+def kinds_of(config: Any, found: dict[Job, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the accuracy [M] of each kind at the noise of the crowd that gives all six."""
+    return {job.kind: x for job, x in found.items() if (job.noise, job.spread) == (config.noise, 1.0)}
 
-    Args:
-      over_short: accuracy of each kind less that of the shorter answer.
-      raw: accuracy of raw ratings less that of comparisons, by noise.
-      level: the same of standardised ratings.
-      scale: raw ratings by raters of one scale less those of different scales.
-    """
-    return (
-        {
-            "every kind of feedback teaches a reward model more than length alone knows": all(
-                x.low > 0 for x in over_short.values()
-            )
-        }
-        | {f"comparisons beat raw ratings at a noise of {noise:g}": x.high < 0 for noise, x in raw.items()}
-        | {
-            f"standardised ratings differ from comparisons by less than {LEVEL:g} points": (
-                max(-level.low, level.high) < LEVEL
-            ),
-            "ratings by raters of one scale beat raw ratings": scale.low > 0,
-        }
+
+def nearest(config: Any) -> float:
+    """Return the noise, of those that are compared, that is nearest to that crowd's."""
+    return min(config.noises, key=lambda x: abs(x - config.noise))
+
+
+class Decided(NamedTuple):
+    """The numbers that decide [points]."""
+
+    over_short: dict[str, Interval]
+    """Accuracy of each kind less that of the shorter answer."""
+    raw: dict[float, Interval]
+    """Accuracy of raw ratings less that of comparisons, by noise."""
+    level: Interval
+    """The same of standardised ratings."""
+    scale: Interval
+    """Raw ratings by raters of one scale less those of different scales."""
+
+
+def decide(config: Any, found: dict[Job, np.ndarray], short: np.ndarray) -> Decided:
+    """Return the numbers that decide, from accuracies [M] of jobs and of the shorter answer."""
+    own, noise = kinds_of(config, found), nearest(config)
+    at = {job[:3]: x for job, x in found.items()}
+    return Decided(
+        {kind: points(x, short) for kind, x in own.items()},
+        {x: points(at["rating", x, 1.0], at["comparison", x, 1.0]) for x in config.noises},
+        points(own["rating, standardised"], own["comparison"]),
+        points(at["rating", noise, 0.0], at["rating", noise, 1.0]),
     )
+
+
+def judge(decided: Decided) -> dict[str, bool]:
+    """Return which parts of the claim hold."""
+    over_short, raw, level, scale = decided
+    checks = {
+        "every kind of feedback teaches a reward model more than length alone knows": all(
+            x.low > 0 for x in over_short.values()
+        )
+    }
+    checks |= {
+        f"comparisons beat raw ratings at a noise of {noise:g}": x.high < 0 for noise, x in raw.items()
+    }
+    return checks | {
+        f"standardised ratings differ from comparisons by less than {LEVEL:g} points": (
+            max(-level.low, level.high) < LEVEL
+        ),
+        "ratings by raters of one scale beat raw ratings": scale.low > 0,
+    }
 
 
 def tabulate(config: Any, found: dict[Job, np.ndarray], short: np.ndarray) -> dict[str, Any]:
     """Return the tables of kinds and of noises, from accuracies [M] of jobs and of the shorter answer."""
-    six = {job.kind: x for job, x in found.items() if (job.noise, job.spread) == (config.noise, 1.0)}
+    six = kinds_of(config, found)
     by_setting = {job[:3]: x for job, x in found.items()}
     noises: dict[str, dict[str, Interval]] = {}
     for name, (kind, spread) in CURVES.items():
@@ -94,8 +121,9 @@ def tabulate(config: Any, found: dict[Job, np.ndarray], short: np.ndarray) -> di
     }
 
 
-def draw(folder: RunFolder, config: Any, by_setting: dict[tuple, np.ndarray]) -> None:
-    """Write feedback_types.png: accuracy [M] against the noise, by kind, noise and spread."""
+def draw(folder: RunFolder, config: Any, found: dict[Job, np.ndarray]) -> None:
+    """Write feedback_types.png: accuracy [M] against the noise."""
+    by_setting = {job[:3]: x for job, x in found.items()}
     curves = {
         name: (np.array(config.noises), np.array([100 * by_setting[kind, x, spread] for x in config.noises]))
         for name, (kind, spread) in CURVES.items()
@@ -123,24 +151,21 @@ def report(
       short: [M] that of preferring the shorter answer.
       tried: the table of the rates tried.
     """
-    by_setting = {job[:3]: x for job, x in found.items()}
-    at = lambda kind, noise=config.noise, spread=1.0: by_setting[kind, noise, spread]
-    draw(folder, config, by_setting)
-    raw = {x: points(at("rating", x), at("comparison", x)) for x in config.noises}
-    noise = min(config.noises, key=lambda x: abs(x - config.noise))
-    level = points(at("rating, standardised"), at("comparison"))
-    own = {job.kind: x for job, x in found.items() if (job.noise, job.spread) == (config.noise, 1.0)}
-    over_short = {kind: points(x, short) for kind, x in own.items()}
+    draw(folder, config, found)
+    decided, own = decide(config, found, short), kinds_of(config, found)
+    noise = nearest(config)
     write_result(
         folder,
         config,
         claim,
-        headline={f"accuracy of raw ratings less comparisons', noise {noise:g}, paired [points]": raw[noise]},
+        headline={
+            f"accuracy of raw ratings less comparisons', noise {noise:g}, paired [points]": decided.raw[noise]
+        },
         baselines={
-            "accuracy of comparisons [%]": percent(at("comparison")),
+            "accuracy of comparisons [%]": percent(own["comparison"]),
             "accuracy of the shorter answer [%]": percent(short),
         },
-        checks=judge(over_short, raw, level, points(at("rating", noise, 0.0), at("rating", noise))),
+        checks=judge(decided),
         tables=tabulate(config, found, short)
         | {f"accuracy on {config.tuning_seeds} tuning members [%], by learning rate": tried},
         figures=["feedback_types.png"],

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import inspect
 import os
-import re
 import signal
 import sys
 import traceback
@@ -70,32 +69,17 @@ def main(
 
 
 def _describe_script(config: type) -> str | None:
-    """Return the claim of the script that a configuration is of, its minutes, and the configuration's help.
+    """Return the claims of the script that a configuration is of, its minutes, and the configuration's help.
 
-    A script says them by `CLAIM`, an object with `text` and `minutes`, by `CLAIMS`, those of its parts by
-    name, of which the setting `parts` names the usual ones, or in its docstring.
+    A script says them by `CLAIM`, an object with `text` and `minutes`, or by `CLAIMS`, one for each part.
     """
-    module = sys.modules.get(config.__module__)
-    one, parts = getattr(module, "CLAIM", None), getattr(module, "CLAIMS", None) or {}
-    usual = [parts[name] for name in getattr(config, "parts", ()) if name in parts]
-    claims = [one] if one is not None else usual or list(parts.values())
-    text = " ".join(claim.text for claim in claims) or claim_in(getattr(module, "__doc__", None))
-    if not text:
+    module: Any = sys.modules.get(config.__module__)
+    claims = [module.CLAIM] if hasattr(module, "CLAIM") else list(getattr(module, "CLAIMS", {}).values())
+    if not claims:
         return None
-    minutes = sum(claim.minutes for claim in claims)
-    takes = f" Takes {minutes_text(minutes)} on two CPU cores." if claims else ""
-    return f"{text}{takes}\n\n{inspect.getdoc(config) or ''}".strip()
-
-
-def claim_in(docstring: str | None) -> str | None:
-    """Return the claim in a script's docstring, its paragraph "Claim: ...", in one line; None without one."""
-    found = re.search(
-        r"^Claim(?:\s*\([^()]*\))?:(.*?)(?:\n\s*\n|\Z)", docstring or "", re.DOTALL | re.MULTILINE
-    )
-    if found is None:
-        return None
-    text = " ".join(found[1].split())
-    return text[:1].upper() + text[1:]
+    text = " ".join(claim.text for claim in claims)
+    takes = f"Takes {minutes_text(sum(claim.minutes for claim in claims))} on two CPU cores."
+    return f"{text} {takes}\n\n{inspect.getdoc(config) or ''}".strip()
 
 
 def minutes_text(minutes: float) -> str:

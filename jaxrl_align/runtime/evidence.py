@@ -11,14 +11,12 @@
 """
 
 import dataclasses
-import functools
 import importlib.metadata
 import inspect
 import math
 import os
 import platform
 import shlex
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +122,7 @@ def describe_run(folder: RunFolder, config: Any, seeds: int | None = None) -> di
         "continued": folder.continued,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {device.device_kind}",
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED},
-        "commit": source_commit(),
+        "commit": folder.began.commit,
     }
 
 
@@ -159,24 +157,6 @@ def _flag(name: str, value: Any) -> list[str]:
         ]
     values = value if isinstance(value, tuple | list) else [value]
     return [f"--{name}", *(f"{x:g}" if isinstance(x, float) else str(x) for x in values)]
-
-
-@functools.cache
-def source_commit(file: Path = Path(__file__)) -> str | None:
-    """Return the commit of the checkout that a file lies in, with a "+" where tracked files of it differ.
-
-    None where none tracks the file (installed from a wheel), or without git.
-    """
-
-    def git(*words: str) -> str:
-        told = subprocess.run(("git", "-C", file.parent, *words), capture_output=True, text=True, check=True)
-        return told.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", file.name)
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def result_text(result: Mapping[str, Any]) -> str:

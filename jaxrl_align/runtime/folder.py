@@ -14,6 +14,7 @@ from jaxrl_align.atomic import atomic_path, remove_left_files, writes
 from jaxrl_align.runtime.devices.hosts import agree, exchange, together
 from jaxrl_align.runtime.guards.lock import FolderLock, hold_folder
 from jaxrl_align.runtime.metrics import METRICS_FILE
+from jaxrl_align.runtime.source import source_commit
 
 CONFIG_FILE = "config.json"
 MADE_BY_FILE = "made_by.json"
@@ -47,11 +48,13 @@ class Clock(NamedTuple):
     """Seconds, monotonic."""
     cpu: float
     """Seconds of this process on all cores."""
+    commit: str | None
+    """Of the source that was loaded by then; see `source_commit`."""
 
     @classmethod
     def read(cls) -> "Clock":
         """Return the present moment."""
-        return cls(time.monotonic(), time.process_time())
+        return cls(time.monotonic(), time.process_time(), source_commit())
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import importlib
 import inspect
 import json
 import runpy
@@ -14,13 +13,10 @@ import pytest
 
 from jaxrl_align.cli import run_command
 from jaxrl_align.cli.experiments import catalogue, launching
-from jaxrl_align.runtime.cli import claim_in, minutes_text
+from jaxrl_align.runtime.cli import minutes_text
 
 SCRIPTS = {
-    "tiny_claim": '''"""A run of nothing.
-
-Measured: nothing.
-"""
+    "tiny_claim": '''"""A run of nothing."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -70,13 +66,11 @@ def main(config):
 if __name__ == "__main__":
     cli.main(Config, main)
 ''',
-    "ppo_cartpole": '''"""Old words.
-
-Claim (lectures 1 and 2, B16: no): it does balance
-the pole. So.
-
-Measured.
-"""
+    "ppo_cartpole": '''"""Words."""
+CLAIMS = {
+    "pole": Claim("It does balance the pole.", ("B16",), 2),
+    "cart": Claim(text="And the cart.", minutes=3),
+}
 def main(config): pass
 ''',
     "some_tool": '"""Makes a thing of another."""\ndef main(config): pass\n',
@@ -114,7 +108,7 @@ def test_list_shows_claims_minutes_and_tools(scripts, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     run_command(["list"])
     lines = capsys.readouterr().out.splitlines()
-    assert "ppo_cartpole         It does balance the pole." in lines
+    assert "ppo_cartpole      5  It does balance the pole." in lines
     assert "tiny_claim      0.5  What is written stays." in lines
     assert lines.index("some_tool            Makes a thing of another.") > lines.index(
         "tool            min  what it does"
@@ -133,25 +127,6 @@ def test_the_help_of_a_run_starts_with_its_claim_and_minutes(scripts, capsys):
     assert out.startswith("usage: jaxrl-align run tiny_claim")
     claim = "What is written stays. It is read again. Takes less than a minute on two CPU cores."
     assert out.split("\n\n")[1].replace("\n", " ") == claim and "The settings." in out
-
-
-def test_an_experiment_of_parts_claims_what_they_do(scripts, capsys):
-    one = 'CLAIM = Claim("What is written "\n    "stays. It is read again.", minutes=0.5)'
-    two = 'CLAIMS = {"a": Claim("It stays."), "b": Claim("It goes.", minutes=2)}'
-    assert one in (text := SCRIPTS["tiny_claim"])
-    (scripts / "tiny_claim.py").write_text(text.replace(one, two))
-    found = catalogue.read_experiments(scripts)["tiny_claim"]
-    assert (found.claim, found.minutes, found.tool) == ("It stays. It goes.", 2, False)
-    assert fails("run", "tiny_claim", "--help") == 0
-    assert "It stays. It goes. Takes about 3 minutes on two CPU cores." in capsys.readouterr().out
-    sys.modules.pop("tiny_claim")
-    chosen = text.replace(one, two).replace("    rates:", '    parts: tuple[str, ...] = ("b",)\n    rates:')
-    (scripts / "tiny_claim.py").write_text(chosen)
-    assert catalogue.read_experiments(scripts)["tiny_claim"].claim == "It goes."
-    importlib.invalidate_caches()
-    assert fails("run", "tiny_claim", "--help") == 0
-    out = capsys.readouterr().out
-    assert "It goes. Takes about 2 minutes on two CPU cores." in out and "It stays." not in out
 
 
 def test_what_is_mistyped_is_corrected(scripts, capsys):
@@ -242,10 +217,6 @@ def test_settings_come_back_as_they_were():
 
 
 def test_claims_in_words():
-    assert claim_in("A.\n\nClaim (x: y): the\nfirst. B.\n\nNot.") == "The first. B."
-    assert (
-        claim_in("A.\n\nClaim: last") == "Last" and claim_in("A claim: b") is None and claim_in(None) is None
-    )
     assert catalogue.first_sentence("A of 3.5 e.g. b (J. of X). Then") == "A of 3.5 e.g. b (J. of X)."
     times = {0.5: "less than a minute", 1: "about 1 minute", 90: "about 1.5 hours", 60: "about 60 minutes"}
     assert {minutes: minutes_text(minutes) for minutes in times} == times
@@ -255,12 +226,12 @@ def test_the_real_ones_are_found_and_all_claim_something():
     folder = catalogue.find_scripts()
     found = catalogue.read_experiments(folder)
     assert len(found) > 35 and (folder / catalogue.LANDMARK).is_file()
-    assert found["ppo_cartpole"].claim.startswith("Proximal policy optimisation")
+    assert found["ppo_cartpole"].claim.startswith("Proximal policy optimisation with a clip")
+    assert found["in_context"].minutes > 20 and "fits a function" in found["in_context"].claim
     for experiment in found.values():
         assert len(first_line := catalogue.first_sentence(experiment.claim)) > 20, experiment
         assert not first_line[0].islower(), experiment
-    assert {x.name for x in found.values() if x.tool} == {"complete", "import_gguf", "qlora_step", "record"}
-    assert [x.name for x in found.values() if not x.tool and x.minutes is None] == []
+    assert {"complete", "import_gguf"} <= {x.name for x in found.values() if x.tool}
 
 
 def test_a_wheel_holds_the_experiments_inside_the_package(tmp_path, monkeypatch):

@@ -396,6 +396,15 @@ def test_cells_have_their_channels_colours():
     assert (picture[:180] == 24).all()
 
 
+def test_play_draws_the_actions_where_it_is_asked_to(tmp_path):
+    net = nets.make_q_net(2, (1,))
+    evaluate.save_policy(tmp_path, net, by_bias(1.0), env="CartPole-v1", epsilon=1.0)
+    policy = evaluate.load_policy(tmp_path)
+    how = {"episodes": 20, "max_steps": 60}
+    greedy, sampled = (evaluate.play_policy(policy, KEY, **how, sample=x) for x in (False, True))
+    assert greedy.episode_return.max() < 13 < sampled.episode_return.max()
+
+
 def test_a_film_shows_one_episode(run):
     place = playing.find_environment(evaluate.load_policy(run))
     states, obs, returns = films._record(place, evaluate.load_policy(run).greedy, KEY, 50)

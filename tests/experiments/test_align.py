@@ -82,9 +82,10 @@ def test_agreement_and_gains_by_hand():
     # The better of two, by topic: 0.3, 0.2, 0.2; 0, 1, 0; 0.5 thrice.
     gain = np.mean([0.7, 1.0, 1.5]) / 3 - vader.mean()
     np.testing.assert_allclose([cell.value for cell in best.values()], [0, gain], atol=1e-6)
-    orders = report.read_orders(start | {"score": 1 - vader, "happy": vader})
-    assert orders["the start, asked"]["share of pairs"].value == 1
-    assert orders["the reward model [deviations]"]["correlation with VADER"] == pytest.approx(-1)
+    orders = report.read_orders(start | {"score": score, "happy": 1 - vader})
+    assert orders["the reward model [deviations]"]["share of pairs"].value == pytest.approx(7 / 12)
+    assert orders["the start, asked"]["share of pairs"].value == 0
+    assert orders["the start, asked"]["correlation with VADER"] == pytest.approx(-1)
 
 
 def test_the_verdict_is_that_of_gains_that_no_interval_leaves_open():

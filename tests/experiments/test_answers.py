@@ -70,6 +70,14 @@ def test_rates_are_chosen_by_the_mean():
     assert table["a"] == pytest.approx({"1": 60.0, "2": 65.0, "3": 50.0, "taken": "2"})
 
 
+def test_a_rate_that_was_not_tried_leaves_its_cell_empty():
+    table = load("rates").rates_table(
+        {"a": {1e-3: 0.5, 1e-4: 0.25}, "b": {1e-2: 1.0}}, {"a": 1e-3, "b": 1e-2}
+    )
+    assert list(table["b"].items()) == [("0.0001", ""), ("0.001", ""), ("0.01", 1.0), ("taken", "0.01")]
+    assert table["a"] == {"0.0001": 0.25, "0.001": 0.5, "0.01": "", "taken": "0.001"}
+
+
 def test_rows_are_repeated_in_turn():
     rows = answers.repeat_rows({"a": np.arange(6).reshape(3, 2)}, 5)
     np.testing.assert_array_equal(rows["a"], [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]])

@@ -47,12 +47,27 @@ def test_every_critic_is_tuned_and_reported_on_other_seeds(experiment, tmp_path,
 
 
 def test_the_verdict_is_that_of_intervals_that_leave_nothing_open(experiment):
-    up, down, level = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.0))
+    up, down, open_up, open_down = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.5, -0.5))
     judge = lambda *found: list(experiment.judge(*found).values())
     both = lambda x, y: {"shared": x, "separate": y}
     assert judge(both(up, up), both(down, down)) == [True] * 4
-    assert judge(both(up, level), both(level, down)) == [True, False, False, True]
+    assert judge(both(up, open_up), both(open_down, down)) == [True, False, False, True]
     assert judge(both(down, down), both(up, up)) == [False] * 4
+
+
+def test_a_table_holds_both_starts_and_their_difference(experiment):
+    """From zero the second step reaches the target of 1, from the reward model the first."""
+    config = experiment.Config(rlhf_steps=3)
+    seeds = np.array([[0.0], [0.01]])
+    found = {
+        "score": [np.array([[0.0, 2.0, 2.0]]) + seeds, np.array([[1.5, 2.0, 2.5]]) + seeds],
+        "explained": [np.zeros((2, 2)), np.array([[-1.0, -0.9], [0.1, 0.2]])],
+    }
+    table = experiment.tabulate(config, found)
+    less = {name: cell.value for name, cell in table["reward model less zero"].items()}
+    assert less["steps to the target"] == -1 and less["explained, step 0"] == pytest.approx(-0.95)
+    assert table["zero"]["missed"] == 0
+    assert table["reward model"]["correlation^2, step 0"].value == pytest.approx(0.15)
 
 
 def test_steps_are_counted_to_the_running_means_first_crossing(experiment):

@@ -73,7 +73,7 @@ def test_a_run_in_miniature(tmp_path, capsys):
 
 
 def test_the_verdict_is_that_of_labels_that_no_interval_leaves_open():
-    base, close = np.array([60.0, 61.0]), np.array([60.0, 59.0])
+    base = np.array([60.0, 61.0])
     row = lambda gain, later=0.0: {0.4: base + gain, 0.45: base + later}
     good = {
         "coordinated": {"majority": row(0), "Dawid-Skene": row(30, -30), "test questions": row(30, 30)},
@@ -85,16 +85,16 @@ def test_the_verdict_is_that_of_labels_that_no_interval_leaves_open():
     ]
     assert failing(good) == []
 
-    def change(attack, defence, share):
+    def change(attack, defence, share, *values):
         own = good[attack]
-        return good | {attack: own | {defence: own[defence] | {share: close}}}
+        return good | {attack: own | {defence: own[defence] | {share: np.array(values)}}}
 
-    assert failing(change("coordinated", "Dawid-Skene", 0.4)) == [0]
-    assert failing(change("popular", "Dawid-Skene", 0.4)) == [1]
-    assert failing(change("random", "Dawid-Skene", 0.4)) == [2]
+    assert failing(change("coordinated", "Dawid-Skene", 0.4, 60.0, 63.0)) == [0]
+    assert failing(change("popular", "Dawid-Skene", 0.4, 60.0, 63.0)) == [1]
+    assert failing(change("random", "Dawid-Skene", 0.4, 60.0, 59.0)) == [2]
     assert failing(good | {"random": good["random"] | {"test questions": row(5)}}) == [3]
-    assert failing(change("coordinated", "Dawid-Skene", 0.45)) == [4]
-    assert failing(change("coordinated", "test questions", 0.45)) == [5]
+    assert failing(change("coordinated", "Dawid-Skene", 0.45, 49.0, 49.5)) == [4]
+    assert failing(change("coordinated", "test questions", 0.45, 60.0, 63.0)) == [5]
 
 
 def test_a_share_below_zero_is_refused():

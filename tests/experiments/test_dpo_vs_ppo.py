@@ -191,15 +191,17 @@ def test_a_run_in_miniature_continues_to_the_same_result(config, capsys):
 
 def test_the_verdict_is_that_of_gains_that_no_interval_leaves_open():
     up, down, level = (Interval(x, x - 0.2, x + 0.2, "t") for x in (1.0, -1.0, 0.0))
+    open_up, open_down = (Interval(x, x - 0.2, x + 0.2, "t") for x in (0.1, -0.1))
     others = {"SFT": up, "PPO": down, "best of n": down, "imitation": up}
     gains = {"PPO": {"SFT": up}, "DPO": others, "IPO": others, "RLOO": {"PPO": level}, "GRPO": {"PPO": down}}
     judge = lambda gains: list(report.judge(gains, ("DPO", "IPO"), ("RLOO", "GRPO")).values())
     failing = lambda gains: [i for i, holds in enumerate(judge(gains)) if not holds]
     assert judge(gains) == [True] * 6
-    assert failing(gains | {"PPO": {"SFT": level}}) == [0]
-    for i, other in ((1, "PPO"), (2, "best of n"), (3, "imitation")):
-        assert failing(gains | {"IPO": others | {other: level}}) == [i]
+    assert failing(gains | {"PPO": {"SFT": open_up}}) == [0]
+    for i, other, value in ((1, "PPO", open_down), (2, "best of n", open_down), (3, "imitation", open_up)):
+        assert failing(gains | {"IPO": others | {other: value}}) == [i]
     assert failing(gains | {"RLOO": {"PPO": down}}) == [4]
     assert failing(gains | {"RLOO": {"PPO": Interval(0.1, -0.1, 0.3, "t")}}) == [4]
     assert failing(gains | {"GRPO": {"PPO": up}}) == [5]
     assert len(report.judge(gains, (), ())) == 1
+    assert report.less({"gold": [2.0, 3.0]}, {"gold": [1.0, 1.0]}).value == 1.5

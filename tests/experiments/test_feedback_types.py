@@ -136,11 +136,29 @@ def test_a_run_in_miniature(tmp_path, capsys, monkeypatch):
 
 
 def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
-    up, down, level = (Interval(x, x - 2, x + 2, "t") for x in (4.0, -4.0, 0.5))
+    up, down, level, open_down = (Interval(x, x - 2, x + 2, "t") for x in (4.0, -4.0, 0.5, -0.5))
     kinds, raw = {"rating": up, "label": up}, {0.5: down, 2.0: down}
-    failing = lambda *found: [i for i, x in enumerate(report.judge(*found).values()) if not x]
+    failing = lambda *found: [i for i, x in enumerate(report.judge(report.Decided(*found)).values()) if not x]
     assert failing(kinds, raw, level, up) == []
     assert failing(kinds | {"label": level}, raw, level, up) == [0]
-    assert failing(kinds, raw | {2.0: level}, level, up) == [2]
+    assert failing(kinds, raw | {2.0: open_down}, level, up) == [2]
     assert failing(kinds, raw, Interval(-1.5, -3.5, 0.5, "t"), up) == [3] == failing(kinds, raw, up, up)
     assert failing(kinds, raw, level, level) == [4]
+
+
+def test_what_decides_by_hand():
+    """Comparisons have .8, raw ratings .7, standardised ones .75, on one scale .9, the shorter answer .5."""
+    accuracy = dict(zip(report.CURVES.values(), (0.8, 0.7, 0.75, 0.9), strict=True))
+    seeds = np.array([0.0, 0.02])
+    found = {
+        types.Job(kind, noise, spread): x + seeds
+        for noise in (0.5, 2.0)
+        for (kind, spread), x in accuracy.items()
+    }
+    decided = report.decide(types.Config(noises=(0.5, 2.0)), found, 0.5 + seeds)
+    value = lambda x: round(x.value, 6)
+    assert {kind: value(x) for kind, x in decided.over_short.items()} == {
+        "comparison": 30.0, "rating": 20.0, "rating, standardised": 25.0
+    }  # fmt: skip
+    assert [value(x) for x in decided.raw.values()] == [-10.0, -10.0]
+    assert (value(decided.level), value(decided.scale)) == (-5.0, 20.0)

@@ -75,8 +75,9 @@ def test_rates_are_chosen_on_the_tuning_seeds():
 
 
 def test_the_verdict_is_that_of_the_stabilisers_intervals():
-    up, down, level = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.0))
-    less, more, same = (Interval(x, 0.9 * x, 1.1 * x, "t") for x in (0.5, 2.0, 1.0))
+    up, down, open_up, open_down = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.5, -0.5))
+    less, more = (Interval(x, 0.9 * x, 1.1 * x, "t") for x in (0.5, 2.0))
+    about_less, about_more = (Interval(x, 0.9 * x, 1.1 * x, "t") for x in (0.95, 1.05))
     first = {"variance": less, "vanilla, score + 2": more}
     good = {
         "vanilla, score + 2 less vanilla": {"score": down, "entropy": up, "KL": up},
@@ -88,24 +89,25 @@ def test_the_verdict_is_that_of_the_stabilisers_intervals():
     judge = lambda table, rates, variance: list(report.judge(table, rates, variance).values())
     assert judge(good, [good, good], variance) == [True] * 7
     failing = lambda found: [i for i, holds in enumerate(found) if not holds]
-    for i, (row, measure) in enumerate(
-        [(row, {"exploration less variance": "entropy"}.get(row, "KL")) for row in good][1:3], start=4
-    ):
-        assert failing(judge(good | {row: good[row] | {measure: level}}, [good], variance)) == [i]
-    offset = {"vanilla, score + 2 less vanilla": {"score": level}}
+    calm = good | {"exploration less variance": good["exploration less variance"] | {"entropy": open_up}}
+    assert failing(judge(calm, [good], variance)) == [4]
+    free = good | {"drift less exploration": good["drift less exploration"] | {"KL": open_down}}
+    assert failing(judge(free, [good], variance)) == [5]
+    offset = {"vanilla, score + 2 less vanilla": {"score": open_down}}
     assert failing(judge(good | offset, [good], variance)) == [3]
-    near = good | {"drift less variance": {"KL": level}}
+    near = good | {"drift less variance": {"KL": open_down}}
     assert failing(judge(good, [good, near], variance)) == [6]
-    assert failing(judge(good, [good], variance | {"last policy": first | {"variance": same}})) == [0]
-    assert failing(judge(good, [good], variance | {"first policy": first | {"variance": same}})) == [1]
-    calm = variance | {"first policy": first | {"vanilla, score + 2": same}}
-    assert failing(judge(good, [good], calm)) == [2]
+    assert failing(judge(good, [good], variance | {"last policy": first | {"variance": about_less}})) == [0]
+    assert failing(judge(good, [good], variance | {"first policy": first | {"variance": about_less}})) == [1]
+    centred = variance | {"first policy": first | {"vanilla, score + 2": about_more}}
+    assert failing(judge(good, [good], centred)) == [2]
 
 
 def test_differences_are_first_less_second():
     arms = list(four.ARMS)
-    ends = {name: np.arange(5.0).reshape(5, 1, 1) ** 2 + np.array([0.0, 0.1]) for name in report.BOUNDS}
-    table = report.tabulate(arms, ends, np.zeros(5, int))
+    values = np.arange(5.0).reshape(5, 1, 1) ** 2 + np.array([0.0, 0.1])
+    ends = {name: np.concatenate([np.zeros((5, 1, 2)), values], axis=1) for name in report.BOUNDS}
+    table = report.tabulate(arms, ends, np.ones(5, int))
     assert table["drift less variance"]["KL"].value == pytest.approx(16 - 4)
     assert table["drift"]["gold"].value == pytest.approx(16.05) and table["drift"]["gold"].high == 5
 

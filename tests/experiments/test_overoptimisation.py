@@ -158,21 +158,41 @@ def test_the_rate_is_chosen_by_the_score_of_other_members(monkeypatch):
 
 
 def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
-    up, down, level = (laws.Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.0))
+    up, down, open_up, open_down = (laws.Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.5, -0.5))
     few = {"score, end - peak": up, "gold, end - peak": down, laws.GAP: up}
     better = {"peak at sqrt KL": up, "gold at end": up}
     kept = {16: up, 1024: up}
-    forms = {"best of n": laws.Law({}, 0.95, level), "PPO": laws.Law({}, 0.5, up)}
+    forms = {"best of n": laws.Law({}, 0.95, open_up), "PPO": laws.Law({}, 0.5, up)}
     failing = lambda *found: [i for i, x in enumerate(laws.judge(laws.Decided(*found)).values()) if not x]
     assert failing(few, better, kept, forms) == []
     for i, key in enumerate(few):
-        assert failing(few | {key: level}, better, kept, forms) == [i]
+        wide = open_down if key == "gold, end - peak" else open_up
+        assert failing(few | {key: wide}, better, kept, forms) == [i]
     for i, key in enumerate(better):
-        assert failing(few, better | {key: level}, kept, forms) == [3 + i]
+        assert failing(few, better | {key: open_up}, kept, forms) == [3 + i]
     for i, key in enumerate(kept):
-        assert failing(few, better, kept | {key: level}, forms) == [5 + i]
+        assert failing(few, better, kept | {key: open_up}, forms) == [5 + i]
     assert failing(few, better, kept, forms | {"best of n": laws.Law({}, 0.85, up)}) == [7]
-    assert failing(few, better, kept, forms | {"PPO": laws.Law({}, 0.95, level)}) == [8]
+    assert failing(few, better, kept, forms | {"PPO": laws.Law({}, 0.95, open_up)}) == [8]
+
+
+def test_what_decides_is_of_the_free_runs_by_hand():
+    """The fewest comparisons end at a score of 4 and a gold reward of 1, 2 with a penalty; the most at 3."""
+    curve = lambda *gold: laws.Curve(
+        *(
+            np.array(x)[:, None] + np.array([0.0, 0.01])
+            for x in ([0.0, 1.0, 2.0], [0.0, *gold], [0.0, 2.0, 4.0])
+        )
+    )
+    zero = curve(0.5, 0.5)
+    found = {
+        many: laws.Found(None, zero, {0.0: curve(2.0, gold), 0.1: curve(1.0, 2.0), 0.3: zero})
+        for many, gold in ((16, 1.0), (64, 3.0))
+    }
+    decided, penalty = laws.decide(found)
+    assert penalty == 0.1 and decided.few[laws.GAP].value == pytest.approx(3.0)
+    assert decided.better["gold at end"].value == pytest.approx(2.0)
+    assert {many: round(x.value, 6) for many, x in decided.kept.items()} == {16: 1.0, 64: -1.0}
 
 
 @pytest.mark.parametrize("method", laws.METHODS)

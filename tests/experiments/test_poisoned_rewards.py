@@ -82,7 +82,8 @@ def test_the_rate_is_chosen_on_other_members(monkeypatch):
 def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
     seeds = np.array([0.0, 0.02])
     way = lambda gold, popularity=0.5: {
-        "gold": np.stack([0 * seeds, gold + seeds]), "popularity": np.stack([0 * seeds, popularity + seeds])
+        "gold": np.stack([0 * seeds, gold + seeds]),
+        "popularity": np.stack([0 * seeds, popularity + seeds])
     }  # fmt: skip
     names = ("majority", "Dawid-Skene, soft", "test questions, soft")
     row = lambda *ways: dict(zip(names, ways, strict=True))
@@ -96,14 +97,14 @@ def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
     failing = lambda found: [i for i, holds in enumerate(report.judge(found).values()) if not holds]
     assert failing(good) == []
     change = lambda attack, name, value: good | {attack: good[attack] | {name: value}}
-    assert failing(change("popular 60%", "majority", way(1))) == [0]
-    assert failing(change("popular 60%", "Dawid-Skene, soft", way(0.1, 1.0))) == [1]
-    assert failing(change("popular 60%", "Dawid-Skene, soft", way(-1, 0.5))) == [2]
-    assert failing(change("coordinated 40%", "Dawid-Skene, soft", way(-1))) == [3]
-    assert failing(change("popular 40%", "Dawid-Skene, soft", way(0.6))) == [4]
+    assert failing(change("popular 60%", "majority", way(np.array([0.0, 1.5])))) == [0]
+    assert failing(change("popular 60%", "Dawid-Skene, soft", way(np.array([-0.5, 0.1]), 1.0))) == [1]
+    assert failing(change("popular 60%", "Dawid-Skene, soft", way(-1, np.array([0.4, 1.4])))) == [2]
+    assert failing(change("coordinated 40%", "Dawid-Skene, soft", way(np.array([-0.1, 1.0])))) == [3]
+    assert failing(change("popular 40%", "Dawid-Skene, soft", way(np.array([0.5, 1.0])))) == [4]
     for attack in report.CLIQUES:
-        assert failing(change(attack, "test questions, soft", way(0.7))) == [5]
-    assert failing(change("random 40%", "test questions, soft", way(1))) == [6]
+        assert failing(change(attack, "test questions, soft", way(np.array([0.4, 1.3])))) == [5]
+    assert failing(change("random 40%", "test questions, soft", way(np.array([0.0, 1.5])))) == [6]
 
 
 @pytest.mark.slow

@@ -74,6 +74,26 @@ def test_no_result_is_older_than_a_release():
     assert record.ages(earlier, ROOT) == {}
 
 
+TOOLS = {"complete", "import_gguf", "qlora_step", "record"}
+"""Scripts that show nothing of their own."""
+SCRIPTS = [
+    path.stem
+    for path in sorted((ROOT / "experiments").glob("*.py"))
+    if "cli.main(Config, main)" in path.read_text(encoding="utf-8") and path.stem not in TOOLS
+]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_experiment_says_what_it_is_to_show_and_holds_no_number(name):
+    module = load(name)
+    printed = (ROOT / "docs" / "lectures.md").read_text(encoding="utf-8")
+    for claim in [module.CLAIM] if hasattr(module, "CLAIM") else module.CLAIMS.values():
+        assert len(claim.text) > 30 and claim.text.endswith(".") and 0 < claim.minutes <= 120
+        assert [row for row in claim.rows if f'<a id="{row.lower()}">' not in printed] == []
+    found = re.findall(r"\+- ?\d|\[[-+\d.]+, [-+\d.]+\]|Measured \(", module.__doc__)
+    assert not found, f"{name}'s docstring prints {found}, which its result of record should"
+
+
 def test_a_page_says_all_that_its_result_does():
     text = pages.page_text("ice_age", RESULT)
     lines = text.splitlines()

@@ -115,7 +115,7 @@ def test_teachers_rates_are_chosen_on_the_tuning_seeds(monkeypatch):
 
 def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
     high, even = Interval(80, 60, 100, "t"), Interval(55, 45, 65, "t")
-    up, down, level = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.0))
+    up, down, open_up, open_down = (Interval(x, x - 1, x + 1, "t") for x in (2.0, -2.0, 0.5, -0.5))
     wins = {
         pair: {"judge": high, "gold": high}
         for pair in ("SFT > pre-trained", "RLHF > SFT", "RLHF > SFT, longer")
@@ -128,9 +128,10 @@ def test_the_verdict_is_that_of_intervals_that_leave_nothing_open():
         assert failing(wins | {pair: row | {"judge": even}}, moved, gains) == [i]
         assert failing(wins | {pair: row | {"gold": even}}, moved, gains) == [i + 3]
     for i, name in enumerate(moved):
-        assert failing(wins, moved | {name: level}, gains) == [6 + i]
+        wide = open_up if name == "sentence" else open_down
+        assert failing(wins, moved | {name: wide}, gains) == [6 + i]
     for i, name in enumerate(gains):
-        assert failing(wins, moved, gains | {name: level}) == [9 + i]
+        assert failing(wins, moved, gains | {name: open_up}) == [9 + i]
 
 
 def test_what_fine_tuning_moved_is_its_end_less_its_start():

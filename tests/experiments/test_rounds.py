@@ -211,9 +211,10 @@ def test_what_decides_by_hand():
     assert "own answers" not in tables.compare({"1": one, "2": many})
     checks = tables.judge({0.0: decided, 0.1: decided})
     assert len(checks) == 8 and all(checks.values())
-    level = tables.Interval(0.0, -1.0, 1.0, "t")
     for i, name in enumerate(decided):
-        judged = tables.judge({0.0: decided, 0.1: decided | {name: level}}).values()
+        middle = -0.5 if name == "fall" else 0.5
+        wide = tables.Interval(middle, -1.0, 1.0, "t")
+        judged = tables.judge({0.0: decided, 0.1: decided | {name: wide}}).values()
         assert [k for k, holds in enumerate(judged) if not holds] == [2 * i + 1]
 
 

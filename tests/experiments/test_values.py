@@ -54,6 +54,22 @@ def test_dqn_learns_and_is_evaluated(experiment, tmp_path):
     assert (out / "learning_curve.png").stat().st_size > 5_000
 
 
+def test_goals_are_asked_of_the_greedy_policy_and_publications_of_the_sampled_one(experiment, tmp_path):
+    module = experiment("dqn_cartpole")
+    config, first = module.Config(seeds=2, out=str(tmp_path / "run")), np.array([20.0, 22.0])
+    folder = config.open_folder()
+    (folder.path / "learning_curve.png").touch()
+
+    def checks(greedy, sampled):
+        judged = {"greedy": np.array([greedy] * 2), module.SAMPLED: np.array([sampled] * 2)}
+        module.report(config, folder, module.CLAIM, judged, first)
+        return list(results(folder.path)["checks"].values())
+
+    assert checks(490.0, 460.0) == [True] * 4 and checks(470.0, 490.0) == [True, False, True, True]
+    assert checks(490.0, 400.0) == [True, True, True, False]
+    assert results(folder.path)["baselines"]["return of the first episodes"]["value"] == 21
+
+
 @pytest.mark.slow
 def test_both_q_learners_are_measured_against_the_exact_values(experiment, tmp_path):
     module = experiment("value_iteration")

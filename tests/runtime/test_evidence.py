@@ -13,7 +13,8 @@ import pytest
 
 from jaxrl_align.runtime import Claim, Interval, MembersConfig, open_run, write_result
 from jaxrl_align.runtime.cli import parse
-from jaxrl_align.runtime.evidence import command_of, result_text, source_commit, verdict_of
+from jaxrl_align.runtime.evidence import command_of, result_text, verdict_of
+from jaxrl_align.runtime.source import source_commit
 
 CLAIM = Claim("Ice floats.", ("A1", "B2"), 3)
 GAIN = Interval(1.5, 1.25, 1.75, "t")
@@ -117,6 +118,16 @@ def test_the_command_is_read_back_as_the_configuration():
     assert (python, script) == ("python", "runtime/test_evidence.py")
     assert parse(Config, flags) == dataclasses.replace(config, out="runs/x", resume=False)
     assert command_of(Config()) == "python runtime/test_evidence.py"
+
+
+def test_the_commit_is_that_of_the_beginning(tmp_path, monkeypatch):
+    """A run may last while its source goes on."""
+    folder = open_run(tmp_path / "run", {})
+    monkeypatch.setattr("jaxrl_align.runtime.folder.source_commit", lambda: "later")
+    folder.write_json("a.png", 0)
+    result = write_result(folder, Config(), CLAIM, headline={"a": GAIN}, checks={"b": True}, tables={})
+    assert result["run"]["commit"] == source_commit() != "later"
+    assert open_run(tmp_path / "other", {}).began.commit == "later"
 
 
 def test_the_commit_is_that_of_a_checkout_which_tracks_the_file(tmp_path):

@@ -4,12 +4,12 @@ import ast
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxrl_align.cli.config_files import suggest
-from jaxrl_align.runtime.cli import claim_in
 
 PACKAGE = Path(__file__).parents[2]
 LANDMARK = "ppo_cartpole.py"
@@ -60,50 +60,21 @@ def read_experiments(folder: Path) -> dict[str, Experiment]:
 
 def _describe(path: Path, source: ast.Module) -> Experiment:
     doc = ast.get_docstring(source) or ""
-    stated = _stated_claim(source)
-    claim = stated.get("text") or claim_in(doc) or doc.partition("\n")[0]
-    tool = not stated and "Measured" not in doc and claim_in(doc) is None
-    return Experiment(path.stem, path, claim, stated.get("minutes"), tool)
+    claims = list(_stated_claims(source))
+    text = " ".join(claim.get("text", "") for claim in claims) or doc.partition("\n")[0]
+    minutes = sum(claim.get("minutes", 0) for claim in claims) or None
+    return Experiment(path.stem, path, text, minutes, tool=not claims)
 
 
-def _stated_claim(source: ast.Module) -> dict[str, Any]:
-    """Return text and minutes of `CLAIM = Claim(text, ..., minutes=...)`; nothing without such a line.
-
-    Of `CLAIMS`, those of an experiment's parts by name, it is what the parts that run by default say together.
-    """
-    calls: list[ast.expr] = []
+def _stated_claims(source: ast.Module) -> Iterator[dict[str, Any]]:
+    """Yield the literals of each `Claim(text, ..., minutes=...)` that `CLAIM` or `CLAIMS` is made of."""
     for node in source.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            name = getattr(node.targets[0], "id", None)
-            if name == "CLAIM":
-                calls = [node.value]
-            elif name == "CLAIMS" and isinstance(node.value, ast.Dict):
-                named = {
-                    getattr(key, "value", None): x
-                    for key, x in zip(node.value.keys, node.value.values, strict=True)
-                }
-                calls = [named[part] for part in _default_parts(source) if part in named] or [*named.values()]
-    stated = [claim for call in calls if isinstance(call, ast.Call) and (claim := _literals(call))]
-    if not stated:
-        return {}
-    minutes = [claim["minutes"] for claim in stated if "minutes" in claim]
-    text = " ".join(claim["text"] for claim in stated if "text" in claim)
-    return {"text": text} | ({"minutes": sum(minutes)} if minutes else {})
-
-
-def _default_parts(source: ast.Module) -> tuple[str, ...]:
-    """Return the literal default of the setting `parts`; empty where there is none."""
-    for node in ast.walk(source):
-        named = isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == "parts"
-        if named and isinstance(node.value, ast.Tuple):
-            return tuple(str(x.value) for x in node.value.elts if isinstance(x, ast.Constant))
-    return ()
-
-
-def _literals(call: ast.Call) -> dict[str, Any]:
-    given = dict(zip(("text", "rows", "minutes"), call.args, strict=False))
-    given |= {word.arg: word.value for word in call.keywords if word.arg}
-    return {name: x.value for name, x in given.items() if isinstance(x, ast.Constant)}
+        names = [getattr(x, "id", None) for x in node.targets] if isinstance(node, ast.Assign) else []
+        for call in ast.walk(node) if names in (["CLAIM"], ["CLAIMS"]) else ():
+            if isinstance(call, ast.Call):
+                given = dict(zip(("text", "rows", "minutes"), call.args, strict=False))
+                given |= {word.arg: word.value for word in call.keywords if word.arg}
+                yield {name: x.value for name, x in given.items() if isinstance(x, ast.Constant)}
 
 
 def first_sentence(text: str) -> str:
