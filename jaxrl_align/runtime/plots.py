@@ -197,7 +197,6 @@ def save_curves(
     rows = -(-len(curves) // columns) if apart else 1
     size = (2.7 * columns, 2.2 * rows + 0.6) if apart else (7.6, 4.0)
     fig, axes = panels(rows, columns, size=size, sharex=apart, sharey=apart)
-    fig.suptitle(title, fontsize=12)
     for i, ax in enumerate(axes):
         shown = list(curves)[i : i + 1] if apart else list(curves)
         for name in sorted(curves, key=lambda name: name in shown) if shown else ():
@@ -212,7 +211,10 @@ def save_curves(
             ax.tick_params(labelsize=8)
     fig.supxlabel(x_label, fontsize=11)
     fig.supylabel(y_label, fontsize=11)
-    if not apart:
+    if apart:
+        fig.suptitle(title, fontsize=12)
+    else:
+        axes[0].set_title(title)
         _name_beside(fig, axes[0])
     save_figure(fig, path)
 
