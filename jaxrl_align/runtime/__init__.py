@@ -23,13 +23,10 @@ from jaxrl_align.runtime.statistics import (
     crossed_interval,
     fell_by_half,
     interquartile_mean,
-    interquartile_text,
     mcnemar_test,
     mean_interval,
-    mean_text,
     paired_interval,
     ratio_interval,
-    share_text,
     t_interval,
     wilson_interval,
 )
@@ -38,10 +35,10 @@ from jaxrl_align.runtime.statistics import (
 __all__ = [
     "Claim", "History", "Interval", "MembersConfig", "PairedTest", "RunFolder", "Trained", "bootstrap",
     "bootstrap_mean", "cross_rates", "crossed_interval", "curve_with_interval", "fell_by_half", "figure",
-    "fingerprint", "improvement_probability", "interquartile_mean", "interquartile_text", "latest_step",
-    "mcnemar_test", "mean_interval", "mean_text", "open_run", "paired_interval", "peak_memory",
-    "ratio_interval", "read_metrics", "restore", "run", "save", "save_curves", "save_figure",
-    "shard_members", "share_interval", "share_text", "spread", "t_interval", "train_members",
-    "use_cpu_devices", "use_mesh", "wilson_interval", "win_rate", "with_data", "write_result",
+    "fingerprint", "improvement_probability", "interquartile_mean", "latest_step", "mcnemar_test",
+    "mean_interval", "open_run", "paired_interval", "peak_memory", "ratio_interval", "read_metrics",
+    "restore", "run", "save", "save_curves", "save_figure", "shard_members", "share_interval", "spread",
+    "t_interval", "train_members", "use_cpu_devices", "use_mesh", "wilson_interval", "win_rate",
+    "with_data", "write_result",
 ]
 # fmt: on

@@ -110,23 +110,6 @@ def interquartile_mean(x: ArrayLike) -> Interval:
     return Interval(mean, float(low), float(high), "range" if len(x) == 2 else "bootstrap")
 
 
-def mean_text(x: ArrayLike, spec: str = ".1f") -> str:
-    """Return the mean over members and the half-width of its 95% interval as text, "421.3 +- 8.4".
-
-    Args:
-      x: [n] real numbers, one for each independent member.
-      spec: the mean's format, with a sign or a width as in "+6.2f"; the half-width has its precision alone.
-    """
-    mean, half_width = mean_interval(x)
-    return f"{mean:{spec}} +- {half_width:.{spec.partition('.')[2]}}"
-
-
-def share_text(x: ArrayLike) -> str:
-    """Return the mean of shares [n] and its 95% interval in percent, cut to [0, 100], "85.0 [82.8, 87.2]"."""
-    mean, half = mean_interval(100.0 * np.asarray(x))
-    return f"{mean:.1f} [{max(mean - half, 0.0):.1f}, {min(mean + half, 100.0):.1f}]"
-
-
 def ratio_interval(x: ArrayLike) -> Interval:
     """Return the geometric mean of ratios and its 95% interval.
 
@@ -137,18 +120,6 @@ def ratio_interval(x: ArrayLike) -> Interval:
     """
     logs = t_interval(np.log(np.asarray(x, np.float64)))
     return Interval(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.kind)
-
-
-def ratio_text(x: ArrayLike) -> str:
-    """Return `ratio_interval` as text, "0.433 [0.41, 0.457]"."""
-    middle, low, high, _ = ratio_interval(x)
-    return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def interquartile_text(x: ArrayLike, spec: str = ".1f") -> str:
-    """Return the interquartile mean of members [n] and its interval as text, "36.3 [28.3, 48.5]"."""
-    mean, low, high, _ = interquartile_mean(x)
-    return f"{mean:{spec}} [{low:{spec}}, {high:{spec}}]"
 
 
 def fell_by_half(returns: ArrayLike) -> np.ndarray:

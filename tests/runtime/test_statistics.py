@@ -9,13 +9,11 @@ from jaxrl_align.runtime.statistics import (
     crossed_interval,
     fell_by_half,
     interquartile_mean,
-    interquartile_text,
     mcnemar_test,
     mean_interval,
-    mean_text,
     paired_interval,
-    ratio_text,
-    share_text,
+    ratio_interval,
+    t_interval,
     t_quantile,
     wilson_interval,
 )
@@ -105,16 +103,12 @@ def test_the_interquartile_mean_of_several_tasks_pools_values_and_resamples_with
         interquartile_mean(np.zeros((1, 1, 1)))
 
 
-def test_means_and_intervals_as_text():
-    assert mean_text([1.0, 2.0, 3.0]) == "2.0 +- 2.5"
-    assert mean_text([1.0, 2.0, 3.0], "+7.3f") == " +2.000 +- 2.484"
-    assert mean_text([2.0]) == "2.0 +- nan"
-
-
-def test_shares_stay_between_none_and_all():
-    assert share_text([0.0, 0.1]) == "5.0 [0.0, 68.5]"
-    assert share_text([1.0, 0.9]) == "95.0 [31.5, 100.0]"
-    assert interquartile_text([4.0] * 8, ".2f") == "4.00 [4.00, 4.00]"
+def test_the_interval_of_a_mean_stays_in_its_bounds():
+    """Of 1, 2 and 3 it is 2 +- t s / sqrt(3) with t = 4.303 and s = 1."""
+    np.testing.assert_allclose(t_interval([1.0, 2.0, 3.0])[:3], [2.0, 2.0 - 2.484, 2.0 + 2.484], atol=1e-3)
+    assert t_interval([0.0, 10.0], bounds=(0, 100))[:2] == (5.0, 0.0)
+    assert t_interval([100.0, 90.0], bounds=(0, 100)).high == 100.0
+    assert t_interval([2.0]).kind == "none" and np.isnan(t_interval([2.0]).low)
 
 
 @pytest.mark.parametrize("hits, trials", [(0, 1), (1, 1), (0, 9), (7, 10), (9, 9), (381, 1000)])
@@ -142,7 +136,9 @@ def test_ratios_have_a_geometric_mean_and_an_interval_above_zero():
     half = scipy.stats.t.ppf(0.975, 3) * np.log(ratios).std(ddof=1) / 2
     mean = np.log(ratios).mean()
     low, high = np.exp([mean - half, mean + half])
-    assert ratio_text(ratios) == f"0.447 [{low:.3g}, {high:.3g}]" and low > 0
+    got = ratio_interval(ratios)
+    np.testing.assert_allclose(got[:3], [np.exp(mean), low, high])
+    assert got.kind == "t" and got.low > 0
 
 
 def test_wilsons_interval_of_nothing_and_of_halves():
