@@ -36,6 +36,14 @@ def test_it_plays_with_and_without_search(tmp_path):
     assert (tmp_path / "expert_iteration.json").stat().st_mtime_ns == trained
 
 
+def test_gains_are_over_the_network_alone():
+    shares = {"PPO": np.array([[0.5, 0.6], [0.7, 0.9]])}
+    (table,) = search.tabulate(search.Config(simulations=(4,)), shares).values()
+    assert list(table) == ["alone", "4 simulations a move"] and search.GAIN not in table["alone"]
+    assert table["4 simulations a move"][search.SHARE].value == pytest.approx(0.75)
+    assert table["4 simulations a move"][search.GAIN].value == pytest.approx(0.15)
+
+
 def test_the_verdict_is_that_of_the_gains():
     """The fewest simulations and the most, for either network; what lies between is not asked."""
     near = lambda value: Interval(value, value - 0.1, value + 0.1, "t")

@@ -58,6 +58,15 @@ def test_runs_alone_are_held_against_the_same_runs_among_all():
     assert sweep.tabulate_times(times) == {"4 runs": row}
 
 
+def test_the_grid_is_told_by_rate_and_clip():
+    config = sweep.Config(learning_rates=(0.1, 0.2), clips=(0.3, 0.4, 0.5))
+    row = np.array([[10.0, 20.0, 40.0], [1.0, 2.0, 3.0]])
+    table = sweep.tabulate_grid(config, np.stack([row, row + 4.0]))
+    values = {rate: [cell.value for cell in cells.values()] for rate, cells in table.items()}
+    assert values == {"rate 0.1": [12, 22, 42, 30], "rate 0.2": [3, 4, 5, 2]}
+    assert list(table["rate 0.2"]) == ["clip 0.3", "clip 0.4", "clip 0.5", "0.5 less 0.3, paired"]
+
+
 def test_the_verdict_is_that_of_times_and_returns():
     def judged(slow=8.0, otherwise=0, apart=3.0):
         alone = {"the first 1": {"return otherwise": 0}, "the first 4": {"return otherwise": otherwise}}
