@@ -1,5 +1,6 @@
 """Memory of one step in bytes, errors of 4 bits, and the test of equivalence."""
 
+import dataclasses
 import json
 
 import jax
@@ -178,8 +179,9 @@ def test_the_whole_experiment_in_miniature(tmp_path):
     pytest.importorskip("safetensors")
     from jaxrl_align.runtime.huggingface import save_model
 
-    params = jax.jit(TINY.init)(jax.random.key(0))
-    save_model(tmp_path / "model", TINY.config, params, tokenizer=byte_tokenizer(), stop_tokens=[256])
+    longer = make_transformer(dataclasses.replace(TINY.config, context=128))
+    params = jax.jit(longer.init)(jax.random.key(0))
+    save_model(tmp_path / "model", longer.config, params, tokenizer=byte_tokenizer(), stop_tokens=[256])
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog again and again. " * 700, encoding="utf-8")
     sizes = {"rank": 4, "rows": 1, "length": 16, "steps": 0, "pretrain_steps": 2, "pretrain_batch": 2}
