@@ -126,12 +126,18 @@ def tabulate(config: Config, shares: dict[str, np.ndarray]) -> dict[str, dict[st
     return tables
 
 
+def lead(shares: dict[str, np.ndarray]) -> runtime.Interval:
+    """Return what the last way's network alone has more than the first's, paired by process."""
+    first, *_, last = shares.values()
+    return runtime.paired_interval(last[:, 0], first[:, 0])
+
+
 def judge(tables: dict[str, dict[str, dict[str, Any]]], ahead: runtime.Interval) -> dict[str, bool]:
     """Return which parts of the claim are shown, by the fewest and the most simulations.
 
     Args:
       tables: of `tabulate`.
-      ahead: what the last way's network has alone, less the first way's.
+      ahead: of `lead`.
     """
     checks = {}
     for way, table in tables.items():
@@ -164,8 +170,7 @@ def main(config: Config) -> None:
         xticks=places,
         xticklabels=["none", *map(str, config.simulations)],
     )
-    tables, (first, last) = tabulate(config, shares), WAYS
-    ahead = runtime.paired_interval(shares[last][:, 0], shares[first][:, 0])
+    tables, ahead, (first, last) = tabulate(config, shares), lead(shares), WAYS
     most = f"{config.simulations[-1]} simulations a move"
     runtime.write_result(
         folder,

@@ -42,6 +42,7 @@ def test_gains_are_over_the_network_alone():
     assert list(table) == ["alone", "4 simulations a move"] and search.GAIN not in table["alone"]
     assert table["4 simulations a move"][search.SHARE].value == pytest.approx(0.75)
     assert table["4 simulations a move"][search.GAIN].value == pytest.approx(0.15)
+    assert search.lead(shares | {"search": np.array([[0.8, 0.0], [0.8, 0.0]])}).value == pytest.approx(0.2)
 
 
 def test_the_verdict_is_that_of_the_gains():
