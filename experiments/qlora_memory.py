@@ -110,6 +110,8 @@ def measure_quality(config: Config, base: Base, steps: int, rates: tuple[float, 
         "kernel errors": quality.kernel_errors(base.params),
         "losses": quality.text_losses(base, length=96),
     }
+    if not steps:
+        return found
     size = config.batch_size if small else 4
     aside = 4_096 if small else 1_024
     contests = {"text": quality.text_contest(base, batch_size=size, length=64, num_tokens=aside)}
@@ -118,7 +120,7 @@ def measure_quality(config: Config, base: Base, steps: int, rates: tuple[float, 
     keys = jax.random.split(jax.random.key(config.seed + 2), config.seeds + config.tuning_seeds)
     how: dict[str, Any] = {"rank": config.rank, "keys": keys, "rates": rates, "steps": steps}
     how["tuning"] = config.tuning_seeds
-    for name, contest in contests.items() if steps else ():
+    for name, contest in contests.items():
         found[name] = quality.hold(base, contest, **how) | {"margin": contest.margin}
     return found
 

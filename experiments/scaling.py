@@ -10,7 +10,8 @@ with N the weights but for the embeddings and D the tokens read; its intervals a
 of the table, and the runs within. That of Kaplan et al. (2020, arXiv:2001.08361) has none: straight lines of
 log L, against log N at the most tokens and against log D at the largest model.
 
-PLACEHOLDER
+With little text the width hardly matters; the more text, the more it does. The published exponents are of
+models that are larger by orders of magnitude.
 """
 
 from collections.abc import Callable
