@@ -110,10 +110,10 @@ def measure_quality(config: Config, base: Base, steps: int, rates: tuple[float, 
         "kernel errors": quality.kernel_errors(base.params),
         "losses": quality.text_losses(base, length=96),
     }
-    if not steps:
-        return found
     size = config.batch_size if small else 4
     aside = 4_096 if small else 1_024
+    if not steps:
+        return found
     contests = {"text": quality.text_contest(base, batch_size=size, length=64, num_tokens=aside)}
     if small:
         contests["trec"] = quality.label_contest(base, batch_size=size, length=28, rows=(200, 500))

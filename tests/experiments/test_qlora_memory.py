@@ -1,7 +1,7 @@
 """Memory of one step in bytes, errors of 4 bits, and the test of equivalence."""
 
+import dataclasses
 import json
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -174,15 +174,14 @@ def test_the_verdict_on_quality_is_that_of_paired_differences():
 
 @pytest.mark.optimised
 @pytest.mark.slow
-def test_the_whole_experiment_in_miniature(tmp_path, monkeypatch):
+def test_the_whole_experiment_in_miniature(tmp_path):
     """On a folder of a tiny model of its own; full fine-tuning's file is the model's size."""
     pytest.importorskip("safetensors")
     from jaxrl_align.runtime.huggingface import save_model
 
-    shape = replace(TINY.config, context=128)
-    params = jax.jit(make_transformer(shape).init)(jax.random.key(0))
-    save_model(tmp_path / "model", shape, params, tokenizer=byte_tokenizer(), stop_tokens=[1])
-    monkeypatch.setattr(memory, "extrapolate", lambda rank: LARGER)
+    longer = make_transformer(dataclasses.replace(TINY.config, context=128))
+    params = jax.jit(longer.init)(jax.random.key(0))
+    save_model(tmp_path / "model", longer.config, params, tokenizer=byte_tokenizer(), stop_tokens=[256])
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog again and again. " * 700, encoding="utf-8")
     sizes = {"rank": 4, "rows": 1, "length": 16, "steps": 0, "pretrain_steps": 2, "pretrain_batch": 2}
