@@ -115,7 +115,7 @@ def test_one_rate_is_chosen_for_all_numbers_of_tokens():
     assert scaling.choose_rate(losses) == 2
     assert (
         len({str(jax.random.key_data(k)) for i in (0, 1) for k in scaling.member_keys(scaling.Config(), i)})
-        == 10
+        == 20
     )
 
 
