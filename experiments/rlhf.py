@@ -49,10 +49,12 @@ from jaxrl_align.types import Comparisons, Learner, PaddedTokens
 
 CLAIM = Claim(
     "RLHF beats supervised fine-tuning, which beats pre-training, judged by a reward that none of the three "
-    "was given; RLHF's gain is its reward model's, which is right on comparisons that it did not learn.",
+    "was given; its reward model is right on comparisons that it did not learn.",
     rows=("F3", "F7", "F10", "F12", "F13"),
     minutes=3,
 )
+CONTROLLED = CLAIM._replace(text=f"{CLAIM.text} RLHF's gain is the reward model's.", minutes=6)
+"""With `--controls`, which alone can tell."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,8 @@ def main(config: Config) -> None:
     show_samples(written, [setup.tokenizer.decode(row) for row in test_prompts.tokens[0, :5]])
     margins = np.array(list(held_out.values())[-1])
     note = f"the reward model of the first seed: {report_pairs(margins[0], lengths[0])}"
-    report(folder, config, CLAIM, written, {"reward model": (margins > 0).mean(1)} | lines, note)
+    claim = CONTROLLED if config.controls else CLAIM
+    report(folder, config, claim, written, {"reward model": (margins > 0).mean(1)} | lines, note)
 
 
 if __name__ == "__main__":
