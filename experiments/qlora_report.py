@@ -11,8 +11,6 @@ from jaxrl_align.runtime import Claim, RunFolder, plots
 PARTS = ("weights", "optimiser", "gradients", "activations")
 PUBLISHED_GB = {"full": 780, "QLoRA bf16": 48}
 """More than, and less than, at 65 billion weights (Dettmers et al. 2023)."""
-PUBLISHED_FULL_BYTES = 12
-"""A weight: itself and its gradient in 16 bits, Adam's moments in 32."""
 GB = 1e9
 MB = 1e6
 

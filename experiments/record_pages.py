@@ -23,7 +23,7 @@ TILES = (
     "instruction_tuning",
     "replay_ablation",
 )
-"""The README's; the last one's claim did not hold."""
+"""The README's, as far as they are recorded; the last one's claim does not hold as it stands."""
 TILED = {
     "README.md": ("docs/results", '<a href="{page}"><img src="{png}" width="260" alt="{name}"></a>'),
     "docs/index.md": ("results", '[![{name}]({png}){{ width="260" }}]({page})'),

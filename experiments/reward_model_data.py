@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxrl_align.align import RewardModel, score
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
-from jaxrl_align.feedback import Comparison, load_convincing_arguments
+from jaxrl_align.feedback import load_convincing_arguments
 from jaxrl_align.learner import LossFn
 from jaxrl_align.losses import bradley_terry, masked_mean
 from jaxrl_align.nets import overlay, with_dropout
@@ -162,14 +162,6 @@ def margins_of(arguments: Arguments, scores: np.ndarray) -> np.ndarray:
     """Return the margin of every pair [..., N] from the scores of arguments [..., S, A]."""
     side, better, worse = arguments.pairs.T
     return scores[..., side, better] - scores[..., side, worse]
-
-
-def as_comparisons(arguments: Arguments) -> list[Comparison]:
-    """Return the pairs as rows of feedback."""
-    return [
-        Comparison(arguments.prompts[s], arguments.texts[s][a], arguments.texts[s][b])
-        for s, a, b in arguments.pairs
-    ]
 
 
 if __name__ == "__main__":

@@ -71,10 +71,12 @@ def main(
 def _describe_script(config: type) -> str | None:
     """Return the claims of the script that a configuration is of, its minutes, and the configuration's help.
 
-    A script says them by `CLAIM`, an object with `text` and `minutes`, or by `CLAIMS`, one for each part.
+    A script says them by `CLAIM`, an object with `text` and `minutes`, or by `CLAIMS`, one for each part, of
+    which those count that its configuration has by default.
     """
     module: Any = sys.modules.get(config.__module__)
-    claims = [module.CLAIM] if hasattr(module, "CLAIM") else list(getattr(module, "CLAIMS", {}).values())
+    claims = {"": module.CLAIM} if hasattr(module, "CLAIM") else getattr(module, "CLAIMS", {})
+    claims = [claim for part, claim in claims.items() if part in getattr(config, "parts", claims)]
     if not claims:
         return None
     text = " ".join(claim.text for claim in claims)

@@ -70,7 +70,10 @@ if __name__ == "__main__":
 CLAIMS = {
     "pole": Claim("It does balance the pole.", ("B16",), 2),
     "cart": Claim(text="And the cart.", minutes=3),
+    "rail": Claim(text="Not as it comes.", minutes=50),
 }
+class Config:
+    parts: tuple[str, ...] = ("pole", "cart")
 def main(config): pass
 ''',
     "some_tool": '"""Makes a thing of another."""\ndef main(config): pass\n',
@@ -228,6 +231,7 @@ def test_the_real_ones_are_found_and_all_claim_something():
     assert len(found) > 35 and (folder / catalogue.LANDMARK).is_file()
     assert found["ppo_cartpole"].claim.startswith("Proximal policy optimisation with a clip")
     assert found["in_context"].minutes > 20 and "fits a function" in found["in_context"].claim
+    assert found["instruction_tuning"].minutes == 10  # of the part that it runs as it comes
     for experiment in found.values():
         assert len(first_line := catalogue.first_sentence(experiment.claim)) > 20, experiment
         assert not first_line[0].islower(), experiment

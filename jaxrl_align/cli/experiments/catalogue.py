@@ -67,14 +67,32 @@ def _describe(path: Path, source: ast.Module) -> Experiment:
 
 
 def _stated_claims(source: ast.Module) -> Iterator[dict[str, Any]]:
-    """Yield the literals of each `Claim(text, ..., minutes=...)` that `CLAIM` or `CLAIMS` is made of."""
+    """Yield the literals of `CLAIM = Claim(text, ..., minutes=...)`, or those in `CLAIMS`.
+
+    Of `CLAIMS`, a dict by part, those of the parts that the configuration has by default.
+    """
+    parts = _default_parts(source)
     for node in source.body:
         names = [getattr(x, "id", None) for x in node.targets] if isinstance(node, ast.Assign) else []
-        for call in ast.walk(node) if names in (["CLAIM"], ["CLAIMS"]) else ():
+        value = node.value if isinstance(node, ast.Assign) else None
+        if names == ["CLAIMS"] and isinstance(value, ast.Dict):
+            named = zip(value.keys, value.values, strict=True)
+            calls = [call for key, call in named if parts is None or getattr(key, "value", None) in parts]
+        else:
+            calls = [value] if names == ["CLAIM"] and value is not None else []
+        for call in calls:
             if isinstance(call, ast.Call):
                 given = dict(zip(("text", "rows", "minutes"), call.args, strict=False))
                 given |= {word.arg: word.value for word in call.keywords if word.arg}
                 yield {name: x.value for name, x in given.items() if isinstance(x, ast.Constant)}
+
+
+def _default_parts(source: ast.Module) -> tuple[str, ...] | None:
+    """Return the literal with which a class of the script sets its field `parts`."""
+    for node in ast.walk(source):
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == "parts":
+            return tuple(str(getattr(x, "value", "")) for x in getattr(node.value, "elts", ()))
+    return None
 
 
 def first_sentence(text: str) -> str:

@@ -16,7 +16,7 @@ from jaxrl_align.cli.experiments.run_folders import (
 )
 from jaxrl_align.runtime.evidence import aligned_rows
 from jaxrl_align.runtime.plots import save_curves
-from jaxrl_align.runtime.statistics import Interval, mean_interval, paired_interval
+from jaxrl_align.runtime.statistics import paired_interval, t_interval
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ def shares_seeds(first: KeptRun, second: KeptRun) -> bool:
 def _value_text(values: np.ndarray) -> str:
     if (values == values[0]).all():
         return f"{values[0]:.6g}"
-    mean, half = mean_interval(values)
-    kind = "t" if len(values) > 1 else "none"
-    return str(Interval(float(mean), float(mean - half), float(mean + half), kind))
+    return str(t_interval(values))
 
 
 def _setting_text(value: object) -> str:
