@@ -6,6 +6,7 @@ import inspect
 import json
 import runpy
 import sys
+import types
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ import pytest
 
 from jaxrl_align.cli import run_command
 from jaxrl_align.cli.experiments import catalogue, launching
+from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.cli import minutes_text
 
 SCRIPTS = {
@@ -130,6 +132,22 @@ def test_the_help_of_a_run_starts_with_its_claim_and_minutes(scripts, capsys):
     assert out.startswith("usage: jaxrl-align run tiny_claim")
     claim = "What is written stays. It is read again. Takes less than a minute on two CPU cores."
     assert out.split("\n\n")[1].replace("\n", " ") == claim and "The settings." in out
+
+
+def test_the_help_of_several_parts_is_of_those_that_run_as_it_comes(monkeypatch, capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """The settings."""
+
+        parts: tuple[str, ...] = ("pole",)
+
+    claim = lambda text, minutes: types.SimpleNamespace(text=text, minutes=minutes)
+    claims = {"pole": claim("It stands.", 3), "rail": claim("Not this.", 50)}
+    monkeypatch.setitem(sys.modules, "parted", types.SimpleNamespace(CLAIMS=claims))
+    Config.__module__ = "parted"
+    with pytest.raises(SystemExit):
+        cli.main(Config, print, ["--help"])
+    assert "It stands. Takes about 3 minutes on two CPU cores." in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_mistyped_is_corrected(scripts, capsys):

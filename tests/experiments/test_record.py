@@ -233,6 +233,7 @@ def test_a_second_result_has_a_name_of_its_own(house):
     root, run = house
     record.main(record.Config(runs=(str(run),), root=str(root)))
     record.main(record.Config(runs=(str(run),), name="ice_modern", root=str(root)))
+    record.main(record.Config(runs=(str(run),), root=str(root)))  # again: the other's figures stay
     kept = sorted(path.name for path in (root / "docs" / "results").glob("*.png"))
     assert kept == ["ice.png", "ice_2.png", "ice_modern.png", "ice_modern_2.png"]
 

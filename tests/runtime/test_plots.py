@@ -80,6 +80,8 @@ def test_what_comes_back_has_its_colour_in_every_figure():
     assert one["A2C"]["color"] == other["A2C"]["color"]
     colors = [kind["color"] for kind in other.values()]
     assert len(set(colors)) == 4
+    clip, none = plots.looks(["PPO, clip", "PPO, no clip"]).values()
+    assert clip["color"] == plots.ROLES["PPO"] != none["color"]
     lines = [kind["linestyle"] for kind in plots.looks(["a", "b", "c"], ["b"]).values()]
     assert lines == ["-", "--", "-"]
 
@@ -89,6 +91,16 @@ def test_the_legend_stands_beside_in_the_order_of_the_ends(monkeypatch):
     (legend,) = fig.legends
     assert [text.get_text() for text in legend.get_texts()] == ["high", "middle", "low", "floor"]
     assert fig.axes[0].get_legend() is None
+
+
+def test_many_steps_are_written_in_thousands(monkeypatch):
+    (ax,) = drawn(monkeypatch, {"a": (np.arange(0, 150_001, 50_000), np.zeros((4, 2)))}).axes
+    ax.figure.canvas.draw()
+    texts = [text.get_text() for text in ax.get_xticklabels()]
+    assert "50k" in texts or "60k" in texts, texts
+    (ax,) = drawn(monkeypatch, {"a": (np.arange(4), np.zeros((4, 2)))}).axes
+    ax.figure.canvas.draw()
+    assert not any("k" in text.get_text() for text in ax.get_xticklabels())
 
 
 def test_no_band_leaves_the_possible_range(monkeypatch):
