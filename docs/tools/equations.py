@@ -120,8 +120,6 @@ def with_equations(docstring: str) -> str:
         section = section or bool(
             re.fullmatch(r"(Args|Returns|Raises|Yields|Attributes):", lines[at].strip())
         )
-        if section and lines[at].startswith("Source"):
-            section = False
         end = at
         while end < len(lines) and lines[end].startswith("    "):
             end += 1

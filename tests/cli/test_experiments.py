@@ -142,8 +142,10 @@ def test_the_help_of_several_parts_is_of_those_that_run_as_it_comes(monkeypatch,
         parts: tuple[str, ...] = ("pole",)
 
     claim = lambda text, minutes: types.SimpleNamespace(text=text, minutes=minutes)
-    claims = {"pole": claim("It stands.", 3), "rail": claim("Not this.", 50)}
-    monkeypatch.setitem(sys.modules, "parted", types.SimpleNamespace(CLAIMS=claims))
+    parted = types.ModuleType("parted")
+    parted.__file__ = __file__
+    parted.CLAIMS = {"pole": claim("It stands.", 3), "rail": claim("Not this.", 50)}
+    monkeypatch.setitem(sys.modules, "parted", parted)
     Config.__module__ = "parted"
     with pytest.raises(SystemExit):
         cli.main(Config, print, ["--help"])
