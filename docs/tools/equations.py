@@ -117,9 +117,7 @@ def with_equations(docstring: str) -> str:
     lines, made, at = docstring.splitlines(), [], 0
     section = False
     while at < len(lines):
-        section = section or bool(
-            re.fullmatch(r"(Args|Returns|Raises|Yields|Attributes):", lines[at].strip())
-        )
+        section = section or bool(SECTION.fullmatch(lines[at].strip()))
         end = at
         while end < len(lines) and lines[end].startswith("    "):
             end += 1
