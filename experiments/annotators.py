@@ -219,7 +219,9 @@ def report(config: Config, values: Values, folder: RunFolder) -> None:
         x = 100 * np.array(config.shares)
         curves = {name: (x, np.array(list(row.values()))) for name, row in defences.items()}
         labels = ("malicious share [%]", "accuracy of the labels [%]")
-        plots.save_curves(folder.path / f"{attack}.png", *labels, curves, title=attack, bars=True)
+        plots.save_curves(
+            folder.path / f"{attack}.png", *labels, curves, title=attack, bars=True, bounds=(0, 100)
+        )
     coordinated = {
         share: over_majority(values, "coordinated", "Dawid-Skene", share) for share in (many, most)
     }

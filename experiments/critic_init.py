@@ -233,7 +233,8 @@ def report(config: Config, folder: RunFolder, found: dict[Trunk, dict[str, Any]]
             by_name[f"{start}, {trunk} trunk"] = x, smooth(found[trunk][name][i]).T
     for name, label in (("score", "score"), ("value", "explained variance of the critic's targets")):
         title = f"Where the critic starts, {seeds} seeds"
-        plots.save_curves(folder.path / f"{name}.png", "steps of RLHF", label, curves[name], title=title)
+        how = {"title": title, "bounds": (-np.inf, 1 if name == "value" else np.inf)}
+        plots.save_curves(folder.path / f"{name}.png", "steps of RLHF", label, curves[name], **how)
     folder.write_json("values.json", found)
     tables = {trunk: tabulate(config, found[trunk]) for trunk in TRUNKS}
     tried = {

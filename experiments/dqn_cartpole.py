@@ -155,7 +155,8 @@ def play(
     played = history["episode_return_last100"]
     curves = {f"{config.seeds} seeds, 95% interval": (at * per_step, played[at - 1])}
     path, title = folder.path / "learning_curve.png", f"DQN on {config.env}"
-    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title)
+    bounds = returns.return_range(config.env)
+    plots.save_curves(path, *plots.RETURN_AXES, curves, title=title, bounds=bounds)
     judged = judge(config, net, state.params, max_steps)
     report(config, folder, claim, judged, returns.first_finite(played))
 

@@ -130,7 +130,8 @@ def draw(folder: RunFolder, config: Any, found: dict[Job, np.ndarray]) -> None:
     }
     labels = ("noise [units of the gold reward]", "accuracy on held-out pairs [%]")
     title = "Comparisons and ratings by raters of different scales"
-    plots.save_curves(folder.path / "feedback_types.png", *labels, curves, title=title, bars=True)
+    how = {"title": title, "bars": True, "bounds": (0, 100)}
+    plots.save_curves(folder.path / "feedback_types.png", *labels, curves, **how)
 
 
 def report(

@@ -98,7 +98,7 @@ def report(folder: RunFolder, config: Config, kept: dict[int, reports.Kept]) -> 
     }
     title = f"{config.data}, setting of {config.era}: {config.seeds} seeds, 95% intervals"
     path, ticks = folder.path / "test_error.png", {"yscale": "log", "xticks": config.depths}
-    plots.save_curves(path, "hidden layers", "test error [%]", curves, title=title, **ticks)
+    plots.save_curves(path, "hidden layers", "test error [%]", curves, title=title, bounds=(0, 100), **ticks)
     deep, mean = errors[max(config.depths)], np.mean(list(errors.values()), 0)
     tables = {}
     for depth, one in kept.items():

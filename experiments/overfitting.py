@@ -147,7 +147,7 @@ def report(
     title = f"{config.data}, {config.era}, {config.seeds} seeds, 95%"
     dashed = [name for name in curves if name.endswith("the labels")]
     ticks = {"xscale": "log", "ylim": (-1, None)}
-    plots.save_curves(path, *labels, curves, title=title, dashed=dashed, **ticks)
+    plots.save_curves(path, *labels, curves, title=title, dashed=dashed, bounds=(0, 100), **ticks)
     few = found[min(found)]
     widest = few[max(few)]
     runtime.write_result(

@@ -228,6 +228,7 @@ def draw(config: Config, folder: runtime.RunFolder, results: dict[str, np.ndarra
         {name: (updates, x[:, i]) for name, x in results.items() if name not in UNDRAWN},
         title=f"CartPole-v1, learning rate {rate:g}",
         dashed=[name for name in results if "at once" in name],
+        bounds=(0, config.time_limit),
         ylim=(0, config.time_limit + 5),
     )
     return file

@@ -85,7 +85,8 @@ def play(config: Config, net: nets.Net, claim: runtime.Claim) -> None:
     row = returns.summarise(config.env, last, first, solved)
     curves = {f"{config.seeds} seeds, 95% interval": (steps, played)}
     levels = {} if solved is None else {f"solved ({solved:g})": solved}
-    how = {"title": f"PPO on {config.env}", "levels": levels}
+    bounds = returns.return_range(config.env)
+    how = {"title": f"PPO on {config.env}", "levels": levels, "bounds": bounds}
     plots.save_curves(folder.path / "learning_curve.png", *plots.RETURN_AXES, curves, **how)
     runtime.write_result(
         folder,

@@ -146,7 +146,8 @@ def main(config: Config) -> None:
         for name, (training, _) in results.items()
     }
     path = folder.path / "learning_curves.png"
-    plots.save_curves(path, *plots.RETURN_AXES, curves, title=f"PPO on {config.env}")
+    how = {"title": f"PPO on {config.env}", "bounds": returns.return_range(config.env)}
+    plots.save_curves(path, *plots.RETURN_AXES, curves, **how)
     table = tabulate(config, results)
     first = next(iter(table))
     runtime.write_result(

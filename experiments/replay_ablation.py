@@ -252,10 +252,11 @@ def draw(
     at = np.arange(every, config.total_env_steps + 1, every)
     curves = {name: (at, x[at - 1]) for name, x in played.items()}
     title = f"{config.env}: online, and with replay"
-    plots.save_curves(folder.path / "learning_curve.png", *plots.RETURN_AXES, curves, title=title)
+    how = {"title": title, "bounds": returns.return_range(config.env)}
+    plots.save_curves(folder.path / "learning_curve.png", *plots.RETURN_AXES, curves, **how)
     apart = {f"{name}, {config.seeds} seeds": (np.arange(1, LAGS + 1), x.T) for name, x in lags.items()}
     title, labels = "In the order the learner meets them", ("samples apart", "correlation of gradients")
-    plots.save_curves(folder.path / "correlation.png", *labels, apart, title=title)
+    plots.save_curves(folder.path / "correlation.png", *labels, apart, title=title, bounds=(-1, 1))
 
 
 def main(config: Config) -> None:

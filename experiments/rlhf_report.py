@@ -47,7 +47,8 @@ def draw_reward_model(folder: RunFolder, held_out: dict[int, Any], lines: dict[s
     curves = {"reward model": (list(held_out), accuracy)}
     curves |= {name: (list(held_out), [value.mean()] * len(held_out)) for name, value in lines.items()}
     path, title = folder.path / "reward_model.png", "Reward model against noisy annotators"
-    plots.save_curves(path, "step", "held-out accuracy", curves, title=title, dashed=list(lines))
+    how: Any = {"title": title, "dashed": list(lines), "bounds": (0, 1)}
+    plots.save_curves(path, "step", "held-out accuracy", curves, **how)
 
 
 def draw_path(folder: RunFolder, path: dict[int, Any], spread: np.ndarray) -> None:

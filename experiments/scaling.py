@@ -193,7 +193,7 @@ def report(folder: RunFolder, config: Config, found: dict[int, dict[str, Any]]) 
     }
     curves = {f"{n:,} tokens": (sizes, losses[:, i]) for i, n in enumerate(config.tokens)}
     axes, title = ("weights but for the embeddings", "loss [nats a character]"), f"{config.seeds} seeds, 95%"
-    log = {"xscale": "log", "yscale": "log"}
+    log = {"xscale": "log", "yscale": "log", "bounds": (0, np.inf)}
     plots.save_curves(folder.path / "loss.png", *axes, curves, title=title, bars=True, **log)
     columns = {"alpha": "weights", "beta": "tokens"}
     rows = {

@@ -167,6 +167,7 @@ def main(config: Config) -> None:
         {f"trained by {way}": (places, share.T) for way, share in shares.items()},
         title=f"{config.seeds} random decision processes",
         bars=True,
+        bounds=(-np.inf, 1),
         xticks=places,
         xticklabels=["none", *map(str, config.simulations)],
     )

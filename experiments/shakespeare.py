@@ -153,6 +153,7 @@ def draw(path: Path, config: Config, training: dict[str, np.ndarray], losses: di
         "loss [nats a character]",
         {name: ((np.arange(len(x)) + 1) * window, x) for name, x in curves.items()},
         title=f"training, {config.seeds} seeds, 95% interval",
+        bounds=(0, np.inf),
         levels={f"{name}, validation": x.mean() for name, x in losses.items()},
     )
 

@@ -136,7 +136,7 @@ def judge(times: dict[str, dict[str, Any]], alone: dict[str, dict[str, Any]]) ->
 
 def draw(config: Config, folder: runtime.RunFolder, final: np.ndarray) -> list[str]:
     """Draw the returns [seeds, rates, clips] by learning rate and by clip; return the files' names."""
-    how = {"title": config.env, "bars": True, "xscale": "log"}
+    how = {"title": config.env, "bars": True, "xscale": "log", "bounds": returns.return_range(config.env)}
     apart = 1.03 ** np.arange(max(final.shape))[:, None]  # so that the intervals do not hide each other
     x = np.array(config.learning_rates) * apart
     curves = {f"clip {clip:g}": (x[i], final[..., i].T) for i, clip in enumerate(config.clips)}

@@ -114,7 +114,9 @@ def draw(folder: RunFolder, config: Config, kept: dict[int, reports.Kept]) -> li
     for name, (which, found) in zip(names, errors.items(), strict=True):
         curves = {start: (list(kept), [e[i] for e in found]) for i, start in enumerate(starts.STARTS)}
         labels = ("labelled images", f"{which} error [%]")
-        plots.save_curves(folder.path / name, *labels, curves, title=title, xscale="log", ylim=(0, None))
+        plots.save_curves(
+            folder.path / name, *labels, curves, title=title, xscale="log", bounds=(0, 100), ylim=(0, None)
+        )
     return names
 
 

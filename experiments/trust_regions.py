@@ -117,7 +117,9 @@ def draw(folder: runtime.RunFolder, config: Config, rate: float, results: Played
     title, dashed = f"CartPole-v1, learning rate {rate:g}", [name for name in results if "TRPO" in name]
     names = [f"learning_curves_{rate:g}.png", f"kl_per_update_{rate:g}.png"]
     ends = {"title": title, "dashed": dashed}
-    plots.save_curves(folder.path / names[0], *plots.RETURN_AXES, curves, ylim=(0, 505), **ends)
+    plots.save_curves(
+        folder.path / names[0], *plots.RETURN_AXES, curves, bounds=(0, 500), ylim=(0, 505), **ends
+    )
     axes = ("KL(before || after) of an update [nats]", "share of updates beyond")
     log = {"xscale": "log", "yscale": "log", "xlim": (1e-5, None)}
     plots.save_curves(folder.path / names[1], *axes, kls, **log, **ends)

@@ -176,7 +176,9 @@ def draw(config: Config, name: str, errors: dict[str, np.ndarray], folder: RunFo
         curves[f"{kind}, {config.seeds} seeds, 95% interval"] = (at * config.num_envs, error[at - 1])
     file = f"{name.replace(' ', '_')}.png"
     labels = ("environment steps per seed", ERROR)
-    plots.save_curves(folder.path / file, *labels, curves, title=name, xscale="log", yscale="log")
+    plots.save_curves(
+        folder.path / file, *labels, curves, title=name, bounds=(0, np.inf), xscale="log", yscale="log"
+    )
     return file
 
 
