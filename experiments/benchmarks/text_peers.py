@@ -36,15 +36,30 @@ def _gpt2(vocab: int, width: int, layers: int, heads: int, context: int, threads
     return GPT2LMHeadModel(config).eval()
 
 
+def _load(model: dict[str, int] | str, threads: int) -> Any:
+    """Return GPT-2's layout of a shape, or what a folder holds, in float32 and in evaluation mode."""
+    if not isinstance(model, str):
+        return _gpt2(**model, threads=threads)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
 def transformers_generate(
-    shape: dict[str, int], batch: int, prompt: int, new: int, sample: bool, repeats: int, threads: int
+    model: dict[str, int] | str, batch: int, prompt: int, new: int, sample: bool, repeats: int, threads: int
 ) -> Round:
-    """Generate `new` tokens after each of `batch` prompts with the cache, no early stop, `repeats` times."""
+    """Generate `new` tokens after each of `batch` prompts with the cache, no early stop, `repeats` times.
+
+    The model is GPT-2's layout of a shape, or what a folder holds, in float32.
+    """
     import torch
 
-    model = _gpt2(**shape, threads=threads)
-    tokens = torch.randint(2, shape["vocab"], (batch, prompt))
+    whole = _load(model, threads)
+    tokens = torch.randint(2, whole.config.vocab_size, (batch, prompt))
     arguments = {
+        "min_new_tokens": new,
         "attention_mask": torch.ones_like(tokens),
         "max_new_tokens": new,
         "do_sample": sample,
@@ -57,7 +72,7 @@ def transformers_generate(
     def measure() -> float:
         begin = time.perf_counter()
         for _ in range(repeats):
-            written = model.generate(tokens, **arguments)
+            written = whole.generate(tokens, **arguments)
         seconds = time.perf_counter() - begin
         if written.shape != (batch, prompt + new):
             raise RuntimeError(f"expected {(batch, prompt + new)} tokens, got {tuple(written.shape)}")
@@ -115,13 +130,8 @@ def transformers_choices(
 ) -> Round:
     """Score every option behind its context, in padded batches of like length, items a second."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(threads)
-    if isinstance(model, str):
-        whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    else:
-        whole = _gpt2(**model, threads=threads)
+    whole = _load(model, threads)
     drawn = draw_items(plain_words(model), **items)
     rows = [(context, option) for context, options in drawn for option in options]
 
@@ -261,15 +271,9 @@ def trl_grpo(
 
     The model is GPT-2's layout of a shape, or what a folder holds, in float32; with targets LoRA is trained.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    if isinstance(model, str):
-        torch.set_num_threads(threads)
-        whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    else:
-        whole = _gpt2(**model, threads=threads)
+    whole = _load(model, threads)
     whole.generation_config.eos_token_id = 1
     options = {}
     if targets is not None:
@@ -433,13 +437,8 @@ def peft_lora(
     """
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
-    if isinstance(model, str):
-        torch.set_num_threads(threads)
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    else:
-        base = _gpt2(**model, threads=threads)
+    base = _load(model, threads)
     tuned = get_peft_model(base, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)).train()
     trained = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)

@@ -273,22 +273,23 @@ def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scal
       [L, heads, depth].
     """
     length, heads, depth = query.shape
-    query = query.reshape(length, places[0][0].key.shape[0], -1, depth)
+    kv_heads = places[0][0].key.shape[0]
+    # The queries that share a key stand side by side: plain products of matrices, one for each key's head.
+    query = jnp.swapaxes(query.reshape(length, kv_heads, -1, depth), 0, 1).reshape(kv_heads, -1, depth)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = [
         jnp.where(
-            attend[None, None],
-            jnp.einsum("lkgd,ksd->kgls", query, read.key, preferred_element_type=jnp.float32) * scale,
+            jnp.repeat(attend, heads // kv_heads, axis=0)[None],
+            product("kqd,ksd->kqs", query, read.key) * scale,
             -0.7 * jnp.finfo(jnp.float32).max,
         )
         for read, attend in places
     ]
     weight = jax.nn.softmax(jnp.concatenate(scores, -1)).astype(query.dtype)
     parts = jnp.split(weight, np.cumsum([attend.shape[1] for _, attend in places])[:-1], -1)
-    sums = (
-        jnp.einsum("kgls,ksd->lkgd", part, read.value, preferred_element_type=jnp.float32)
-        for part, (read, _) in zip(parts, places, strict=True)
-    )
-    return functools.reduce(jnp.add, sums).astype(query.dtype).reshape(length, heads, depth)
+    sums = (product("kqs,ksd->kqd", part, read.value) for part, (read, _) in zip(parts, places, strict=True))
+    summed = functools.reduce(jnp.add, sums).astype(query.dtype).reshape(kv_heads, length, -1, depth)
+    return jnp.swapaxes(summed, 0, 1).reshape(length, heads, depth)
 
 
 # The backward passes of these, of attention and of the norms read the arguments alone: what lies between,
