@@ -35,8 +35,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import peers
+from contest import ContestConfig, contest, rivals, run
 
 from jaxrl_align.actors import Frozen
 from jaxrl_align.align import (
@@ -57,14 +57,13 @@ from jaxrl_align.align import (
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
-from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.text import TextConfig
 from jaxrl_align.types import Comparisons, Learner, PaddedTokens, Params
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """GPT-2's layout and a real model, in float32 on both sides."""
 
     vocab: int = 512
@@ -92,7 +91,6 @@ class Config:
     rank: int = 8
     steps: int = 8
     """In a round; a quarter of it of PPO, an eighth with the real model."""
-    rounds: int = 7
     peers: str = ""
     """An interpreter with trl, peft and torch; empty leaves it out."""
     ppo_peers: str = ""
@@ -164,24 +162,17 @@ def our_grpo(config: Config, lm: LanguageModel, base: Params, steps: int, rank: 
 
 def compare(
     config: Config,
-    label: str,
+    what: str,
     unit: str,
     make: Callable[[], peers.Round],
     python: str,
     name: str,
+    flag: str = "peers",
     **peer: Any,
 ) -> None:
-    """Print our rate and the peer's, medians over rounds taken in turn, and their ratio with its range."""
-    other = peers.start(python, name, **peer, threads=config.peer_threads) if python else None
-    ours = make()
-    rates = np.array([[ours(), peers.ask(other) if other else np.nan] for _ in range(config.rounds)])
-    print(f"{label}: ours {np.median(rates[:, 0]):,.2f} {unit}", end="")
-    if other is None:
-        print(f"; {name} is left out, give its interpreter")
-        return
-    low, middle, high = np.quantile(rates[:, 0] / rates[:, 1], [0, 0.5, 1])
-    print(f"; {name} {np.median(rates[:, 1]):,.2f}: {middle:.2f} times [{low:.2f}, {high:.2f}]", flush=True)
-    peers.stop(other)
+    """Measure ours and trl in turn."""
+    with rivals(python, name, name="trl", flag=flag, threads=(config.peer_threads,), **peer) as others:
+        contest(what, unit, {"ours": make()} | others, config.rounds)
 
 
 def main(config: Config) -> None:
@@ -192,29 +183,32 @@ def main(config: Config) -> None:
     if config.dpo:
         sizes = {"batch": config.batch, "prompt": config.prompt, "completion": config.new}
         make = lambda: our_dpo(config, lm, base)
+        what = f"DPO, {config.batch} pairs of {config.prompt} + {config.new} tokens"
         compare(
-            config, "DPO", "pairs/s", make, config.peers, "trl_dpo", model=shape, steps=config.steps, **sizes
+            config, what, "pairs/s", make, config.peers, "trl_dpo", model=shape, steps=config.steps, **sizes
         )
     if config.ppo:
         sizes = {"batch": config.batch, "prompt": config.prompt, "new": config.new, "epochs": config.epochs}
-        make, steps = lambda: our_ppo(config, lm, base), max(1, config.steps // 4)
-        compare(
-            config, "PPO", "episodes/s", make, config.ppo_peers, "trl_ppo", model=shape, steps=steps, **sizes
-        )
+        make = lambda: our_ppo(config, lm, base)
+        peer = {"python": config.ppo_peers, "name": "trl_ppo", "flag": "ppo-peers"}
+        peer |= {"model": shape, "steps": max(1, config.steps // 4), **sizes}
+        what = f"RLHF by PPO, {config.batch} answers of {config.new} tokens, {config.epochs} epochs"
+        compare(config, what, "episodes/s", make, **peer)
     sizes = {name: getattr(config, name) for name in ("prompts", "group", "prompt", "new", "rank")}
     grpo = {"unit": "updates/s", "python": config.peers, "name": "trl_grpo", **sizes}
     if config.grpo:
         make = lambda: our_grpo(config, lm, base, config.steps)
-        compare(config, "GRPO", make=make, model=shape, targets=None, steps=config.steps, **grpo)
+        what = f"GRPO, {config.prompts} prompts, {config.group} answers of {config.new} tokens each"
+        compare(config, what, make=make, model=shape, targets=None, steps=config.steps, **grpo)
     if config.real:
         folder, steps = find_model(), max(1, config.steps // 8)
         pretrained = load_model(folder)
         real = make_transformer(pretrained.config)
         make = lambda: our_grpo(config, real, pretrained.params, steps, config.rank)
         targets = ["q_proj", "v_proj"]
-        label = "GRPO of SmolLM2-135M, LoRA"
-        compare(config, label, make=make, model=str(folder), targets=targets, steps=steps, **grpo)
+        what = f"GRPO of SmolLM2-135M with LoRA, {config.prompts} x {config.group} answers"
+        compare(config, what, make=make, model=str(folder), targets=targets, steps=steps, **grpo)
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

@@ -22,18 +22,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 import peers
+from contest import ContestConfig, contest, rivals, run
 
 from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.nets.q_networks import make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, make_dqn
-from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.mesh import shard_members
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """Equal networks, batches, memories and updates per environment step."""
 
     envs: int = 8
@@ -44,7 +43,6 @@ class Config:
     """Members of the additional measurement with several seeds at once."""
     timesteps: int = 400_000
     """Of ours in a round, over all seeds."""
-    rounds: int = 5
     sb3: str = ""
     """An interpreter with stable-baselines3; empty leaves it out."""
     rejax: str = ""
@@ -74,32 +72,23 @@ def ours(config: Config, num_steps: int, double: bool, seeds: int) -> peers.Roun
     return measure
 
 
-def compare(config: Config, name: str, python: str, num_steps: int, double: bool, **arguments: Any) -> None:
-    """Print our rate for one and for several seeds, the peer's, and the ratios."""
-    measures = [ours(config, num_steps, double, seeds) for seeds in (1, config.seeds)]
-    shared = {"envs": config.envs, "batch": config.batch_size, "capacity": config.capacity}
-    other = peers.start(python, name, **shared, hidden=config.hidden, **arguments) if python else None
-    rates = np.empty((config.rounds, 3))
-    for i in range(config.rounds):
-        rates[i, 0], rates[i, 1] = measures[0](), measures[1]()
-        rates[i, 2] = peers.ask(other) if other else np.nan
-    median = np.median(rates, 0)
-    print(f"one update for {config.envs * num_steps} steps:", end=" ")
-    print(f"ours {median[0]:,.0f} env steps/s with one seed, {median[1]:,.0f} with {config.seeds}", end="")
-    if other is None:
-        print(f"; {name} is left out, give --{name} PYTHON, an interpreter that has it")
-        return
-    peers.stop(other)
-    one, several = (np.quantile(rates[:, i] / rates[:, 2], [0, 0.5, 1]) for i in (0, 1))
-    print(f"; {name} {median[2]:,.0f}: {one[1]:.1f} times [{one[0]:.1f}, {one[2]:.1f}],", end=" ")
-    print(f"{several[1]:.1f} [{several[0]:.1f}, {several[2]:.1f}] with {config.seeds} seeds")
+def compare(config: Config, peer: str, num_steps: int, double: bool, **arguments: Any) -> None:
+    """Measure one seed of ours, then several, and the peer in turn."""
+    name = {"sb3": "stable-baselines3", "rejax": "rejax"}[peer]
+    arguments |= {"envs": config.envs, "batch": config.batch_size, "capacity": config.capacity}
+    python, hidden = getattr(config, peer), config.hidden
+    with rivals(python, peer, name=name, flag=peer, hidden=hidden, **arguments) as others:
+        for seeds in (1, config.seeds):
+            what = f"DQN on CartPole, an update for {config.envs * num_steps} steps, seeds at once: {seeds}"
+            measure = ours(config, num_steps, double, seeds)
+            contest(what, "env steps/s", {"ours": measure} | others, config.rounds)
 
 
 def main(config: Config) -> None:
     """Run ours and each peer in turn; medians and the range over rounds."""
-    compare(config, "sb3", config.sb3, 4, False, steps=4, timesteps=16_000)
-    compare(config, "rejax", config.rejax, 1, True, timesteps=16_000)
+    compare(config, "sb3", 4, False, steps=4, timesteps=16_000)
+    compare(config, "rejax", 1, True, timesteps=16_000)
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

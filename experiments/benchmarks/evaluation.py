@@ -27,15 +27,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-import numpy as np
 import peers
 import text_peers
+from contest import ContestConfig, contest, rivals, run
 
 from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.evaluate.scoring.choices import Choices, make_option_scorer, share_prefix
 from jaxrl_align.evaluate.scoring.text_requests import TextScorer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
-from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import Pretrained, find_model, load_model
 
 
@@ -52,7 +51,7 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """GPT-2's layout in float32, and the real model."""
 
     items: Items = Items()
@@ -65,7 +64,6 @@ class Config:
     """Scored by SmolLM2; 0 leaves it out."""
     batch: int = 32
     """Rows at a time, on every side."""
-    rounds: int = 7
     peers: str = ""
     """An interpreter with lm-eval, transformers and torch; empty leaves them out."""
     threads: tuple[int, ...] = (2,)
@@ -107,31 +105,16 @@ def our_rounds(config: Config, model: Pretrained, drawn: list[text_peers.Item]) 
 
 
 def compare(config: Config, name: str, model: Pretrained, shape: dict[str, int] | str, count: int) -> None:
-    """Print our rates, the peers' and the ratios; medians and the range over rounds."""
+    """Measure ours beside each peer, in turn."""
     settings: dict[str, Any] = asdict(config.items) | {"count": count}
     drawn = text_peers.draw_items(text_peers.plain_words(shape), **settings)
-    print(f"{name}: {count:,} items")
+    what = f"{count:,} items of {config.items.options} options, {name},"
     ours = our_rounds(config, model, drawn)
-    names = ("transformers_choices", "lm_eval_choices") if config.peers else ()
-    arguments = {"model": shape, "items": settings, "batch": config.batch}
-    others = [
-        [peers.start(config.peers, peer, **arguments, threads=n) for n in config.threads] for peer in names
-    ]
-    rates = np.zeros((config.rounds, 2, 2))
-    for i in range(config.rounds):
-        for j, measure in enumerate(ours):
-            rates[i, j] = measure(), max(map(peers.ask, others[j]), default=np.nan) if others else np.nan
-    for processes in others:
-        for process in processes:
-            peers.stop(process)
-    for j, source in enumerate(("tokens", "texts")):
-        mine, other = np.median(rates[:, j], 0)
-        print(f"  from {source}: {mine:,.1f} items/s", end="")
-        if not others:
-            print("; the peers are left out, give --peers PYTHON, an interpreter that has them")
-            continue
-        low, middle, high = np.quantile(rates[:, j, 0] / rates[:, j, 1], [0, 0.5, 1])
-        print(f"; {names[j]} {other:,.1f}: {middle:.2f} times [{low:.2f}, {high:.2f}]")
+    settings = {"model": shape, "items": settings, "batch": config.batch, "threads": config.threads}
+    libraries = {"transformers_choices": "transformers", "lm_eval_choices": "lm-eval"}
+    for (peer, library), source, measure in zip(libraries.items(), ("tokens", "texts"), ours, strict=True):
+        with rivals(config.peers, peer, name=library, **settings) as others:
+            contest(f"{what} from {source}", "items/s", {"ours": measure} | others, config.rounds)
 
 
 def main(config: Config) -> None:
@@ -144,4 +127,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

@@ -22,7 +22,6 @@ and values, which XLA cuts out of the cache into a copy before it multiplies.
 """
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
+from contest import ContestConfig, contest, rivals, run
+from floors import cache_bytes, floor, generation_work, training_work, weight_bytes
 
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows
-from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.text.generation import (
     WHOLE,
@@ -50,7 +50,7 @@ from jaxrl_align.types import PaddedTokens, Params, TokenBatch
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """GPT-2's layout and a real model in float32; equal lengths on both sides, and no early stop."""
 
     vocab: int = 256
@@ -70,118 +70,12 @@ class Config:
     train_length: int = 64
     train_steps: int = 20
     """In a round."""
-    rounds: int = 7
     generation: bool = True
     training: bool = True
     peers: str = ""
     """An interpreter with transformers, trl and torch; empty leaves them out."""
     peer_threads: tuple[int, int] = (1, 2)
     """Each peer is measured with both, and its better one in each round counts."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What must be done at least, one phase after the other."""
-
-    flops: tuple[float, ...]
-    """Multiplications and additions of each phase."""
-    rows: tuple[int, ...]
-    """The rows that its products with the weights have."""
-    moved: tuple[float, ...]
-    """Bytes that must be read or written."""
-
-
-def weight_bytes(shape: TransformerConfig) -> int:
-    """Return the size in float32 of the matrices that every token is multiplied with, the logits' included."""
-    attention = 2 * shape.width * shape.depth * (shape.heads + shape.kv_heads)
-    gated = shape.feed_forward in ("swiglu", "geglu")
-    feed_forward = (3 if gated else 2) * shape.width * shape.hidden
-    return 4 * ((attention + feed_forward) * shape.layers + shape.vocab_size * shape.width)
-
-
-def token_flops(shape: TransformerConfig, slots: float) -> float:
-    """Return the multiplications and additions of one token that reads `slots` slots, its logits included."""
-    return weight_bytes(shape) / 2 + 4.0 * shape.heads * shape.depth * slots * shape.layers
-
-
-def cache_bytes(shape: TransformerConfig, slots: float) -> float:
-    """Return the size in float32 of one row's keys and values."""
-    return 4 * 2 * shape.kv_heads * shape.depth * shape.layers * slots
-
-
-def generation_work(config: Config, shape: TransformerConfig, batch: int) -> Work:
-    """Return the work of `batch` responses: the prompt read once, then one token at a time."""
-    steps = config.new - 1
-    mean_slots = config.prompt + (steps + 1) / 2
-    prompt = config.prompt * token_flops(shape, (config.prompt + 1) / 2)
-    # Of a prompt only the last token's logits are needed.
-    prompt -= 2.0 * (config.prompt - 1) * shape.vocab_size * shape.width
-    weights = weight_bytes(shape)
-    return Work(
-        (batch * prompt, batch * steps * token_flops(shape, mean_slots)),
-        (batch * config.prompt, batch),
-        (weights, steps * (weights + batch * cache_bytes(shape, mean_slots))),
-    )
-
-
-def training_work(config: Config, shape: TransformerConfig) -> Work:
-    """Return the work of a step: a backward pass takes twice a forward pass."""
-    tokens = config.train_batch * (config.train_length - 1)
-    flops = 3 * tokens * token_flops(shape, config.train_length / 2)
-    weights = weight_bytes(shape)
-    # Read in both passes, and once more by Adam, which writes them; as do the gradient and two moments.
-    return Work((flops,), (tokens,), (10.0 * weights,))
-
-
-def best_rate(call: Callable[[], Any], amount: float) -> float:
-    """Return the highest of 15 rates."""
-    seconds = []
-    for _ in range(16):
-        begin = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - begin)
-    return amount / min(seconds[1:])
-
-
-def matrix_rate(shape: TransformerConfig, rows: int) -> float:
-    """Return float32 operations a second of `[rows, width] [width, hidden] [hidden, width]`, repeated.
-
-    It multiplies with as many matrices in turn as the model has, so that they lie where the model's lie.
-    """
-    width, hidden = shape.width, shape.hidden
-    total = max(1, weight_bytes(shape) // (8 * width * hidden))
-    count = max(4, 2**13 // (rows * total))
-    up, down = (
-        jnp.broadcast_to(jnp.eye(*size), (total, *size)) + 0 for size in ((width, hidden), (hidden, width))
-    )
-
-    @jax.jit
-    def chain(x: Any, up: Any, down: Any) -> Any:
-        once = lambda x: jax.lax.scan(lambda y, m: ((y @ m[0]) @ m[1], None), x, (up, down))[0]
-        return jax.lax.fori_loop(0, count, lambda _, y: once(y), x)
-
-    x = jnp.ones((rows, width))
-    return best_rate(lambda: chain(x, up, down), count * total * rows * 4.0 * width * hidden)
-
-
-def memory_rate(num_bytes: float) -> float:
-    """Return bytes a second through an array of this size that is read and written, both counted."""
-    x = jnp.ones(int(num_bytes) // 4)
-    count = max(4, int(1e8 / num_bytes))
-    add = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: y + 1.0, x))
-    return best_rate(lambda: add(x), 2.0 * count * x.nbytes)
-
-
-def floor(shape: TransformerConfig, work: Work, resident: float) -> float:
-    """Print what each phase takes at least, `resident` bytes in use; return the seconds together."""
-    bandwidth, total = memory_rate(resident), 0.0
-    for flops, rows, moved in zip(work.flops, work.rows, work.moved, strict=True):
-        rate = matrix_rate(shape, rows)
-        total += max(flops / rate, moved / bandwidth)
-        print(f"  {flops / 1e9:.3f} GFLOP in {rows} rows at {rate / 1e9:.0f} a second:", end=" ")
-        print(f"{1e3 * flops / rate:.2f} ms; {moved / 1e6:.1f} MB at {bandwidth / 1e9:.1f} GB/s:", end=" ")
-        print(f"{1e3 * moved / bandwidth:.2f} ms")
-    return total
 
 
 def small_model(config: Config) -> LanguageModel:
@@ -224,7 +118,7 @@ def repeats_of(shape: TransformerConfig, wanted: int) -> int:
 
 
 def one_token(lm: LanguageModel, params: Params, batch: int, slots: int, count: int = 8) -> peers.Round:
-    """Return the measurement of single tokens behind a full cache of that many slots, tokens a row a second."""
+    """Return the measurement of single tokens behind a cache of that many slots, tokens a row a second."""
     text = TextConfig(slots - count, count)
     places = Slots(jnp.ones(slots), jnp.arange(slots))
 
@@ -276,86 +170,68 @@ def our_training(config: Config, lm: LanguageModel) -> peers.Round:
     return measure
 
 
-def compare(config: Config, label: str, ours: peers.Round, least: float, name: str, **arguments: Any) -> None:
-    """Print our rate, our share of the floor's rate `least`, the peer's rate and the ratio."""
-    others = []
-    if config.peers:
-        others = [peers.start(config.peers, name, **arguments, threads=n) for n in config.peer_threads]
-    rates = np.array([[ours(), *map(peers.ask, others)] for _ in range(config.rounds)])
-    median = np.median(rates, 0)
-    print(f"{label}: {median[0]:,.0f} tokens/s, {median[0] / least:.0%} of the floor's {least:,.0f}", end="")
-    if not others:
-        print(f"; {name} is left out, give --peers PYTHON, an interpreter that has it")
-        return
-    for other in others:
-        peers.stop(other)
-    low, middle, high = np.quantile(rates[:, 0] / rates[:, 1:].max(1), [0, 0.5, 1])
-    threads = ", ".join(f"{x:,.0f} with {n}" for x, n in zip(median[1:], config.peer_threads, strict=True))
-    print(f"; {name} {threads} threads: {middle:.2f} times the better [{low:.2f}, {high:.2f}]", flush=True)
+def compare(config: Config, what: str, ours: peers.Round, floor: float, name: str, **arguments: Any) -> None:
+    """Measure ours and a peer in turn."""
+    side = "trl" if name.startswith("trl") else "transformers"
+    with rivals(config.peers, name, name=side, threads=config.peer_threads, **arguments) as others:
+        contest(what, "tokens/s", {"ours": ours} | others, config.rounds, floor=floor)
 
 
 def generate_both(
-    config: Config, lm: LanguageModel, params: Params, batch: int, samples: Sequence[bool], model: Any
+    config: Config, lm: LanguageModel, params: Params, batch: int, model: Any, *, label: str, greedy: bool
 ) -> None:
-    """Print what generation takes at least and what it takes, `samples` saying greedy or sampled."""
+    """Generate sampled, and greedily where asked, beside transformers and the floor."""
     shape = lm.config
+    work = generation_work(shape, batch, config.prompt, config.new)
     resident = weight_bytes(shape) + batch * cache_bytes(shape, config.prompt + config.new)
-    print(f"generation, batch {batch}: at least")
-    least = batch * config.new / floor(shape, generation_work(config, shape, batch), resident)
-    for sample in samples:
+    print(f"{label}, batch {batch}: at least")
+    least = batch * config.new / floor(shape, work, resident)
+    what = f"generation, {label}, {batch} prompts of {config.prompt} tokens, {config.new} more each"
+    peer: dict[str, Any] = {"model": model, "batch": batch, "prompt": config.prompt, "new": config.new}
+    for sample in (False, True) if greedy else (True,):
         compare(
             config,
-            "  sampled" if sample else "  greedy",
+            f"{what}, {'sampled' if sample else 'greedy'}",
             our_generation(config, lm, params, batch, sample),
             least,
             "transformers_generate",
-            model=model,
-            batch=batch,
-            prompt=config.prompt,
-            new=config.new,
-            sample=sample,
-            repeats=repeats_of(shape, 64 // batch),
+            **peer | {"sample": sample, "repeats": repeats_of(shape, 64 // batch)},
         )
 
 
 def time_slots(config: Config, lm: LanguageModel, params: Params, batch: int) -> None:
-    """Print the milliseconds of a token behind a short and behind a long cache, in turn, and their ratio."""
-    short, long = (one_token(lm, params, batch, slots) for slots in config.real_slots)
-    rates = np.array([[short(), long()] for _ in range(config.rounds)])
-    low, middle, high = np.quantile(rates[:, 0] / rates[:, 1], [0, 0.5, 1])
-    few, many = 1e3 / np.median(rates, 0)
-    print(
-        f"  a token with {config.real_slots[0]} slots {few:.1f} ms, with {config.real_slots[1]} {many:.1f}:",
-        end="",
-    )
-    print(f" {middle:.2f} times [{low:.2f}, {high:.2f}]", flush=True)
+    """Measure a token behind a long cache beside one behind a short cache."""
+    short, long = config.real_slots
+    sides = {f"ours, {slots} slots": one_token(lm, params, batch, slots) for slots in (short, long)}
+    contest(f"a token of SmolLM2-135M, batch {batch}, {short} slots", "tokens/s", sides, config.rounds)
 
 
 def main(config: Config) -> None:
-    """Each batch size, greedy and sampled, training, then the real model; medians and the range over rounds."""
+    """Each batch size, greedy and sampled, and training; then the real model."""
     lm = small_model(config)
     model = {name: getattr(config, name) for name in ("vocab", "width", "layers", "heads")}
     model["context"] = lm.config.context
     if config.generation:
         params = jax.jit(lm.init)(jax.random.key(0))
         for batch in config.batch_sizes:
-            generate_both(config, lm, params, batch, (False, True), model)
+            generate_both(config, lm, params, batch, model, label="GPT-2's layout", greedy=True)
     if config.training:
-        print(f"training, batch {config.train_batch} x {config.train_length}: at least")
-        tokens = config.train_batch * config.train_length
-        least = tokens / floor(lm.config, training_work(config, lm.config), 4 * weight_bytes(lm.config))
-        arguments = {"batch": config.train_batch, "length": config.train_length, "steps": config.train_steps}
-        compare(config, "  AdamW", our_training(config, lm), least, "trl_sft", shape=model, **arguments)
+        batch, length = config.train_batch, config.train_length
+        print(f"training, batch {batch} x {length}: at least")
+        work = training_work(lm.config, batch, length)
+        least = batch * length / floor(lm.config, work, 4 * weight_bytes(lm.config))
+        peer = {"shape": model, "batch": batch, "length": length, "steps": config.train_steps}
+        what = f"training, GPT-2's layout, {batch} rows of {length}, AdamW"
+        compare(config, what, our_training(config, lm), least, "trl_sft", **peer)
     if not (config.real and config.generation):
         return
     folder = find_model()
     pretrained = load_model(folder)
     lm = make_transformer(pretrained.config)
     for batch in config.real_batch_sizes:
-        print("SmolLM2-135M,", end=" ")
-        generate_both(config, lm, pretrained.params, batch, (True,), str(folder))
+        generate_both(config, lm, pretrained.params, batch, str(folder), label="SmolLM2-135M", greedy=False)
         time_slots(config, lm, pretrained.params, batch)
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

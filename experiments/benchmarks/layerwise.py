@@ -14,17 +14,16 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import peers
+from contest import ContestConfig, contest, rivals, run
 
 from jaxrl_align.nets.layered import make_layered_net
 from jaxrl_align.pretrain.layerwise import ClassifierHParams, finetune
-from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.mesh import shard_members, use_cpu_devices
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """Sigmoid classifiers on random images: the arithmetic of training does not depend on them."""
 
     sizes: tuple[int, ...] = (64, 100, 100, 100, 10)
@@ -35,7 +34,6 @@ class Config:
     seeds: int = 8
     epochs: int = 20
     """Of ours in a round; the peer takes one."""
-    rounds: int = 7
     torch: str = ""
     """An interpreter with PyTorch; empty leaves it out."""
 
@@ -63,22 +61,15 @@ def ours(config: Config) -> peers.Round:
 
 
 def main(config: Config) -> None:
-    """Run ours and PyTorch with one and with all threads in turn; medians and ranges over rounds."""
+    """Run ours and PyTorch, with one and with all threads, in turn."""
     use_cpu_devices()
     measure = ours(config)
+    sizes = {"sizes": config.sizes, "num": config.num, "batch": config.batch_size, "seeds": config.seeds}
+    what = f"mini-batch SGD on layers of {config.sizes}, {config.seeds} seeds"
     threads = sorted({1, len(jax.devices())})
-    shared = {"sizes": config.sizes, "num": config.num, "batch": config.batch_size, "seeds": config.seeds}
-    others = [peers.start(config.torch, "torch_sgd", **shared, threads=n) for n in threads if config.torch]
-    rates = np.array([[measure(), *map(peers.ask, others)] for _ in range(config.rounds)])
-    print(f"{config.sizes}, batch {config.batch_size}, {config.seeds} seeds:", end=" ")
-    print(f"ours {np.median(rates[:, 0]):,.0f} examples/s")
-    for n, other, rate in zip(threads, others, rates.T[1:], strict=False):
-        peers.stop(other)
-        low, middle, high = np.quantile(rates[:, 0] / rate, [0, 0.5, 1])
-        print(f"  PyTorch, {n} thread(s), {np.median(rate):,.0f}: {middle:.1f} times [{low:.1f}, {high:.1f}]")
-    if not others:
-        print("  PyTorch is left out, give --torch PYTHON, an interpreter that has it")
+    with rivals(config.torch, "torch_sgd", name="PyTorch", flag="torch", threads=threads, **sizes) as others:
+        contest(what, "examples/s", {"ours": measure} | others, config.rounds)
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

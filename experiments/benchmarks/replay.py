@@ -25,19 +25,18 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import peers
+from contest import ContestConfig, contest, rivals, run
 
 from jaxrl_align.actors.value import make_value_actor
 from jaxrl_align.nets.q_networks import make_q_net
 from jaxrl_align.rl.dqn import DQNHParams, make_dqn
 from jaxrl_align.rl.replay import Replay, ReplayState, make_replay
-from jaxrl_align.runtime import cli
 from jaxrl_align.types import Transition
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """What is added is CartPole's transition; rates are medians over rounds, in turn."""
 
     capacity: int = 100_000
@@ -46,7 +45,6 @@ class Config:
     batch_size: int = 32
     steps: int = 20_000
     """Rounds of add, sample and update in one compiled scan."""
-    rounds: int = 7
     flashbax: str = ""
     """An interpreter with flashbax; empty leaves the comparison out."""
 
@@ -140,56 +138,28 @@ def learner_step(config: Config, capacity: int, prioritised: bool) -> peers.Roun
     return measure
 
 
-def in_turn(measures: list[peers.Round], rounds: int) -> np.ndarray:
-    """Return the rates [rounds, measures], every other round in the opposite order."""
-    rates = np.empty((rounds, len(measures)))
-    for i in range(rounds):
-        order = range(len(measures))
-        for j in order if i % 2 == 0 else reversed(order):
-            rates[i, j] = measures[j]()
-    return rates
-
-
 def against_flashbax(config: Config) -> None:
-    """Print both rates and their ratio for both kinds of memory."""
+    """Measure both kinds of memory beside flashbax's."""
     for prioritised in (False, True):
-        kind = "prioritised" if prioritised else "uniform"
-        measures = [add_and_sample(config, prioritised)]
+        kind = "prioritised, with its update" if prioritised else "uniform"
+        what = f"replay, {kind}: add and sample {config.batch_size} of {config.capacity:,}"
         sizes = {"capacity": config.capacity, "batch": config.batch_size, "steps": config.steps}
-        other = (
-            peers.start(config.flashbax, "flashbax", **sizes, prioritised=prioritised)
-            if config.flashbax
-            else None
-        )
-        if other:
-            measures.append(lambda other=other: peers.ask(other))
-        rates = in_turn(measures, config.rounds)
-        line = f"{kind:12} {np.median(rates[:, 0]):9,.0f} add+sample/s"
-        if other:
-            peers.stop(other)
-            low, ratio, high = np.quantile(rates[:, 0] / rates[:, 1], [0.25, 0.5, 0.75])
-            line += f", flashbax {np.median(rates[:, 1]):9,.0f}: {ratio:.2f} times [{low:.2f}, {high:.2f}]"
-        print(line)
+        python, settings = config.flashbax, {"prioritised": prioritised, **sizes}
+        with rivals(python, "flashbax", name="flashbax", flag="flashbax", **settings) as others:
+            measure = add_and_sample(config, prioritised)
+            contest(what, "a second", {"ours": measure} | others, config.rounds)
 
 
 def main(config: Config) -> None:
     """Compare, then time draws by capacity."""
-    if config.flashbax:
-        print(f"capacity {config.capacity:,}, batch {config.batch_size}; quartiles of {config.rounds} rounds")
-    else:
-        print("flashbax is left out; give --flashbax PYTHON, an interpreter that has it")
     against_flashbax(config)
     for what, make in {"draw": sample_only, "DQN step": learner_step}.items():
         for prioritised in (False, True):
-            measures = [make(config, capacity, prioritised) for capacity in config.capacities]
-            times = 1e6 / in_turn(measures, config.rounds)
-            ratio = np.median(times / times[:, :1], 0)
-            cells = [
-                f"{capacity:,}: {us:.1f} us ({part:.2f})"
-                for capacity, us, part in zip(config.capacities, np.median(times, 0), ratio, strict=True)
-            ]
-            print(f"one {'prioritised' if prioritised else 'uniform'} {what} at capacity " + ", ".join(cells))
+            first, *rest = config.capacities
+            kind = "prioritised" if prioritised else "uniform"
+            sides = {f"ours, of {n:,}": make(config, n, prioritised) for n in (first, *rest)}
+            contest(f"one {kind} {what} of {first:,}", "a second", sides, config.rounds)
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

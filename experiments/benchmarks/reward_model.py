@@ -29,8 +29,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import peers
+from contest import ContestConfig, contest, rivals, run
 
 from jaxrl_align.align import RewardHParams, init_reward_params, make_reward_learner, score
 from jaxrl_align.align.reward_model import RewardModel
@@ -38,13 +38,12 @@ from jaxrl_align.learner import make_optimizer
 from jaxrl_align.losses import bradley_terry
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
-from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.types import Comparisons, PaddedTokens, Params
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """GPT-2's layout and a real model, in float32 on both sides."""
 
     vocab: int = 512
@@ -63,7 +62,6 @@ class Config:
     rank: int = 8
     steps: int = 4
     """In a round; a quarter of it with the real model."""
-    rounds: int = 7
     peers: str = ""
     """An interpreter with trl, peft and torch; empty leaves it out."""
     peer_threads: int = 2
@@ -120,22 +118,13 @@ def make_round(
     return measure
 
 
-def compare(config: Config, label: str, sides: dict[str, peers.Round], **peer: Any) -> None:
-    """Print the rates of every side, and the ratios of the first to the others."""
-    other = None
-    if config.peers:
-        settings = {"threads": config.peer_threads, "rank": config.rank}
-        lengths = {"prompt": config.prompt, "completion": config.completion}
-        other = peers.start(config.peers, "trl_reward", **settings, **lengths, **peer)
-        sides = sides | {"trl": lambda: peers.ask(other)}
-    rates = np.array([[side() for side in sides.values()] for _ in range(config.rounds)])
-    print(f"{label}: ours {np.median(rates[:, 0]):,.1f} pairs/s", end="")
-    for name, rate in list(zip(sides, rates.T, strict=True))[1:]:
-        low, middle, high = np.quantile(rates[:, 0] / rate, [0, 0.5, 1])
-        print(f"; {name} {np.median(rate):,.1f}: {middle:.2f} times [{low:.2f}, {high:.2f}]", end="")
-    print("" if config.peers else "; trl is left out, give --peers PYTHON, an interpreter that has it")
-    if other is not None:
-        peers.stop(other)
+def compare(config: Config, what: str, sides: dict[str, peers.Round], **peer: Any) -> None:
+    """Measure ours, ours with prompts read twice, and trl in turn."""
+    lengths = {"prompt": config.prompt, "completion": config.completion, "rank": config.rank}
+    what = f"{what}, pairs of {config.prompt} + {config.completion} tokens"
+    threads = (config.peer_threads,)
+    with rivals(config.peers, "trl_reward", name="trl", threads=threads, **lengths, **peer) as others:
+        contest(what, "pairs/s", sides | others, config.rounds)
 
 
 def main(config: Config) -> None:
@@ -146,10 +135,10 @@ def main(config: Config) -> None:
     data = draw(config, config.vocab, config.batch)
     sides = {
         "ours": make_round(lm, base, data, config.steps),
-        "separate": make_round(lm, base, data, config.steps, apart=True),
+        "ours, prompts read twice": make_round(lm, base, data, config.steps, apart=True),
     }
     sizes = {"batch": config.batch, "steps": config.steps}
-    compare(config, "GPT-2's layout", sides, model=shape, targets=None, **sizes)
+    compare(config, "reward model, GPT-2's layout", sides, model=shape, targets=None, **sizes)
     if not config.real:
         return
     folder = find_model()
@@ -159,11 +148,20 @@ def main(config: Config) -> None:
     steps = max(1, config.steps // 4)
     sides = {
         "ours": make_round(lm, pretrained.params, data, steps, rank=config.rank),
-        "separate": make_round(lm, pretrained.params, data, steps, rank=config.rank, apart=True),
+        "ours, prompts read twice": make_round(
+            lm, pretrained.params, data, steps, rank=config.rank, apart=True
+        ),
     }
     sizes = {"batch": config.real_batch, "steps": steps}
-    compare(config, "SmolLM2-135M, LoRA", sides, model=str(folder), targets=["q_proj", "v_proj"], **sizes)
+    compare(
+        config,
+        "reward model, SmolLM2-135M with LoRA",
+        sides,
+        model=str(folder),
+        targets=["q_proj", "v_proj"],
+        **sizes,
+    )
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

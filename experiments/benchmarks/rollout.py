@@ -20,14 +20,14 @@ from typing import Any
 
 import chex
 import jax
-import numpy as np
+import peers
+from contest import ContestConfig, contest, run
 
 from jaxrl_align import envs
-from jaxrl_align.runtime import cli
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """What is rolled out; a round is one rollout of either side."""
 
     envs: tuple[str, ...] = ("CartPole-v1", "Acrobot-v1", "Breakout-MinAtar", "Asterix-MinAtar")
@@ -69,30 +69,30 @@ def plain(environment: Any, env_params: Any, steps: int) -> Callable[[chex.PRNGK
     return play
 
 
-def seconds(play: Callable, keys: chex.PRNGKey) -> float:
-    """Return how long one rollout of all environments takes."""
-    begin = time.perf_counter()
-    jax.block_until_ready(play(keys))
-    return time.perf_counter() - begin
+def make_round(play: Callable, keys: chex.PRNGKey, steps: int) -> peers.Round:
+    """Return the measurement of a rollout of all environments, steps a second."""
+    play = jax.jit(jax.vmap(play))
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(play(keys))
+        return len(keys) * steps / (time.perf_counter() - begin)
+
+    measure()
+    return measure
 
 
 def main(config: Config) -> None:
-    """Roll out both ways in turn, for every environment; medians and the range of the ratio."""
+    """Roll out both ways in turn, for every environment."""
     for name in config.envs:
         environment, env_params = envs.make_environment(name)
         keys = jax.random.split(jax.random.key(0), config.num_envs)
-        sides = [jax.jit(jax.vmap(make(environment, env_params, config.steps))) for make in (ours, plain)]
-        for side in sides:
-            seconds(side, keys)
-        times = np.array([[seconds(side, keys) for side in sides] for _ in range(config.rounds)])
-        mine, other = config.num_envs * config.steps / np.median(times, axis=0)
-        low, middle, high = np.quantile(times[:, 1] / times[:, 0], [0, 0.5, 1])
-        print(
-            f"{name:18s} ours {mine:10,.0f} steps/s, plain loop {other:10,.0f}: "
-            f"{middle:.2f} times [{low:.2f}, {high:.2f}]",
-            flush=True,
-        )
+        sides = {
+            side: make_round(make(environment, env_params, config.steps), keys, config.steps)
+            for side, make in {"ours": ours, "a loop around gymnax's step": plain}.items()
+        }
+        contest(f"random {name}, {config.num_envs} environments", "env steps/s", sides, config.rounds)
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

@@ -23,19 +23,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import peers
+from contest import ContestConfig, contest, rivals, run
 
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner
-from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.huggingface import find_model, load_model
 from jaxrl_align.types import Params, TokenBatch
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """GPT-2's layout and a real model, in float32 on both sides."""
 
     vocab: int = 512
@@ -51,7 +50,6 @@ class Config:
     real_length: int = 128
     steps: int = 2
     """In a round."""
-    rounds: int = 7
     peers: str = ""
     """An interpreter with peft, transformers and torch; empty leaves it out."""
     peer_threads: int = 2
@@ -85,21 +83,11 @@ def make_round(
     return measure
 
 
-def compare(config: Config, label: str, sides: dict[str, peers.Round], **peer: Any) -> None:
-    """Print the rates of LoRA, of what else of ours there is, and of the peer, and LoRA's ratios to them."""
-    other = None
-    if config.peers:
-        settings = {"rank": config.rank, "steps": config.steps, "threads": config.peer_threads}
-        other = peers.start(config.peers, "peft_lora", **settings, **peer)
-        sides = sides | {"peft": lambda: peers.ask(other)}
-    rates = np.array([[side() for side in sides.values()] for _ in range(config.rounds)])
-    print(f"{label}: LoRA {np.median(rates[:, 0]):,.0f} tokens/s", end="")
-    for name, rate in list(zip(sides, rates.T, strict=True))[1:]:
-        low, middle, high = np.quantile(rates[:, 0] / rate, [0, 0.5, 1])
-        print(f"; {name} {np.median(rate):,.0f}: {middle:.2f} times [{low:.2f}, {high:.2f}]", end="")
-    print("" if config.peers else "; peft is left out, give --peers PYTHON, an interpreter that has it")
-    if other is not None:
-        peers.stop(other)
+def compare(config: Config, what: str, sides: dict[str, peers.Round], **peer: Any) -> None:
+    """Measure LoRA, what else of ours there is, and peft in turn."""
+    settings = {"rank": config.rank, "steps": config.steps, "threads": (config.peer_threads,)}
+    with rivals(config.peers, "peft_lora", name="peft", **settings, **peer) as others:
+        contest(what, "tokens/s", sides | others, config.rounds)
 
 
 def main(config: Config) -> None:
@@ -112,21 +100,23 @@ def main(config: Config) -> None:
     base = jax.jit(lm.init)(jax.random.key(0))
     fused = ["*query", "*key", "*value"]
     sides = {
-        "LoRA": make_round(config, lm, base, fused, **sizes),
-        "all weights": make_round(config, lm, base, None, **sizes),
+        "ours": make_round(config, lm, base, fused, **sizes),
+        "ours, all weights": make_round(config, lm, base, None, **sizes),
     }
     model = shape | {"context": config.length}
-    compare(config, "GPT-2's layout", sides, model=model, targets=["c_attn"], **sizes)
+    what = f"LoRA on GPT-2's layout, {config.width} wide, {config.batch} rows of {config.length}"
+    compare(config, what, sides, model=model, targets=["c_attn"], **sizes)
     if not config.real:
         return
     folder = find_model()
     pretrained = load_model(folder)
     sizes = {"batch": config.real_batch, "length": config.real_length}
     lm = make_transformer(pretrained.config)
-    sides = {"LoRA": make_round(config, lm, pretrained.params, ["*query", "*value"], **sizes)}
+    sides = {"ours": make_round(config, lm, pretrained.params, ["*query", "*value"], **sizes)}
     targets = ["q_proj", "v_proj"]
-    compare(config, "SmolLM2-135M", sides, model=str(folder), targets=targets, **sizes)
+    what = f"LoRA on SmolLM2-135M, {config.real_batch} rows of {config.real_length}"
+    compare(config, what, sides, model=str(folder), targets=targets, **sizes)
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

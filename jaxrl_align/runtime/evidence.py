@@ -113,16 +113,22 @@ def verdict_of(checks: Mapping[str, bool]) -> str:
 def describe_run(folder: RunFolder, config: Any, seeds: int | None = None) -> dict[str, Any]:
     """Return how a run was made: command, seeds, time, machine, versions and the source's commit."""
     seconds, cpu_seconds = time.monotonic() - folder.began.wall, time.process_time() - folder.began.cpu
-    device = jax.devices()[0]
     return {
         "command": command_of(config),
         "seeds": getattr(config, "seeds", 1) if seeds is None else seeds,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         "continued": folder.continued,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {device.device_kind}",
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED},
         "commit": folder.began.commit,
+    } | describe_machine()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the machine that this process runs on, its first device, and the versions of what computes."""
+    device = jax.devices()[0].device_kind
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {device}",
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED},
     }
 
 
@@ -187,6 +193,12 @@ def cell_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(cell_text, value))
     return "undefined" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def three_digits(x: float) -> str:
+    """Return three significant digits, with thousands set off: 12,300, 1.23, 0.0012."""
+    rounded = float(f"{x:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
 
 
 def aligned_rows(cells: list[list[str]]) -> list[str]:

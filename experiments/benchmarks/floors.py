@@ -1,0 +1,112 @@
+"""The least time that this machine needs for a language model's work: its own rates at the work's shapes."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_align.nets.transformer import TransformerConfig
+
+
+class Work(NamedTuple):
+    """What must be done at least, one phase after the other."""
+
+    flops: tuple[float, ...]
+    """Multiplications and additions of each phase."""
+    rows: tuple[int, ...]
+    """The rows that its products with the weights have."""
+    moved: tuple[float, ...]
+    """Bytes that must be read or written."""
+
+
+def weight_bytes(shape: TransformerConfig) -> int:
+    """Return the size in float32 of all matrices that a token is multiplied with, the logits' among them."""
+    attention = 2 * shape.width * shape.depth * (shape.heads + shape.kv_heads)
+    gated = shape.feed_forward in ("swiglu", "geglu")
+    feed_forward = (3 if gated else 2) * shape.width * shape.hidden
+    return 4 * ((attention + feed_forward) * shape.layers + shape.vocab_size * shape.width)
+
+
+def token_flops(shape: TransformerConfig, slots: float) -> float:
+    """Return the multiplications and additions of one token that reads `slots` slots, its logits included."""
+    return weight_bytes(shape) / 2 + 4.0 * shape.heads * shape.depth * slots * shape.layers
+
+
+def cache_bytes(shape: TransformerConfig, slots: float) -> float:
+    """Return the size in float32 of one row's keys and values."""
+    return 4 * 2 * shape.kv_heads * shape.depth * shape.layers * slots
+
+
+def generation_work(shape: TransformerConfig, batch: int, prompt: int, new: int) -> Work:
+    """Return the work of `batch` responses: the prompt read once, then one token at a time."""
+    steps = new - 1
+    mean_slots = prompt + (steps + 1) / 2
+    # Of a prompt only the last token's logits are needed.
+    reading = (
+        prompt * token_flops(shape, (prompt + 1) / 2) - 2.0 * (prompt - 1) * shape.vocab_size * shape.width
+    )
+    weights = weight_bytes(shape)
+    return Work(
+        (batch * reading, batch * steps * token_flops(shape, mean_slots)),
+        (batch * prompt, batch),
+        (weights, steps * (weights + batch * cache_bytes(shape, mean_slots))),
+    )
+
+
+def training_work(shape: TransformerConfig, batch: int, length: int) -> Work:
+    """Return the work of a step: a backward pass takes twice a forward pass."""
+    tokens = batch * (length - 1)
+    flops = 3 * tokens * token_flops(shape, length / 2)
+    # Read in both passes, and once more by Adam, which writes them; as do the gradient and two moments.
+    return Work((flops,), (tokens,), (10.0 * weight_bytes(shape),))
+
+
+def best_rate(call: Callable[[], Any], amount: float) -> float:
+    """Return the highest of 15 rates."""
+    seconds = []
+    for _ in range(16):
+        begin = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - begin)
+    return amount / min(seconds[1:])
+
+
+def matrix_rate(shape: TransformerConfig, rows: int) -> float:
+    """Return float32 operations a second of `[rows, width] [width, hidden] [hidden, width]`, repeated.
+
+    It multiplies with as many matrices in turn as the model has, so that they lie where the model's lie.
+    """
+    width, hidden = shape.width, shape.hidden
+    total = max(1, weight_bytes(shape) // (8 * width * hidden))
+    count = max(4 // total, 2**13 // (rows * total), 1)
+    copies = lambda *size: jnp.broadcast_to(jnp.eye(*size), (total, *size)) + 0
+
+    @jax.jit
+    def chain(x: Any, up: Any, down: Any) -> Any:
+        once = lambda x: jax.lax.scan(lambda y, m: ((y @ m[0]) @ m[1], None), x, (up, down))[0]
+        return jax.lax.fori_loop(0, count, lambda _, y: once(y), x)
+
+    x, up, down = jnp.ones((rows, width)), copies(width, hidden), copies(hidden, width)
+    return best_rate(lambda: chain(x, up, down), count * total * rows * 4.0 * width * hidden)
+
+
+def memory_rate(num_bytes: float) -> float:
+    """Return bytes a second through an array of this size that is read and written, both counted."""
+    x = jnp.ones(int(num_bytes) // 4)
+    count = max(4, int(1e8 / num_bytes))
+    add = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: y + 1.0, x))
+    return best_rate(lambda: add(x), 2.0 * count * x.nbytes)
+
+
+def floor(shape: TransformerConfig, work: Work, resident: float) -> float:
+    """Print what each phase takes at least, `resident` bytes in use; return the seconds together."""
+    bandwidth, total = memory_rate(resident), 0.0
+    for flops, rows, moved in zip(*work, strict=True):
+        rate = matrix_rate(shape, rows)
+        total += max(flops / rate, moved / bandwidth)
+        print(f"  {flops / 1e9:.3f} GFLOP in {rows} rows at {rate / 1e9:.0f} a second:", end=" ")
+        print(f"{1e3 * flops / rate:.2f} ms; {moved / 1e6:.1f} MB at {bandwidth / 1e9:.1f} GB/s:", end=" ")
+        print(f"{1e3 * moved / bandwidth:.2f} ms")
+    return total
