@@ -47,7 +47,7 @@ class Config:
     """Seconds after which no further measurement is begun."""
     models: tuple[str, ...] = ("GPT-2 124M", "SmolLM2-135M")
     """Of `accelerator_counts.SHAPES`."""
-    variants: tuple[str, ...] = ("library", "xla", "wide gradient", "gathered", "chunked", "masked")
+    variants: tuple[str, ...] = ("library", "xla", "wide gradient", "compared", "chunked", "masked")
     """Of training: `accelerator_text.VARIANTS`."""
     batch: int = 32
     """Rows of training."""

@@ -11,6 +11,7 @@ import peers
 import rl
 from accelerator_counts import make_config
 from accelerator_rows import Report, compile_together, measure, shorten
+from accelerator_text import draw_narrow
 
 from jaxrl_align.actors import Frozen
 from jaxrl_align.align import (
@@ -45,7 +46,10 @@ def read_rows(config: TransformerConfig, masked: bool) -> Any:
         return jnp.mean(jnp.sum(counted * jnp.roll(counted, 1, -1), -1)), counted
 
     def both(params: Any, tokens: jax.Array) -> Read:
-        gradient, hidden = jax.grad(loss, has_aux=True)(params, tokens)
+        # A GPU would round the factors of float32 products.
+        precision = "highest" if config.dtype == "float32" else None
+        with jax.default_matmul_precision(precision):
+            gradient, hidden = jax.grad(loss, has_aux=True)(params, tokens)
         return Read(hidden, gradient["layers"])
 
     return jax.jit(both)
@@ -64,7 +68,9 @@ def attention(report: Report, *, kernel: str, length: int, longest: tuple[int, .
     shape |= {"context": max(*longest, length + 1)}
     kinds = {"bfloat16": "xla", kernel: kernel, "float32": "xla"}
     make = lambda name, **changes: TransformerConfig(
-        **shape | {"dtype": "float32" if name == "float32" else "bfloat16", "attention": kinds[name]} | changes
+        **shape
+        | {"dtype": "float32" if name == "float32" else "bfloat16", "attention": kinds[name]}
+        | changes
     )
     params = jax.jit(make_transformer(make("float32")).init)(jax.random.key(0))
     programs: dict[str, Any] = {}
@@ -81,12 +87,13 @@ def attention(report: Report, *, kernel: str, length: int, longest: tuple[int, .
         names = [f"{name}{tail}" for name in (kernel, "bfloat16", "float32")]
         if not set(names) <= set(compiled):
             continue
-        with jax.default_matmul_precision("highest"):
-            ours, plain, exact = (compiled[name](*programs[name][1]) for name in names)
+        ours, plain, exact = (compiled[name](*programs[name][1]) for name in names)
         for what in Read._fields:
             far = [distance(getattr(x, what), getattr(exact, what)) for x in (ours, plain)]
             note = f"from float32; XLA's attention in bfloat16 is {far[1]:.2e} away"
-            report.add("attention", f"{kernel} {what}{tail}", far[0], "distance", ratio=far[0] / far[1], note=note)
+            report.add(
+                "attention", f"{kernel} {what}{tail}", far[0], "distance", ratio=far[0] / far[1], note=note
+            )
     for n in longest:
         names = [f"memory, {name}, {n}" for name in (kernel, "bfloat16")]
         if set(names) <= set(compiled):
@@ -135,8 +142,7 @@ def rlhf(report: Report, *, config: alignment.Config, runs: int) -> None:
 def grpo(report: Report, *, config: alignment.Config, kernel: str, steps: int, quick: bool) -> None:
     """GRPO with LoRA on SmolLM2's shape, in bfloat16, base weights included."""
     lm = make_transformer(make_config("SmolLM2-135M", quick=quick, attention=kernel))
-    narrow = lambda x: x.astype(jnp.bfloat16)
-    base = jax.jit(lambda key: jax.tree.map(narrow, lm.init(key)))(jax.random.key(0))
+    base = draw_narrow(lm)
     round_ = alignment.our_grpo(config, lm, base, steps, config.rank)
     rates = sorted(round_() for _ in range(3))
     note = f"{config.prompts} prompts of {config.prompt}, {config.group} answers of {config.new} tokens each"

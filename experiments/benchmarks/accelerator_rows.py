@@ -1,4 +1,4 @@
-"""What the parts of `accelerator.py` share: compiling, timing, the device's two ceilings, and rows in a file."""
+"""What the parts of `accelerator.py` share: compiling, timing, the device's ceilings, and rows in a file."""
 
 import json
 import os

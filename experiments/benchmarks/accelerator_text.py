@@ -18,10 +18,10 @@ from jaxrl_align.text import Filters, TextConfig, generate
 from jaxrl_align.types import Learner, PaddedTokens, TokenBatch
 
 OPTIMIZER = make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8)
-VARIANTS = ("library", "masked", "xla", "chunked", "wide gradient", "gathered")
+VARIANTS = ("library", "masked", "xla", "chunked", "wide gradient", "compared")
 """Of training: the library's learner with cuDNN's attention; the same with a mask of ones; with XLA's
 attention; with the loss in chunks; with the logits' gradients multiplied in float32; and with a loss that
-gathers the targets' logits and takes an argmax."""
+compares indices where the library's gathers and takes an argmax."""
 
 
 def wide_logits(lm: LanguageModel) -> LanguageModel:
@@ -50,14 +50,19 @@ def chunked_loss(lm: LanguageModel, chunk_size: int) -> LossFn:
     return loss
 
 
-def gathered_loss(lm: LanguageModel) -> LossFn:
-    """Return the mean next-token loss of full rows in the plainest words: a gather, and an argmax."""
+def compared_loss(lm: LanguageModel) -> LossFn:
+    """Return the mean next-token loss of full rows, whose targets' logits are found by comparing indices.
+
+    The gradient is then one expression of the logits, with nothing to scatter, and the accuracy needs the
+    largest logit alone, which the loss needs too.
+    """
 
     def loss(params: Any, frozen: Any, batch: TokenBatch, key: Any, hparams: Any) -> Any:
         def row(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = lm.logits(params, lm.encode(params, tokens[:-1])[0])
-            picked = jnp.take_along_axis(logits, tokens[1:, None], -1)[:, 0]
-            return jax.nn.logsumexp(logits, -1) - picked, jnp.argmax(logits, -1) == tokens[1:]
+            there = jnp.arange(logits.shape[1])[None] == tokens[1:, None]
+            picked = jnp.sum(jnp.where(there, logits, 0.0), -1)
+            return jax.nn.logsumexp(logits, -1) - picked, picked >= jnp.max(logits, -1)
 
         nats, hits = jax.vmap(row)(batch.tokens)
         return jnp.mean(nats), {"mean_token_accuracy": jnp.mean(hits)}
@@ -70,9 +75,9 @@ def make_training(config: TransformerConfig, variant: str, length: int) -> Learn
     lm = make_transformer(config)
     if variant == "wide gradient":
         return make_lm_learner(wide_logits(lm))
-    if variant not in ("chunked", "gathered"):
+    if variant not in ("chunked", "compared"):
         return make_lm_learner(lm)
-    loss = chunked_loss(lm, length // 8) if variant == "chunked" else gathered_loss(lm)
+    loss = chunked_loss(lm, length // 8) if variant == "chunked" else compared_loss(lm)
     return make_gradient_learner(lm.init, loss, optimizer=OPTIMIZER)
 
 
@@ -129,6 +134,12 @@ def training(
         report.add("training", name, rate, "tokens/s", share=share, spread=spread, note=note)
 
 
+def draw_narrow(lm: LanguageModel) -> Any:
+    """Return random weights in bfloat16, cast once."""
+    narrow = lambda x: x.astype(jnp.bfloat16)
+    return jax.jit(lambda key: jax.tree.map(narrow, lm.init(key)))(jax.random.key(0))
+
+
 def make_decoding(config: TransformerConfig, prompt: int, new: int, greedy: bool) -> Callable[..., Any]:
     """Return `(params, prompts, keys) -> tokens [B, new]`, jitted; nothing stops an answer early."""
     lm, text = make_transformer(config), TextConfig(prompt, new)
@@ -156,8 +167,7 @@ def decoding(
     programs, floors = {}, {}
     for model in models:
         lm = make_transformer(make_config(model, quick=quick))
-        narrow = lambda x: x.astype(jnp.bfloat16)
-        params = jax.jit(lambda key, lm=lm: jax.tree.map(narrow, lm.init(key)))(jax.random.key(0))
+        params = draw_narrow(lm)
         for batch, kernel, greedy in itertools.product(batches, kernels, (False, True)):
             if greedy and kernel != kernels[0]:
                 continue

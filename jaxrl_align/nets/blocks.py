@@ -57,6 +57,8 @@ class Layer(NamedTuple):
     """[depth / 2] rotary frequencies where the layers' differ, otherwise None."""
     prefix: Cache | None = None
     """The virtual tokens' keys and values, each [kv_heads, n, depth]."""
+    cache: Cache | None = None
+    """Its own part of the cache, each [kv_heads, slots, depth]; None, `index` finds it."""
 
 
 class Linear(nn.Module):
@@ -188,10 +190,10 @@ class Block(nn.Module):
         if layer.prefix is not None and places.near_prefix is not None:
             before.append((layer.prefix, places.near_prefix | ~layer.windowed))
         if cache is not None and attend_cache is not None:
-            # An index, not the scan's own slices: those would copy the whole cache, members first to last.
-            read = (jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False) for c in cache[:2])
+            find = lambda c: jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False)
+            whole = layer.cache or Cache(find(cache.key), find(cache.value))
             slots = attend_cache.shape[1]
-            before.append((Cache(*(c[:, :slots] for c in read)), attend_cache))
+            before.append((Cache(whole.key[:, :slots], whole.value[:, :slots]), attend_cache))
         if not before or attend is None:
             h = _attend(query, key, value, attend, config)
         else:
@@ -274,6 +276,8 @@ def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scal
     """
     length, heads, depth = query.shape
     query = query.reshape(length, places[0][0].key.shape[0], -1, depth)
+    if length == 1 and query.dtype == jnp.bfloat16:
+        return attend_one(query[0], places, scale).reshape(1, heads, depth)
     scores = [
         jnp.where(
             attend[None, None],
@@ -289,6 +293,48 @@ def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scal
         for part, (read, _) in zip(parts, places, strict=True)
     )
     return functools.reduce(jnp.add, sums).astype(query.dtype).reshape(length, heads, depth)
+
+
+def attend_one(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scale: float) -> jax.Array:
+    """Return `attend_all` of one token, multiplied and summed element by element in float32.
+
+    A GPU then reads the cache where it lies; its matrix products want a copy of each layer's part first. And
+    CPUs have no such products of bfloat16 numbers.
+
+    Args:
+      query: [kv_heads, heads / kv_heads, depth].
+      places: as `attend_all` takes them, L = 1.
+      scale: factor on the products of queries and keys.
+
+    Returns:
+      [kv_heads, heads / kv_heads, depth] of query's dtype.
+    """
+    low = -0.7 * jnp.finfo(jnp.float32).max
+    scores = [jnp.where(attend, _compare_one(query, read.key) * scale, low) for read, attend in places]
+    top = functools.reduce(jnp.maximum, (jnp.max(score, -1, keepdims=True) for score in scores))
+    weights = [jnp.exp(score - top) for score in scores]
+    sums = (_mix_one(weight, read.value) for weight, (read, _) in zip(weights, places, strict=True))
+    total = functools.reduce(jnp.add, (jnp.sum(weight, -1, keepdims=True) for weight in weights))
+    return (functools.reduce(jnp.add, sums) / total).astype(query.dtype)
+
+
+# The shapes in both keep XLA from summing over the axis of layers too, one layer long: it would lay the whole
+# cache out anew for every token.
+def _compare_one(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Return the products [kv_heads, group, S] of queries [kv_heads, group, depth] and keys."""
+    heads, slots, depth = key.shape
+    group = query.shape[1]
+    spread = jnp.broadcast_to(query[:, None], (heads, slots, group, depth)).reshape(-1, group, depth)
+    flat = key.reshape(-1, 1, depth)
+    scores = jnp.sum(spread.astype(jnp.float32) * flat.astype(jnp.float32), -1)
+    return jnp.swapaxes(scores.reshape(heads, slots, group), 1, 2)
+
+
+def _mix_one(weight: jax.Array, value: jax.Array) -> jax.Array:
+    """Return the sums [kv_heads, group, depth] of values [kv_heads, S, depth] by weights."""
+    heads, slots, depth = value.shape
+    halves = value.reshape(heads, 1, slots, -1, depth // (2 - depth % 2)).astype(jnp.float32)
+    return jnp.sum(weight[..., None, None] * halves, 2).reshape(heads, -1, depth)
 
 
 # The backward passes of these, of attention and of the norms read the arguments alone: what lies between,
@@ -357,7 +403,12 @@ class Decoder(nn.Module):
             length=config.layers,
         )
         layers = stack(config, name="layers")
-        per_layer = Layer(jnp.arange(config.layers), windowed, frequencies, prefix)
+        own = None
+        # On a CPU, and so in float32, an index: the scan's slices would copy the whole cache, members first
+        # to last. A GPU lays the layers out first, and by an index would copy the cache for every token.
+        if cache is not None and config.dtype == "bfloat16" and tokens.shape[0] == 1:
+            own = Cache(cache.key, cache.value)
+        per_layer = Layer(jnp.arange(config.layers), windowed, frequencies, prefix, own)
         x, written = layers(x, per_layer, cache, places)
         if cache is not None and written is not None:
             at = (0, 0, start, 0)
