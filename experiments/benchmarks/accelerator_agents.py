@@ -35,7 +35,7 @@ class Read(NamedTuple):
 
 
 def read_rows(config: TransformerConfig, masked: bool) -> Any:
-    """Return `(params, tokens [B, L]) -> Read`, jitted; `masked` leaves out the first three tokens of a row."""
+    """Return `(params, tokens [B, L]) -> Read`, jitted; `masked` leaves out three tokens a row."""
     lm = make_transformer(config)
 
     def loss(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -103,7 +103,7 @@ def attention(report: Report, *, kernel: str, length: int, longest: tuple[int, .
 
 
 def rlhf(report: Report, *, config: alignment.Config, runs: int) -> None:
-    """A whole step of RLHF by PPO alone and in many runs by `vmap`, each with a seed and a rate of its own."""
+    """A whole step of RLHF by PPO alone and in many runs by `vmap`, each with its own seed and rate."""
     lm = make_transformer(
         TransformerConfig(config.vocab, config.width, config.layers, config.heads, config.context)
     )
@@ -167,7 +167,7 @@ def ppo(report: Report, *, config: rl.Config, envs: int) -> None:
         rates["ours"].append(measures["ours"]())
         for name, process in others.items():
             rates[name].append(peers.ask(process))
-    for name, process in others.items():
+    for process in others.values():
         peers.stop(process)
     compiled = {name: process.compile_seconds for name, process in others.items()}
     compiled["ours"] = measures["ours"].compile_seconds

@@ -24,7 +24,7 @@ SHAPES = {
     "GPT-2 124M, vocabulary of 50,304": GPT2 | {"vocab_size": 50_304},
     "SmolLM2-135M": SMOLLM2,
 }
-"""As published but for one, whose vocabulary is filled up to a multiple of 128; weights are drawn at random."""
+"""As published, but for one whose vocabulary is filled up to a multiple of 128; weights are drawn."""
 SMALL = {"vocab_size": 256, "width": 64, "layers": 2, "heads": 4, "feed_forward_width": 128, "context": 128}
 """What `--quick` makes of each shape, heads of keys and values aside."""
 

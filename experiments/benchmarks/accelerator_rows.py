@@ -102,11 +102,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def compile_together(calls: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> dict[str, Callable[..., Any]]:
+def compile_together(calls: Mapping[str, tuple[Any, tuple[Any, ...]]], *, at_once: int = 8) -> dict[str, Any]:
     """Compile programs side by side; one that does not compile is named with its error and left out.
 
     Args:
       calls: of each, by its name, a jitted function and its arguments.
+      at_once: how many; a GPU's compiler tries kernels out, which takes memory.
     """
 
     def compile_one(item: tuple[str, tuple[Any, tuple[Any, ...]]]) -> Any:
@@ -120,7 +121,7 @@ def compile_together(calls: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> dict[s
         finally:
             print(f"    compiled {name} in {time.perf_counter() - begin:.1f} s", flush=True)
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         compiled = list(pool.map(compile_one, calls.items()))
     return {name: program for name, program in zip(calls, compiled, strict=True) if program is not None}
 

@@ -18,6 +18,7 @@ from jaxrl_align.text import Filters, TextConfig, generate
 from jaxrl_align.types import Learner, PaddedTokens, TokenBatch
 
 OPTIMIZER = make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8)
+KEY = jax.random.key(0)
 VARIANTS = ("library", "masked", "xla", "chunked", "wide gradient", "compared")
 """Of training: the library's learner with cuDNN's attention; the same with a mask of ones; with XLA's
 attention; with the loss in chunks; with the logits' gradients multiplied in float32; and with a loss that
@@ -94,6 +95,10 @@ def training(
 ) -> None:
     """Train each model in each variant on full rows of random tokens; a row each, over both ceilings."""
     programs, arguments = {}, {}
+    begin = {
+        model: jax.jit(make_training(make_config(model, quick=quick), "library", length).init)
+        for model in models
+    }
     for model, variant in itertools.product(models, variants):
         kernel = "xla" if variant == "xla" else attention
         config = make_config(model, quick=quick, attention=kernel)
@@ -102,15 +107,15 @@ def training(
         ones = jnp.ones(tokens.shape)
         rows = TokenBatch(tokens, ones if variant == "masked" else None, ones)
         name = f"{model}, {variant}"
-        state = jax.eval_shape(lambda key, learner=learner: learner.init(key, LMHParams()), jax.random.key(0))
+        state = jax.eval_shape(begin[model], KEY, LMHParams())
         programs[name] = (jax.jit(learner.step, donate_argnums=0), (state, rows))
-        arguments[name] = (config, learner, rows)
-    for name, step in compile_together(programs).items():
+        arguments[name] = (config, begin[model], rows)
+    for name, step in compile_together(programs, at_once=3).items():
         if report.late(name):
             continue
-        config, learner, rows = arguments[name]
+        config, init, rows = arguments[name]
         try:
-            state = [jax.jit(learner.init)(jax.random.key(0), LMHParams())]
+            state = [init(KEY, LMHParams())]
 
             def once(state: list[Any] = state, step: Any = step, rows: TokenBatch = rows) -> jax.Array:
                 state[0], metrics = step(state[0], rows)
