@@ -88,12 +88,20 @@ def test_losses_of_training_agree():
 
     text, counts = load("accelerator_text"), load("accelerator_counts")
     config = counts.make_config("GPT-2 124M", quick=True, layers=1, dtype="float32")
-    tokens = jax.random.randint(jax.random.key(0), (2, 17), 0, 256)
+    tokens = jnp.full((2, 17), 7).at[0].set(jax.random.randint(jax.random.key(0), (17,), 0, 256))
     batch = TokenBatch(tokens, None, jnp.ones(tokens.shape))
-    norms = []
+    norms, hits = [], []
     for variant in ("library", "chunked", "compared", "wide gradient"):
         learner = text.make_training(config, variant, 16)
         state = learner.init(jax.random.key(1), LMHParams())
         _, metrics = jax.jit(learner.step)(state, batch)
         norms.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+        hits.append(metrics.get("mean_token_accuracy"))
     assert norms == [pytest.approx(norms[0], rel=1e-4)] * 4
+    assert 0 < hits[0] == hits[2] == hits[3] < 1
+
+
+def test_ceilings_count_both_factors_and_both_ways(monkeypatch):
+    rows = load("accelerator_rows")
+    monkeypatch.setattr(rows, "measure", lambda call: rows.Timing(2.0, 1.0, 3.0))
+    assert rows.measure_ceilings(size=8, num_bytes=64)[0] == (2 * 8**3 / 2, 2 * 64 / 2)

@@ -36,6 +36,37 @@ def test_one_tokens_attention_is_that_of_float32(heads, kv_heads, depth):
     np.testing.assert_allclose(np.asarray(got, np.float32), expected, rtol=2**-8, atol=2**-8)
 
 
+def test_large_products_stay_finite():
+    ones = jnp.ones((2, 1, 4), jnp.bfloat16)
+    place = Cache(100 * ones, ones), jnp.ones((1, 1), bool)
+    read = attend_all(100 * ones.swapaxes(0, 1), [place, place], 1.0)
+    np.testing.assert_array_equal(np.asarray(read, np.float32), 1.0)
+
+
+def list_equations(jaxpr):
+    """Yield a program's operations, those of its loops included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from list_equations(inner)
+
+
+@pytest.mark.parametrize(("kind", "slices"), [("float32", 2), ("bfloat16", 0)])
+def test_a_layer_takes_its_part_of_the_cache(kind, slices):
+    """By an index in float32, by the scan in bfloat16."""
+    lm = make_transformer(replace(CONFIG, dtype=kind))
+    params, cache, one = draw_params(lm), lm.init_cache(8), jnp.zeros(1, jnp.int32)
+    read = lambda start: lm.encode(params, one, jnp.ones(8), cache, start, one)
+    found = [
+        e
+        for e in list_equations(jax.make_jaxpr(read)(3).jaxpr)
+        if e.primitive.name == "dynamic_slice" and e.invars[0].aval.shape == cache.key.shape
+    ]
+    assert len(found) == slices
+
+
 @pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("changes", [{}, {"window": 3, "window_layers": (1,)}, {"positions": "rotary"}])
 def test_a_batch_is_written_as_it_is_read(kv_heads, changes):
