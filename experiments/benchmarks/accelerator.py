@@ -59,6 +59,8 @@ class Config:
     new: int = 128
     kernels: tuple[str, ...] = ("xla", "cudnn")
     """Attention's, in decoding; training, GRPO and the comparison take the last one."""
+    draws: tuple[Literal["sampled", "greedy"], ...] = ("sampled", "greedy")
+    """Of decoding."""
     runs: int = 32
     """Of RLHF, by `vmap`."""
     envs: int = 4096
@@ -120,13 +122,14 @@ def list_parts(config: Config, report: Report, ceilings: Ceilings) -> dict[str, 
     )
     both = {"models": config.models, "quick": quick}
     writing = {"batches": config.batches, "kernels": config.kernels, "prompt": config.prompt}
+    writing |= {"new": config.new, "draws": config.draws}
     training = {"variants": config.variants, "batch": config.batch, "length": config.length}
     comparing = {"length": 16, "longest": (32,)} if quick else {"length": 256, "longest": (1024, 4096)}
     grid = {"streams": (1, 16, 256, 4096), "lengths": (128, 1024, 8192), "most": 2**22}
     grid = {"streams": (1, 2), "lengths": (16,), "most": 64} if quick else grid
     return {
         "training": lambda: text.training(report, ceilings, attention=kernel, **training, **both),
-        "decoding": lambda: text.decoding(report, ceilings, new=config.new, **writing, **both),
+        "decoding": lambda: text.decoding(report, ceilings, **writing, **both),
         "rlhf": lambda: agents.rlhf(report, config=layout, runs=config.runs),
         "ppo": lambda: agents.ppo(report, config=cartpole, envs=config.envs),
         "attention": lambda: agents.attention(report, kernel=kernel, **comparing),

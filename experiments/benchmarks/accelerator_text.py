@@ -164,24 +164,23 @@ def decoding(
     models: tuple[str, ...],
     batches: tuple[int, ...],
     kernels: tuple[str, ...],
+    draws: tuple[str, ...],
     prompt: int,
     new: int,
     quick: bool,
 ) -> None:
-    """Write `new` tokens behind prompts: sampled everywhere, greedy with the first kernel."""
+    """Write `new` tokens behind prompts; a row each, over the device's floor."""
     programs, floors = {}, {}
     for model in models:
         lm = make_transformer(make_config(model, quick=quick))
         params = draw_narrow(lm)
-        for batch, kernel, greedy in itertools.product(batches, kernels, (False, True)):
-            if greedy and kernel != kernels[0]:
-                continue
+        for batch, kernel, draw in itertools.product(batches, kernels, draws):
             config = make_config(model, quick=quick, attention=kernel)
             keys = jax.random.split(jax.random.key(1), batch)
             tokens = jax.random.randint(keys[0], (batch, prompt), 2, config.vocab_size)
-            name = f"{model}, {kernel}, batch {batch}, {'greedy' if greedy else 'sampled'}"
+            name = f"{model}, {kernel}, batch {batch}, {draw}"
             given = (params, PaddedTokens(tokens, jnp.ones(tokens.shape)), keys)
-            programs[name] = (make_decoding(config, prompt, new, greedy), given)
+            programs[name] = (make_decoding(config, prompt, new, draw == "greedy"), given)
             floors[name] = batch, decoding_floor(config, batch, prompt, new, *ceilings)
     for name, respond in compile_together(programs).items():
         if report.late(name):
