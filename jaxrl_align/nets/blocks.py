@@ -1,30 +1,20 @@
 """The transformer's parts as Linen modules: linear layers that read adapters, attention, blocks."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxrl_align.nets.attention import Cache, attend_all, attend_own
 from jaxrl_align.nets.kinds import KINDS, is_complete
 from jaxrl_align.nets.quantize import dequantise, is_packed, multiply
 from jaxrl_align.nets.rope import layer_frequencies, rotate
 from jaxrl_align.nets.sharding import output_shards, place_weights, read_gathered
 from jaxrl_align.nets.transformer_config import TransformerConfig
 from jaxrl_align.types import Numeric
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens read so far, each leaf [layers, kv_heads, slots, depth]."""
-
-    key: jax.Array
-    value: jax.Array
-    prefix: Any = None
-    """Keys and values of the virtual tokens, a `Cache` that all rows of a batch share; None before they were
-    read, or where the parameters have none."""
 
 
 class Places(NamedTuple):
@@ -57,6 +47,8 @@ class Layer(NamedTuple):
     """[depth / 2] rotary frequencies where the layers' differ, otherwise None."""
     prefix: Cache | None = None
     """The virtual tokens' keys and values, each [kv_heads, n, depth]."""
+    cache: Cache | None = None
+    """Its own part of the cache, each [kv_heads, slots, depth]; None, `index` finds it."""
 
 
 class Linear(nn.Module):
@@ -188,12 +180,12 @@ class Block(nn.Module):
         if layer.prefix is not None and places.near_prefix is not None:
             before.append((layer.prefix, places.near_prefix | ~layer.windowed))
         if cache is not None and attend_cache is not None:
-            # An index, not the scan's own slices: those would copy the whole cache, members first to last.
-            read = (jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False) for c in cache[:2])
+            find = lambda c: jax.lax.dynamic_index_in_dim(c, layer.index, keepdims=False)
+            whole = layer.cache or Cache(find(cache.key), find(cache.value))
             slots = attend_cache.shape[1]
-            before.append((Cache(*(c[:, :slots] for c in read)), attend_cache))
+            before.append((Cache(whole.key[:, :slots], whole.value[:, :slots]), attend_cache))
         if not before or attend is None:
-            h = _attend(query, key, value, attend, config)
+            h = attend_own(query, key, value, attend, config)
         else:
             read_all = jax.checkpoint(attend_all, prevent_cse=False, static_argnums=2)
             h = read_all(query, [*before, (own, attend)], config.scale)
@@ -213,83 +205,6 @@ class Block(nn.Module):
         gated = {"swiglu": _swiglu, "geglu": _geglu}.get(self.config.feed_forward)
         up = _gelu(up) if gated is None else gated(self.linear("gate", self.config.hidden)(h), up)
         return self.linear("down", self.config.width)(up)
-
-
-def _attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, attend: jax.Array | None, config: TransformerConfig
-) -> jax.Array:
-    """Return [L, heads, depth] of tokens that read each other: all before them, or where `attend` [L, L]."""
-    mask = None if attend is None else attend[None]
-    if config.attention == "cudnn":
-        return _attend_cudnn(query, key, value, mask, config)
-    attention = functools.partial(
-        jax.nn.dot_product_attention,
-        mask=mask,
-        scale=config.attention_scale,
-        is_causal=mask is None,
-        implementation="xla",
-    )
-    return jax.checkpoint(attention, prevent_cse=False)(query, key, value)
-
-
-def _attend_cudnn(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, config: TransformerConfig
-) -> jax.Array:
-    """Return the same from cuDNN's kernel, which keeps nothing in between for the backward pass.
-
-    Under `vmap` JAX wants the mask of every head, and the gradient an even length. The token that fills an
-    odd one up stands last, where no other reads it.
-    """
-    length, heads = query.shape[:2]
-    odd = length % 2
-    fill = lambda x: jnp.pad(x, ((0, odd), (0, 0), (0, 0)))
-    if mask is not None:
-        mask = jnp.pad(mask, ((0, 0), (0, odd), (0, odd)))
-        mask = jnp.broadcast_to(mask, (heads, *mask.shape[1:]))
-    read = jax.nn.dot_product_attention(
-        fill(query),
-        fill(key),
-        fill(value),
-        mask=mask,
-        scale=config.attention_scale,
-        is_causal=mask is None,
-        implementation="cudnn",
-    )
-    return read[:length]
-
-
-def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scale: float) -> jax.Array:
-    """Return one softmax's mean of values in several places: a prefix, a cache, and the tokens themselves.
-
-    Writing the tokens to the cache first would copy it in every layer, and a prefix in it for every row.
-
-    Args:
-      query: [L, heads, depth].
-      places: keys and values [kv_heads, S, depth], each place with [L, S] True where a token may read a slot;
-        the last are the tokens' own, each of which may read itself.
-      scale: factor on the products of queries and keys.
-
-    Returns:
-      [L, heads, depth].
-    """
-    length, heads, depth = query.shape
-    kv_heads = places[0][0].key.shape[0]
-    # The queries that share a key stand side by side: plain products of matrices, one for each key's head.
-    query = jnp.swapaxes(query.reshape(length, kv_heads, -1, depth), 0, 1).reshape(kv_heads, -1, depth)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = [
-        jnp.where(
-            jnp.repeat(attend, heads // kv_heads, axis=0)[None],
-            product("kqd,ksd->kqs", query, read.key) * scale,
-            -0.7 * jnp.finfo(jnp.float32).max,
-        )
-        for read, attend in places
-    ]
-    weight = jax.nn.softmax(jnp.concatenate(scores, -1)).astype(query.dtype)
-    parts = jnp.split(weight, np.cumsum([attend.shape[1] for _, attend in places])[:-1], -1)
-    sums = (product("kqs,ksd->kqd", part, read.value) for part, (read, _) in zip(parts, places, strict=True))
-    summed = functools.reduce(jnp.add, sums).astype(query.dtype).reshape(kv_heads, length, -1, depth)
-    return jnp.swapaxes(summed, 0, 1).reshape(length, heads, depth)
 
 
 # The backward passes of these, of attention and of the norms read the arguments alone: what lies between,
@@ -358,7 +273,12 @@ class Decoder(nn.Module):
             length=config.layers,
         )
         layers = stack(config, name="layers")
-        per_layer = Layer(jnp.arange(config.layers), windowed, frequencies, prefix)
+        own = None
+        # On a CPU, and so in float32, an index: the scan's slices would copy the whole cache, members first
+        # to last. A GPU lays the layers out first, and by an index would copy the cache for every token.
+        if cache is not None and config.dtype == "bfloat16" and tokens.shape[0] == 1:
+            own = Cache(cache.key, cache.value)
+        per_layer = Layer(jnp.arange(config.layers), windowed, frequencies, prefix, own)
         x, written = layers(x, per_layer, cache, places)
         if cache is not None and written is not None:
             at = (0, 0, start, 0)

@@ -9,6 +9,7 @@ does not depend on how its sequence was padded. The layers are stacked: every le
 leading axis [layers], which one scan runs through.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.nets.blocks import Cache, Decoder, Places
@@ -130,11 +132,35 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
         name = "tokens" if config.tied_head else "head"
         head = place_weights(params[name], name)
         head = head.T if config.tied_head else head
-        return jnp.matmul(
-            hidden.astype(config.dtype), head.astype(config.dtype), preferred_element_type=jnp.float32
-        )
+        product = _multiply if config.dtype == "float32" else _multiply_narrow
+        return product(hidden.astype(config.dtype), head.astype(config.dtype))
 
     return LanguageModel(config, init, encode, logits, lambda length: init_cache(config, length))
+
+
+def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+@jax.custom_jvp
+def _multiply_narrow(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return the product in float32, whose gradient enters its own products in x's dtype.
+
+    By itself it would stay in float32, and two thirds of the work with a large vocabulary run at the rate of
+    float32.
+    """
+    return _multiply(x, kernel)
+
+
+@functools.partial(_multiply_narrow.defjvp, symbolic_zeros=True)
+def _push_product(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, Any]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    # What stays fixed, as a frozen head, adds nothing and is not multiplied.
+    pairs = [(dx, kernel)] * (not isinstance(dx, SymbolicZero))
+    pairs += [(x, dkernel)] * (not isinstance(dkernel, SymbolicZero))
+    y = _multiply(x, kernel)
+    moved = [jnp.matmul(*pair).astype(jnp.float32) for pair in pairs]
+    return y, functools.reduce(jnp.add, moved) if moved else jnp.zeros_like(y)
 
 
 def init_cache(config: TransformerConfig, length: int) -> Cache:

@@ -1,0 +1,160 @@
+"""This library on ONE GPU: training, decoding, attention, RLHF, PPO and scans beside the device's ceilings.
+
+Aims: training in bfloat16 at 40% of the device's rate of dense products (MFU) or more, decoding at 50% of
+what its memory's bandwidth allows where that binds, cuDNN's attention as exact as XLA's and with memory
+linear in the length, 32 runs of RLHF by `vmap` in at most 8 times one run's time, and PPO on 4,096 CartPoles
+ahead of purejaxrl and rejax on the same device.
+
+    python experiments/benchmarks/accelerator.py --out rows.json
+    python experiments/benchmarks/accelerator.py --parts ppo --rejax PYTHON --purejaxrl PYTHON \
+        --purejaxrl-folder FOLDER
+    python experiments/benchmarks/accelerator.py --quick                         # tiny, on a CPU
+
+Parts come most important first; one that fails says why, and the others go on. A process that is given the
+file of an earlier one adds to its rows. Set `XLA_PYTHON_CLIENT_PREALLOCATE=false` where peers share the GPU.
+
+How the floors are counted (`accelerator_counts.py`): a token costs 6 operations for each weight that it is
+multiplied with, the embedding's once, for the logits, and attention's products with what came before it,
+half of 12 layers x width x length; nothing that is computed again counts. A decoding step reads every weight
+once in bfloat16, and of each row the keys and values that are written; the prompts' pass is added at the
+rate of products. At batch 1 neither binds, but the time between one kernel and the next.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import accelerator_agents as agents
+import accelerator_text as text
+import alignment
+import jax
+import rl
+from accelerator_rows import DATASHEET_FLOPS, Ceilings, Report, device_name, measure_ceilings, shorten
+
+from jaxrl_align.runtime import cli
+
+Part = Literal["training", "decoding", "rlhf", "ppo", "attention", "gae", "grpo"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which parts, on which sizes."""
+
+    parts: tuple[Part, ...] = ("training", "decoding", "rlhf", "ppo", "attention", "gae", "grpo")
+    out: str = ""
+    """A JSON file that rows are added to; empty, none."""
+    limit: float = 240.0
+    """Seconds after which no further measurement is begun."""
+    models: tuple[str, ...] = ("GPT-2 124M", "SmolLM2-135M")
+    """Of `accelerator_counts.SHAPES`."""
+    variants: tuple[str, ...] = ("library", "xla", "wide gradient", "compared", "chunked", "masked")
+    """Of training: `accelerator_text.VARIANTS`."""
+    batch: int = 32
+    """Rows of training."""
+    length: int = 1024
+    """Tokens of each."""
+    batches: tuple[int, ...] = (1, 8, 64, 256)
+    """Of decoding."""
+    prompt: int = 128
+    new: int = 128
+    kernels: tuple[str, ...] = ("xla", "cudnn")
+    """Attention's, in decoding; training, GRPO and the comparison take the last one."""
+    draws: tuple[Literal["sampled", "greedy"], ...] = ("sampled", "greedy")
+    """Of decoding."""
+    runs: int = 32
+    """Of RLHF, by `vmap`."""
+    envs: int = 4096
+    timesteps: int = 8_388_608
+    """Of PPO, in a round."""
+    rounds: int = 3
+    """Of PPO."""
+    rejax: str = ""
+    """An interpreter with rejax and gymnax 0.0.9; empty leaves it out."""
+    purejaxrl: str = ""
+    """An interpreter with gymnax 0.0.9 and distrax; empty leaves it out."""
+    purejaxrl_folder: str = ""
+    """Where purejaxrl's ppo.py and wrappers.py lie."""
+    quick: bool = False
+    """Tiny shapes and XLA's attention alone, to try it on a CPU."""
+
+
+TINY = {
+    "batch": 2,
+    "length": 32,
+    "batches": (1, 2),
+    "prompt": 8,
+    "new": 8,
+    "kernels": ("xla",),
+    "runs": 2,
+    "envs": 8,
+    "timesteps": 4096,
+    "rounds": 1,
+}
+
+
+def measure_device(report: Report, quick: bool) -> Ceilings:
+    """Add the rows of the device's two ceilings."""
+    sizes = {"size": 256, "num_bytes": 2**20} if quick else {"size": 8192, "num_bytes": 2**32}
+    ceilings, multiplying, copying = measure_ceilings(**sizes)
+    rate, moved = 2e-12 * sizes["size"] ** 3, 2e-9 * sizes["num_bytes"]
+    share = ceilings.flops / DATASHEET_FLOPS
+    name = f"bfloat16 product of {sizes['size']}^3"
+    note = "the data sheet's 989"
+    spread = rate / multiplying.slowest, rate / multiplying.fastest
+    report.add("ceilings", name, ceilings.flops / 1e12, "TFLOP/s", share=share, spread=spread, note=note)
+    spread = moved / copying.slowest, moved / copying.fastest
+    report.add("ceilings", "copy", ceilings.bandwidth / 1e9, "GB/s", spread=spread, note="read and written")
+    return ceilings
+
+
+def list_parts(config: Config, report: Report, ceilings: Ceilings) -> dict[str, Callable[[], None]]:
+    """Return the parts by their names, each a call that adds its rows."""
+    quick, kernel = config.quick, config.kernels[-1]
+    small = {"width": 16, "layers": 1, "batch": 2, "prompt": 4, "new": 4, "prompts": 2, "group": 2, "rank": 2}
+    layout = alignment.Config(vocab=256, **small if quick else {})
+    cartpole = rl.Config(
+        timesteps=config.timesteps,
+        rounds=config.rounds,
+        steps=16 if quick else 128,
+        rejax=config.rejax,
+        purejaxrl=config.purejaxrl,
+        purejaxrl_folder=config.purejaxrl_folder,
+    )
+    both = {"models": config.models, "quick": quick}
+    writing = {"batches": config.batches, "kernels": config.kernels, "prompt": config.prompt}
+    writing |= {"new": config.new, "draws": config.draws}
+    training = {"variants": config.variants, "batch": config.batch, "length": config.length}
+    comparing = {"length": 16, "longest": (32,)} if quick else {"length": 256, "longest": (1024, 4096)}
+    grid = {"streams": (1, 16, 256, 4096), "lengths": (128, 1024, 8192), "most": 2**22}
+    grid = {"streams": (1, 2), "lengths": (16,), "most": 64} if quick else grid
+    return {
+        "training": lambda: text.training(report, ceilings, attention=kernel, **training, **both),
+        "decoding": lambda: text.decoding(report, ceilings, **writing, **both),
+        "rlhf": lambda: agents.rlhf(report, config=layout, runs=config.runs),
+        "ppo": lambda: agents.ppo(report, config=cartpole, envs=config.envs),
+        "attention": lambda: agents.attention(report, kernel=kernel, **comparing),
+        "gae": lambda: agents.scans(report, **grid),
+        "grpo": lambda: agents.grpo(report, config=layout, kernel=kernel, steps=2, quick=quick),
+    }
+
+
+def main(config: Config) -> None:
+    """Measure the ceilings, then every part that was asked for."""
+    if config.quick:
+        config = replace(config, **TINY)
+    report = Report(config.out, config.limit)
+    print(f"{device_name()}, {len(jax.devices())} device(s)", flush=True)
+    ceilings = measure_device(report, config.quick)
+    parts = list_parts(config, report, ceilings)
+    for name in config.parts:
+        if report.late(name):
+            continue
+        print(f"{name}:", flush=True)
+        try:
+            parts[name]()
+        except Exception as error:  # whatever it is, the other parts go on
+            print(f"  {name}: {shorten(error)}", flush=True)
+
+
+if __name__ == "__main__":
+    cli.main(Config, main)
