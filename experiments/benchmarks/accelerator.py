@@ -124,8 +124,8 @@ def list_parts(config: Config, report: Report, ceilings: Ceilings) -> dict[str, 
     writing = {"batches": config.batches, "kernels": config.kernels, "prompt": config.prompt}
     writing |= {"new": config.new, "draws": config.draws}
     training = {"variants": config.variants, "batch": config.batch, "length": config.length}
-    comparing = {"length": 16, "longest": (32,)} if quick else {"length": 256, "longest": (1024, 4096)}
-    grid = {"streams": (1, 16, 256, 4096), "lengths": (128, 1024, 8192), "most": 2**22}
+    comparing = {"length": 16, "longest": (32,)} if quick else {"length": 256, "longest": (4096,)}
+    grid = {"streams": (1, 256), "lengths": (128, 1024, 8192), "most": 2**22}
     grid = {"streams": (1, 2), "lengths": (16,), "most": 64} if quick else grid
     return {
         "training": lambda: text.training(report, ceilings, attention=kernel, **training, **both),
