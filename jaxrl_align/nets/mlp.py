@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import chex
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_align.nets.products import dense_product
 from jaxrl_align.nets.q_networks import one_array, patches
 from jaxrl_align.nets.recipes import Recipe, write_recipe
 from jaxrl_align.types import Params
@@ -18,12 +20,13 @@ from jaxrl_align.types import Params
 Activation = Callable[[jax.Array], jax.Array]
 
 
-class RowsApply(NamedTuple):
+@dataclass(frozen=True)
+class RowsApply:
     """The `apply` of a net that also reads N observations at once, faster to differentiate than by `vmap`."""
 
-    one: Callable[[Params, Any], tuple[Any, jax.Array]]
+    one: Callable[..., tuple[Any, jax.Array]]
     """`(params, obs[...])`."""
-    rows: Callable[[Params, Any], tuple[Any, jax.Array]]
+    rows: Callable[..., tuple[Any, jax.Array]]
     """`(params, obs[N, ...])`, with outputs [N, ...]."""
 
     def __call__(self, params: Params, obs: Any) -> tuple[Any, jax.Array]:
@@ -63,38 +66,6 @@ def apply_rows(net: Net, params: Params, obs: Any) -> tuple[Any, jax.Array]:
     return jax.vmap(net.apply, (None, 0))(params, obs)
 
 
-@jax.custom_vjp
-def _multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return x @ kernel
-
-
-def _multiply_back(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    at_kernel = jax.lax.platform_dependent(x, grad, cpu=_sum_outer_transposed, default=_sum_outer)
-    return grad @ kernel.T, at_kernel
-
-
-_multiply.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _multiply_back)
-
-
-def _sum_outer(x: jax.Array, y: jax.Array) -> jax.Array:
-    return x.T @ y
-
-
-def _sum_outer_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
-    # XLA's fast products on a CPU sum over the first operand's last axis; a transpose in sight is folded into
-    # the product, which then is 1.4 to 17 times as slow (jaxlib 0.10.2). The barrier hides it.
-    if x.shape[1] > y.shape[1]:
-        return _sum_outer_transposed(y, x).T
-    return jax.lax.optimization_barrier(x.T) @ y
-
-
-def _dense_product(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
-    if x.ndim == 1:
-        return jax.lax.dot_general(x, kernel, dimensions, precision)
-    return _multiply(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
-
-
 @jax.custom_batching.sequential_vmap
 def _orthonormal_columns(gaussian: jax.Array) -> jax.Array:
     # Members one after another: batched QR waits inside XLA's CPU thread pool for that same pool, so as many
@@ -128,22 +99,21 @@ class _ActorCritic(nn.Module):
             below = above = self.trunk("trunk", x, rows)
         else:
             below, above = self.trunk("policy", x, rows), self.trunk("value", x, rows)
-        policy = self.head("policy", below, self.policy_outputs, 0.01)
-        return policy, self.head("value", above, self.value_outputs, 1.0)
+        policy = self.dense("policy_head", self.policy_outputs, rows, 0.01)(below)
+        return policy, self.dense("value_head", self.value_outputs, rows, 1.0)(above)
 
     def trunk(self, name: str, x: jax.Array, rows: bool) -> jax.Array:
         if self.channels:
-            x = nn.relu(self.dense(f"{name}_conv", self.channels)(jax.vmap(patches)(x) if rows else patches(x)))
+            x = jax.vmap(patches)(x) if rows else patches(x)
+            x = nn.relu(self.dense(f"{name}_conv", self.channels, rows)(x))
         x = x.reshape(len(x), -1) if rows else jnp.ravel(x)
         for i, width in enumerate(self.hidden):
-            x = self.activation(self.dense(f"{name}_{i}", width)(x))
+            x = self.activation(self.dense(f"{name}_{i}", width, rows)(x))
         return x
 
-    def head(self, name: str, x: jax.Array, outputs: int, scale: float) -> jax.Array:
-        return self.dense(f"{name}_head", outputs, scale)(x)
-
-    def dense(self, name: str, width: int, scale: float = 2**0.5) -> nn.Dense:
-        return nn.Dense(width, kernel_init=orthogonal(scale), dot_general=_dense_product, name=name)
+    def dense(self, name: str, width: int, rows: bool, scale: float = 2**0.5) -> nn.Dense:
+        product = dense_product if rows else None
+        return nn.Dense(width, kernel_init=orthogonal(scale), dot_general=product, name=name)
 
 
 def make_actor_critic_net(
