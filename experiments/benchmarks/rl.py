@@ -7,7 +7,7 @@ times stable-baselines3.
 Measured (`python experiments/benchmarks/rl.py --timesteps 131072 --rejax PYTHON --purejaxrl PYTHON
 --purejaxrl-folder FOLDER`, 65536 with 8 seeds; rejax 0.1.3, jax and jaxlib 0.10.2 on every side, two cores of
 an AMD EPYC; medians of env steps/s and the range of the ratio over 5 rounds in turn; "before" is the ratio to
-rejax and purejaxrl before what is told below): it holds.
+rejax and purejaxrl as recorded before what is told below): it holds.
 
                                ours    rejax                 purejaxrl             before
     64 environments         603,217    1.84 [1.81, 2.00]     1.79 [1.78, 1.92]     1.41, 1.37
@@ -47,7 +47,7 @@ What did not (ms an update before and after; 4 environments on one core, then 64
     actions picked by a mask                1.74 to 1.73   14.5 to 15.5
     and from one log-softmax with entropy   1.74 to 1.73   14.5 to 15.7
     features before rows in activations     1.74 to 1.74   13.5 to 15.6   (beside the products that were kept)
-    four metrics as one stacked mean        1.68 to 1.70   22.6 to 22.5   (two cores both, the second while busy)
+    four metrics as one stacked mean        1.68 to 1.70   22.6 to 22.5   (two cores both, the last busy)
     reset states drawn at once              0.2 less       half the speed of a thousand MinAtar games
 
 A second core slows small programs down: XLA shares out operations that are shorter than the wait for the
