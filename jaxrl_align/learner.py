@@ -213,6 +213,8 @@ def epochs(
 ) -> tuple[State, Metrics]:
     """Descend a loss on minibatches of the same data, in a fresh order in every epoch.
 
+    An epoch holds one more copy of the data, in its order.
+
     Args:
       loss: `(params, minibatch) -> (scalar, metrics)`.
       optimizer: an update rule without its learning rate.
@@ -231,37 +233,43 @@ def epochs(
     check_counts(epochs=num_epochs)
     rows = jax.tree.leaves(data)[0].shape[0]
 
-    def descend_once(carry: tuple[Params, Any], index: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
+    def descend_once(carry: tuple[Params, Any], minibatch: Any) -> tuple[tuple[Params, Any], Metrics]:
         params, opt_state = carry
-        minibatch = jax.tree.map(lambda x: x[index], data)
         grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch)
         return descend(optimizer, grads, opt_state, params, learning_rate), metrics
 
     over = stop or (lambda metrics: jnp.array(False))
 
-    def descend_until(
-        carry: tuple[Any, jax.Array], index: jax.Array
-    ) -> tuple[Any, tuple[Metrics, jax.Array]]:
+    def descend_until(carry: tuple[Any, jax.Array], minibatch: Any) -> tuple[Any, tuple[Metrics, jax.Array]]:
         before, stopped = carry
-        after, metrics = descend_once(before, index)
+        after, metrics = descend_once(before, minibatch)
         stops = stopped | over(metrics)
         after = jax.tree.map(lambda old, new: jnp.where(stops, old, new), before, after)
         return (after, stops), (metrics, jnp.stack([~stopped, ~stops]))
 
-    order = permutations(key, num_epochs, rows).reshape(num_epochs * minibatches, rows // minibatches)
-    order = place_rows(order, axis=1)
+    order = permutations(key, num_epochs, rows).reshape(num_epochs, minibatches, rows // minibatches)
+    descend_all = functools.partial(_scan_epochs, data, place_rows(order, axis=2))
     start = (state.params, state.opt_state)
     if stop is None:
-        (params, opt_state), metrics = jax.lax.scan(descend_once, start, order)
+        (params, opt_state), metrics = descend_all(descend_once, start)
         metrics = jax.tree.map(jnp.mean, metrics)
     else:
-        ((params, opt_state), _), (metrics, going) = jax.lax.scan(
-            descend_until, (start, jnp.array(False)), order
-        )
+        ((params, opt_state), _), (metrics, going) = descend_all(descend_until, (start, jnp.array(False)))
         judged, steps = jnp.sum(going, axis=0, dtype=jnp.float32)
         metrics = jax.tree.map(lambda x: jnp.sum(jnp.where(going[:, 0], x, 0.0)) / judged, metrics)
         metrics["gradient_steps"] = steps
     return state._replace(params=params, opt_state=opt_state), metrics
+
+
+def _scan_epochs(data: Any, order: jax.Array, step: Callable, carry: Any) -> tuple[Any, Any]:
+    """Scan a step over the minibatches `data[order[epoch, minibatch]]`; outputs gain one leading axis."""
+
+    def descend_epoch(carry: Any, order: jax.Array) -> tuple[Any, Any]:
+        # All minibatches of an epoch are gathered at once: a step then reads slices, which XLA fuses.
+        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], data))
+
+    carry, outputs = jax.lax.scan(descend_epoch, carry, order)
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
 
 
 def make_gradient_learner(

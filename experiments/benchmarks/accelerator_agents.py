@@ -1,5 +1,6 @@
 """Attention's kernels, RLHF, PPO and the two scans of GAE, as `accelerator.py` measures them."""
 
+import contextlib
 import itertools
 from typing import Any, NamedTuple
 
@@ -7,11 +8,11 @@ import alignment
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import rl
 from accelerator_counts import make_config
-from accelerator_rows import Report, compile_together, measure, shorten
+from accelerator_rows import Report, compile_together, measure
 from accelerator_text import draw_narrow
+from contest import contest
 
 from jaxrl_align.actors import Frozen
 from jaxrl_align.align import (
@@ -154,31 +155,16 @@ def grpo(report: Report, *, config: alignment.Config, kernel: str, steps: int, q
 
 def ppo(report: Report, *, config: rl.Config, envs: int) -> None:
     """PPO on CartPole beside the peers that an interpreter was given for, in turn."""
-    measures = {"ours": rl.ours(config, envs, 1)}
-    others = {}
-    for name in ("rejax", "purejaxrl"):
-        alone = {"rejax": "", "purejaxrl": "", "sb3": ""} | {name: getattr(config, name)}
-        try:
-            others |= rl.start_peers(rl.Config(**vars(config) | alone), envs, 1)
-        except ImportError as error:
-            print(f"  {name}: left out: {shorten(error)}", flush=True)
-    rates = {name: [] for name in (*measures, *others)}
-    measures["ours"]()
-    for _ in range(config.rounds):
-        rates["ours"].append(measures["ours"]())
-        for name, process in others.items():
-            rates[name].append(peers.ask(process))
-    for process in others.values():
-        peers.stop(process)
-    compiled = {name: process.compile_seconds for name, process in others.items()}
-    compiled["ours"] = measures["ours"].compile_seconds
-    for name, mine in rates.items():
-        ratio = np.median(np.array(rates["ours"]) / mine)
-        note = f"{envs:,} environments, {config.steps} steps; compiled in {compiled[name]:.1f} s; "
-        note += "ours is so many times this"
-        spread = float(min(mine)), float(max(mine))
-        value = float(np.median(mine))
-        report.add("ppo", name, value, "env steps/s", ratio=float(ratio), spread=spread, note=note)
+    what = f"PPO on CartPole, {envs:,} environments, {config.steps} steps"
+    measure = rl.ours(config, envs, 1)
+    with contextlib.ExitStack() as stack:
+        sides = {"ours": measure} | rl.add_rivals(config, stack, envs, 1)
+        row = contest(what, "env steps/s", sides, config.rounds)
+    note = f"{what}; compiled in {measure.compile_seconds:.1f} s"
+    report.add("ppo", "ours", row.rate, "env steps/s", note=note)
+    for rival in row.rivals:
+        note = f"ours is so many times it, from {rival.low:.2f} to {rival.high:.2f}"
+        report.add("ppo", rival.name, rival.rate, "env steps/s", ratio=rival.times, note=note)
 
 
 def scans(report: Report, *, streams: tuple[int, ...], lengths: tuple[int, ...], most: int) -> None:

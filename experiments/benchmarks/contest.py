@@ -111,6 +111,9 @@ def rivals(
         return
     each = [{"threads": n} for n in threads] or [{}]
     processes = [peers.start(python, peer, **arguments, **own) for own in each]
+    seconds = [process.compile_seconds for process in processes if process.compile_seconds > 0]
+    if seconds:
+        print(f"{name} compiled in {max(seconds):.1f} s")
     try:
         yield {name: [lambda process=process: peers.ask(process) for process in processes]}
     finally:

@@ -1,38 +1,62 @@
 """Our PPO's environment steps a second on CartPole against purejaxrl's, rejax's and stable-baselines3's.
 
 Claim: at equal configuration (128 steps of 4 or 64 environments, 4 epochs of 4 minibatches, two 64-64 tanh
-networks) at least 1.3 times purejaxrl and rejax, for one seed and for 8, and 50 times stable-baselines3.
+networks) at least 1.5 times purejaxrl and rejax with 64 environments and no slower than either with 4, and 50
+times stable-baselines3.
 
 Measured (`python experiments/benchmarks/rl.py --timesteps 131072 --rejax PYTHON --purejaxrl PYTHON
---purejaxrl-folder FOLDER --sb3 PYTHON`, 65536 with 8 seeds; rejax 0.1.3, stable-baselines3 2.9, two CPU
-cores; medians of env steps/s and the range of the ratio over 5 rounds in turn): it holds with 64
-environments, and with 4 it does not.
+--purejaxrl-folder FOLDER`, 65536 with 8 seeds; rejax 0.1.3, jax and jaxlib 0.10.2 on every side, two cores of
+an AMD EPYC; medians of env steps/s and the range of the ratio over 5 rounds in turn; "before" is the ratio to
+rejax and purejaxrl as recorded before what is told below): it holds.
 
-                               ours    rejax                 purejaxrl             stable-baselines3
-    64 environments         395,329    1.41 [1.29, 1.58]     1.37 [1.28, 1.48]     9.3 [8.5, 9.4]
-    64, 8 seeds             401,561    1.43 [1.31, 1.49]     locks up
-    4, on one core          253,125    1.06 [1.00, 1.18]     1.11 [1.06, 1.18]     25 [24, 27]
-    4, on two               161,067    0.99 [0.86, 1.10]     0.94 [0.70, 1.15]     27 [18, 32]
-    4, 8 seeds              331,190    1.14 [1.11, 1.24]     1.17 [1.11, 1.31]
+                               ours    rejax                 purejaxrl             before
+    64 environments         603,217    1.84 [1.81, 2.00]     1.79 [1.78, 1.92]     1.41, 1.37
+    64, on one core         444,936    1.56 [1.52, 1.70]     1.59 [1.52, 1.65]
+    64, 8 seeds             552,773    1.59 [1.55, 1.65]     locks up              1.43
+    4, on one core          309,917    1.24 [1.23, 1.35]     1.29 [1.28, 1.38]     1.06, 1.11
+    4, on two               312,159    1.34 [1.32, 1.42]     1.31 [1.29, 1.36]     0.99, 0.94
+    4, 8 seeds              480,184    1.30 [1.29, 1.37]     1.32 [1.30, 1.33]     1.14, 1.17
 
-Against stable-baselines3 with its own defaults (one environment, 2,048 steps, 10 epochs of minibatches of 64;
-2,547 to 2,672 steps/s) it is 94 [91, 99] times with 4 environments and 153 [139, 170] with 64. Compiling
-takes 4.6 to 7.6 s, a second more than rejax (3.6 to 6.0) and less than purejaxrl (4.9 to 7.7). With 8 seeds
-of 64 environments purejaxrl did not come back in three trials, as far as we see from batched QR
-decompositions that wait for one another's threads (`nets/mlp.py` has the story).
+stable-baselines3 was not run again; before, ours was 25 times as fast with 4 environments and 9.3 times with
+64, and 94 and 153 times its own defaults (one environment, 2,048 steps, 10 epochs of minibatches of 64; 2,700
+steps/s). Compiling takes as long as purejaxrl does and is 1.2 to 1.4 times as slow as rejax: 3.7 s, 3.7 s and
+2.8 to 3.0 s on an idle machine, up to twice that on a busy one, where one run had 5.7 s against 3.1. Of it
+0.8 are spent in Python, 0.8 for the first state (six orthogonal matrices), 0.4 for the metrics and 0.4 for
+Adam's 36 loops. With 8 seeds of 64 environments purejaxrl did not come back in three trials, as far as we see
+from batched QR decompositions that wait for one another's threads (`nets/mlp.py` has the story).
 
-Of an update of 1.93 ms (4 environments, 512 steps, one core) acting takes 0.57 ms, judging the steps 0.14,
-the orders of the minibatches 0.05 and 16 gradient steps 1.17. A gradient step of 73 us spends 33 on its six
-products of 128 x 64 x 64, which run at this core's 200 GFLOP/s, 12 on the tanhs, 9 on Adam, 4 on the loss and
-the rest on ten products too thin to be fast: all in all 30% of the matrix rate with 4 environments and 48%
-with 64. What the peers share with us is at least those 1.17 ms of their 2.2, so with 4 environments a factor
-of 1.3 would leave 0.5 ms for everything else. Reset states drawn at once for all steps would save 0.2 ms here
-and cost half the speed of a thousand MinAtar games. A second core slows small programs down: XLA shares out
-operations that are shorter than the wait for the other thread (`PJRT_NPROC=1` gives 15% back).
+Where an update's time goes, by leaving parts out, with the products below and without the gathers: with 4
+environments on one core 0.65 ms of 1.74 for acting and judging, 0.13 for Adam and its norm, 0.03 for the
+metrics; with 64 on two cores 3.2 of 14.5, 0.7 and 1.1. The rest are products, tanhs and the loss.
+
+What paid: a kernel's gradient x^T dy took the slow path of XLA's CPU backend, whose fast products sum over
+the first operand's last axis (`nets/products.py`). Of 128 rows on one core a kernel of 64 x 64 took 7.6 us
+against 5.6 on the fast path, one of 4 x 64 3.5 against 0.6; of 2,048 rows the latter took 88 against 5. An
+update of 4 environments fell from 1.95 to 1.71 ms on one core, one of 64 from 17.5 to 14.2 on two (parameters
+after 10 updates are the same bit for bit with 4, and differ by at most 6e-8 with 64). It needs the rows of a
+minibatch side by side, so these nets read rows at once: under `vmap` jax forms the gradient otherwise. One
+gather of each leaf an epoch in place of one a step: 1.92 to 1.71 ms with 4 environments on two cores, 1.74 to
+1.70 on one, nothing with 64.
+
+What did not (ms an update before and after; 4 environments on one core, then 64 on two):
+
+    Adam and its norm on one flat vector    1.74 to 1.70   14.5 to 14.1   0.4 s less to compile, another state
+    the minibatches of all epochs at once   1.74 to 1.76   14.5 to 14.5
+    one gather of all leaves, packed        1.74 to 1.74   14.5 to 14.4
+    gathers that promise to be in bounds    1.74 to 1.73   14.5 to 14.5
+    actions picked by a mask                1.74 to 1.73   14.5 to 15.5
+    and from one log-softmax with entropy   1.74 to 1.73   14.5 to 15.7
+    features before rows in activations     1.74 to 1.74   13.5 to 15.6   (beside the products that were kept)
+    four metrics as one stacked mean        1.68 to 1.70   22.6 to 22.5   (two cores both, the last busy)
+    reset states drawn at once              0.2 less       half the speed of a thousand MinAtar games
+
+A second core slows small programs down: XLA shares out operations that are shorter than the wait for the
+other thread (`PJRT_NPROC=1` shows by how much). How much hangs on the program's details: with one metric or
+another left out an update of 1.66 ms took 1.88, and now and then a whole round takes 2.7.
 """
 
+import contextlib
 import functools
-import subprocess
 import time
 from dataclasses import dataclass
 
@@ -40,17 +64,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
+from contest import ContestConfig, Side, contest, rivals, run
 
 from jaxrl_align.actors import gym
 from jaxrl_align.learner import train
 from jaxrl_align.nets.mlp import make_actor_critic_net
 from jaxrl_align.rl.actor_critic import PPOHParams, make_actor_critic
-from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.mesh import shard_members
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ContestConfig):
     """Equal networks, rollouts and updates; a round is a whole training run of every side."""
 
     envs: tuple[int, ...] = (4, 64)
@@ -58,7 +82,6 @@ class Config:
     steps: int = 128
     timesteps: int = 262_144
     """Of each seed in a round."""
-    rounds: int = 5
     rejax: str = ""
     """An interpreter with rejax and gymnax 0.0.9; empty leaves it out."""
     purejaxrl: str = ""
@@ -90,48 +113,33 @@ def ours(config: Config, envs: int, seeds: int) -> peers.Round:
     return measure
 
 
-def start_peers(config: Config, envs: int, seeds: int) -> dict[str, subprocess.Popen]:
-    """Start the peers that an interpreter was given for."""
+def add_rivals(config: Config, stack: contextlib.ExitStack, envs: int, seeds: int) -> dict[str, Side]:
+    """Return the peers that an interpreter was given for, running while the stack is open."""
     shared = {"envs": envs, "steps": config.steps, "timesteps": config.timesteps}
-    others = {}
-    if config.rejax:
-        others["rejax"] = peers.start(config.rejax, "rejax_ppo", seeds=seeds, **shared)
-    if config.purejaxrl:
-        folder = config.purejaxrl_folder
-        others["purejaxrl"] = peers.start(config.purejaxrl, "purejaxrl", seeds=seeds, folder=folder, **shared)
-    if config.sb3 and seeds == 1:
-        short = config.timesteps // 32
+    add = lambda *args, **kwargs: stack.enter_context(rivals(*args, **kwargs))
+    others = add(config.rejax, "rejax_ppo", name="rejax", flag="rejax", seeds=seeds, **shared)
+    if seeds > 1 and envs > 4:
+        print("purejaxrl is left out: several seeds of that many environments lock it up")
+    else:
+        settings = shared | {"seeds": seeds, "folder": config.purejaxrl_folder}
+        others |= add(config.purejaxrl, "purejaxrl", name="purejaxrl", flag="purejaxrl", **settings)
+    if seeds == 1:
+        name, short = "stable-baselines3", config.timesteps // 32
         equal = {"n_steps": config.steps, "batch_size": envs * config.steps // 4, "n_epochs": 4}
-        start = functools.partial(peers.start, config.sb3, "sb3_ppo", timesteps=short)
-        others["stable-baselines3"] = start(envs=envs, settings=equal)
-        others["stable-baselines3 with its defaults"] = start(envs=1, settings={})
+        start = functools.partial(add, config.sb3, "sb3_ppo", flag="sb3", timesteps=short)
+        others |= start(name=name, envs=envs, settings=equal)
+        others |= start(name=f"{name} with its defaults", envs=1, settings={})
     return others
 
 
 def compare(config: Config, envs: int, seeds: int, matrix_rate: float) -> None:
-    """Print our rate and the peers', and the ratios of the rounds."""
-    measure, others = ours(config, envs, seeds), start_peers(config, envs, seeds)
-    mine, rates = np.empty(config.rounds), {name: np.empty(config.rounds) for name in others}
-    measure()
-    for i in range(config.rounds):
-        mine[i] = measure()
-        for name, process in others.items():
-            rates[name][i] = peers.ask(process)
-    rate = np.median(mine)
-    share = rate * flops_per_step() / matrix_rate
-    print(
-        f"{envs} environments, {seeds} seed(s): ours {rate:,.0f} env steps/s, compiled in "
-        f"{measure.compile_seconds:.1f} s, {share:.0%} of the matrix rate of one core"
-    )
-    for name, process in others.items():
-        peers.stop(process)
-        low, middle, high = np.quantile(mine / rates[name], [0, 0.5, 1])
-        seconds = process.compile_seconds
-        compiled = "" if np.isnan(seconds) else f", compiled in {seconds:.1f} s"
-        print(
-            f"  {name} {np.median(rates[name]):,.0f}{compiled}: {middle:.2f} times [{low:.2f}, {high:.2f}]",
-            flush=True,
-        )
+    """Measure ours and the peers in turn; the floor is PPO's products at the rate of one core."""
+    measure = ours(config, envs, seeds)
+    print(f"ours compiled in {measure.compile_seconds:.1f} s")
+    what = f"PPO on CartPole, environments: {envs}, seeds at once: {seeds}"
+    with contextlib.ExitStack() as stack:
+        sides = {"ours": measure} | add_rivals(config, stack, envs, seeds)
+        contest(what, "env steps/s", sides, config.rounds, floor=matrix_rate / flops_per_step())
 
 
 def flops_per_step(epochs: int = 4, width: int = 64, obs: int = 4, actions: int = 2) -> float:
@@ -161,10 +169,7 @@ def measure_matrix_rate(rows: int = 128, width: int = 64, count: int = 2_000) ->
 
 
 def main(config: Config) -> None:
-    """Run ours and each peer in turn; medians and the range over rounds."""
-    for name in ("rejax", "purejaxrl", "sb3"):
-        if not getattr(config, name):
-            print(f"{name} is left out, give --{name} PYTHON, an interpreter that has it")
+    """Measure every number of environments, with one seed and with several."""
     matrix_rate = measure_matrix_rate()
     print(f"float32 products of 128 x 64 x 64: {matrix_rate / 1e9:.0f} GFLOP/s on one core")
     for envs in config.envs:
@@ -173,4 +178,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(Config, main)
+    run(Config, main)

@@ -1,6 +1,7 @@
 """Environments with the gymnax interface as actors: a rollout is `num_envs` scans of `num_steps` steps."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import chex
@@ -21,7 +22,7 @@ from jaxrl_align.envs.rollout import (
 )
 from jaxrl_align.losses import Categorical
 from jaxrl_align.nets.adapters import overlay
-from jaxrl_align.nets.mlp import Net
+from jaxrl_align.nets.mlp import Net, apply_rows
 from jaxrl_align.types import Actor, Evaluation, Metrics, Params, Trajectory
 
 Critic = Literal["state", "sarsa", "max"]
@@ -58,19 +59,32 @@ def to_trajectory(
 
 
 def _judge(
-    net: Net, distribution: Distribution, critic: Critic, params: Params, obs: Any, action: jax.Array
+    distribution: Distribution, critic: Critic, output: Any, value: jax.Array, action: jax.Array
 ) -> Evaluation:
-    output, value = net.apply(params, obs)
     policy = make_distribution(distribution, output)
     value = value if critic == "state" else value[action]
     return Evaluation(policy.log_prob(action), policy.entropy(), value, policy)
 
 
-def _value_of(net: Net, critic: Critic, params: Params, obs: Any) -> jax.Array:
-    output, value = net.apply(params, obs)
+def _value_of(critic: Critic, output: Any, value: jax.Array) -> jax.Array:
     if critic == "state":
         return value
     return jnp.max(value) if critic == "max" else jnp.sum(jax.nn.softmax(output) * value)
+
+
+def over_steps(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply a function of rows [N, ...] to the steps [B, T, ...] of several trajectories, all at once.
+
+    Args:
+      function: of a tree with leaves [N, ...], N = B * T, to another.
+      tree: its leaves begin with [B, T].
+
+    Returns:
+      The function's tree with leaves [B, T, ...].
+    """
+    lead = jax.tree.leaves(tree)[0].shape[:2]
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), function(rows))
 
 
 def _of_actions_taken_next(steps: Steps, value: jax.Array, otherwise: jax.Array) -> jax.Array:
@@ -129,7 +143,7 @@ def make_actor(
     environment, env_params = open_environment(env, num_envs=num_envs, num_steps=num_steps)
     check_net(net, distribution, critic, environment, env_params)
     to_env = to_environment(distribution, environment.action_space(env_params))
-    judge = functools.partial(_judge, net, distribution, critic)
+    judge = jax.vmap(functools.partial(_judge, distribution, critic))
 
     def init_params(key: chex.PRNGKey) -> Params:
         return net.init(key, observation_like(environment, env_params))
@@ -155,8 +169,8 @@ def make_actor(
         mask = first_episodes(steps) if whole_episodes else jnp.ones_like(steps.reward)
         env_state, steps = normalise_rollout(env_state, steps, hparams.gamma)
         # The critic is not needed to act: both its passes run once over all steps, outside the scan.
-        judged = evaluate_all(params, steps)
-        next_value = over_steps(params, steps.final_obs)
+        judged = over_steps(lambda steps: evaluate(params, None, steps), steps)
+        next_value = over_steps(lambda obs: value_of(*apply_rows(net, params, obs)), steps.final_obs)
         if critic == "sarsa":
             next_value = _of_actions_taken_next(steps, judged.value, next_value)
         played = steps._replace(
@@ -167,11 +181,10 @@ def make_actor(
         return env_state, trajectory, metrics
 
     def evaluate(params: Params, frozen: Any, trajectory: Trajectory | Steps) -> Evaluation:
-        return jax.vmap(judge, (None, 0, 0))(overlay(frozen, params), trajectory.obs, trajectory.action)
+        outputs = apply_rows(net, overlay(frozen, params), trajectory.obs)
+        return judge(*outputs, trajectory.action)
 
-    evaluate_all = jax.vmap(lambda params, steps: evaluate(params, None, steps), (None, 0))
-    value_of = functools.partial(_value_of, net, critic)
-    over_steps = jax.vmap(jax.vmap(value_of, (None, 0)), (None, 0))
+    value_of = jax.vmap(functools.partial(_value_of, critic))
     return Actor(init_params, init_env, rollout, evaluate, split_params=net.split_params, stepwise=True)
 
 

@@ -259,11 +259,12 @@ def roll_out(
 def evaluate_segments(settings: ActorCritic, params: Params, frozen: Any, batch: Batch) -> Evaluation:
     """Evaluate segments [N, S] under given parameters."""
     actor = settings.actor
-    if settings.segment_length == 1 and actor.stepwise:
-        # N single steps are judged as one trajectory: with an axis of length 1 between batch and features
-        # XLA's CPU compiler transposes activations, which doubles the time of large minibatches.
-        steps = jax.tree.map(lambda x: x[:, 0], batch.trajectory)
-        return jax.tree.map(lambda x: x[:, None], actor.evaluate(params, frozen, steps))
+    if actor.stepwise:
+        # All steps are judged as one trajectory: a net that reads rows at once sums its gradient over them in
+        # one product, and an axis between batch and features makes XLA's CPU compiler transpose activations.
+        lead = batch.trajectory.mask.shape
+        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.trajectory)
+        return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), actor.evaluate(params, frozen, steps))
     return jax.vmap(actor.evaluate, (None, None, 0))(params, frozen, batch.trajectory)
 
 

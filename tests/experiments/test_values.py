@@ -195,7 +195,7 @@ def test_benchmarks_run_without_their_peers_and_say_so(experiment, capsys):
     module.main(module.Config(**small, prompt=3, new=3, group=2, real=False, steps=1, rounds=1))
     said = capsys.readouterr().out
     assert "give --flashbax PYTHON" in said and "give --sb3 PYTHON" in said and "give --rejax PYTHON" in said
-    assert "peft is left out, give --peers PYTHON" in said
+    assert "peft_lora is left out, give --peers PYTHON" in said
     assert all(f"{name} is left out" in said for name in ("trl_dpo", "trl_ppo", "trl_grpo"))
 
 

@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.nets.mlp import make_actor_critic_net, orthogonal
+from jaxrl_align.nets import products
+from jaxrl_align.nets.mlp import (
+    apply_rows,
+    make_actor_critic_net,
+    make_gaussian_net,
+    make_multi_discrete_net,
+    orthogonal,
+)
+from jaxrl_align.nets.products import dense_product
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
@@ -87,3 +95,60 @@ def test_a_convolution_reads_images_alone():
     np.testing.assert_allclose(net.apply(params, image)[0], x @ params["policy_head"]["kernel"], atol=1e-5)
     with pytest.raises(ValueError, match=r"needs an image .* got shape \(4,\); take channels=0"):
         net.init(jax.random.key(0), jnp.zeros(4))
+
+
+@pytest.mark.parametrize(
+    "net, shape",
+    [
+        (make_actor_critic_net(3, hidden=(4, 5)), (2, 3)),
+        (make_actor_critic_net(3, hidden=(4,), shared=True, action_values=True), (2,)),
+        (make_actor_critic_net(2, hidden=(4,), channels=3), (4, 5, 2)),
+        (make_gaussian_net((2, 2), hidden=(4,), log_std=-0.5), (3,)),
+        (make_multi_discrete_net((2, 3), hidden=(4,)), (3,)),
+    ],
+)
+def test_rows_are_read_and_differentiated_as_under_vmap(net, shape):
+    obs = jax.random.normal(jax.random.key(1), (7, *shape))
+    params = net.init(jax.random.key(0), obs[0])
+    by_vmap = lambda params, obs: jax.vmap(net.apply, (None, 0))(params, obs)
+
+    def loss(read, params, obs):
+        outputs = jax.tree.leaves(read(params, obs))
+        return sum(jnp.sum(jnp.where(jnp.isfinite(x), jnp.sin(x), 0.0)) for x in outputs)
+
+    rows = lambda params, obs: apply_rows(net, params, obs)
+    for got, expected in [
+        (rows(params, obs), by_vmap(params, obs)),
+        (jax.grad(loss, (1, 2))(rows, params, obs), jax.grad(loss, (1, 2))(by_vmap, params, obs)),
+    ]:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, expected)
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
+
+
+def test_a_net_whose_apply_was_replaced_is_read_through_the_new_one():
+    net = make_actor_critic_net(2, hidden=(3,))
+    params, obs = net.init(jax.random.key(0), jnp.ones(4)), jnp.ones((5, 4))
+    halved = net._replace(apply=lambda params, obs: net.apply(params, obs / 2))
+    np.testing.assert_allclose(
+        apply_rows(halved, params, obs)[1], apply_rows(net, params, obs / 2)[1], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("inputs, outputs", [(2, 5), (5, 2)])
+def test_a_products_gradient_for_members_and_beyond_the_first(inputs, outputs):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, inputs)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(2, inputs, outputs)).astype(np.float32)
+
+    def derivatives(multiply):
+        loss = lambda x, kernel: jnp.sum(jnp.sin(multiply(x, kernel)))
+        along = jax.jvp(jax.grad(lambda kernel: loss(x[0], kernel)), (kernel[0],), (kernel[1],))[1]
+        return multiply(x[0], kernel[0]), *jax.vmap(jax.grad(loss, (0, 1)))(x, kernel), along
+
+    for got, expected in zip(derivatives(dense_product), derivatives(jnp.matmul), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_products_gradient_is_the_same_on_every_platform():
+    x, y = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)
+    for ours in (products._sum_outer, products._sum_outer_on_cpu):
+        np.testing.assert_allclose(ours(x, y[:, :2]), x.T @ y[:, :2], atol=1e-5)

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -242,3 +243,17 @@ def test_the_rollouts_explained_variance_is_reported_before_the_update():
     expected = 1 - (target - np.asarray(trajectory.value)).var() / target.var()
     got = jax.jit(LEARNER.step)(state)[1]["val/explained_variance"]
     np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads a CPU's program")
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_steps_products_take_the_cpus_fast_path(length):
+    # It sums over the first operand's last axis. The heads' narrow gradients may be turned round; nor is any
+    # gradient formed for each segment before its sum.
+    actor = gym.make_actor("CartPole-v1", make_actor_critic_net(2, hidden=(8, 8)), num_envs=4, num_steps=8)
+    learner = make_actor_critic(actor, segment_length=length, minibatches=2)
+    state = jax.eval_shape(lambda key: learner.init(key, PPOHParams()), jax.random.key(0))
+    program = jax.jit(learner.step).lower(state).compile().as_text()
+    slow = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(.*lhs_contracting_dims=\{0\}", program)
+    assert "lhs_contracting_dims={1}" in program and "lhs_batch_dims" not in program
+    assert all(min(int(rows), int(columns)) <= 2 for rows, columns in slow)
