@@ -1,11 +1,11 @@
-"""What is made of docs/benchmarks.json: its page and the README's table of speeds.
+"""What is made of docs/benchmarks.json and docs/accelerator.json: their page, and the README's speeds.
 
-`benchmarks/run_all.py` writes the file, `make results` these texts; a test builds them again and fails where
-one differs.
+`benchmarks/run_all.py` writes the one, `benchmarks/accelerator.py` the other, `make results` these texts; a
+test builds them again and fails where one differs.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,19 @@ from jaxrl_align.runtime.evidence import three_digits
 BEGIN, END = "<!-- speeds, made by `make results` -->", "<!-- to the last speed -->"
 Record = Mapping[str, dict[str, Any]]
 """What `run_all.py` measured, by benchmark."""
+Rows = Sequence[Mapping[str, Any]]
+"""What `accelerator.py` measured."""
+SHOWN = ("training", "rlhf", "ppo")
+"""Its parts that the README shows."""
 
 
-def read_benchmarks(root: Path) -> dict[str, dict[str, Any]]:
-    """Return docs/benchmarks.json; nothing where there is none yet."""
-    path = root / "docs" / "benchmarks.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_speeds(root: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Return docs/benchmarks.json and docs/accelerator.json."""
+    read = lambda name: json.loads((root / "docs" / name).read_text(encoding="utf-8"))
+    return read("benchmarks.json"), read("accelerator.json")
 
 
-def benchmark_text(record: Record) -> str:
+def benchmark_text(record: Record, rows: Rows) -> str:
     """Return the page, Markdown: for each benchmark its rows and how they were measured."""
     lines = [
         "# Speed",
@@ -31,7 +35,7 @@ def benchmark_text(record: Record) -> str:
         "and of the rounds' ratios with their range. The floor is what the machine's own products and",
         "transfers of the work's shapes would take, nothing else; the scripts say how it is counted, where",
         "their time goes, and what was tried in vain. To measure again:",
-        "`python experiments/benchmarks/run_all.py --help`.",
+        "`python experiments/benchmarks/run_all.py --help`, and on a GPU `accelerator.py --help` there.",
         "",
         "![ratios to other libraries](benchmarks.png)",
     ]
@@ -44,23 +48,25 @@ def benchmark_text(record: Record) -> str:
             "",
             run_text(name, measured),
         ]
-    return "\n".join([*lines, ""])
+    commits = sorted({row["commit"][:12] for row in rows})
+    lines += ["", f"## One {rows[0]['device']}", "", *_device_table(rows), ""]
+    lines += [f"`experiments/benchmarks/accelerator.py`, commits {', '.join(f'`{c}`' for c in commits)};"]
+    return "\n".join([*lines, f"{_listed(rows[0]['versions'])}.", ""])
 
 
 def run_text(name: str, measured: Mapping[str, Any]) -> str:
     """Return how a benchmark was run."""
     run = measured["run"]
-    listed = lambda versions: ", ".join(f"{package} {v}" for package, v in versions.items() if v)
-    peers = f"; beside {listed(run['peers'])}" if run["peers"] else ""
+    peers = f"; beside {_listed(run['peers'])}" if run["peers"] else ""
     commit = (run["commit"] or "unknown")[:12]
     return (
         f"`experiments/benchmarks/{name}.py`, {run['rounds']} rounds, {run['seconds'] / 60:.0f} minutes on "
-        f"{run['machine']}; commit `{commit}`; {listed(run['versions'])}{peers}."
+        f"{run['machine']}; commit `{commit}`; {_listed(run['versions'])}{peers}."
     )
 
 
-def with_speeds(page: str, record: Record) -> str:
-    """Return the README with its table of speeds made anew, between their marks.
+def with_speeds(page: str, record: Record, rows: Rows) -> str:
+    """Return the README with its tables of speeds made anew, between their marks.
 
     Raises:
       ValueError: the page has lost the marks.
@@ -68,12 +74,28 @@ def with_speeds(page: str, record: Record) -> str:
     if BEGIN not in page or END not in page:
         raise ValueError(f"the page must hold the lines {BEGIN} and {END}, between which the speeds go")
     compared = lambda row: any(not _own(rival) for rival in row["rivals"])
-    rows = [row for measured in record.values() for row in measured["rows"] if compared(row)]
-    return page.partition(BEGIN)[0] + "\n".join([BEGIN, "", *_table(rows), "", END]) + page.partition(END)[2]
+    contests = [row for measured in record.values() for row in measured["rows"] if compared(row)]
+    shown = [row for row in rows if row["part"] in SHOWN]
+    lines = [BEGIN, "", *_table(contests), "", *_device_table(shown), "", END]
+    return page.partition(BEGIN)[0] + "\n".join(lines) + page.partition(END)[2]
 
 
 def _own(rival: Mapping[str, Any]) -> bool:
     return rival["name"].startswith("ours")
+
+
+def _listed(versions: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+
+
+def _device_table(rows: Rows) -> list[str]:
+    """Return what a device measured as a table, Markdown."""
+    lines = [f"| on one {rows[0]['device']} | | how |", "|---|---|---|"]
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f", {row['ratio']:.3g} times"
+        value = f"{three_digits(row['value'])} {row['unit']}{ratio}"
+        lines.append(f"| {row['part']}: {row['what']} | {value} | {row['note']} |")
+    return lines
 
 
 def _table(rows: list[Mapping[str, Any]]) -> list[str]:

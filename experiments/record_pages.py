@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark_pages import benchmark_text, read_benchmarks, with_speeds
+from benchmark_pages import benchmark_text, read_speeds, with_speeds
 
 from jaxrl_align.atomic import atomic_path
 from jaxrl_align.runtime.evidence import RUN, cell_text, table_cells
@@ -53,9 +53,9 @@ def pages(root: Path, results: Results) -> dict[Path, str]:
     for path, (to_results, figure) in TILED.items():
         text = (root / path).read_text(encoding="utf-8")
         made[root / path] = with_tiles(text, results, to_results=to_results, figure=figure)
-    if speeds := read_benchmarks(root):
-        made[root / "docs" / "benchmarks.md"] = benchmark_text(speeds)
-        made[root / "README.md"] = with_speeds(made[root / "README.md"], speeds)
+    speeds = read_speeds(root)
+    made[root / "docs" / "benchmarks.md"] = benchmark_text(*speeds)
+    made[root / "README.md"] = with_speeds(made[root / "README.md"], *speeds)
     lectures = root / "docs" / "lectures.md"
     made[lectures] = with_verdicts(lectures.read_text(encoding="utf-8"), results)
     return made

@@ -1,24 +1,27 @@
 """Language models beside transformers' generate and trl's SFTTrainer, in turn in one run, and the floor.
 
-Aim: with GPT-2's layout (4 layers of 128, 4 heads, 256 tokens, float32) at least 3 times transformers'
-generation of 32 tokens after 32, and at least 1.5 times the training of trl on 32 rows of 64.
+Aims, in times the better of transformers' two runs (one and two torch threads): generation of 32 tokens after
+32 with GPT-2's layout (4 layers of 128, 4 heads, 256 tokens, float32) 2.8 at batch 32, with SmolLM2-135M 2.3,
+2.6 and 2.4 at batch 1, 8 and 32, and there a token behind 256 slots in at most 1.6 times that behind 16; the
+training on 32 rows of 64 at 2 times trl's. What came out is in docs/benchmarks.md.
 
-Measured (`python experiments/benchmarks/generation.py --rounds 5 --peers PYTHON`; two CPU cores, an AMD EPYC
-on which XLA multiplies at 190 to 210 GFLOP/s; torch 2.13.0, transformers 5.24.0, trl 1.16.0 with one and with
-two torch threads, the better of each round counts; medians and the range over 5 rounds):
+Where a token of SmolLM2 goes at batch 32 behind 16 slots, by the profiler, of about 50 ms: 28 products with the
+layers' weights, 8 the logits, 20 copies of each layer's weights out of the stack, which partly run beside the
+products, 2 attention, 1 the draw. Behind 256 slots attention takes 21: 10 its products, 10 copies of a layer's
+keys and values.
 
-    generation, batch 32, greedy   14,700 new tokens/s; transformers 6,620 and 7,720: 1.85 times [1.57, 2.29]
-                          sampled  19,600; 6,690 and 8,010: 2.19 times [1.79, 3.21]
-    generation, batch 1, greedy    5,150; 765 and 615: 6.7 times [4.8, 8.6]
-                         sampled   4,790; 700 and 593: 6.7 times [6.2, 7.0]
-    training, AdamW                15,100 tokens/s; trl 8,820 and 13,000: 1.13 times [0.93, 1.40]
+What paid: values times weights as [queries, slots] [slots, depth]. XLA had taken the transposed product, which
+its fast library does not know: attention behind 256 slots took 55 ms, behind 16 5.
 
-So both factors are missed at batch 32. On a machine whose products ran at 416 GFLOP/s the same lines gave
-2.70 (greedy), 2.84 (sampled, with the draw of that time) and 1.77 times (training). The floor is the work
-over this machine's own rates at these shapes: at batch 32 8.4 ms for the prompts (1.71 GFLOP at 203 a
-second) and 16.8 ms for 31 single tokens (1.72 GFLOP at 103), 40,600 tokens a second, of which we reach 36
-to 48%; at batch 1 24%; in training 37% of 40,700. What is missing at batch 32 is mostly each layer's keys
-and values, which XLA cuts out of the cache into a copy before it multiplies.
+What did not (tokens/s or ms, before and after):
+
+    layers unrolled, weights and cache in arrays of their own    SmolLM2 450 to 410, 294 to 240, 59 to 55 tokens/s
+                                                                 at batch 32, 8, 1; small 37,800 to 29,500
+    query, key and value, gate and up in one product, in place   52 to 55 ms of products at 32 rows, 20 to 24 at 8
+    the same, fused before the loop                              31.0 to 31.8 ms at 32 rows, 14.0 to 12.5 at 1
+    weights kept in bfloat16, cast in the layer                  the cast leaves the loop: a copy, no gain
+    the same behind a barrier                                    52 to 66 ms of products at 32 rows
+    scores or values multiplied and summed element by element    21 to 24 and 29 ms behind 256 slots
 """
 
 import time
