@@ -20,10 +20,13 @@ SHOWN = ("training", "rlhf", "ppo")
 """Its parts that the README shows."""
 
 
-def read_speeds(root: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """Return docs/benchmarks.json and docs/accelerator.json."""
-    read = lambda name: json.loads((root / "docs" / name).read_text(encoding="utf-8"))
-    return read("benchmarks.json"), read("accelerator.json")
+def read_speeds(root: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]] | None:
+    """Return docs/benchmarks.json and docs/accelerator.json, None where nothing was measured yet."""
+    paths = [root / "docs" / name for name in ("benchmarks.json", "accelerator.json")]
+    if not all(path.exists() for path in paths):
+        return None
+    record, rows = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    return record, rows
 
 
 def benchmark_text(record: Record, rows: Rows) -> str:

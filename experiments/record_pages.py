@@ -53,9 +53,9 @@ def pages(root: Path, results: Results) -> dict[Path, str]:
     for path, (to_results, figure) in TILED.items():
         text = (root / path).read_text(encoding="utf-8")
         made[root / path] = with_tiles(text, results, to_results=to_results, figure=figure)
-    speeds = read_speeds(root)
-    made[root / "docs" / "benchmarks.md"] = benchmark_text(*speeds)
-    made[root / "README.md"] = with_speeds(made[root / "README.md"], *speeds)
+    if speeds := read_speeds(root):
+        made[root / "docs" / "benchmarks.md"] = benchmark_text(*speeds)
+        made[root / "README.md"] = with_speeds(made[root / "README.md"], *speeds)
     lectures = root / "docs" / "lectures.md"
     made[lectures] = with_verdicts(lectures.read_text(encoding="utf-8"), results)
     return made

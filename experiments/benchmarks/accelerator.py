@@ -19,8 +19,8 @@ half of 12 layers x width x length; nothing that is computed again counts. A dec
 once in bfloat16, and of each row the keys and values that are written; the prompts' pass is added at the
 rate of products. At batch 1 neither binds, but the time between one kernel and the next.
 
-What came out is in docs/benchmarks.md (an H200, three leases): 32 runs of RLHF take 5 times as long as one, so
-that aim holds; MFU and decoding miss theirs by far, PPO is level with its peers. What that says:
+What came out is in docs/benchmarks.md (an H200, three leases): 32 runs of RLHF take 5 times as long as one,
+so that aim holds; MFU and decoding miss theirs by far, PPO is level with its peers. What that says:
 
     training   the logits' gradient in bfloat16 gives 19% on GPT-2 and cuDNN's attention 83%; a loss that
                compares indices in place of a gather and an argmax would give another 4 to 5%

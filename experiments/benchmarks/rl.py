@@ -5,10 +5,10 @@ networks) at least 1.5 times purejaxrl and rejax with 64 environments and no slo
 times stable-baselines3.
 
 What came out is in docs/benchmarks.md; the share of the floor there is that of one core's products. Compiling
-takes as long as purejaxrl does and 1.2 to 1.4 times as long as rejax: of 3.7 s 0.8 are spent in Python, 0.8 for
-the first state (six orthogonal matrices), 0.4 for the metrics and 0.4 for Adam's 36 loops. With several seeds
-purejaxrl does not always come back, as far as we see from batched QR decompositions that wait for one another's
-threads (`nets/mlp.py` has the story), and is left out.
+takes as long as purejaxrl's does and 1.2 to 1.4 times as long as rejax's: of 3.7 s 0.8 are spent in Python,
+0.8 for the first state (six orthogonal matrices), 0.4 for the metrics and 0.4 for Adam's 36 loops. With
+several seeds purejaxrl does not always come back, as far as we see from batched QR decompositions that wait
+for one another's threads (`nets/mlp.py` has the story), and is left out.
 
 Where an update's time goes, by leaving parts out, with the products below and without the gathers: with 4
 environments on one core 0.65 ms of 1.74 for acting and judging, 0.13 for Adam and its norm, 0.03 for the

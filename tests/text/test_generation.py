@@ -14,6 +14,7 @@ from jaxrl_align.text.generation import (
     Filters,
     TextConfig,
     filter_logits,
+    first_largest,
     generate,
     invert_sum,
     penalise,
@@ -290,3 +291,11 @@ def _stream(prompt, temperature):
         ),
         T,
     )
+
+
+def test_the_first_of_the_likeliest_tokens_is_found():
+    rows = jnp.array([[1.0, 3.0, 3.0, 2.0], [5.0, 1.0, 2.0, 5.0], [-2.0, -3.0, -1.0, -1.0], [0.0] * 4])
+    found = jax.vmap(first_largest)(rows)
+    np.testing.assert_array_equal(found, jnp.argmax(rows, -1))
+    assert found.dtype == jnp.int32
+    assert first_largest(jnp.array([1.0, jnp.nan, 0.0])) == 2  # one that exists
