@@ -76,28 +76,22 @@ def best_rate(call: Callable[[], Any], amount: float) -> float:
 def matrix_rate(shape: TransformerConfig, rows: int) -> float:
     """Return float32 operations a second of `[rows, width] [width, hidden] [hidden, width]`, repeated.
 
-    It multiplies with as many matrices in turn as the model has, so that they lie where the model's lie.
+    The two matrices stay in the processor's caches: what it costs to fetch a model's is counted in bytes.
     """
     width, hidden = shape.width, shape.hidden
-    total = max(1, weight_bytes(shape) // (8 * width * hidden))
-    count = max(4 // total, 2**13 // (rows * total), 1)
-    copies = lambda *size: jnp.broadcast_to(jnp.eye(*size), (total, *size)) + 0
-
-    @jax.jit
-    def chain(x: Any, up: Any, down: Any) -> Any:
-        once = lambda x: jax.lax.scan(lambda y, m: ((y @ m[0]) @ m[1], None), x, (up, down))[0]
-        return jax.lax.fori_loop(0, count, lambda _, y: once(y), x)
-
-    x, up, down = jnp.ones((rows, width)), copies(width, hidden), copies(hidden, width)
-    return best_rate(lambda: chain(x, up, down), count * total * rows * 4.0 * width * hidden)
+    count = max(4, 2**13 // rows)
+    up, down, x = jnp.eye(width, hidden), jnp.eye(hidden, width), jnp.ones((rows, width))
+    chain = jax.jit(lambda x, u, d: jax.lax.fori_loop(0, count, lambda _, y: (y @ u) @ d, x))
+    return best_rate(lambda: chain(x, up, down), count * rows * 4.0 * width * hidden)
 
 
 def memory_rate(num_bytes: float) -> float:
-    """Return bytes a second through an array of this size that is read and written, both counted."""
+    """Return bytes a second at which an array of this size is read and summed."""
     x = jnp.ones(int(num_bytes) // 4)
-    count = max(4, int(1e8 / num_bytes))
-    add = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: y + 1.0, x))
-    return best_rate(lambda: add(x), 2.0 * count * x.nbytes)
+    count = max(2, int(1e8 / num_bytes))
+    # Each pass needs the one before, so that none can be left out.
+    read = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: jnp.sum(x * (1 + 1e-9 * y)), x[0]))
+    return best_rate(lambda: read(x), 1.0 * count * x.nbytes)
 
 
 def floor(shape: TransformerConfig, work: Work, resident: float) -> float:

@@ -133,7 +133,7 @@ def save_ratios(record: Mapping[str, Any], path: Path) -> None:
     ]
     fig, (ax,) = panels(1, 1, size=(11, 1 + 0.24 * len(named)))
     for y, (_, rival) in enumerate(reversed(named)):
-        ax.plot([rival["low"], rival["high"]], [y, y], color=COLORS[0], linewidth=3, solid_capstyle="butt")
+        ax.hlines(y, rival["low"], rival["high"], color=COLORS[0], linewidth=4)
         ax.plot([rival["times"]], [y], "o", color=COLORS[6], markersize=4)
     ax.axvline(1.0, color=COLORS[6], linewidth=1)
     ax.set(xscale="log", xlabel="our rate over the peer's: median and range over the rounds")

@@ -115,6 +115,7 @@ def test_floors_count_what_a_transformer_does(bench):
     reading = 2 * (2 * (384 + 40) + 4 * 4 * 1.5 * 2) - 2 * 1 * 40  # logits of the last token alone
     assert work.flops == (3 * reading, 3 * 3 * (2 * 424 + 4 * 4 * 4 * 2)) and work.rows == (6, 3)
     assert work.moved == (1696, 3 * (1696 + 3 * 4 * 2 * 4 * 2 * 4))
+    assert floors.floor(gpt2, floors.Work((1e6,), (2,), (1e3,)), 4096) > 0  # by rates that this machine has
     training = floors.training_work(gpt2, batch=2, length=3)
     assert training.flops == (3 * 4 * (848 + 32 * 1.5),) and training.moved == (16960.0,)
 
