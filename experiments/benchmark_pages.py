@@ -16,8 +16,14 @@ Record = Mapping[str, dict[str, Any]]
 """What `run_all.py` measured, by benchmark."""
 Rows = Sequence[Mapping[str, Any]]
 """What `accelerator.py` measured."""
-SHOWN = ("training", "rlhf", "ppo")
-"""Its parts that the README shows."""
+SHOWN = ("GPT-2 124M, library", "SmolLM2-135M, library", "32 runs by vmap", "ours", "rejax", "purejaxrl")
+"""Its rows that the README shows."""
+
+VARIANTS = (
+    "Training is in bfloat16. `library` is this library's learner with cuDNN's attention; the others say what",
+    "a change gives or costs: `xla`, XLA's attention; `wide gradient`, the logits' gradient multiplied in",
+    "float32; `compared`, a loss that compares indices in place of a gather and an argmax.",
+)
 
 
 def read_speeds(root: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]] | None:
@@ -52,7 +58,7 @@ def benchmark_text(record: Record, rows: Rows) -> str:
             run_text(name, measured),
         ]
     commits = sorted({row["commit"][:12] for row in rows})
-    lines += ["", f"## One {rows[0]['device']}", "", *_device_table(rows), ""]
+    lines += ["", f"## One {rows[0]['device']}", "", *VARIANTS, "", *_device_table(rows), ""]
     lines += [f"`experiments/benchmarks/accelerator.py`, commits {', '.join(f'`{c}`' for c in commits)};"]
     return "\n".join([*lines, f"{_listed(rows[0]['versions'])}.", ""])
 
@@ -78,7 +84,7 @@ def with_speeds(page: str, record: Record, rows: Rows) -> str:
         raise ValueError(f"the page must hold the lines {BEGIN} and {END}, between which the speeds go")
     compared = lambda row: any(not _own(rival) for rival in row["rivals"])
     contests = [row for measured in record.values() for row in measured["rows"] if compared(row)]
-    shown = [row for row in rows if row["part"] in SHOWN]
+    shown = [row for row in rows if row["what"] in SHOWN]
     lines = [BEGIN, "", *_table(contests), "", *_device_table(shown), "", END]
     return page.partition(BEGIN)[0] + "\n".join(lines) + page.partition(END)[2]
 
@@ -95,7 +101,7 @@ def _device_table(rows: Rows) -> list[str]:
     """Return what a device measured as a table, Markdown."""
     lines = [f"| on one {rows[0]['device']} | | how |", "|---|---|---|"]
     for row in rows:
-        ratio = "" if row["ratio"] is None else f", {row['ratio']:.3g} times"
+        ratio = "" if row["ratio"] is None else f", {three_digits(row['ratio'])} times"
         value = f"{three_digits(row['value'])} {row['unit']}{ratio}"
         lines.append(f"| {row['part']}: {row['what']} | {value} | {row['note']} |")
     return lines

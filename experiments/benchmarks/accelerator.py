@@ -19,7 +19,7 @@ half of 12 layers x width x length; nothing that is computed again counts. A dec
 once in bfloat16, and of each row the keys and values that are written; the prompts' pass is added at the
 rate of products. At batch 1 neither binds, but the time between one kernel and the next.
 
-What came out is in docs/benchmarks.md (an H200, three leases): 32 runs of RLHF take 5 times as long as one,
+What came out is in docs/benchmarks.md (an H200, in three parts): 32 runs of RLHF take 5 times as long as one,
 so that aim holds; MFU and decoding miss theirs by far, PPO is level with its peers. What that says:
 
     training   the logits' gradient in bfloat16 gives 19% on GPT-2 and cuDNN's attention 83%; a loss that
@@ -30,8 +30,7 @@ so that aim holds; MFU and decoding miss theirs by far, PPO is level with its pe
                steps and 300 times at 1,024: there is no crossing. PPO's 128 steps by `gae` are 3 of the 14 ms
                of an update of 4,096 environments
 
-Not measured: the attention kernels against each other (their sixteen programs took longer to tune than the
-lease had), GRPO on SmolLM2's shape, a profile by kernels.
+Not measured: the attention kernels against each other (sixteen small programs took minutes to tune), GRPO on SmolLM2's shape, a profile by kernels.
 """
 
 from collections.abc import Callable
