@@ -30,7 +30,8 @@ so that aim holds; MFU and decoding miss theirs by far, PPO is level with its pe
                steps and 300 times at 1,024: there is no crossing. PPO's 128 steps by `gae` are 3 of the 14 ms
                of an update of 4,096 environments
 
-Not measured: the attention kernels against each other (sixteen small programs took minutes to tune), GRPO on SmolLM2's shape, a profile by kernels.
+Not measured: the attention kernels against each other (sixteen small programs took minutes to tune), GRPO on
+SmolLM2's shape, a profile by kernels.
 """
 
 from collections.abc import Callable
