@@ -21,8 +21,8 @@ SHOWN = ("GPT-2 124M, library", "SmolLM2-135M, library", "32 runs by vmap", "our
 
 VARIANTS = (
     "Training is in bfloat16. `library` is this library's learner with cuDNN's attention; the others say",
-    "what a change gives or costs: `xla`, XLA's attention; `wide gradient`, the logits' gradient multiplied in",
-    "float32; `compared`, a loss that compares indices in place of a gather and an argmax.",
+    "what a change gives or costs: `xla`, XLA's attention; `wide gradient`, the logits' gradient in",
+    "float32 products; `compared`, a loss that compares indices in place of a gather and an argmax.",
 )
 
 
