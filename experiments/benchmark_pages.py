@@ -57,7 +57,7 @@ def benchmark_text(record: Record, rows: Rows) -> str:
             "",
             run_text(name, measured),
         ]
-    commits = sorted({row["commit"][:12] for row in rows})
+    commits = sorted({_short(row["commit"]) for row in rows})
     lines += ["", f"## One {rows[0]['device']}", "", *VARIANTS, "", *_device_table(rows), ""]
     lines += [f"`experiments/benchmarks/accelerator.py`, commits {', '.join(f'`{c}`' for c in commits)};"]
     return "\n".join([*lines, f"{_listed(rows[0]['versions'])}.", ""])
@@ -67,10 +67,9 @@ def run_text(name: str, measured: Mapping[str, Any]) -> str:
     """Return how a benchmark was run."""
     run = measured["run"]
     peers = f"; beside {_listed(run['peers'])}" if run["peers"] else ""
-    commit = (run["commit"] or "unknown")[:12]
     return (
         f"`experiments/benchmarks/{name}.py`, {run['rounds']} rounds, {run['seconds'] / 60:.0f} minutes on "
-        f"{run['machine']}; commit `{commit}`; {_listed(run['versions'])}{peers}."
+        f"{run['machine']}; commit `{_short(run['commit'])}`; {_listed(run['versions'])}{peers}."
     )
 
 
@@ -91,6 +90,10 @@ def with_speeds(page: str, record: Record, rows: Rows) -> str:
 
 def _own(rival: Mapping[str, Any]) -> bool:
     return rival["name"].startswith("ours")
+
+
+def _short(commit: str | None) -> str:
+    return (commit or "unknown")[:12]
 
 
 def _listed(versions: Mapping[str, str | None]) -> str:

@@ -11,7 +11,8 @@ ahead of purejaxrl and rejax on the same device.
     python experiments/benchmarks/accelerator.py --quick                         # tiny, on a CPU
 
 Parts come most important first; one that fails says why, and the others go on. A process that is given the
-file of an earlier one adds to its rows. Set `XLA_PYTHON_CLIENT_PREALLOCATE=false` where peers share the GPU.
+file of an earlier one adds to its rows; docs/accelerator.json is the file of record. Set
+`XLA_PYTHON_CLIENT_PREALLOCATE=false` where peers share the GPU.
 
 How the floors are counted (`accelerator_counts.py`): a token costs 6 operations for each weight that it is
 multiplied with, the embedding's once, for the logits, and attention's products with what came before it,

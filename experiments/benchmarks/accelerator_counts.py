@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from floors import count_cached, count_weights
+
 from jaxrl_align.nets import TransformerConfig
 
 GPT2: dict[str, Any] = {"vocab_size": 50_257, "width": 768, "layers": 12, "heads": 12, "context": 1024}
@@ -37,14 +39,6 @@ def make_config(name: str, *, quick: bool, **changes: Any) -> TransformerConfig:
     return TransformerConfig(**shape | changes)
 
 
-def count_weights(config: TransformerConfig) -> int:
-    """Return how many numbers a token is multiplied with: the linear layers' and the logits' matrices."""
-    attention = 2 * config.width * config.depth * (config.heads + config.kv_heads)
-    products = {"gelu": 2, "none": 0}.get(config.feed_forward, 3)
-    layer = attention + products * config.width * config.hidden
-    return config.layers * layer + config.vocab_size * config.width
-
-
 def training_flops(config: TransformerConfig, length: int, *, causal: bool = True) -> float:
     """Return the operations of one token's forward and backward pass, nothing computed again.
 
@@ -57,11 +51,6 @@ def training_flops(config: TransformerConfig, length: int, *, causal: bool = Tru
     """
     attention = 12.0 * config.layers * config.heads * config.depth * length
     return 6.0 * count_weights(config) + attention / (2 if causal else 1)
-
-
-def cache_bytes(config: TransformerConfig, slots: float) -> float:
-    """Return the bytes of one row's keys and values in bfloat16."""
-    return 2.0 * 2 * config.layers * config.kv_heads * config.depth * slots
 
 
 def decoding_floor(
@@ -83,5 +72,5 @@ def decoding_floor(
     weights, head = count_weights(config), config.vocab_size * config.width
     attention = 2.0 * config.layers * config.heads * config.depth * prompt
     prompts = batch * (prompt * (2.0 * (weights - head) + attention) + 2.0 * head)
-    step = 2.0 * weights + batch * cache_bytes(config, prompt + new / 2)
+    step = 2.0 * weights + 2.0 * batch * count_cached(config, prompt + new / 2)
     return prompts / flops, (new - 1) * step / bandwidth

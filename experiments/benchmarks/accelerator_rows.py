@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.atomic import atomic_path
+from jaxrl_align.runtime.source import source_commit
 
 DATASHEET_FLOPS = 989e12
 """A second: dense bfloat16 products of an H100 SXM and an H200, NVIDIA's data sheets."""
@@ -78,7 +79,7 @@ class Report:
         """
         row = {"part": part, "what": what, "value": value, "unit": unit, "share of floor": share}
         row |= {"ratio": ratio, "spread": spread, "note": note, "device": device_name()}
-        self.rows.append(row | {"versions": versions()})
+        self.rows.append(row | {"versions": versions(), "commit": source_commit()})
         cells = [f"{value:,.4g} {unit}"]
         cells += [] if spread is None else [f"[{spread[0]:,.4g}, {spread[1]:,.4g}]"]
         cells += [] if share is None else [f"{share:.1%} of the floor"]

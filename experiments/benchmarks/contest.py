@@ -99,7 +99,7 @@ def rivals(
 
     Args:
       python: the interpreter; empty leaves the peer out, and says so.
-      peer: a function of `agent_peers` or `text_peers`.
+      peer: a function of `agent_peers`, `text_peers` or `trl_peers`.
       name: of the side.
       flag: the option that gives the interpreter.
       threads: the numbers of threads that it is measured with; none, it is not asked to set any.

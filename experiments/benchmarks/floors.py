@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from jaxrl_align.nets.transformer import TransformerConfig
 
+FLOAT = 4
+"""Bytes of a number."""
+
 
 class Work(NamedTuple):
     """What must be done at least, one phase after the other."""
@@ -21,22 +24,22 @@ class Work(NamedTuple):
     """Bytes that must be read or written."""
 
 
-def weight_bytes(shape: TransformerConfig) -> int:
-    """Return the size in float32 of all matrices that a token is multiplied with, the logits' among them."""
+def count_weights(shape: TransformerConfig) -> int:
+    """Return how many numbers a token is multiplied with: the linear layers' and the logits' matrices."""
     attention = 2 * shape.width * shape.depth * (shape.heads + shape.kv_heads)
-    gated = shape.feed_forward in ("swiglu", "geglu")
-    feed_forward = (3 if gated else 2) * shape.width * shape.hidden
-    return 4 * ((attention + feed_forward) * shape.layers + shape.vocab_size * shape.width)
+    products = {"gelu": 2, "none": 0}.get(shape.feed_forward, 3)
+    layer = attention + products * shape.width * shape.hidden
+    return shape.layers * layer + shape.vocab_size * shape.width
+
+
+def count_cached(shape: TransformerConfig, slots: float) -> float:
+    """Return how many numbers one row's keys and values are."""
+    return 2.0 * shape.layers * shape.kv_heads * shape.depth * slots
 
 
 def token_flops(shape: TransformerConfig, slots: float) -> float:
     """Return the multiplications and additions of one token that reads `slots` slots, its logits included."""
-    return weight_bytes(shape) / 2 + 4.0 * shape.heads * shape.depth * slots * shape.layers
-
-
-def cache_bytes(shape: TransformerConfig, slots: float) -> float:
-    """Return the size in float32 of one row's keys and values."""
-    return 4 * 2 * shape.kv_heads * shape.depth * shape.layers * slots
+    return 2.0 * count_weights(shape) + 4.0 * shape.heads * shape.depth * slots * shape.layers
 
 
 def generation_work(shape: TransformerConfig, batch: int, prompt: int, new: int) -> Work:
@@ -47,11 +50,11 @@ def generation_work(shape: TransformerConfig, batch: int, prompt: int, new: int)
     reading = (
         prompt * token_flops(shape, (prompt + 1) / 2) - 2.0 * (prompt - 1) * shape.vocab_size * shape.width
     )
-    weights = weight_bytes(shape)
+    weights = FLOAT * count_weights(shape)
     return Work(
         (batch * reading, batch * steps * token_flops(shape, mean_slots)),
         (batch * prompt, batch),
-        (weights, steps * (weights + batch * cache_bytes(shape, mean_slots))),
+        (weights, steps * (weights + FLOAT * batch * count_cached(shape, mean_slots))),
     )
 
 
@@ -60,7 +63,7 @@ def training_work(shape: TransformerConfig, batch: int, length: int) -> Work:
     tokens = batch * (length - 1)
     flops = 3 * tokens * token_flops(shape, length / 2)
     # Read in both passes, and once more by Adam, which writes them; as do the gradient and two moments.
-    return Work((flops,), (tokens,), (10.0 * weight_bytes(shape),))
+    return Work((flops,), (tokens,), (10.0 * FLOAT * count_weights(shape),))
 
 
 def best_rate(call: Callable[[], Any], amount: float) -> float:

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 from contest import ContestConfig, contest, rivals, run
-from floors import cache_bytes, floor, generation_work, training_work, weight_bytes
+from floors import FLOAT, count_cached, count_weights, floor, generation_work, training_work
 
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
@@ -119,7 +119,7 @@ def our_generation(
 
 def repeats_of(shape: TransformerConfig, wanted: int) -> int:
     """Return how often a round generates: a large model once, a small one so often that it can be timed."""
-    return 1 if weight_bytes(shape) > 1e8 else max(2, wanted)
+    return 1 if count_weights(shape) > 2e7 else max(2, wanted)
 
 
 def one_token(lm: LanguageModel, params: Params, batch: int, slots: int, count: int = 8) -> peers.Round:
@@ -188,9 +188,9 @@ def generate_both(
     """Generate sampled, and greedily where asked, beside transformers and the floor."""
     shape = lm.config
     work = generation_work(shape, batch, config.prompt, config.new)
-    resident = weight_bytes(shape) + batch * cache_bytes(shape, config.prompt + config.new)
+    held = count_weights(shape) + batch * count_cached(shape, config.prompt + config.new)
     print(f"{label}, batch {batch}: at least")
-    least = batch * config.new / floor(shape, work, resident)
+    least = batch * config.new / floor(shape, work, FLOAT * held)
     what = f"generation, {label}, {batch} prompts of {config.prompt} tokens, {config.new} more each"
     peer: dict[str, Any] = {"model": model, "batch": batch, "prompt": config.prompt, "new": config.new}
     for sample in (False, True) if greedy else (True,):
@@ -224,7 +224,7 @@ def main(config: Config) -> None:
         batch, length = config.train_batch, config.train_length
         print(f"training, batch {batch} x {length}: at least")
         work = training_work(lm.config, batch, length)
-        least = batch * length / floor(lm.config, work, 4 * weight_bytes(lm.config))
+        least = batch * length / floor(lm.config, work, FLOAT * count_weights(lm.config))
         peer = {"shape": model, "batch": batch, "length": length, "steps": config.train_steps}
         what = f"training, GPT-2's layout, {batch} rows of {length}, AdamW"
         compare(config, what, our_training(config, lm), least, "trl_sft", **peer)

@@ -74,8 +74,9 @@ def serve(name: str, arguments: dict[str, Any]) -> None:
     """Answer every line with a round's rate."""
     import agent_peers
     import text_peers
+    import trl_peers
 
-    make = getattr(agent_peers, name, None) or getattr(text_peers, name)
+    make = next(vars(room)[name] for room in (agent_peers, text_peers, trl_peers) if name in vars(room))
     # This folder leads the path, and a module here may bear a peer's name.
     sys.path = sys.path[1:]
     measure = make(**arguments)

@@ -47,9 +47,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import peers
 from contest import ContestConfig, Side, contest, rivals, run
+from floors import best_rate
 
 from jaxrl_align.actors import gym
 from jaxrl_align.learner import train
@@ -144,13 +144,7 @@ def measure_matrix_rate(rows: int = 128, width: int = 64, count: int = 2_000) ->
     kernel = jnp.eye(width) + 1e-6
     loop = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x @ kernel, None), x, None, count)[0])
     x = jnp.ones((rows, width))
-    jax.block_until_ready(loop(x))
-    times = []
-    for _ in range(9):
-        begin = time.perf_counter()
-        jax.block_until_ready(loop(x))
-        times.append(time.perf_counter() - begin)
-    return 2 * rows * width * width * count / np.median(times)
+    return best_rate(lambda: loop(x), 2.0 * rows * width * width * count)
 
 
 def main(config: Config) -> None:

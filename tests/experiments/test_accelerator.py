@@ -30,26 +30,28 @@ def counts():
 
 
 def test_weights(counts):
-    assert counts.count_weights(GPT2) == 3 * (4 * 4 * 4 + 2 * 4 * 16) + 10 * 4
-    assert counts.count_weights(LLAMA) == 2 * (2 * 8 * 8 + 2 * 8 * 2 + 3 * 8 * 5) + 10 * 8
-    published = {name: counts.count_weights(counts.make_config(name, quick=False)) for name in counts.SHAPES}
+    count_weights = load("floors").count_weights
+    assert count_weights(GPT2) == 3 * (4 * 4 * 4 + 2 * 4 * 16) + 10 * 4
+    assert count_weights(LLAMA) == 2 * (2 * 8 * 8 + 2 * 8 * 2 + 3 * 8 * 5) + 10 * 8
+    published = {name: count_weights(counts.make_config(name, quick=False)) for name in counts.SHAPES}
     # Published: 124.4 and 134.5 million with positions, norms and biases.
     assert published["GPT-2 124M"] == 12 * 12 * 768**2 + 50_257 * 768 == 123_532_032
     assert published["SmolLM2-135M"] == 134_479_872
 
 
 def test_operations_of_a_token(counts):
-    weights = 6 * counts.count_weights(GPT2)
+    weights = 6 * load("floors").count_weights(GPT2)
     assert counts.training_flops(GPT2, 7, causal=False) == weights + 12 * 3 * 4 * 7
     assert counts.training_flops(GPT2, 7) == weights + 6 * 3 * 4 * 7
 
 
 def test_floor_of_decoding(counts):
-    assert counts.cache_bytes(LLAMA, 5) == 2 * 2 * 2 * 1 * 2 * 5
+    floors = load("floors")
+    assert floors.count_cached(LLAMA, 5) == 2 * 2 * 1 * 2 * 5
     reading, writing = counts.decoding_floor(LLAMA, 3, 4, 6, 10.0, 100.0)
-    layers = counts.count_weights(LLAMA) - 80
+    layers = floors.count_weights(LLAMA) - 80
     assert reading == pytest.approx(3 * (4 * (2 * layers + 2 * 2 * 8 * 4) + 2 * 80) / 10)
-    assert writing == pytest.approx(5 * (2 * (layers + 80) + 3 * counts.cache_bytes(LLAMA, 7)) / 100)
+    assert writing == pytest.approx(5 * (2 * (layers + 80) + 2 * 3 * floors.count_cached(LLAMA, 7)) / 100)
 
 
 def test_its_parts_in_miniature(tmp_path, capsys, monkeypatch):

@@ -96,7 +96,7 @@ def test_rows_are_written_where_they_are_asked_for(bench, tmp_path, monkeypatch)
 def test_floors_count_what_a_transformer_does(bench):
     floors = bench("floors")
     gpt2 = TransformerConfig(10, width=4, layers=2, heads=2, context=8)
-    assert floors.weight_bytes(gpt2) == 4 * (2 * 12 * 4 * 4 + 10 * 4)  # 12 width^2 a layer, and the logits
+    assert floors.count_weights(gpt2) == 2 * 12 * 4 * 4 + 10 * 4  # 12 width^2 a layer, and the logits
     grouped = TransformerConfig(
         10,
         width=4,
@@ -108,9 +108,9 @@ def test_floors_count_what_a_transformer_does(bench):
         feed_forward_width=6,
     )
     # Queries and output 4 x 4, key and value 4 x 2, three matrices of 4 x 6.
-    assert floors.weight_bytes(grouped) == 4 * (2 * 16 + 2 * 8 + 3 * 24 + 40)
+    assert floors.count_weights(grouped) == 2 * 16 + 2 * 8 + 3 * 24 + 40
     assert floors.token_flops(gpt2, 3) == 2 * (384 + 40) + 4 * 4 * 3 * 2
-    assert floors.cache_bytes(grouped, 5) == 4 * 2 * 2 * 5
+    assert floors.count_cached(grouped, 5) == 2 * 2 * 5
     work = floors.generation_work(gpt2, batch=3, prompt=2, new=4)
     reading = 2 * (2 * (384 + 40) + 4 * 4 * 1.5 * 2) - 2 * 1 * 40  # logits of the last token alone
     assert work.flops == (3 * reading, 3 * 3 * (2 * 424 + 4 * 4 * 4 * 2)) and work.rows == (6, 3)
