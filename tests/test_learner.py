@@ -263,6 +263,19 @@ def test_epochs_visit_every_row_once_each_and_average_the_metrics():
     np.testing.assert_allclose(metrics["x"], np.mean(seen), rtol=1e-6)
 
 
+def test_each_minibatchs_rows_are_what_devices_share(monkeypatch):
+    placed = []
+    monkeypatch.setattr(
+        "jaxrl_align.learner.place_rows", lambda x, *, axis: placed.append((x.shape, axis)) or x
+    )
+    learner, loss = make(), lambda params, batch: (jnp.sum(params) * jnp.mean(batch), {})
+    state = learner.init(jax.random.key(0), HParams())
+    state = state._replace(opt_state=optax.identity().init(state.params))
+    sizes = {"num_epochs": 2, "minibatches": 3}
+    epochs(loss, optax.identity(), state, jnp.ones((12, 2)), jax.random.key(1), learning_rate=0.1, **sizes)
+    assert placed == [((2, 3, 4), 2)]
+
+
 def test_train_is_a_scan_of_steps_under_used_once_keys():
     """Under jax's check for reused keys."""
     learner = make()

@@ -299,3 +299,14 @@ def test_the_first_of_the_likeliest_tokens_is_found():
     np.testing.assert_array_equal(found, jnp.argmax(rows, -1))
     assert found.dtype == jnp.int32
     assert first_largest(jnp.array([1.0, jnp.nan, 0.0])) == 2  # one that exists
+
+
+def test_of_equally_likely_tokens_the_first_is_written_whatever_the_key():
+    lm = make_transformer(TransformerConfig(5, width=4, layers=1, heads=1, context=8))
+    params = jax.tree.map(jnp.zeros_like, lm.init(jax.random.key(0)))
+    prompt = PaddedTokens(jnp.array([2, 3]), jnp.ones(2))
+    write = lambda key: generate(
+        lm, params, prompt, key, TextConfig(2, 3), filters=Filters(top_k=1), stop_tokens=()
+    )
+    tokens = jax.vmap(write)(jax.random.split(jax.random.key(0), 8)).tokens
+    np.testing.assert_array_equal(tokens, 1)  # 0 pads, and is never written
