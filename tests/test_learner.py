@@ -268,9 +268,8 @@ def test_each_minibatchs_rows_are_what_devices_share(monkeypatch):
     monkeypatch.setattr(
         "jaxrl_align.learner.place_rows", lambda x, *, axis: placed.append((x.shape, axis)) or x
     )
-    learner, loss = make(), lambda params, batch: (jnp.sum(params) * jnp.mean(batch), {})
-    state = learner.init(jax.random.key(0), HParams())
-    state = state._replace(opt_state=optax.identity().init(state.params))
+    loss = lambda params, batch: (jnp.sum(params) * jnp.mean(batch), {})
+    state = make(optimizer=optax.identity()).init(jax.random.key(0), HParams())
     sizes = {"num_epochs": 2, "minibatches": 3}
     epochs(loss, optax.identity(), state, jnp.ones((12, 2)), jax.random.key(1), learning_rate=0.1, **sizes)
     assert placed == [((2, 3, 4), 2)]
