@@ -68,7 +68,7 @@ def run_text(name: str, measured: Mapping[str, Any]) -> str:
     run = measured["run"]
     peers = f"; beside {_listed(run['peers'])}" if run["peers"] else ""
     return (
-        f"`experiments/benchmarks/{name}.py`, {run['rounds']} rounds, {run['seconds'] / 60:.0f} minutes on "
+        f"`experiments/benchmarks/{name}.py`, {run['rounds']} rounds, {run['seconds']:,.0f} s on "
         f"{run['machine']}; commit `{_short(run['commit'])}`; {_listed(run['versions'])}{peers}."
     )
 

@@ -10,22 +10,13 @@ and on SmolLM2-135M, LoRA of rank 8 on queries and values, peft on trl's side, G
 
 trl 1.16 has no PPO any more; `--ppo-peers` names an interpreter with 1.12.
 
-Measured (`python experiments/benchmarks/alignment.py --rounds 4 --peers PYTHON --ppo-peers PYTHON`; two CPU
-cores, an AMD EPYC on which XLA multiplies at 190 to 210 GFLOP/s; torch 2.13.0 with two threads, trl 1.16.0,
-peft 0.21.2; medians and the range over the rounds):
-
-    DPO             132 pairs/s; trl 101: 1.34 times [1.22, 1.41]
-    PPO             52.5 episodes/s; trl 1.12.0 19.4: 2.69 times [2.64, 2.75]
-    GRPO            7.25 updates/s; trl 3.26: 2.17 times [1.90, 2.35]
-    GRPO, SmolLM2   0.09 updates/s; trl 0.05: 1.89 times [1.35, 2.03]
-
-so the aims are missed here. A DPO step takes 230 ms, of which its products would take 100 at this machine's
-rate (3.2 times trl), a PPO step 610, of which they would take 280 (5.9 times). A profile of the rest of
-DPO's: attention's softmax and masks 30 ms, zeros for what the scan keeps 20, attention's small products at
-half the rate of large ones 25, GELU and norms 20. Tried: an unrolled scan (0.97), attention in our own
-words instead of `jax.nn.dot_product_attention` (1.0, in it alone 1.2 to 1.5), other layouts of the backward
-products (no better), sums as products with ones (no better), memory that is kept and in huge pages
-(`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, `MALLOC_MMAP_MAX_=0`: 1.08).
+What was measured is in docs/benchmarks.md: the aim on SmolLM2 is reached, the others are not. On an idle
+machine that multiplies at 190 to 210 GFLOP/s, the products of a DPO step alone would make 3.2 times trl,
+those of a PPO step 5.9. A profile of the rest of DPO's step: attention's softmax and masks 30 ms, zeros for
+what the scan keeps 20, attention's small products at half the rate of large ones 25, GELU and norms 20.
+Tried: an unrolled scan (0.97), other layouts of the backward products (no better), sums as products with ones
+(no better), memory that is kept and in huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`,
+`MALLOC_MMAP_MAX_=0`: 1.08).
 """
 
 import time

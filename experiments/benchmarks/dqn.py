@@ -4,17 +4,9 @@ Claim: on CartPole at equal updates per step, at least 20 times stable-baselines
 for 32 steps), and at least 5 times rejax in its own configuration (8 environments, one update for 8 steps,
 a memory of 100,000).
 
-Measured (`taskset -c 0 python experiments/benchmarks/dqn.py --rounds 7 --sb3 PYTHON --rejax PYTHON`, every
-side on one core of a machine of two; stable-baselines3 2.9.2 with one torch thread, rejax 0.1.3 without its
-evaluation; medians and the range over rounds):
-
-    one update for 32 steps   561,000 env steps/s; stable-baselines3 20,900: 27.5 times [24.1, 29.5]
-                              8 seeds at once 951,000: 46.1 times [43.3, 49.5]
-    one update for 8 steps    215,000 env steps/s; rejax 16,000: 13.1 times [12.0, 13.9]
-                              8 seeds at once 328,000: 20.4 times [18.0, 21.4]
-
-Not pinned, while another program holds the other core, one seed of ours falls to about 280,000 and 13 times,
-because XLA's threads wait for a core they do not get; 8 seeds keep 25 times.
+What was measured is in docs/benchmarks.md. While another program holds the other core, one seed of ours fell
+to about half its rate, because XLA's threads wait for a core they do not get (`taskset -c 0` keeps them on
+one); 8 seeds keep theirs.
 """
 
 import time

@@ -9,17 +9,7 @@ each option.
 Aims, in times the peer's rate: 1,000 items on GPT-2's layout (4 layers of 128, 4 heads, 256 tokens) 3 and 2;
 on SmolLM2-135M 2 and 2.
 
-Measured (`python experiments/benchmarks/evaluation.py --real-items 32 --rounds 3 --peers PYTHON`; two CPU
-cores, not idle throughout; torch 2.13.0 with two threads, transformers 5.24.0, lm-eval 0.4.13; medians and
-the range over the rounds):
-
-    small, tokens    464 items/s; transformers 97.7: 4.43 times [4.26, 4.75]
-           texts     478; lm-eval 77.9: 5.80 times [4.97, 6.96]
-    SmolLM2, tokens  5.1 items/s; transformers 1.7: 2.98 times [2.85, 3.10]
-             texts   5.3; lm-eval 1.5: 3.38 times [3.14, 3.47]
-
-so all four are reached. Compilation adds 5 s once, 7 s for SmolLM2. An earlier run of 5 rounds, with more and
-narrower programs, had 4.31 [3.65, 6.37] and 3.99 [3.76, 4.26] for the small model.
+What was measured is in docs/benchmarks.md: all four are reached. Compilation adds 5 s once, 7 s for SmolLM2.
 """
 
 import time

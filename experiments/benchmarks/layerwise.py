@@ -2,11 +2,9 @@
 
 Claim: 8 seeds of the digits' net train at least 3 times as fast as PyTorch trains them one after the other.
 
-Measured (`python experiments/benchmarks/layerwise.py --torch PYTHON`, torch 2.13.0 for CPUs, two shared
-cores with other programs at low priority; medians and the range over 7 rounds): 293,000 examples/s, PyTorch
-with one thread 37,000: 7.2 times [5.9, 9.4]; its second thread slows it down. On one core (`taskset -c 0`)
-299,000, 6.4 times [5.9, 6.5]. Where matrices are large there is less to win: MNIST's net at batches of 100
-(`--sizes 784 100 100 100 10 --num 6000 --batch-size 100`) 118,000, 2.1 times [1.8, 2.7].
+What was measured is in docs/benchmarks.md; PyTorch has one thread, its second slows it down. Where matrices
+are large there is less to win: MNIST's net at batches of 100 (`--sizes 784 100 100 100 10 --num 6000
+--batch-size 100`) was 2.1 times as fast [1.8, 2.7] when the digits' was 7.2 times.
 """
 
 import time

@@ -4,20 +4,9 @@ Claim: at capacity 100,000 and batches of 32, adding and sampling is at least 1.
 uniform and prioritised with its priority update; and a draw takes the same time, within 20%, from ten
 thousand to a million transitions.
 
-Measured (`python experiments/benchmarks/replay.py --flashbax PYTHON`, flashbax 0.1.3, two CPU cores; medians,
-and quartiles of the ratio, over 7 rounds):
-
-    uniform       492,000 add+sample/s, flashbax 282,000: 1.74 times [1.72, 1.76]
-    prioritised   102,000 add+sample/s, flashbax  47,000: 2.14 times [2.13, 2.19]
-
-    microseconds by capacity      10,000       100,000       1,000,000
-    a uniform draw                1.4          1.5 (1.13)    5.2 (3.79)
-    a prioritised draw            5.6          6.8 (1.20)    11.0 (1.96)
-    a DQN step, uniform           29.4         30.6 (1.05)   34.6 (1.18)
-    a DQN step, prioritised       49.0         40.8 (0.83)   48.1 (0.99)
-
-A draw alone is flat within 20% to 100,000 and not beyond: it does the same work at every capacity (a test
-counts it), but a million transitions, 42 MB, no longer lie in the caches. A whole learner step is flat.
+What was measured is in docs/benchmarks.md. A draw alone is flat within 20% to 100,000 and not beyond: it does
+the same work at every capacity (a test counts it), but a million transitions, 42 MB, no longer lie in the
+caches. A whole learner step is flat.
 """
 
 import time

@@ -137,6 +137,7 @@ def save_ratios(record: Mapping[str, Any], path: Path) -> None:
         ax.plot([rival["times"]], [y], "o", color=COLORS[6], markersize=4)
     ax.axvline(1.0, color=COLORS[6], linewidth=1)
     ax.set(xscale="log", xlabel="our rate over the peer's: median and range over the rounds")
+    ax.set_ylim(-0.7, len(named) - 0.3)
     ax.set_yticks(range(len(named)), [name for name, _ in reversed(named)], fontsize=7)
     save_figure(fig, path)
 

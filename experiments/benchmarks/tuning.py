@@ -4,17 +4,11 @@ Aim: with GPT-2's layout, 512 wide, 6 layers, 32 rows of 64 tokens, float32, ran
 values (peft's on `c_attn`, which holds all three), at least 1.5 times peft's speed and 1.4 times our full
 tuning's; on SmolLM2-135M, rank 8 on queries and values, 8 rows of 128, at least 2 times peft's.
 
-Measured (`python experiments/benchmarks/tuning.py --peers PYTHON`; two shared CPU cores; torch 2.13.0 with
-two threads, transformers 5.24.0, peft 0.21.2; tokens a second, medians and the range over 7 rounds):
-
-    GPT-2's layout   LoRA 1,701; all weights 1,158: 1.49 times [1.40, 1.52]; peft 1,396: 1.18 [1.01, 1.28]
-    SmolLM2-135M     LoRA 226; peft 222: 1.04 times [0.92, 1.09]
-
-So the factor beside full tuning is reached and those beside peft are not. No gradient of a frozen weight is
-formed on either side, and on this machine the matrix products that are left, 154 and 547 GFLOP a step at the
-190 GFLOP/s that XLA reaches at these shapes, take 67% and 64% of our steps: without anything else we would be
-1.8 and 1.6 times as fast as peft. The rest is attention (14% on SmolLM2), zeros for what the backward pass
-keeps (4%), and the accuracy's argmax over 49,152 words (3%).
+What was measured is in docs/benchmarks.md: on GPT-2's layout both aims are reached, on SmolLM2 not. No
+gradient of a frozen weight is formed on either side. The matrix products that are left, 154 and 547 GFLOP a
+step, take about two thirds of our steps at the 190 GFLOP/s that XLA reached at these shapes; the rest is
+attention (14% on SmolLM2), zeros for what the backward pass keeps (4%), and the accuracy's argmax over 49,152
+words (3%).
 """
 
 import time

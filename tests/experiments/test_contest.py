@@ -168,7 +168,7 @@ def test_the_page_and_the_readme_show_every_number():
     row = "| runs | 12,300 steps/s (50% of the floor) | peer 50: 2.00 times [1.50, 2.50] |"
     device = "| rlhf: 32 runs by vmap | 0.0745 s a step, 5.2 times | at once |"
     assert row in page and "| alone | 12,300 steps/s | ours, slower 50: 2.00 times [1.50, 2.50] |" in page
-    assert "`experiments/benchmarks/replay.py`, 3 rounds, 2 minutes on Linux; commit `0123456789ab`" in page
+    assert "`experiments/benchmarks/replay.py`, 3 rounds, 120 s on Linux; commit `0123456789ab`" in page
     assert "; jax 1; beside torch 2." in page and "## One NVIDIA H200" in page and device in page
     unshown = DEVICE | {"what": "one run"}
     readme = made.with_speeds(f"before\n{made.BEGIN}\nold\n{made.END}\nafter", RECORD, [DEVICE, unshown])
