@@ -69,6 +69,8 @@ def save_panels(
         ax.tick_params(labelsize=9)
         if not shared:
             ax.legend(fontsize=8)
+    for rest in axes[len(panels) :]:
+        rest.set_axis_off()
     if shared:
         fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)
     plots.save_figure(fig, path)

@@ -4,7 +4,7 @@ matplotlib is an extra and is imported only when a figure is drawn.
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -199,7 +199,10 @@ def save_curves(
     fig, axes = panels(rows, columns, size=size, sharex=apart, sharey=apart)
     for i, ax in enumerate(axes):
         shown = list(curves)[i : i + 1] if apart else list(curves)
-        for name in sorted(curves, key=lambda name: name in shown) if shown else ():
+        if curves and not shown:
+            _leave_blank(axes, i, columns)
+            continue
+        for name in sorted(curves, key=lambda name: name in shown):
             kind = look[name] if name in shown else {"color": "#bbbbbb", "linewidth": 0.7, "linestyle": "-"}
             draw_curve(ax, name, *curves[name], bars=bars, plain=name not in shown, bounds=bounds, **kind)
         for name, level in (levels or {}).items():
@@ -243,6 +246,12 @@ def draw_curve(
         ax.errorbar(x, mean, ends, markersize=4, capsize=3, label=name, **look)
     else:
         curve_with_interval(ax, x, ys, name, bounds=bounds, **marks, **look)
+
+
+def _leave_blank(axes: Sequence[Any], i: int, columns: int) -> None:
+    """Show nothing in the i-th axes of a grid; those above it name their positions themselves."""
+    axes[i].set_axis_off()
+    axes[i - columns].tick_params(labelbottom=True)
 
 
 def _shorten_ticks(ax: Any, most: int) -> None:

@@ -126,6 +126,13 @@ def test_many_bands_get_a_panel_each(monkeypatch):
     assert len(drawn(monkeypatch, {n: (x, ys[:, 0]) for n, (x, ys) in curves_of(*names).items()}).axes) == 1
 
 
+def test_the_rest_of_a_grid_is_blank_and_the_axes_above_name_their_positions(monkeypatch):
+    fig = drawn(monkeypatch, curves_of(*[f"m{i}" for i in range(10)]))
+    assert [ax.axison for ax in fig.axes] == [True] * 10 + [False] * 2
+    named = [ax.xaxis.get_tick_params()["labelbottom"] for ax in fig.axes[:10]]
+    assert named == [False] * 6 + [True] * 4
+
+
 def test_bars_are_told_apart_by_their_hatches():
     looks = [plots.bar_look(i) for i in range(len(plots.HATCHES))]
     assert len({look["hatch"] for look in looks}) == len(looks) and looks[1]["color"] == plots.COLORS[1]
