@@ -5,6 +5,21 @@ from typing import Any
 import jax
 import numpy as np
 
+RANGES = {
+    "learning_rate": (0.0, np.inf),
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "clip": (0.0, np.inf),
+    "clip_high": (0.0, np.inf),
+    "value_clip": (0.0, np.inf),
+    "label_smoothing": (0.0, 1.0),
+    "max_kl": (0.0, np.inf),
+    "kl_target": (0.0, np.inf),
+    "epsilon_start": (0.0, 1.0),
+    "epsilon_end": (0.0, 1.0),
+}
+"""The least and the most that a hyperparameter of this name may be, in every learner."""
+
 
 def check_counts(**counts: int) -> None:
     """Raise ValueError for a count that is no whole number of at least 1."""
@@ -38,7 +53,7 @@ def check_tokens(name: str, tokens: Any, vocab_size: int) -> None:
 
 
 def check_hparams(hparams: Any) -> None:
-    """Raise ValueError for a dictionary or a number, for a nan, and for a temperature that is not above 0.
+    """Raise ValueError for a dictionary or a number, a nan, a number out of `RANGES`, a temperature of 0.
 
     Hyperparameters that are traced have no values yet; `train_members` checks them before it compiles.
     """
@@ -51,6 +66,13 @@ def check_hparams(hparams: Any) -> None:
         if not isinstance(value, jax.core.Tracer) and np.isnan(value).any():
             name = jax.tree_util.keystr(path, simple=True)
             raise ValueError(f"{name} must be a number; got nan; correct the hyperparameters")
+    for name, (low, high) in RANGES.items():
+        value = getattr(hparams, name, None)
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        if not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
+            wanted = "at least 0" if high == np.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"{name} must be {wanted}; got {value}; correct the hyperparameters")
     temperature = getattr(hparams, "temperature", 1.0)
     if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
         raise ValueError(f"temperature must be above 0; got {temperature}; 1 leaves the policy as it is")

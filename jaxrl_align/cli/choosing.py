@@ -14,7 +14,7 @@ from jaxrl_align import align, feedback
 from jaxrl_align.checks import check_counts
 from jaxrl_align.cli.bases import Base, load_base, pad_of
 from jaxrl_align.cli.datasets import as_chat, round_up
-from jaxrl_align.cli.judges import check_tokenizers, load_judge
+from jaxrl_align.cli.judges import check_tokenizers, hint_form, load_judge
 from jaxrl_align.cli.runs.course import readable_rewards
 from jaxrl_align.cli.runs.online import columns_of
 from jaxrl_align.cli.serve import ReadOptions, SampleOptions, sampling, write_rows
@@ -74,7 +74,7 @@ def run_best_of_n(options: BestOfN, argv: Sequence[str]) -> None:
         for row, t, m, s in zip(rows, tokens, mask, best, strict=True)
     ]
     write_rows(options.out, written)
-    print(gain_text(scores))
+    print(gain_text(scores) + hint_form(options.reward, options.chat))
     print(f"[{len(rows)} prompts in {options.out}; {time.monotonic() - begin:.1f} s]")
 
 

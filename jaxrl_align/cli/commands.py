@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxrl_align.cli import choosing, convert, evaluation, scoring, serve
-from jaxrl_align.cli.config_files import suggest, with_config
+from jaxrl_align.cli.config_files import field_names, suggest, with_config
 from jaxrl_align.cli.experiments import comparing, launching, playing_runs, reporting
+from jaxrl_align.cli.other_names import refuse_other_names
 from jaxrl_align.cli.runs import direct_losses, fine_tuning, online_methods, reward_models
 from jaxrl_align.runtime.cli import has_field, meshed, parse, user_errors
 
@@ -76,6 +77,7 @@ def run_command(argv: Sequence[str] | None = None) -> None:
     command = COMMANDS[name]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with user_errors(resumes=has_field(command.options, "resume")):
+        refuse_other_names(name, field_names(command.options), typed[1:])
         flags = with_config(name, command.options, typed[1:])
         options: Any = parse(command.options, flags, prog=f"jaxrl-align {name}")
         with meshed(options):

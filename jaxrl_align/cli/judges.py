@@ -1,6 +1,7 @@
 """Where rewards come from: a reward model's folder, or a Python function in the working directory."""
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,8 @@ def load_judge(name: str) -> Judge:
     """
     module, colon, function = name.partition(":")
     if colon and not Path(name).exists():
+        if module.endswith(".py"):
+            raise ValueError(f"--reward must name a module, not its file; got {name}; leave out .py")
         return Judge(name, _import_function(module, function))
     if not Path(name).is_dir():
         raise ValueError(
@@ -77,6 +80,24 @@ def load_judge(name: str) -> Judge:
     return Judge(
         name, None, lm, align.RewardModel(loaded.params), loaded.tokenizer, tuple(loaded.stop_tokens)
     )
+
+
+def hint_form(name: str, chat: bool) -> str:
+    """Return a hint where a reward model learnt of prompts in another form than it is now to judge.
+
+    Args:
+      name: its folder; one that `jaxrl-align reward` wrote says what it was trained with.
+      chat: whether the prompts are turns in a chat template now.
+    """
+    written = Path(name) / "run" / "config.json"
+    try:
+        own = json.loads(written.read_text(encoding="utf-8")).get("chat")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if not isinstance(own, bool) or own == chat:
+        return ""
+    how = "with --chat and reads prompts without" if own else "without --chat and reads prompts with it"
+    return f"; it was trained {how}: its scores may mean little; take the same for both"
 
 
 def _import_function(module: str, function: str) -> Callable[..., Sequence[float]]:

@@ -132,13 +132,17 @@ def learning_rate(kind: str, run: RunOptions, tuning: TuningOptions) -> float:
 
 
 def check_run(run: RunOptions) -> None:
-    """Raise ValueError for counts that cannot be."""
+    """Raise ValueError for counts and a learning rate that cannot be."""
     least = {"steps": 1, "batch_size": 1, "every": 1, "samples": 0, "sample_tokens": 1}
     for name, bound in least.items():
         if getattr(run, name) < bound:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}; got {getattr(run, name)}")
     if run.passes is not None and not run.passes > 0:
         raise ValueError(f"--passes must be above 0; got {run.passes}; 1 reads every row once")
+    if run.learning_rate is not None and not run.learning_rate > 0:
+        raise ValueError(
+            f"--learning-rate must be above 0; got {run.learning_rate}; leave it out for the usual"
+        )
 
 
 def count_steps(run: RunOptions, rows: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrl_align import evaluate
 from jaxrl_align.cli.datasets import as_chat
-from jaxrl_align.cli.judges import Judge, load_judge, score_tokens
+from jaxrl_align.cli.judges import Judge, hint_form, load_judge, score_tokens
 from jaxrl_align.cli.serve import write_rows
 from jaxrl_align.feedback.encoding import split_row
 from jaxrl_align.feedback.fields import (
@@ -61,9 +61,8 @@ def run_score(options: ScoreRows, argv: Sequence[str]) -> None:
     if options.out is not None:
         write_rows(options.out, [with_scores(row, s) for row, s in zip(rows, scores, strict=True)])
     flat = np.concatenate(scores)
-    print(
-        f"{len(rows):,} rows, {len(skipped):,} left out: {skipped[0]}" if skipped else f"{len(rows):,} rows"
-    )
+    left_out = f", {len(skipped):,} left out: {skipped[0]}" if skipped else ""
+    print(f"{len(rows):,} rows{left_out}{hint_form(options.reward, options.chat)}")
     print(f"scores: mean {flat.mean():.4g}, deviation {flat.std():.4g}, {flat.min():.4g} to {flat.max():.4g}")
     if all(len(row.answers) == 2 for row in rows):
         margins = np.array([s[0] - s[1] for s in scores])
@@ -123,11 +122,18 @@ def call_function(judge: Judge, pairs: Sequence[tuple[Answered, Text]]) -> np.nd
     columns = {name: [row.fields.get(name) for row, _ in pairs] for name in sorted(names)}
     given = {"prompts": [row.prompt for row, _ in pairs], "completions": [text for _, text in pairs]}
     try:
-        numbers = np.array(list(judge.function(**given, **columns)), np.float64)
+        returned = judge.function(**given, **columns)
     except Exception as error:  # whatever the user's own lines raise
         raise ValueError(
             f"reward {judge.name!r} must not raise; got {type(error).__name__}: {error}; it is called as "
             "f(prompts=[...], completions=[...], **columns)"
+        ) from error
+    try:
+        numbers = np.array(list(returned), np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"reward {judge.name!r} must return a list of one number for each of {len(pairs)} completions; "
+            f"got {repr(returned)[:60]}"
         ) from error
     if numbers.shape != (len(pairs),) or not np.isfinite(numbers).all():
         bad = (

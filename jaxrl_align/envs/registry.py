@@ -36,6 +36,8 @@ spaces: Any = _Later("gymnax.environments.spaces")
 
 Environment = str | tuple[Any, Any]
 """A gymnax name, or (environment, parameters)."""
+_TRIED, _AGAIN = 256, 8
+"""Steps in which an environment of one's own may end, and steps after that which may not all end again."""
 
 
 @functools.cache
@@ -73,10 +75,11 @@ def make_environment(env: Environment) -> tuple[Any, Any]:
     obs, state = jax.eval_shape(environment.reset, key, env_params)
     values = jax.eval_shape(environment.step, key, state, jax.eval_shape(space.sample, key), env_params)
     if len(values) != 6 or "final_observation" not in values[5]:
+        got = f"{len(values)} values" if len(values) != 6 else f"an info of {sorted(values[5])}"
         raise ValueError(
             f"environment.step must return (obs, state, reward, terminated, truncated, info) with "
             f'info["final_observation"], as gymnax >= 1.0 does; {type(environment).__name__} returns '
-            f"{len(values)} values; port it, keeping termination and truncation apart"
+            f"{got}; port it, keeping termination and truncation apart"
         )
     _check_values(type(environment).__name__, obs, state, values)
     return environment, env_params
@@ -130,16 +133,21 @@ def num_actions(env: Environment) -> int:
 
 
 def open_environment(env: Environment, **counts: int) -> tuple[Any, Any]:
-    """Return `make_environment(env)` for an actor, after checking its counts and a first observation.
+    """Return `make_environment(env)` for an actor, after checking its counts and trying out one of your own.
 
     Raises:
-      ValueError: for a count below 1, an environment of your own that starts with NaN or infinity, or for
-        what `make_environment` refuses.
+      ValueError: for a count below 1, an environment of your own that starts with NaN or infinity or does not
+        reset itself, or for what `make_environment` refuses.
     """
     check_counts(**counts)
     environment, env_params = make_environment(env)
-    if not isinstance(env, str):
-        _check_first_observation(environment, env_params)
+    # Parameters that are traced cannot be played with, and are passed over.
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(env_params))
+    if not isinstance(env, str) and not traced:
+        with jax.ensure_compile_time_eval():
+            _check_first_observation(environment, env_params)
+            if not type(environment).__module__.startswith(__package__):  # what this package wraps does
+                _check_resets(environment, env_params)
     return environment, env_params
 
 
@@ -156,20 +164,49 @@ def leave(environment: Any, state: Any, value: Any) -> Any:
 
 
 def _check_first_observation(environment: Any, env_params: Any) -> None:
-    """Raise ValueError if an environment starts with an observation that is not finite.
-
-    Only a start is played; parameters that are traced cannot be and are passed over.
-    """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(env_params)):
-        return
-    with jax.ensure_compile_time_eval():
-        obs, state = environment.reset(jax.random.key(0), env_params)
-        obs = leave(environment, state, obs)
-        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(obs)]
+    """Raise ValueError if an environment starts with an observation that is not finite."""
+    obs, state = environment.reset(jax.random.key(0), env_params)
+    obs = leave(environment, state, obs)
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(obs)]
     bad = sum(int(np.sum(~np.isfinite(leaf))) for leaf in leaves)
     if bad:
         raise ValueError(
             f"observations must be finite; the first one of {type(environment).__name__} has {bad} of "
             f"{sum(leaf.size for leaf in leaves)} entries that are NaN or infinite: correct its reset, or "
             f"replace them there"
+        )
+
+
+def _check_resets(environment: Any, env_params: Any) -> None:
+    """Raise ValueError if after an episode's end every step ends again, at the observation it ended with.
+
+    Random actions are taken until the first end and `_AGAIN` steps beyond, `_TRIED` at most. An episode of
+    one step tells nothing: a bandit ends every step by right.
+    """
+    space = environment.action_space(env_params)
+
+    def step(carry: Any) -> Any:
+        key, state, count, first, stuck = carry
+        key, key_action, key_step = jax.random.split(key, 3)
+        obs, state, _, terminated, truncated, info = environment.step(
+            key_step, state, space.sample(key_action), env_params
+        )
+        same = jax.tree.map(lambda a, b: jnp.array_equal(a, b, True), obs, info["final_observation"])
+        ended = terminated | truncated
+        still = ended & jnp.all(jnp.stack(jax.tree.leaves(same)))
+        first = jnp.where((first < 0) & ended, count, first)
+        return key, state, count + 1, first, stuck + ((first >= 0) & still)
+
+    def goes_on(carry: Any) -> jax.Array:
+        _, _, count, first, _ = carry
+        return (count < _TRIED) & ((first < 0) | (count <= first + _AGAIN))
+
+    _, state = environment.reset(jax.random.key(0), env_params)
+    start = (jax.random.key(1), state, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), 0)
+    _, _, _, first, stuck = jax.jit(lambda start: jax.lax.while_loop(goes_on, step, start))(start)
+    if first > 0 and stuck == _AGAIN + 1:
+        raise ValueError(
+            f"an environment must reset itself when an episode ends; after its first end "
+            f"{type(environment).__name__}.step ended {_AGAIN} times more, where it stood: return reset's "
+            f'observation and state there, and the last observation in info["final_observation"]'
         )

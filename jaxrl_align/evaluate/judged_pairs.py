@@ -34,11 +34,12 @@ class PairReport(NamedTuple):
     def __str__(self) -> str:
         """Return all measures in one line, each accuracy beside what length alone reaches."""
         share = lambda value, ends: f"{100 * value:.1f}% [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+        matched = f"of {self.matched_pairs:,} pairs of like length "
+        matched += share(self.matched_accuracy, self.matched_interval)
         return (
-            f"{share(self.accuracy, self.interval)} of {self.pairs:,} held-out pairs; length alone "
-            f"{100 * self.length_accuracy:.1f}%; of {self.matched_pairs:,} pairs of like length "
-            f"{share(self.matched_accuracy, self.matched_interval)}; calibration error "
-            f"{100 * self.calibration_error:.1f} points, {self.nats:.3f} nats"
+            f"{share(self.accuracy, self.interval)} of {self.pairs:,} pairs; length alone "
+            f"{100 * self.length_accuracy:.1f}%; {matched if self.matched_pairs else 'none of like length'}; "
+            f"calibration error {100 * self.calibration_error:.1f} points, {self.nats:.3f} nats"
         )
 
 

@@ -220,9 +220,49 @@ class Broken(Target):
         return jnp.array([1.0, jnp.nan]), jnp.zeros(())
 
 
+class Stuck:
+    """Ends after some steps and, without a reset of its own, again at every step from there."""
+
+    def __init__(self, steps, resets=False):
+        self.steps, self.resets = steps, resets
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        state = state + 1
+        ended = state >= self.steps
+        final = jnp.stack([state / 4.0])
+        obs = jnp.where(ended & self.resets, 0.0, final)
+        after = jnp.where(ended & self.resets, 0, state)
+        return obs, after, jnp.float32(1.0), ended, jnp.bool_(False), {"final_observation": final}
+
+    def action_space(self, params):
+        return envs.spaces.Discrete(2)
+
+
+class Infoless(Stuck):
+    """Says nothing of the last observation."""
+
+    def step(self, *args):
+        return *super().step(*args)[:5], {"other": jnp.zeros(1)}
+
+
+def test_of_environments_that_reset_themselves_or_end_at_every_step_none_is_refused():
+    for env in (Stuck(4, resets=True), Stuck(1), Stuck(1000)):
+        gym.make_actor((env, None), NET, num_envs=2, num_steps=2)
+
+
 @pytest.mark.parametrize(
     "env, net, sizes, message",
     [
+        (
+            (Stuck(4), None),
+            NET,
+            {},
+            "must reset itself .*; after its first end Stuck.step ended 8",
+        ),
+        ((Infoless(4), None), NET, {}, r"Infoless returns an info of \['other'\]; port it"),
         ("cartpole-v1", NET, {}, "did you mean CartPole-v1"),
         ("Chess", NET, {}, "unknown environment 'Chess'"),
         ("Pendulum-v1", NET, {}, "Categorical does not fit the action space Box; .*DiagonalGaussian"),

@@ -64,7 +64,9 @@ def write_workshop(folder):
         "def nan(prompts, completions, **columns):\n"
         "    return [float('nan') for c in completions]\n"
         "def short(prompts, completions, **columns):\n"
-        "    return [1.0]\n",
+        "    return [1.0]\n"
+        "def single(prompts, completions, **columns):\n"
+        "    return 1.0\n",
         encoding="utf-8",
     )
 

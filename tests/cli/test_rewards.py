@@ -9,6 +9,7 @@ import pytest
 
 from jaxrl_align import align, nets
 from jaxrl_align.cli import run_command
+from jaxrl_align.cli.judges import hint_form
 from jaxrl_align.runtime.huggingface import load_model, load_reward_model
 from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer, write_rows
 
@@ -115,11 +116,29 @@ def test_score_calls_a_function_of_the_working_directory(road, tmp_path, capsys)
         ("raises", "reward 'own_rewards:raises' must not raise; got KeyError: 'blue'"),
         ("nan", "one finite number for each of 6 completions; got 6, not finite at sft.jsonl:1"),
         ("short", "one finite number for each of 6 completions; got 1"),
+        ("single", "must return a list of one number for each of 6 completions; got 1.0"),
     ],
 )
 def test_a_function_that_fails_is_named(fails, function, line):
     code, said = fails(f"score --data sft.jsonl --reward own_rewards:{function}")
     assert code == 2 and line in said
+
+
+def test_a_judge_that_learnt_of_prompts_in_another_form_is_told(tmp_path):
+    assert hint_form("own_rewards:spaces", True) == hint_form(str(tmp_path), True) == ""
+    (tmp_path / "run").mkdir()
+    for own, chat, said in (
+        (False, True, "trained without --chat and"),
+        (True, False, "trained with --chat"),
+    ):
+        (tmp_path / "run" / "config.json").write_text(json.dumps({"command": "reward", "chat": own}))
+        assert said in hint_form(str(tmp_path), chat) and hint_form(str(tmp_path), own) == ""
+
+
+def test_score_says_that_the_judge_learnt_of_plain_prompts(road, judge, capsys):
+    for flag, hints in (("", 0), (" --chat", 1)):
+        road(f"score --data pairs.jsonl --reward {judge}{flag}")
+        assert capsys.readouterr().out.count("6 rows; it was trained without --chat") == hints
 
 
 def test_what_is_no_reward_is_refused(fails):

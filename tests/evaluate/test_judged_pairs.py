@@ -62,13 +62,14 @@ def test_pairs_of_a_group_err_together():
 def test_no_pair_of_like_length_is_no_number():
     got = report_pairs([1.0, -1.0], [[1, 9], [9, 1]])
     assert got.matched_pairs == 0 and np.isnan([got.matched_accuracy, *got.matched_interval]).all()
+    assert "; none of like length; " in str(got)
 
 
 def test_the_line_shows_every_measure():
     line = str(report_pairs(MARGINS, LENGTHS, tolerance=0.12, bins=1))
     for part in (
         "70.0% [",
-        "of 5 held-out",
+        "of 5 pairs",
         "length alone 50.0%",
         "of 3 pairs of like length 50.0% [",
         "nats",

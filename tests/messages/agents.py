@@ -78,6 +78,16 @@ CASES |= {
         ValueError,
         "learning_rate must be a number; got nan",
     ),
+    "a rate below 0": (
+        lambda: begin(rl.PPOHParams(learning_rate=-1.0)),
+        ValueError,
+        "learning_rate must be at least 0; got -1.0; correct the hyperparameters",
+    ),
+    "a discount above 1": (
+        lambda: begin(rl.PPOHParams(gamma=jnp.array([0.9, 1.5]))),
+        ValueError,
+        r"gamma must be from 0 to 1; got \[0.9 1.5\]",
+    ),
     "a NaN rate of one member": (
         lambda: runtime.train_members(
             make(),

@@ -21,7 +21,7 @@ from jaxrl_align.cli.datasets import (
     shuffled_batches,
     whole_batches,
 )
-from jaxrl_align.cli.judges import Judge, check_tokenizers, load_judge
+from jaxrl_align.cli.judges import Judge, check_tokenizers, hint_form, load_judge
 from jaxrl_align.cli.options import (
     check_run,
     count_steps,
@@ -187,7 +187,8 @@ def run_online(options: Any, scene: Scene, algorithm: Algorithm, argv: Sequence[
         ),
         others=(scene.judge.model, algorithm.others),
         facts={
-            "reward": f"{answers.reward}, {where}; answers of at most {answers.response_length} tokens",
+            "reward": f"{answers.reward}, {where}; answers of at most {answers.response_length} tokens"
+            + hint_form(answers.reward, options.rows.chat),
             **algorithm.facts,
         },
     )
