@@ -65,7 +65,7 @@ def divide_rows(options: DataOptions, read: Reader, seed: int) -> Divided:
     path = Path(options.data)
     found = read(path, skip_bad_rows=options.skip_bad_rows)
     rows, skipped, sha256 = list(found.rows), list(found.skipped), file_sha256(path)
-    if options.held_out is None:
+    if options.held_out in (None, "none"):
         return Divided(rows, [], skipped, sha256)
     share = _as_share(options.held_out)
     if share is None:

@@ -32,7 +32,9 @@ def same_shape(*arrays: Numeric, **coefficients: Numeric | None) -> Any:
     shape = jnp.shape(arrays[0])
     if any(jnp.shape(x) != shape for x in arrays):
         name, got = _caller(arrays)
-        raise AssertionError(f"the arrays of {name} must have one shape; got {got}; broadcast them first")
+        raise AssertionError(
+            f"the arrays of {name} must have one shape; got {got}; squeeze or broadcast them first"
+        )
     for name, x in coefficients.items():
         if x is not None and jnp.shape(x) not in ((), shape):
             raise AssertionError(
@@ -46,9 +48,9 @@ def series(*arrays: Numeric) -> Any:
     shape = jnp.shape(arrays[0])
     if len(shape) != 1 or any(jnp.shape(x) != shape for x in arrays):
         name, got = _caller(arrays)
-        raise AssertionError(
-            f"{name} takes one time series, each array [T]; got {got}; for a batch use jax.vmap({name})"
-        )
+        scalars = any(jnp.ndim(x) == 0 for x in arrays)
+        remedy = "fill a number with jnp.full(T, number)" if scalars else f"for a batch use jax.vmap({name})"
+        raise AssertionError(f"{name} takes one time series, each array [T]; got {got}; {remedy}")
     if shape[0] == 0:
         raise ValueError("expected at least one time step, got an array of shape (0,)")
     return as_floats(*arrays)

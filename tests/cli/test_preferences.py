@@ -93,7 +93,7 @@ def test_ratings_are_no_preferences(fails, tmp_path):
 @pytest.mark.slow
 def test_dpo_on_a_published_model_writes_an_adapter_that_is_read_again(road, tmp_path, real_folder, capsys):
     out = tmp_path / "out"
-    settings = "--held-out None --samples 1 --sample-tokens 4 --steps 2 --every 2 --batch-size 2"
+    settings = "--held-out none --samples 1 --sample-tokens 4 --steps 2 --every 2 --batch-size 2"
     road(f"dpo --data pairs.jsonl --chat {settings} --out {out} --model", real_folder)
     said = capsys.readouterr().out
     assert "lora: 460,800 of 134,515,008 weights" in said and "is no setting" not in said

@@ -277,6 +277,8 @@ def test_the_best_member_is_kept_and_played(tmp_path, capsys, monkeypatch):
         return Episodes(jnp.where(level == 1, 7.0, 3.0)[None], jnp.ones(1), jnp.ones(1, bool))
 
     monkeypatch.setattr(playing, "evaluate_policy", value)
+    with pytest.raises(TypeError, match="must be a RunFolder, as runtime.open_run gives it; got str"):
+        evaluate.keep_policy("run", net, None, env="CartPole-v1")
     folder = open_run(tmp_path / "run", {"seed": 1})
     state = lambda step, *levels: SimpleNamespace(
         params=stack(*levels), env_state=None, step=jnp.full(2, step, jnp.int32)

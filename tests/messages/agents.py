@@ -32,6 +32,11 @@ CASES = {
         AssertionError,
         r"gae takes one time series, each array \[T\]; got r_t \[4, 7\], .*; for a batch use jax.vmap\(gae\)",
     ),
+    "gae of a number": (
+        lambda: losses.gae(T, T, 0.95, T, T),
+        AssertionError,
+        r"lambda_t \[\], .*; fill a number with jnp.full",
+    ),
     "series of two lengths": (
         lambda: losses.lambda_returns(T, T, T, jnp.ones(8)),
         AssertionError,

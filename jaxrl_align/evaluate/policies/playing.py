@@ -134,7 +134,13 @@ def keep_policy(
 
     Raises:
       ImportError, OSError, ValueError: as `save_policy` and `longest_episode`.
+      TypeError: the folder is a path.
     """
+    if not isinstance(folder, RunFolder):
+        raise TypeError(
+            f"folder must be a RunFolder, as runtime.open_run gives it; got {type(folder).__name__}; "
+            "save_policy writes one policy to a path"
+        )
     steps = longest_episode(env, max_steps)
     drawn_from = distribution if isinstance(net, Net) else Categorical
 
