@@ -1,6 +1,5 @@
 """The site: the code of its pages runs, their names exist, equations are MathML, and it builds."""
 
-import dataclasses
 import importlib
 import json
 import re
@@ -13,7 +12,6 @@ import jax
 import pytest
 
 from jaxrl_align.cli import run_command
-from tests.cli import conftest as workshop
 from tests.test_lectures import exists
 
 ROOT = Path(__file__).parents[1]
@@ -51,11 +49,13 @@ def test_code_of_a_page_runs(page, capsys):
 
 
 @pytest.mark.slow
-def test_the_new_environment_is_learnt(capsys):
+def test_the_new_environment_is_learnt_kept_and_played(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names = run_blocks(blocks((DOCS / "tutorials" / "new_environment.md").read_text(encoding="utf-8")))
     random, thermostat = map(float, capsys.readouterr().out.split()[:2])
     assert random < thermostat / 2
     assert float(names["metrics"]["episode_return_last100"][:, -1].min()) > random + 5
+    assert names["episodes"].finished.all() and float(names["episodes"].episode_return.mean()) > random + 5
 
 
 @pytest.mark.slow
@@ -82,11 +82,8 @@ def test_the_notebook_runs(capsys):
 
 @pytest.mark.slow
 def test_the_commands_that_align_a_model_run(tmp_path, monkeypatch, capsys):
-    """As printed, but for the model, which is tiny, and the numbers of steps."""
+    """As printed, but for the model, which is the page's tiny one, and the numbers of steps."""
     monkeypatch.chdir(tmp_path)
-    longer = dataclasses.replace(workshop.config(), context=256)
-    monkeypatch.setattr(workshop, "config", lambda: longer)
-    workshop.write_workshop(tmp_path)
     text = (DOCS / "tutorials" / "align_your_model.md").read_text(encoding="utf-8")
     run_blocks(blocks(text))
     few = {"dpo": "--steps 2", "reward": "--steps 2", "generate": "--tokens 4"}
@@ -94,6 +91,7 @@ def test_the_commands_that_align_a_model_run(tmp_path, monkeypatch, capsys):
     few["evaluate"] = "--limit 4"
     commands = [shlex.split(line) for block in blocks(text, "sh") for line in block.splitlines()]
     assert [words[1] for words in commands] == ["dpo", "reward", "grpo", "generate", "merge", "evaluate"]
+    assert all("--chat" in words for words in commands if "--data" in words)
     for words in commands:
         shorter = shlex.split(few.get(words[1], ""))
         run_command([word.replace(MODEL, "tiny") for word in words[1:]] + shorter)
