@@ -157,11 +157,11 @@ def main(config: Config) -> None:
     config.require(seeds=2, updates=1)
     folder = config.open_folder()
     played = {name: play(config, folder, name) for name in methods(config)}
-    tables, figures = {}, []
+    tables, drawn = {}, {}
     for rate in config.learning_rates + config.high_rates:
         results = {name: of_rate[rate] for name, of_rate in played.items() if rate in of_rate}
         tables[rate] = tabulate(results)
-        figures += draw(folder, config, rate, results)
+        drawn[rate] = draw(folder, config, rate, results)
     high = config.high_rates[0]
     a2c, clip = tables[high]["A2C"], tables[high]["PPO, clip"]
     runtime.write_result(
@@ -172,7 +172,7 @@ def main(config: Config) -> None:
         baselines={f"return of PPO with its clip at {high:g}": clip["return"]},
         checks=judge(config, tables),
         tables={f"rate {rate:g}: {COLUMNS}": table for rate, table in tables.items()},
-        figures=figures,
+        figures=[file for rate in sorted(drawn, key=lambda rate: rate != high) for file in drawn[rate]],
     )
 
 
