@@ -63,6 +63,9 @@ def make_environment(env: Environment) -> tuple[Any, Any]:
     if not isinstance(env, tuple) or len(env) != 2:
         raise ValueError(f"env must be a name or a pair (environment, params); got {type(env).__name__}")
     environment, env_params = env
+    if isinstance(environment, type):
+        name = environment.__name__
+        raise ValueError(f"an environment must be an object; got the class {name}; write ({name}(), params)")
     missing = [name for name in ("reset", "step", "action_space") if not hasattr(environment, name)]
     space: Any = None if missing else environment.action_space(env_params)
     if not hasattr(space, "sample"):

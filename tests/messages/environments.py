@@ -65,6 +65,11 @@ def on_host(actions, observations):
 BOX = envs.spaces.Box(-1.0, 1.0, (2,))
 DICT = {"a": jnp.zeros(2), "b": jnp.zeros((), jnp.int32)}
 CASES = {
+    "a class": (
+        lambda: envs.make_environment((World, None)),
+        ValueError,
+        r"class World; write \(World\(\), p",
+    ),
     "half an environment": (lambda: act("CartPole-v1", num_envs=1.5), ValueError, f"num_envs {WHOLE} 1.5"),
     "environments as text": (lambda: act("CartPole-v1", num_envs="8"), ValueError, f"num_envs {WHOLE} '8'"),
     "no environments": (lambda: act("CartPole-v1", num_envs=None), ValueError, f"num_envs {WHOLE} None"),
