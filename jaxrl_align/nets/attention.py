@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrl_align.nets.transformer_config import TransformerConfig
 
@@ -25,17 +24,12 @@ def attend_own(
     query: jax.Array, key: jax.Array, value: jax.Array, attend: jax.Array | None, config: TransformerConfig
 ) -> jax.Array:
     """Return [L, heads, depth] of tokens that read each other: all before them, or where `attend` [L, L]."""
-    mask = None if attend is None else attend[None]
     if config.attention == "cudnn":
-        return _attend_cudnn(query, key, value, mask, config)
-    attention = functools.partial(
-        jax.nn.dot_product_attention,
-        mask=mask,
-        scale=config.attention_scale,
-        is_causal=mask is None,
-        implementation="xla",
-    )
-    return jax.checkpoint(attention, prevent_cse=False)(query, key, value)
+        return _attend_cudnn(query, key, value, None if attend is None else attend[None], config)
+    if attend is None:
+        attend = jnp.tril(jnp.ones((query.shape[0], query.shape[0]), bool))
+    own = Cache(jnp.swapaxes(key, 0, 1), jnp.swapaxes(value, 0, 1))
+    return attend_all(query, [(own, attend)], config.scale)
 
 
 def _attend_cudnn(
@@ -67,7 +61,8 @@ def _attend_cudnn(
 def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scale: float) -> jax.Array:
     """Return one softmax's mean of values in several places: a prefix, a cache, and the tokens themselves.
 
-    Writing the tokens to the cache first would copy it in every layer, and a prefix in it for every row.
+    Writing the tokens to the cache first would copy it in every layer, and a prefix in it for every row. It
+    has a reverse derivative of its own, so `jax.jvp` of it is refused.
 
     Args:
       query: [L, heads, depth].
@@ -84,20 +79,65 @@ def attend_all(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scal
         return attend_one(query.reshape(kv_heads, -1, depth), places, scale).reshape(1, heads, depth)
     # The queries that share a key stand side by side: plain products of matrices, one for each key's head.
     query = jnp.swapaxes(query.reshape(length, kv_heads, -1, depth), 0, 1).reshape(kv_heads, -1, depth)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = [
-        jnp.where(
-            jnp.repeat(attend, heads // kv_heads, axis=0)[None],
-            product("kqd,ksd->kqs", query, read.key) * scale,
-            -0.7 * jnp.finfo(jnp.float32).max,
-        )
-        for read, attend in places
-    ]
-    weight = jax.nn.softmax(jnp.concatenate(scores, -1)).astype(query.dtype)
-    parts = jnp.split(weight, np.cumsum([attend.shape[1] for _, attend in places])[:-1], -1)
-    sums = (product("kqs,ksd->kqd", part, read.value) for part, (read, _) in zip(parts, places, strict=True))
-    summed = functools.reduce(jnp.add, sums).astype(query.dtype).reshape(kv_heads, length, -1, depth)
-    return jnp.swapaxes(summed, 0, 1).reshape(length, heads, depth)
+    keys, values = zip(*((read.key, read.value) for read, _ in places), strict=True)
+    far = -0.7 * jnp.finfo(jnp.float32).max
+    biases = tuple(
+        far * (1.0 - jnp.repeat(attend, heads // kv_heads, axis=0).astype(jnp.float32))
+        for _, attend in places
+    )
+    mixed = _attend(query, keys, values, biases, scale).reshape(kv_heads, length, -1, depth)
+    return jnp.swapaxes(mixed, 0, 1).reshape(length, heads, depth)
+
+
+_product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+def _compare(query: jax.Array, key: jax.Array, bias: jax.Array, scale: float) -> jax.Array:
+    """Return `scale q k + bias` [kv_heads, Q, S]."""
+    return _product(query, jnp.swapaxes(key, 1, 2)) * scale + bias[None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(
+    query: jax.Array,
+    keys: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+    biases: tuple[jax.Array, ...],
+    scale: float,
+) -> jax.Array:
+    """Return [kv_heads, Q, depth]: `softmax(scale q k + bias) v` over all places' slots at once."""
+    return _attend_forward(query, keys, values, biases, scale)[0]
+
+
+def _attend_forward(query: jax.Array, keys: Any, values: Any, biases: Any, scale: float) -> tuple[Any, Any]:
+    scores = [_compare(query, key, bias, scale) for key, bias in zip(keys, biases, strict=True)]
+    top = functools.reduce(jnp.maximum, (jnp.max(score, -1, keepdims=True) for score in scores))
+    weights = [jnp.exp(score - top) for score in scores]
+    total = functools.reduce(jnp.add, (jnp.sum(weight, -1, keepdims=True) for weight in weights))
+    sums = (_product(w.astype(value.dtype), value) for w, value in zip(weights, values, strict=True))
+    mixed = (functools.reduce(jnp.add, sums) / total).astype(query.dtype)
+    return mixed, (query, keys, values, biases, mixed, top + jnp.log(total))
+
+
+# The weights are computed again from the scores and the softmax's level, and their gradient's mean from what
+# they mixed (Dao et al. 2022, appendix B.2): no sum over the slots, which took XLA's CPU backend as long as
+# all products. Nothing as large as the weights is transposed.
+def _attend_backward(scale: float, kept: Any, grad: jax.Array) -> tuple[Any, ...]:
+    query, keys, values, biases, mixed, level = kept
+    mean = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), -1, keepdims=True)
+    across = lambda rows, weights: jnp.swapaxes(_product(jnp.swapaxes(rows, 1, 2), weights), 1, 2)
+    at_query, at_keys, at_values = jnp.zeros((), jnp.float32), [], []
+    for key, value, bias in zip(keys, values, biases, strict=True):
+        weight = jnp.exp(_compare(query, key, bias, scale) - level)
+        at_score = weight * (_product(grad, jnp.swapaxes(value, 1, 2)) - mean)
+        at_score = (at_score * scale).astype(query.dtype)
+        at_query = at_query + _product(at_score, key)
+        at_keys.append(across(query, at_score).astype(key.dtype))
+        at_values.append(across(grad, weight.astype(grad.dtype)).astype(value.dtype))
+    return at_query.astype(query.dtype), tuple(at_keys), tuple(at_values), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def attend_one(query: jax.Array, places: Sequence[tuple[Cache, jax.Array]], scale: float) -> jax.Array:

@@ -187,8 +187,7 @@ class Block(nn.Module):
         if not before or attend is None:
             h = attend_own(query, key, value, attend, config)
         else:
-            read_all = jax.checkpoint(attend_all, prevent_cse=False, static_argnums=2)
-            h = read_all(query, [*before, (own, attend)], config.scale)
+            h = attend_all(query, [*before, (own, attend)], config.scale)
         h = self.linear("attention_out", config.width)(h.reshape(length, config.heads * depth))
         return h, None if cache is None else own
 
@@ -207,8 +206,8 @@ class Block(nn.Module):
         return self.linear("down", self.config.width)(up)
 
 
-# The backward passes of these, of attention and of the norms read the arguments alone: what lies between,
-# several times as wide as a token, costs more to write and to read again than to compute again.
+# The backward passes of these and of the norms read the arguments alone: what lies between, several times as
+# wide as a token, costs more to write and to read again than to compute again.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
