@@ -235,7 +235,7 @@ def draw_judged(folder: RunFolder, found: Mapping[str, Any]) -> None:
     right.axvline(50.0, color="#777777", linestyle=":")
     right.set_yticks(place, list(found["wins"]))
     right.set(xlim=(0, 100), xlabel="wins [%]", title="answers to one prompt, compared")
-    right.legend(fontsize=8, loc="lower left")
+    fig.legend(loc="outside right upper", fontsize=8, frameon=False)
     plots.save_figure(fig, folder.path / "judged.png")
 
 
@@ -258,7 +258,8 @@ def draw_cloning(folder: RunFolder, taught: Mapping[str, Any], path: Mapping[int
     apart.legend(fontsize=8)
     for key, style in (("stops", "-"), ("sentence", "--")):
         values = np.array([row[key] for row in path.values()])
-        plots.curve_with_interval(form, steps, values, {"stops": "stop", "sentence": "whole sentence"}[key])
+        name = {"stops": "stop", "sentence": "whole sentence"}[key]
+        plots.curve_with_interval(form, steps, values, name, bounds=(0, 1))
         form.lines[-1].set_linestyle(style)
     form.set(title="format of the answers", ylabel="share of answers", ylim=(0, 1))
     form.legend(fontsize=8)
@@ -267,7 +268,8 @@ def draw_cloning(folder: RunFolder, taught: Mapping[str, Any], path: Mapping[int
     for i, (name, row) in enumerate(taught.items()):
         mean, half = mean_interval([100 * values for values in row.values()], axis=1)
         x = np.arange(len(row)) + 0.18 * (i - 1)
-        lessons.errorbar(x, mean, half, fmt="os^"[i], color=plots.COLORS[i], capsize=2, label=name)
+        ends = np.abs(np.clip([mean - half, mean + half], 0.0, 100.0) - mean)
+        lessons.errorbar(x, mean, ends, fmt="os^"[i], color=plots.COLORS[i], capsize=2, label=name)
     lessons.set_xticks(range(len(row)), list(row), fontsize=8)
     lessons.set(title="reward models", ylabel="right by gold [%]", xlabel="test pairs of answers of")
     lessons.legend(fontsize=8, title="taught by answers of", title_fontsize=8)

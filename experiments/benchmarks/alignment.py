@@ -12,11 +12,12 @@ trl 1.16 has no PPO any more; `--ppo-peers` names an interpreter with 1.12.
 
 What was measured is in docs/benchmarks.md: the aim on SmolLM2 is reached, the others are not. On an idle
 machine that multiplies at 190 to 210 GFLOP/s, the products of a DPO step alone would make 3.2 times trl,
-those of a PPO step 5.9. A profile of the rest of DPO's step: attention's softmax and masks 30 ms, zeros for
-what the scan keeps 20, attention's small products at half the rate of large ones 25, GELU and norms 20.
-Tried: an unrolled scan (0.97), other layouts of the backward products (no better), sums as products with ones
-(no better), memory that is kept and in huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`,
-`MALLOC_MMAP_MAX_=0`: 1.08).
+those of a PPO step 5.9. What a profile named besides: zeros for what the scan keeps 20 ms of 166, attention's
+small products at half the rate of large ones, GELU and norms 20. The same small GRPO step takes 73 ms in some
+stretches and 95 to 104 in others, with and without attention's own derivative, so that its factor moves by a
+third from run to run. Tried: an unrolled scan (0.97), other layouts of the backward products (no better),
+sums as products with ones (no better), memory that is kept and in huge pages
+(`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, `MALLOC_MMAP_MAX_=0`: 1.08).
 """
 
 import time
