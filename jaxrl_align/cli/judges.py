@@ -1,7 +1,6 @@
 """Where rewards come from: a reward model's folder, or a Python function in the working directory."""
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from jaxrl_align import align
 from jaxrl_align.actors.scores import Score
-from jaxrl_align.cli.config_files import suggest
+from jaxrl_align.cli.config_files import read_values, suggest
 from jaxrl_align.cli.datasets import round_up
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
 from jaxrl_align.nets.transformer import LanguageModel, make_transformer
@@ -91,13 +90,13 @@ def hint_form(name: str, chat: bool) -> str:
     """
     written = Path(name) / "run" / "config.json"
     try:
-        own = json.loads(written.read_text(encoding="utf-8")).get("chat")
-    except (OSError, ValueError, AttributeError):
+        own = read_values(written).get("chat")
+    except (OSError, ValueError):  # another writer's folder says nothing
         return ""
     if not isinstance(own, bool) or own == chat:
         return ""
     how = "with --chat and reads prompts without" if own else "without --chat and reads prompts with it"
-    return f"; it was trained {how}: its scores may mean little; take the same for both"
+    return f"; it was trained {how}: unless its rows were lists of messages its scores mean little"
 
 
 def _import_function(module: str, function: str) -> Callable[..., Sequence[float]]:

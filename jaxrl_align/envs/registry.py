@@ -184,7 +184,8 @@ def _check_resets(environment: Any, env_params: Any) -> None:
     """Raise ValueError if after an episode's end every step ends again, at the observation it ended with.
 
     Random actions are taken until the first end and `_AGAIN` steps beyond, `_TRIED` at most. An episode of
-    one step tells nothing: a bandit ends every step by right.
+    one step tells nothing: a bandit ends every step by right. An object that holds traced numbers cannot be
+    played with either.
     """
     space = environment.action_space(env_params)
 
@@ -207,7 +208,7 @@ def _check_resets(environment: Any, env_params: Any) -> None:
     _, state = environment.reset(jax.random.key(0), env_params)
     start = (jax.random.key(1), state, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), 0)
     _, _, _, first, stuck = jax.jit(lambda start: jax.lax.while_loop(goes_on, step, start))(start)
-    if first > 0 and stuck == _AGAIN + 1:
+    if not isinstance(first, jax.core.Tracer) and first > 0 and stuck == _AGAIN + 1:
         raise ValueError(
             f"an environment must reset itself when an episode ends; after its first end "
             f"{type(environment).__name__}.step ended {_AGAIN} times more, where it stood: return reset's "

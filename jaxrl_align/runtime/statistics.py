@@ -31,6 +31,8 @@ class Interval(NamedTuple):
             return "undefined"
         if self.kind == "none":
             return f"{self.value:.3g} (no interval)"
+        if max(abs(self.low), abs(self.high)) < 1e-6:  # what float32 leaves of nothing
+            return "0 [0, 0]"
         half = (self.high - self.low) / 2
         if not half > 0:
             return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"

@@ -253,6 +253,17 @@ def test_of_environments_that_reset_themselves_or_end_at_every_step_none_is_refu
         gym.make_actor((env, None), NET, num_envs=2, num_steps=2)
 
 
+@jax.jit
+def _count_steps(steps):
+    """Build an actor over an environment that holds a traced number."""
+    actor = gym.make_actor((Stuck(steps), None), NET, num_envs=1, num_steps=2)
+    return actor.init_env(jax.random.key(0), HPARAMS).envs.obs
+
+
+def test_an_environment_that_holds_a_traced_number_is_not_tried_out():
+    assert _count_steps(4).shape == (1, 1)
+
+
 @pytest.mark.parametrize(
     "env, net, sizes, message",
     [

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from jaxrl_align.cli.commands import COMMANDS
+from jaxrl_align.cli.config_files import field_names
+from jaxrl_align.cli.other_names import OTHER_NAMES, refuse_other_names
 from jaxrl_align.cli.runs import driving
 from tests.cli.conftest import write_rows
 
@@ -59,6 +62,14 @@ def test_it_is_said_in_a_line(fails, tmp_path, monkeypatch, line, said):
     code, found = fails(line.format(out=out))
     assert code == 2 and found.startswith("error: ") and said in found, found
     assert not out.exists()
+
+
+def test_every_other_name_leads_to_a_flag_of_some_command_and_hides_none():
+    known = {name: field_names(command.options) for name, command in COMMANDS.items()}
+    flags = set().union(*known.values())
+    assert all(own in flags for ours in OTHER_NAMES.values() for own in ours)
+    for command, fields in known.items():
+        refuse_other_names(command, fields, [f"--{name.replace('_', '-')}" for name in fields])
 
 
 def test_an_out_that_holds_anything_else_is_left_alone(fails, tmp_path):

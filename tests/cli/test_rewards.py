@@ -133,6 +133,9 @@ def test_a_judge_that_learnt_of_prompts_in_another_form_is_told(tmp_path):
     ):
         (tmp_path / "run" / "config.json").write_text(json.dumps({"command": "reward", "chat": own}))
         assert said in hint_form(str(tmp_path), chat) and hint_form(str(tmp_path), own) == ""
+    for other in ("{}", "[]", '{"chat": "yes"}', "[" * 9000, "no JSON"):
+        (tmp_path / "run" / "config.json").write_text(other)
+        assert hint_form(str(tmp_path), True) == ""
 
 
 def test_score_says_that_the_judge_learnt_of_plain_prompts(road, judge, capsys):

@@ -191,5 +191,7 @@ def test_an_interval_prints_the_digits_that_it_carries():
     assert str(Interval(1234.56, 1100.0, 1300.0, "t")) == "1235 [1100, 1300]"
     assert str(Interval(0.5, 0.25, 0.75, "range")) == "0.5 [0.2, 0.8] (range)"
     assert str(Interval(1.0, 1.0, 1.0, "bootstrap")) == "1 [1, 1]"
+    assert str(Interval(-1e-9, -2e-8, 1.5e-8, "t")) == str(Interval(0.0, 0.0, 0.0, "t")) == "0 [0, 0]"
+    assert str(Interval(2e-6, 1e-6, 3e-6, "t")) == "0.0000020 [0.0000010, 0.0000030]"
     assert str(Interval(0.53123, math.nan, math.nan, "none")) == "0.531 (no interval)"
     assert str(Interval(math.nan, math.nan, math.nan, "none")) == "undefined"
