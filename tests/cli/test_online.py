@@ -8,10 +8,11 @@ import pytest
 
 from jaxrl_align.actors import make_text_actor
 from jaxrl_align.align import RLHFHParams
+from jaxrl_align.cli import choosing
 from jaxrl_align.cli.datasets import choose_lengths, divide_rows, shuffled_batches, whole_batches
 from jaxrl_align.cli.judges import load_judge
 from jaxrl_align.cli.options import DataOptions, LengthOptions
-from jaxrl_align.cli.runs import online_methods
+from jaxrl_align.cli.runs import online, online_methods
 from jaxrl_align.cli.runs.online import open_scene
 from jaxrl_align.cli.runs.online_methods import PPO, start_critic
 from jaxrl_align.feedback import read_demonstrations, read_feedback, read_prompts
@@ -42,10 +43,12 @@ def test_rloo_follows_a_python_reward(road, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "dr-grpo", "gspo", "reinforce++", "best-of-group"])
-def test_group_methods_run(road, tmp_path, method):
+def test_group_methods_run(road, tmp_path, method, monkeypatch, capsys):
+    monkeypatch.setattr(online, "hint_form", lambda name, chat: f"; {name} of chat {chat}")
     settings = f"--method {method} --steps 3 --group-size 2 --updates 2 --minibatches 2"
     road(f"grpo {RUN} {settings} --reward own_rewards:knows --out", tmp_path / "out")
     assert len(read_metrics(tmp_path / "out")) == 3
+    assert "answers of at most 4 tokens; own_rewards:knows of chat False" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -168,7 +171,10 @@ def test_lengths_are_what_rows_need_and_the_context_holds(given, context, chosen
     assert choose_lengths(counts, LengthOptions(*given), context) == chosen
 
 
-def test_best_of_n_keeps_the_highest_score_and_writes_rows_that_sft_reads(road, tmp_path, capsys):
+def test_best_of_n_keeps_the_highest_score_and_writes_rows_that_sft_reads(
+    road, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(choosing, "hint_form", lambda name, chat: f"; {name} of chat {chat}")
     out = tmp_path / "best.jsonl"
     how = "--reward own_rewards:spaces --n 4 --batch-size 4 --tokens 6 --out"
     road(f"best-of-n --model tiny --data prompts.jsonl {how}", out)
@@ -180,5 +186,6 @@ def test_best_of_n_keeps_the_highest_score_and_writes_rows_that_sft_reads(road, 
     np.testing.assert_allclose([row["score"] for row in rows], scores, rtol=1e-6)
     means = [float(line.split("score ")[1].split(",")[0]) for line in said[:3]]
     assert means == sorted(means) and means[2] == pytest.approx(np.mean(scores), rel=1e-3)
+    assert said[2].endswith("nats away; own_rewards:spaces of chat False")
     assert said[1].endswith("at most 0.19 nats away") and said[0].startswith("best of 1: ")
     assert len(read_demonstrations(out).rows) == 6

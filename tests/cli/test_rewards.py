@@ -64,7 +64,7 @@ def test_what_fills_up_a_shorter_ranking_is_not_normalised_over(road, tmp_path):
         for i, (p, a, b) in enumerate(zip(PROMPTS, WORDS, OTHERS, strict=True))
     ]
     write_rows(tmp_path / "rankings.jsonl", rows)
-    ending = "--held-out None --steps 1 --every 1 --tuning head --data"
+    ending = "--held-out none --steps 1 --every 1 --tuning head --data"
     road(f"{RUN} {ending}", tmp_path / "rankings.jsonl", "--out", tmp_path / "out")
     first, second = (read_scores(tmp_path / "out", words) for words in (WORDS, OTHERS))
     third = read_scores(tmp_path / "out", ["red"] * len(WORDS))[2:3]

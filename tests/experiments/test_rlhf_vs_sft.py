@@ -140,6 +140,18 @@ def test_what_fine_tuning_moved_is_its_end_less_its_start():
     assert [x.value for x in moved.values()] == pytest.approx([0.3] * 5)
 
 
+def test_no_percentage_is_drawn_beyond_what_it_can_be(monkeypatch):
+    figures, seeds = [], np.array([0.0, 1.0])
+    monkeypatch.setattr(measures.plots, "save_figure", lambda fig, path: figures.append(fig))
+    path = {step: dict.fromkeys(("loss", "divergence", "stops", "sentence"), seeds) for step in (0, 1)}
+    measures.draw_cloning(SimpleNamespace(path=Path("nowhere")), {"SFT": {"RLHF": seeds}}, path, 0.1)
+    _, _, form, lessons = figures[0].axes
+    bands = [band.get_paths()[0].vertices[:, 1] for band in form.collections]
+    bars = [segment[:, 1] for bar in lessons.collections for segment in bar.get_segments()]
+    assert [(x.min(), x.max()) for x in bands] == [(0.0, 1.0)] * 2
+    assert [(x.min(), x.max()) for x in bars] == [(0.0, 100.0)]
+
+
 @pytest.mark.slow
 def test_a_run_in_miniature_continues_to_the_same_result(tmp_path, capsys):
     (tmp_path / "corpus.txt").write_text(CORPUS, encoding="utf-8")
