@@ -62,7 +62,7 @@ class Config:
     """Seconds after which no further measurement is begun."""
     models: tuple[str, ...] = ("GPT-2 124M", "SmolLM2-135M")
     """Of `accelerator_counts.SHAPES`."""
-    variants: tuple[str, ...] = ("library", "xla", "wide gradient", "compared", "chunked", "masked")
+    variants: tuple[str, ...] = ("unrolled", "looped", "xla", "wide gradient", "chunked", "masked")
     """Of training: `accelerator_text.VARIANTS`."""
     batch: int = 32
     """Rows of training."""
@@ -76,6 +76,8 @@ class Config:
     """Attention's, in decoding; training, GRPO and the comparison take the last one."""
     draws: tuple[Literal["sampled", "greedy"], ...] = ("sampled", "greedy")
     """Of decoding."""
+    layers: tuple[Literal["unrolled", "looped"], ...] = ("unrolled", "looped")
+    """Of decoding: one behind the other in the program, or a loop over them."""
     runs: int = 32
     """Of RLHF, by `vmap`."""
     envs: int = 4096
@@ -89,6 +91,8 @@ class Config:
     """An interpreter with gymnax 0.0.9 and distrax; empty leaves it out."""
     purejaxrl_folder: str = ""
     """Where purejaxrl's ppo.py and wrappers.py lie."""
+    listed: int = 0
+    """Of each program of training and decoding, so many of the kernels that take longest are printed."""
     quick: bool = False
     """Tiny shapes and XLA's attention alone, to try it on a CPU."""
 
@@ -137,7 +141,7 @@ def list_parts(config: Config, report: Report, ceilings: Ceilings) -> dict[str, 
     )
     both = {"models": config.models, "quick": quick}
     writing = {"batches": config.batches, "kernels": config.kernels, "prompt": config.prompt}
-    writing |= {"new": config.new, "draws": config.draws}
+    writing |= {"new": config.new, "draws": config.draws, "layers": config.layers}
     training = {"variants": config.variants, "batch": config.batch, "length": config.length}
     comparing = {"length": 16, "longest": (32,)} if quick else {"length": 256, "longest": (4096,)}
     grid = {"streams": (1, 256), "lengths": (128, 1024, 8192), "most": 2**22}
@@ -157,7 +161,7 @@ def main(config: Config) -> None:
     """Measure the ceilings, then every part that was asked for."""
     if config.quick:
         config = replace(config, **TINY)
-    report = Report(config.out, config.limit)
+    report = Report(config.out, config.limit, config.listed)
     print(f"{device_name()}, {len(jax.devices())} device(s)", flush=True)
     ceilings = measure_device(report, config.quick)
     parts = list_parts(config, report, ceilings)

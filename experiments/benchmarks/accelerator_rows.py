@@ -1,10 +1,13 @@
 """What the parts of `accelerator.py` share: compiling, timing, the device's ceilings, and rows in a file."""
 
+import collections
 import json
 import os
 import platform
+import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -38,6 +41,8 @@ class Report:
     """Of the JSON file, to which rows are added; empty, none is written."""
     limit: float
     """Seconds after which nothing new is begun."""
+    listed: int = 0
+    """How many of a program's kernels `list_kernels` prints."""
     begin: float = field(default_factory=time.perf_counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -153,6 +158,31 @@ def measure(call: Callable[[], Any], *, rounds: int = 5, seconds: float = 0.2) -
         jax.block_until_ready(out)
         taken.append((time.perf_counter() - begin) / count)
     return Timing(float(np.median(taken)), min(taken), max(taken))
+
+
+def list_kernels(report: Report, call: Callable[[], Any]) -> None:
+    """Print the kernels of one call that take longest, kinds together, and how long all of them take."""
+    if not report.listed:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        total, count = collections.Counter[str](), collections.Counter[str]()
+        for path in Path(folder).rglob("*.xplane.pb"):
+            for name, seconds in read_kernels(path):
+                total[name] += seconds
+                count[name] += 1
+    print(f"    {total.total() * 1e3:.2f} ms in {count.total():,} kernels", flush=True)
+    for name, seconds in total.most_common(report.listed):
+        print(f"    {seconds * 1e3:9.3f} ms in {count[name]:6,}: {name}", flush=True)
+
+
+def read_kernels(path: Path) -> Iterator[tuple[str, float]]:
+    """Yield the kernels that a trace saw on a GPU's streams, without their numbers, and their seconds."""
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            if plane.name.startswith("/device:GPU") and line.name.startswith("Stream"):
+                yield from ((re.sub(r"[._]\d+", "", e.name), e.duration_ns / 1e9) for e in line.events)
 
 
 class Ceilings(NamedTuple):

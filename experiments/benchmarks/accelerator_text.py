@@ -1,5 +1,6 @@
 """Training and decoding of `accelerator.py`, and its attention kernels."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from accelerator_counts import decoding_floor, make_config, training_flops
-from accelerator_rows import DATASHEET_FLOPS, Ceilings, Report, compile_together, measure, shorten
+from accelerator_rows import (
+    DATASHEET_FLOPS,
+    Ceilings,
+    Report,
+    compile_together,
+    list_kernels,
+    measure,
+    shorten,
+)
 
 from jaxrl_align.learner import LossFn, make_gradient_learner, make_optimizer
 from jaxrl_align.losses import token_log_prob_chunked
@@ -19,10 +28,10 @@ from jaxrl_align.types import Learner, PaddedTokens, TokenBatch
 
 OPTIMIZER = make_optimizer(max_grad_norm=1.0, b2=0.95, eps=1e-8)
 KEY = jax.random.key(0)
-VARIANTS = ("library", "masked", "xla", "chunked", "wide gradient", "compared")
-"""Of training: the library's learner with cuDNN's attention; the same with a mask of ones; with XLA's
-attention; with the loss in chunks; with the logits' gradients multiplied in float32; and with a loss that
-compares indices where the library's gathers and takes an argmax."""
+VARIANTS = ("unrolled", "looped", "masked", "xla", "chunked", "wide gradient")
+"""Of training: the library's learner with cuDNN's attention and its layers laid out one behind the other;
+with a loop over them, as all others; with a mask of ones; with XLA's attention; with the loss in chunks; and
+with the logits' gradients multiplied in float32."""
 
 
 def wide_logits(lm: LanguageModel) -> LanguageModel:
@@ -51,35 +60,14 @@ def chunked_loss(lm: LanguageModel, chunk_size: int) -> LossFn:
     return loss
 
 
-def compared_loss(lm: LanguageModel) -> LossFn:
-    """Return the mean next-token loss of full rows, whose targets' logits are found by comparing indices.
-
-    The gradient is then one expression of the logits, with nothing to scatter, and the accuracy needs the
-    largest logit alone, which the loss needs too.
-    """
-
-    def loss(params: Any, frozen: Any, batch: TokenBatch, key: Any, hparams: Any) -> Any:
-        def row(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = lm.logits(params, lm.encode(params, tokens[:-1])[0])
-            there = jnp.arange(logits.shape[1])[None] == tokens[1:, None]
-            picked = jnp.sum(jnp.where(there, logits, 0.0), -1)
-            return jax.nn.logsumexp(logits, -1) - picked, picked >= jnp.max(logits, -1)
-
-        nats, hits = jax.vmap(row)(batch.tokens)
-        return jnp.mean(nats), {"mean_token_accuracy": jnp.mean(hits)}
-
-    return loss
-
-
 def make_training(config: TransformerConfig, variant: str, length: int) -> Learner:
     """Return the learner of a variant of `VARIANTS`."""
     lm = make_transformer(config)
     if variant == "wide gradient":
         return make_lm_learner(wide_logits(lm))
-    if variant not in ("chunked", "compared"):
-        return make_lm_learner(lm)
-    loss = chunked_loss(lm, length // 8) if variant == "chunked" else compared_loss(lm)
-    return make_gradient_learner(lm.init, loss, optimizer=OPTIMIZER)
+    if variant == "chunked":
+        return make_gradient_learner(lm.init, chunked_loss(lm, length // 8), optimizer=OPTIMIZER)
+    return make_lm_learner(lm)
 
 
 def training(
@@ -96,12 +84,12 @@ def training(
     """Train each model in each variant on full rows of random tokens; a row each, over both ceilings."""
     programs, arguments = {}, {}
     begin = {
-        model: jax.jit(make_training(make_config(model, quick=quick), "library", length).init)
+        model: jax.jit(make_training(make_config(model, quick=quick), "looped", length).init)
         for model in models
     }
     for model, variant in itertools.product(models, variants):
         kernel = "xla" if variant == "xla" else attention
-        config = make_config(model, quick=quick, attention=kernel)
+        config = make_config(model, quick=quick, attention=kernel, unroll=variant == "unrolled")
         learner = make_training(config, variant, length)
         tokens = jax.random.randint(jax.random.key(1), (batch, length + 1), 0, config.vocab_size)
         ones = jnp.ones(tokens.shape)
@@ -122,6 +110,7 @@ def training(
                 return metrics["loss"]
 
             timing = measure(once, rounds=3, seconds=0.5)
+            list_kernels(report, once)
         except Exception as error:  # out of memory, most likely: the others go on
             print(f"  {name}: {shorten(error)}", flush=True)
             continue
@@ -165,6 +154,7 @@ def decoding(
     batches: tuple[int, ...],
     kernels: tuple[str, ...],
     draws: tuple[str, ...],
+    layers: tuple[str, ...],
     prompt: int,
     new: int,
     quick: bool,
@@ -174,11 +164,11 @@ def decoding(
     for model in models:
         lm = make_transformer(make_config(model, quick=quick))
         params = draw_narrow(lm)
-        for batch, kernel, draw in itertools.product(batches, kernels, draws):
-            config = make_config(model, quick=quick, attention=kernel)
+        for batch, kernel, draw, layout in itertools.product(batches, kernels, draws, layers):
+            config = make_config(model, quick=quick, attention=kernel, unroll=layout == "unrolled")
             keys = jax.random.split(jax.random.key(1), batch)
             tokens = jax.random.randint(keys[0], (batch, prompt), 2, config.vocab_size)
-            name = f"{model}, {kernel}, batch {batch}, {draw}"
+            name = f"{model}, {kernel}, batch {batch}, {draw}, {layout}"
             given = (params, PaddedTokens(tokens, jnp.ones(tokens.shape)), keys)
             programs[name] = (make_decoding(config, prompt, new, draw == "greedy"), given)
             floors[name] = batch, decoding_floor(config, batch, prompt, new, *ceilings)
@@ -187,7 +177,9 @@ def decoding(
             continue
         batch, (reading, writing) = floors[name]
         try:
-            timing = measure(lambda name=name, f=respond: f(*programs[name][1]), rounds=3, seconds=0.2)
+            once = functools.partial(respond, *programs[name][1])
+            timing = measure(once, rounds=3, seconds=0.2)
+            list_kernels(report, once)
         except Exception as error:  # the others go on
             print(f"  {name}: {shorten(error)}", flush=True)
             continue

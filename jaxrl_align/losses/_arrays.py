@@ -81,8 +81,26 @@ def pick(x: jax.Array, index: Numeric) -> jax.Array:
     index = jnp.asarray(index)
     chex.assert_type(index, int)
     chex.assert_shape(index, x.shape[:-1])
-    picked = jnp.take_along_axis(x, index[..., None], axis=-1, mode="clip")[..., 0]
-    return jnp.where((index >= 0) & (index < x.shape[-1]), picked, jnp.nan)
+    return jnp.where((index >= 0) & (index < x.shape[-1]), _choose(x, index), jnp.nan)
+
+
+@jax.custom_jvp
+def _choose(x: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, index[..., None], axis=-1, mode="clip")[..., 0]
+
+
+def _choose_by_comparing(x: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == index[..., None], x, 0.0), -1)
+
+
+@_choose.defjvp
+def _push_choice(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    # A gather's gradient is scattered into zeros and then added to what else reaches x. An accelerator writes
+    # and reads both, each as large as a batch's logits; by comparing, the gradient is part of one expression.
+    # A CPU scatters in place.
+    x, index = primals
+    moved = jax.lax.platform_dependent(tangents[0], index, cpu=_choose, default=_choose_by_comparing)
+    return _choose(x, index), moved
 
 
 def linear_recurrence(x: jax.Array, decay: jax.Array, last: Numeric = 0.0) -> jax.Array:

@@ -144,7 +144,8 @@ def gae(r_t: Array, discount_t: Array, lambda_t: Array, v_tm1: Array, v_t: Array
         A_{t-1} = delta_t + discount_t lambda_t A_t,   delta_t = r_t + discount_t v_t - v_tm1
 
     lambda = 0 gives the TD error, lambda = 1 the return minus the baseline. `advantage + v_tm1` is the lambda
-    return, the critic's target.
+    return, the critic's target. A CPU takes one step after the other, an accelerator computes
+    `gae_associative`.
 
     Args:
       r_t: [T] rewards.
@@ -161,8 +162,13 @@ def gae(r_t: Array, discount_t: Array, lambda_t: Array, v_tm1: Array, v_t: Array
 
     Source: Schulman et al. 2016, eq. 16; docs/lectures.md (B15).
     """
-    r_t, discount_t, lambda_t, v_tm1, v_t = series(r_t, discount_t, lambda_t, v_tm1, v_t)
+    stream = series(r_t, discount_t, lambda_t, v_tm1, v_t)
+    return jax.lax.platform_dependent(*stream, cpu=_gae_loop, default=gae_associative)
 
+
+def _gae_loop(
+    r_t: jax.Array, discount_t: jax.Array, lambda_t: jax.Array, v_tm1: jax.Array, v_t: jax.Array
+) -> jax.Array:
     def backward(advantage: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         r, discount, trace, v_before, v_after = step
         advantage = r + discount * v_after - v_before + discount * trace * advantage
@@ -178,7 +184,8 @@ def gae_associative(r_t: Array, discount_t: Array, lambda_t: Array, v_tm1: Array
 
         (delta, c) o (delta', c') = (delta + c delta', c c'),   c_t = discount_t lambda_t
 
-    On a CPU `gae` is faster: `experiments/benchmarks/losses.py` measures both at growing lengths.
+    On a CPU the loop of `gae` is faster (`experiments/benchmarks/losses.py`). On a GPU, where every step of a
+    loop costs launches, this is, 38 times at T = 128 (docs/benchmarks.md), and `gae` computes it there.
 
     Args:
       r_t: [T] rewards.

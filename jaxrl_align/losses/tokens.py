@@ -103,5 +103,6 @@ def next_token_loss(
     chex.assert_rank(logits, 2)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     expected_logit = (1.0 - label_smoothing) * pick(logits, targets)
-    expected_logit += label_smoothing * jnp.mean(logits, axis=-1)
+    if not (isinstance(label_smoothing, float) and label_smoothing == 0.0):  # one more pass over the logits
+        expected_logit += label_smoothing * jnp.mean(logits, axis=-1)
     return log_z - expected_logit + z_loss * jnp.square(log_z)

@@ -270,6 +270,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.layers,
+            unroll=config.layers if config.unroll else 1,
         )
         layers = stack(config, name="layers")
         own = None

@@ -101,6 +101,10 @@ class TransformerConfig:
     """Type of the computation; softmax, norms and logits accumulate in float32, parameters keep their own."""
     remat: bool = False
     """Recompute each block's inside in the backward pass instead of storing it."""
+    unroll: bool = False
+    """Compile the layers one behind the other, not one of them in a loop. A GPU is faster so: a loop copies
+    what each layer reads, and what it keeps for the backward pass. Compilation takes two to five times as
+    long."""
     attention: Literal["xla", "cudnn"] = "xla"
     """Kernel of the attention; cuDNN's flash attention needs a GPU and bfloat16. A mask costs it what it
     otherwise saves, [heads, L, L] numbers of every row: they are read, and in the backward pass written."""

@@ -67,7 +67,7 @@ def family_of(config: TransformerConfig) -> str:
 def _shape(config: TransformerConfig) -> dict[str, Any]:
     """Return what defines the function, with defaults filled in; how it is computed is left out."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    for name in ("dtype", "remat", "attention"):
+    for name in ("dtype", "remat", "unroll", "attention"):
         del values[name]
     every = tuple(range(config.layers))
     filled = {
