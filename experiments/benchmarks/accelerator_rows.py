@@ -101,10 +101,12 @@ def device_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that compute."""
+    """Return the versions of Python and of the libraries that compute, and the compiler's flags if any."""
     found = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "numpy", "flax"):
         found[name] = metadata.version(name)
+    if flags := os.environ.get("XLA_FLAGS"):
+        found["XLA_FLAGS"] = flags
     return found
 
 

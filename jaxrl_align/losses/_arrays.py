@@ -90,7 +90,8 @@ def _choose(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _choose_by_comparing(x: jax.Array, index: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == index[..., None], x, 0.0), -1)
+    places = jax.lax.broadcasted_iota(index.dtype, x.shape, x.ndim - 1)
+    return jnp.sum(jnp.where(places == index[..., None], x, 0.0), -1)
 
 
 @_choose.defjvp

@@ -131,9 +131,15 @@ def make_transformer(config: TransformerConfig) -> LanguageModel:
     def logits(params: Params, hidden: jax.Array) -> jax.Array:
         name = "tokens" if config.tied_head else "head"
         head = place_weights(params[name], name)
-        head = head.T if config.tied_head else head
-        product = _multiply if config.dtype == "float32" else _multiply_narrow
-        return product(hidden.astype(config.dtype), head.astype(config.dtype))
+        head = (head.T if config.tied_head else head).astype(config.dtype)
+        hidden = hidden.astype(config.dtype)
+        if config.dtype == "float32":
+            return _multiply(hidden, head)
+        # A GPU's large products are slow where rows are no multiple of 16 bytes, as GPT-2's 50,257 logits are
+        # not. For one token the head's copy would cost more.
+        if hidden.ndim > 1 and hidden.shape[-2] > 1:
+            head = jnp.pad(head, ((0, 0), (0, -config.vocab_size % 128)))
+        return _multiply_narrow(hidden, head)[..., : config.vocab_size]
 
     return LanguageModel(config, init, encode, logits, lambda length: init_cache(config, length))
 
