@@ -23,7 +23,8 @@ from jaxrl_align.align import (
     make_rlhf_learner,
     model_reward,
 )
-from jaxrl_align.losses import gae, gae_associative
+from jaxrl_align.losses import gae_associative
+from jaxrl_align.losses.returns import _gae_loop
 from jaxrl_align.nets import TransformerConfig, make_transformer
 from jaxrl_align.text import TextConfig
 
@@ -168,16 +169,16 @@ def ppo(report: Report, *, config: rl.Config, envs: int) -> None:
 
 
 def scans(report: Report, *, streams: tuple[int, ...], lengths: tuple[int, ...], most: int) -> None:
-    """GAE by `gae_associative` over `gae`'s loop, where the streams hold at most `most` steps together."""
+    """GAE by `gae_associative` over CPUs' loop, where the streams hold at most `most` steps together."""
     sizes = [(b, t) for b, t in itertools.product(streams, lengths) if b * t <= most]
     given, programs = {}, {}
     for size in sizes:
         given[size] = [jnp.full(size, x, jnp.float32) for x in (1.0, 0.99, 0.95, 0.5, 0.5)]
-        for function in (gae, gae_associative):
+        for function in (_gae_loop, gae_associative):
             programs[f"{function.__name__} {size}"] = (jax.jit(jax.vmap(function)), tuple(given[size]))
     compiled = compile_together(programs)
     for size in sizes:
-        names = [f"{function.__name__} {size}" for function in (gae_associative, gae)]
+        names = [f"{function.__name__} {size}" for function in (gae_associative, _gae_loop)]
         if report.late(str(size)) or not set(names) <= set(compiled):
             continue
         quick, loop = (

@@ -48,6 +48,13 @@ def test_gae_matches_the_double_sum_with_terminations_and_truncations():
     check(L.gae_associative, expected, *STREAM, V_TM1, V_T, atol=1e-5)
 
 
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_gae_is_a_loop_on_a_cpu_alone(platform, loops):
+    traced = jax.jit(jax.vmap(L.gae)).trace(*[jax.ShapeDtypeStruct((2, 8), jnp.float32)] * 5)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.while" in program) == loops
+
+
 def test_gae_by_hand():
     """Two steps: delta = (1 + .5*2 - 3, 4 - 2) = (-1, 2), so A = (-1 + .5*.5*2, 2)."""
     check(L.gae, [-0.5, 2.0], [1.0, 4.0], [0.5, 0.0], [0.5, 0.0], [3.0, 2.0], [2.0, 9.0])

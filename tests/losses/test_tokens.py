@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jaxrl_align import losses as L
+from jaxrl_align.losses import _arrays
+from jaxrl_align.losses._arrays import pick
 
 from .checks import check
 
@@ -19,6 +21,42 @@ def test_token_losses_by_hand():
     check(L.next_token_loss, -np.log([0.25, 0.7]) + 0.1 * 9.0, LOGITS + 3.0, TOKENS, z_loss=0.1)
     smoothed = -0.8 * np.log([0.25, 0.7]) - 0.2 * np.log(PROBS).mean(1)
     check(L.next_token_loss, smoothed, LOGITS + 3.0, TOKENS, label_smoothing=0.2)
+
+
+def test_logits_that_are_ruled_out_count_only_where_labels_are_smoothed():
+    ruled_out = np.array([[0.0, 1.0, -np.inf]])
+    loss = lambda **settings: float(L.next_token_loss(ruled_out, np.array([1]), **settings)[0])
+    assert loss() == pytest.approx(np.log1p(np.exp(-1.0)))
+    assert loss(label_smoothing=jnp.float32(0.0)) != loss() and loss(label_smoothing=0.1) == np.inf
+
+
+def test_a_chosen_logits_gradient_is_the_same_by_comparing():
+    """What an accelerator computes; here the CPU's gather is what is differentiated."""
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5))
+    index = jnp.array([[0, 4, 2, 2], [1, 1, 0, 3], [4, 0, 0, 7]])  # 7: out of range
+    weight = jnp.arange(1.0, 13.0).reshape(3, 4).at[2, 3].set(0.0)
+    chosen = lambda f: jax.grad(lambda x: jnp.sum(weight * jnp.nan_to_num(f(x, index)) ** 2))(x)
+    by_hand = np.zeros(x.shape)
+    for i, j in np.ndindex(3, 4):
+        if (k := int(index[i, j])) < 5:
+            by_hand[i, j, k] = 2 * weight[i, j] * x[i, j, k]
+    for f in (pick, _arrays._choose_by_comparing):
+        np.testing.assert_allclose(chosen(f), by_hand, rtol=1e-6)
+    tangent = jax.random.normal(jax.random.key(1), x.shape)
+    moved = jax.jvp(lambda x: pick(x, index), (x,), (tangent,))[1]
+    valid = index < 5
+    np.testing.assert_allclose(moved[valid], pick(tangent, index)[valid], rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.hessian(lambda x: pick(x, jnp.array(1)) ** 3)(x[0, 0])[1, 1], 6 * x[0, 0, 1], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("platform", "scatters"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_accelerators_scatter_no_gradient_of_a_token_loss(platform, scatters):
+    gradient = jax.grad(lambda logits: jnp.sum(jax.vmap(L.next_token_loss)(logits, jnp.zeros((2, 3), int))))
+    traced = jax.jit(gradient).trace(jax.ShapeDtypeStruct((2, 3, 5), jnp.float32))
+    # The branches of other platforms are in no program for one.
+    assert ("scatter" in traced.lower(lowering_platforms=(platform,)).as_text()) == scatters
 
 
 def test_sequence_log_prob_is_the_sum_over_tokens():

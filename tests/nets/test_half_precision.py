@@ -124,3 +124,16 @@ def test_logits_gradients_are_multiplied_in_their_own_type(trained, tied):
     assert all(x.aval.dtype == jnp.bfloat16 for e in products for x in e.invars)
     _, moved = jax.jvp(lambda h: lm.logits(params, h), (hidden,), (hidden,))
     np.testing.assert_allclose(moved, lm.logits(params, hidden), rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize(("shape", "columns"), [((3, 7, 32), 128), ((1, 32), 50), ((32,), 50)])
+def test_many_tokens_logits_have_rows_of_whole_cache_lines(shape, columns):
+    lm = make_transformer(CONFIG)
+    params, hidden = draw_params(lm), jax.random.normal(jax.random.key(2), shape, jnp.bfloat16)
+    read = lambda hidden: lm.logits(params, hidden)
+    program = jax.jit(read).trace(hidden).lower().as_text()
+    (product,) = [line for line in program.splitlines() if "dot_general" in line]
+    assert "x".join(map(str, (*shape[:-1], columns))) + "xf32>" in product
+    rounded = params["tokens"].astype(jnp.bfloat16).astype(jnp.float32)
+    assert read(hidden).shape == (*shape[:-1], 50)
+    np.testing.assert_allclose(read(hidden), hidden.astype(jnp.float32) @ rounded.T, rtol=1e-3, atol=1e-4)

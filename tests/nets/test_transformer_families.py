@@ -240,6 +240,32 @@ def test_norm_and_softmax_of_bfloat16_add_up_in_float32():
     np.testing.assert_allclose(lm.logits(params, hidden)[-1], 1024.0, rtol=0.01)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_layers_one_behind_the_other_compute_the_same_without_a_loop(family):
+    lm, params = weights(FAMILIES[family])
+    unrolled = make_transformer(dataclasses.replace(lm.config, unroll=True))
+    assert jax.tree.map(jnp.shape, jax.eval_shape(unrolled.init, jax.random.key(0))) == jax.tree.map(
+        jnp.shape, params
+    )
+
+    def read(lm):
+        def loss(params):
+            hidden = lm.encode(params, TOKENS, jnp.ones(7))[0]
+            return jnp.sum(hidden**2), hidden
+
+        def write(params):
+            cache, place = lm.init_cache(8), jnp.arange(7)
+            cache = lm.encode(params, TOKENS, jnp.ones(8), cache, 0, place)[1]
+            return lm.encode(params, TOKENS[:1], jnp.ones(8), cache, 7, place[-1:] + 1)
+
+        both = jax.jit(lambda params: (jax.grad(loss, has_aux=True)(params), write(params)))
+        return both.trace(params).lower().as_text().count("stablehlo.while"), both(params)
+
+    (loops, want), (none, got) = read(lm), read(unrolled)
+    assert loops == 4 and none == 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, want)
+
+
 def test_remat_recomputes_and_changes_nothing():
     lm, params = weights(FAMILIES["qwen2"])
     again = make_transformer(dataclasses.replace(lm.config, remat=True))

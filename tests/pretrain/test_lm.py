@@ -8,6 +8,7 @@ from jaxrl_align.nets import init_lora, overlay, select
 from jaxrl_align.pretrain.lm import (
     LMHParams,
     TokenBatch,
+    is_likeliest,
     make_lm_learner,
     next_token_objective,
     sample_rows,
@@ -43,6 +44,16 @@ def test_the_loss_is_the_mean_over_completion_tokens():
     assert metrics["num_tokens"] == len(nats) == 20
     np.testing.assert_allclose(loss, np.mean(nats), rtol=1e-5)
     np.testing.assert_allclose(metrics["mean_token_accuracy"], np.mean(hits), rtol=1e-6)
+
+
+def test_the_likeliest_token_is_the_first_of_equal_ones_as_argmax_has_it():
+    rng = np.random.default_rng(3)
+    logits = rng.integers(0, 3, (200, 4)).astype(np.float32)  # most rows have ties
+    targets = rng.integers(0, 4, 200)
+    got = is_likeliest(jnp.asarray(logits), jnp.asarray(targets))
+    np.testing.assert_array_equal(got, logits.argmax(1) == targets)
+    assert 20 < got.sum() < 180
+    assert not is_likeliest(jnp.full((1, 4), jnp.nan), jnp.zeros(1, int))[0]
 
 
 def test_prompt_labels_change_nothing():
