@@ -103,8 +103,8 @@ class TransformerConfig:
     """Recompute each block's inside in the backward pass instead of storing it."""
     unroll: bool = False
     """Compile the layers one behind the other, not one of them in a loop. A GPU is faster so: a loop copies
-    what each layer reads, and what it keeps for the backward pass. Compilation takes two to five times as
-    long."""
+    what each layer reads, and what it keeps for the backward pass. A CPU trains 2 to 3% faster and generates
+    in 1.2 to 1.5 times the time. Compilation takes two to five times as long."""
     attention: Literal["xla", "cudnn"] = "xla"
     """Kernel of the attention; cuDNN's flash attention needs a GPU and bfloat16. A mask costs it what it
     otherwise saves, [heads, L, L] numbers of every row: they are read, and in the backward pass written."""

@@ -111,7 +111,8 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
     """End the program in one line for what the user can mend: a value, a file, a disk, a missing extra.
 
     The line is `error: ...` and the exit code 2; with JAXRL_ALIGN_DEBUG=1 the traceback comes instead.
-    Ctrl-C, SIGTERM and SIGHUP end with code 128 + signal: 130, 143, 129.
+    Ctrl-C, SIGTERM and SIGHUP end with code 128 + signal: 130, 143, 129; so does the end of whoever reads
+    what is printed, in silence: 141.
 
     Args:
       resumes: whether the program continues with `--resume`, which the line of an interrupted one then says.
@@ -120,6 +121,11 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
         with raised_interrupts(), explained_lost_process(), explained_shortage({}):
             join_hosts()
             yield
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read what is printed has gone, as `head` does. Python would try to write the rest once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        end_process(128 + signal.SIGPIPE, "")
     except KeyboardInterrupt as interrupt:
         remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""
         end_process(128 + (*interrupt.args, int(signal.SIGINT))[0], "interrupted" + remedy)

@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -63,6 +66,18 @@ def test_user_errors_are_one_line_and_code_2(capsys, monkeypatch, error, line):
     monkeypatch.setenv("JAXRL_ALIGN_DEBUG", "1")
     with pytest.raises(type(error)):
         cli.main(Config, raising(error), [])
+
+
+def test_a_reader_that_has_gone_ends_the_program_in_silence():
+    """As `jaxrl-align list | head -1` does."""
+    program = "from jaxrl_align.runtime import cli\nwith cli.user_errors():\n    print('x' * 100_000)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 def test_a_bug_keeps_its_traceback():

@@ -153,12 +153,13 @@ def end_process(code: int, line: str) -> NoReturn:
 
     Args:
       code: the exit code.
-      line: for stderr.
+      line: for stderr; empty, none.
     """
     if not jax.distributed.is_initialized():
-        print(line, file=sys.stderr)
+        if line:
+            print(line, file=sys.stderr)
         raise SystemExit(code)
-    if not _is_said(line):
+    if line and not _is_said(line):
         print(line if is_first() else f"process {_state().process_id}: {line}", file=sys.__stderr__)
     for stream in (sys.stdout, sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(OSError, ValueError, AttributeError):
