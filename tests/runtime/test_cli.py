@@ -68,9 +68,10 @@ def test_user_errors_are_one_line_and_code_2(capsys, monkeypatch, error, line):
         cli.main(Config, raising(error), [])
 
 
-def test_a_reader_that_has_gone_ends_the_program_in_silence():
+@pytest.mark.parametrize("length", [1, 100_000])  # less than Python's buffer, and more
+def test_a_reader_that_has_gone_ends_the_program_in_silence(length):
     """As `jaxrl-align list | head -1` does."""
-    program = "from jaxrl_align.runtime import cli\nwith cli.user_errors():\n    print('x' * 100_000)"
+    program = f"from jaxrl_align.runtime import cli\nwith cli.user_errors():\n    print('x' * {length})"
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(

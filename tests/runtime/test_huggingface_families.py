@@ -231,6 +231,10 @@ def test_a_configuration_that_no_family_can_hold_is_refused(config, message):
         (dataclasses.replace(GEMMA3, rope_scaling=None, local_rope_theta=None), "gemma3_text"),
         (dataclasses.replace(GEMMA3, rope_scaling=None, local_rope_theta=GEMMA3.rope_theta), "gemma3_text"),
         (dataclasses.replace(GEMMA3, attention_scale=GEMMA3.depth**-0.5), "gemma3_text"),
+        (
+            dataclasses.replace(MISTRAL, dtype="bfloat16", remat=True, unroll=True, attention="cudnn"),
+            "mistral",
+        ),
         (dataclasses.replace(MISTRAL, window_layers=(0, 1)), "mistral"),
         (dataclasses.replace(MISTRAL, window_layers=(1,)), "smollm3"),
         (dataclasses.replace(SMOLLM3, rotary_layers=()), "smollm3"),
