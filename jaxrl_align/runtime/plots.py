@@ -255,12 +255,16 @@ def _leave_blank(axes: Sequence[Any], i: int, columns: int) -> None:
 
 
 def _shorten_ticks(ax: Any, most: int) -> None:
-    """Write large positions along a linear x as 50k, and few of them."""
+    """Write large positions along a linear x as 50k, and few of them; within a decade of a log y, 2.2."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     if ax.get_xscale() == "linear" and ax.get_xlim()[1] >= 10_000:
         ax.xaxis.set_major_locator(MaxNLocator(most))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    low, high = ax.get_ylim()
+    if ax.get_yscale() == "log" and high < 10 * low:
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
 
 
 def _name_beside(fig: Any, ax: Any) -> None:

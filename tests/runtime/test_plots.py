@@ -103,6 +103,15 @@ def test_many_steps_are_written_in_thousands(monkeypatch):
     assert not any("k" in text.get_text() for text in ax.get_xticklabels())
 
 
+@pytest.mark.parametrize(("highest", "plain"), [(3.0, True), (300.0, False)])
+def test_losses_within_a_decade_are_written_without_powers(monkeypatch, highest, plain):
+    curves = {"a": (np.arange(4), np.linspace(2.2, highest, 8).reshape(4, 2))}
+    (ax,) = drawn(monkeypatch, curves, yscale="log").axes
+    ax.figure.canvas.draw()
+    texts = [text.get_text() for text in ax.get_yticklabels(which="both") if text.get_text()]
+    assert any("^" in text for text in texts) != plain and len(texts) > 2, texts
+
+
 def test_no_band_leaves_the_possible_range(monkeypatch):
     curves = {"a": (np.arange(2), np.array([[0.0, 1.0], [0.9, 1.0]]))}
     for bars in (False, True):
