@@ -27,8 +27,8 @@ from jaxrl_align.types import PaddedTokens
 class BestOfN:
     """Answer prompts n times and keep the answer that a reward scores highest (Nakano et al. 2021).
 
-    Rows: as ppo's. What it writes, {"prompt", "completion", "score"}, is what `sft` reads: trained on, it is
-    rejection-sampling fine-tuning.
+    Rows: {"prompt"} or {"messages"}, and any further fields for a reward function. What it writes,
+    {"prompt", "completion", "score"}, is what `sft` reads: trained on, it is rejection-sampling fine-tuning.
     """
 
     source: OmitArgPrefixes[ReadOptions]

@@ -21,6 +21,7 @@ import numpy as np
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad
 from jaxrl_align.feedback.encoding import split_row, until_stop
 from jaxrl_align.feedback.fields import (
+    SKIP,
     Messages,
     Text,
     parse_completion,
@@ -115,15 +116,12 @@ def _parse_demonstration(fields: dict[str, Any], source: str) -> Document | Dial
     if "messages" in fields:
         messages = _parse_messages(fields)
         if not any(message["role"] == "assistant" for message in messages[1:]):
-            raise ValueError(
-                "messages must hold an assistant's turn after another's; got none; remove the row, or "
-                "skip_bad_rows=True"
-            )
+            raise ValueError(f"messages must hold an assistant's turn after another's; got none; {SKIP}")
         return Dialogue(messages, source)
     if "text" in fields:
         text = parse_text(fields, "text")
         if not (isinstance(text, str) and text.strip()):
-            raise ValueError("text must hold words; got none; remove the row, or skip_bad_rows=True")
+            raise ValueError(f"text must hold words; got none; {SKIP}")
         return Document(text, source)
     raise ValueError(
         f"a row must have text, messages, or prompt and completion; got {', '.join(sorted(fields))[:80]}"
@@ -144,7 +142,7 @@ def _parse_question(fields: dict[str, Any], source: str) -> Question:
         ends = [i for i, message in enumerate(prompt) if message["role"] != "assistant"]
         prompt = prompt[: ends[-1] + 1] if ends else []
     if not prompt or isinstance(prompt, str) and not prompt.strip():
-        raise ValueError(f"{asked} must ask something; got nothing; remove the row, or skip_bad_rows=True")
+        raise ValueError(f"{asked} must ask something; got nothing; {SKIP}")
     return Question(prompt, {name: x for name, x in fields.items() if name != asked}, source)
 
 

@@ -15,6 +15,7 @@ Text = str | Messages
 
 TURN = re.compile(r"\n\n(?=Human:|Assistant:)")
 REPLY = "Assistant:"
+SKIP = "remove the row, or skip_bad_rows=True (--skip-bad-rows)"
 MOST_BAD = 10_000
 """Bad rows that may be left out of a file although they are more than the good ones."""
 
@@ -76,7 +77,7 @@ def check_completion(value: Text, name: str) -> Text:
     """Return a completion; see `parse_completion`."""
     if isinstance(value, str):
         if not value.strip():
-            raise ValueError(f"{name} is empty; remove the row, or skip_bad_rows=True")
+            raise ValueError(f"{name} is empty; {SKIP}")
         return value
     if value[0]["role"] != "assistant":
         raise ValueError(
@@ -84,7 +85,7 @@ def check_completion(value: Text, name: str) -> Text:
             "before it belong to prompt"
         )
     if not any(m.get("tool_calls") or str(m.get("content") or "").strip() for m in value):
-        raise ValueError(f"{name} is empty: no message has content; remove the row, or skip_bad_rows=True")
+        raise ValueError(f"{name} is empty: no message has content; {SKIP}")
     return value
 
 
@@ -110,7 +111,7 @@ def refuse_equal(completions: Mapping[str, Text]) -> None:
             )
         words = json.dumps(_strip(text), sort_keys=True)
         if words in seen:
-            raise ValueError(f"{seen[words]} and {name} are identical; remove the row, or skip_bad_rows=True")
+            raise ValueError(f"{seen[words]} and {name} are identical; {SKIP}")
         seen[words] = name
 
 

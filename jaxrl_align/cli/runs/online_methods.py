@@ -84,7 +84,7 @@ class GroupOptions:
 class GRPO:
     """Group relative policy optimisation (Shao et al. 2024) and its kin: answers judged by each other.
 
-    Rows: as ppo's.
+    Rows: {"prompt"} or {"messages"}, and any further fields for a reward function.
     """
 
     base: OmitArgPrefixes[ModelOptions]
@@ -102,7 +102,7 @@ class GRPO:
 class RLOO:
     """REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024): answers judged by each other.
 
-    Rows: as ppo's.
+    Rows: {"prompt"} or {"messages"}, and any further fields for a reward function.
     """
 
     base: OmitArgPrefixes[ModelOptions]
