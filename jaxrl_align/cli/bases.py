@@ -69,8 +69,8 @@ def load_base(
     base: str | None = None,
     hub: bool = False,
     quantise: str | None = None,
-    remat: bool = False,
     fold: bool = True,
+    **computing: Any,
 ) -> Base:
     """Read the model that a command starts from.
 
@@ -79,8 +79,8 @@ def load_base(
       base: an adapter's base; None takes what `adapter_config.json` names.
       hub: download it.
       quantise: the kind in which kernels are packed; None leaves them plain.
-      remat: recompute blocks in the backward pass.
       fold: fold an adapter into its base; otherwise it is laid over it.
+      **computing: fields of `TransformerConfig` that say how, not what, for example `remat`.
 
     Raises:
       ImportError, ValueError: as `load_model` and `load_adapter`; ValueError for a folder without a
@@ -100,7 +100,7 @@ def load_base(
         lacking = "tokenizer.json" if tokenizer is None else "token that ends a text (eos_token)"
         raise ValueError(f"{below} must hold a {lacking}; got none; copy it from the published model")
     stop_tokens = tuple(dict.fromkeys([tokenizer.stop_token, *model.stop_tokens]))
-    lm = make_transformer(replace(model.config, remat=remat))
+    lm = make_transformer(replace(model.config, **computing))
     return Base(name, lm, params, model.config, tokenizer, stop_tokens, adapted)
 
 

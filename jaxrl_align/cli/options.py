@@ -37,6 +37,10 @@ class ModelOptions:
     """Take --model (and --base) for names on the Hugging Face hub, and download them (extra [hub])."""
     remat: bool = False
     """Compute each block again in the backward pass: less memory, about a third more time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; weights that are trained keep theirs. bfloat16 is for GPUs and TPUs."""
+    unroll: bool = False
+    """Compile the layers one behind the other, not as a loop: faster on a GPU, and longer to compile."""
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,8 @@ def load_tuned_base(options: ModelOptions, tuning: TuningOptions, *, whole: bool
       whole: whether the outcome is written whole in any case.
     """
     quantise = QUANTISED if tuning.tuning == "qlora" else None
-    base = load_base(
-        options.model, base=options.base, hub=options.hub, quantise=quantise, remat=options.remat
-    )
+    computing = {"remat": options.remat, "dtype": options.dtype, "unroll": options.unroll}
+    base = load_base(options.model, base=options.base, hub=options.hub, quantise=quantise, **computing)
     if base.adapted and not (whole or tuning.merge or tuning.tuning == "full"):
         raise ValueError(
             f"{options.model} is an adapter, and a further one over both could not be opened by peft; pass "

@@ -85,6 +85,26 @@ def test_the_folder_holds_model_card_and_run(done):
     assert [row["prompt"] for row in rows[:2]] == PROMPTS[:2]
 
 
+def test_in_half_precision_and_unrolled_it_learns_the_same(done, road, tmp_path, monkeypatch):
+    seen = []
+    make = fine_tuning.make_lm_learner
+    keep = lambda lm, *args, **how: seen.append(lm) or make(lm, *args, **how)
+    monkeypatch.setattr(fine_tuning, "make_lm_learner", keep)
+    run_command([*SETTINGS.split(), str(tmp_path / "out"), "--dtype", "bfloat16", "--unroll"])
+    (lm,) = seen
+    assert (lm.config.dtype, lm.config.unroll, lm.config.remat) == ("bfloat16", True, False)
+    half, full = part_of(tmp_path / "out"), part_of(done)
+    assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+    found = [json.loads((f / "run" / "held_out.json").read_text()) for f in (tmp_path / "out", done)]
+    for step in ("0", "3"):
+        np.testing.assert_allclose(found[0][step]["loss"], found[1][step]["loss"], rtol=0.02)
+    apart = [
+        np.linalg.norm(x - y) / np.linalg.norm(y)
+        for x, y in zip(*map(jax.tree.leaves, (half, full)), strict=True)
+    ]
+    assert 0 < max(apart) < 0.2
+
+
 def test_the_card_says_what_was_done(done, workshop):
     card = (done / "README.md").read_text()
     held_out = json.loads((done / "run" / "held_out.json").read_text())

@@ -153,7 +153,7 @@ def describe_memory(journey: Journey, whole: bool) -> str:
         half = estimate_memory(base.lm, tuned.part, frozen, rows=journey.at_once // 2, **how)
         text += f"; {' or '.join(journey.halve)}: {half.total / 1e9:.2f} GB"
     if not base.lm.config.remat:
-        lm = make_transformer(dataclasses.replace(base.config, remat=True))
+        lm = make_transformer(dataclasses.replace(base.lm.config, remat=True))
         less = estimate_memory(lm, tuned.part, frozen, rows=journey.at_once, **how)
         text += f"; --remat: {less.total / 1e9:.2f} GB"
     return text + ("; --tuning lora trains with less" if whole else "")
