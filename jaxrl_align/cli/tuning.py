@@ -43,7 +43,7 @@ def load_tuned_base(options: ModelOptions, tuning: TuningOptions, *, whole: bool
       whole: whether the outcome is written whole in any case.
     """
     quantise = QUANTISED if tuning.tuning == "qlora" else None
-    computing = {"remat": options.remat, "dtype": options.dtype, "unroll": options.unroll}
+    computing: dict[str, Any] = {"remat": options.remat, "dtype": options.dtype, "unroll": options.unroll}
     base = load_base(options.model, base=options.base, hub=options.hub, quantise=quantise, **computing)
     if base.adapted and not (whole or tuning.merge or tuning.tuning == "full"):
         raise ValueError(
