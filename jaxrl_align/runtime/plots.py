@@ -3,6 +3,7 @@
 matplotlib is an extra and is imported only when a figure is drawn.
 """
 
+import itertools
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -187,7 +188,7 @@ def save_curves(
       title: what the figure shows.
       bars: draw each mean as a point with an error bar, for a few positions, instead of a line with a band.
       dashed: names of curves with a broken line; None, every curve has a line of its own.
-      levels: name -> the height of a dotted horizontal line to compare with.
+      levels: name -> the height of a grey horizontal line to compare with, the first one dotted.
       bounds: what the quantity can be at least and at most; no interval is drawn beyond.
       settings: of matplotlib's `Axes.set`, for example `xscale="log"`.
     """
@@ -205,8 +206,8 @@ def save_curves(
         for name in sorted(curves, key=lambda name: name in shown):
             kind = look[name] if name in shown else {"color": "#bbbbbb", "linewidth": 0.7, "linestyle": "-"}
             draw_curve(ax, name, *curves[name], bars=bars, plain=name not in shown, bounds=bounds, **kind)
-        for name, level in (levels or {}).items():
-            ax.axhline(level, color="#777777", linestyle=":", label=name)
+        for (name, level), line in zip((levels or {}).items(), itertools.cycle(LINES[3:])):
+            ax.axhline(level, color="#777777", linestyle=line, label=name)
         ax.set(**settings)
         _shorten_ticks(ax, 3 if apart else 6)
         if apart:

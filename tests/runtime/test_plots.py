@@ -93,6 +93,13 @@ def test_the_legend_stands_beside_in_the_order_of_the_ends(monkeypatch):
     assert fig.axes[0].get_legend() is None
 
 
+def test_levels_differ_in_their_dashes(monkeypatch):
+    fig = drawn(monkeypatch, curves_of("a"), levels={"floor": -1.0, "ceiling": 9.0})
+    looks = {line.get_label(): line for line in fig.axes[0].lines}
+    assert looks["floor"].get_linestyle() == ":"
+    assert looks["floor"]._dash_pattern != looks["ceiling"]._dash_pattern
+
+
 def test_many_steps_are_written_in_thousands(monkeypatch):
     (ax,) = drawn(monkeypatch, {"a": (np.arange(0, 150_001, 50_000), np.zeros((4, 2)))}).axes
     ax.figure.canvas.draw()
