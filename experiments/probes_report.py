@@ -208,7 +208,7 @@ def draw_gains(path: Any, config: Any, answers: Answers, counts: str) -> None:
     ax.axhline(0, color="#777777", linestyle=":")
     ax.set(xscale="log", xticks=config.epochs, xticklabels=[f"{x:g}" for x in config.epochs])
     ax.minorticks_off()
-    ax.legend()
+    fig.legend(loc="outside right upper", fontsize=8, frameon=False)
     plots.save_figure(fig, path)
 
 
@@ -220,11 +220,11 @@ def draw_phenomena(path: Any, answers: Answers, shown: dict[str, str]) -> None:
     height = 0.8 / len(shown)
     for i, (who, label) in enumerate(shown.items()):
         where = np.arange(len(names)) + (i - (len(shown) - 1) / 2) * height
-        ax.barh(where, 100 * by_term[who], height, label=label)
+        ax.barh(where, 100 * by_term[who], height, label=label, **plots.bar_look(i))
     ax.axvline(50, color="#777777", linestyle=":", label="chance")
     ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     ax.invert_yaxis()
-    ax.legend(fontsize=8)
+    fig.legend(loc="outside right upper", fontsize=8, frameon=False)
     plots.save_figure(fig, path)
 
 
