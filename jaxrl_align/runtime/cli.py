@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import select
 import signal
 import sys
 import traceback
@@ -122,14 +123,14 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
             join_hosts()
             yield
             sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read what is printed has gone, as `head` does. Python would try to write the rest once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        end_process(128 + signal.SIGPIPE, "")
     except KeyboardInterrupt as interrupt:
         remedy = "; the same command with --resume continues from the last checkpoint" if resumes else ""
         end_process(128 + (*interrupt.args, int(signal.SIGINT))[0], "interrupted" + remedy)
     except USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            # Python would try to write the rest once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            end_process(128 + signal.SIGPIPE, "")
         if os.environ.get("JAXRL_ALIGN_DEBUG") == "1" and not several():
             raise
         end_process(2, "error: " + " ".join((str(error) or type(error).__name__).split()))
@@ -138,6 +139,16 @@ def user_errors(*, resumes: bool = False) -> Iterator[None]:
             raise
         # Raised, it would wait for the others in jax's farewell, and they for it.
         end_process(1, traceback.format_exc().rstrip())
+
+
+def _is_unread() -> bool:
+    """Return whether whoever read what is printed has gone, as `head` does; other pipes may break too."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)  # of what ends or breaks it tells unasked
+    except (OSError, TypeError, ValueError):  # no file, as in a notebook
+        return False
+    return bool(poll.poll(0))
 
 
 @contextlib.contextmanager

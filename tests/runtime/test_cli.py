@@ -81,6 +81,13 @@ def test_a_reader_that_has_gone_ends_the_program_in_silence(length):
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
+def test_another_pipe_that_breaks_is_an_error(capsys):
+    """As that of a program which a user's reward asks."""
+    with pytest.raises(SystemExit) as ended, cli.user_errors():
+        raise BrokenPipeError(32, "Broken pipe")
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(TypeError):
         cli.main(Config, raising(TypeError("bug")), [])
