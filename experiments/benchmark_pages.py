@@ -43,7 +43,9 @@ def benchmark_text(record: Record, rows: Rows) -> str:
         "Each side in turn in one run, in the same precision and on the same shapes: medians of the rates,",
         "and of the rounds' ratios with their range. The floor is what the machine's own products and",
         "transfers of the work's shapes would take, nothing else; the scripts say how it is counted, where",
-        "their time goes, and what was tried in vain. To measure again:",
+        "their time goes, and what was tried in vain. `elsewhere` is the ratio on another host, whose rates",
+        "stand below: where a core is slow to wake, what many small steps share between cores gains less,",
+        "and a library whose threads spin loses less. To measure again:",
         "`python experiments/benchmarks/run_all.py --help`, and on a GPU `accelerator.py --help` there.",
         "",
         "![ratios to other libraries](benchmarks.png)",
@@ -53,10 +55,12 @@ def benchmark_text(record: Record, rows: Rows) -> str:
             "",
             f"## {name.replace('_', ' ')}",
             "",
-            *_table(measured["rows"]),
+            *_table([measured]),
             "",
-            run_text(name, measured),
+            run_text(name, measured["run"]),
         ]
+        if "elsewhere" in measured:
+            lines[-1] += f" Elsewhere: {run_text(name, measured['elsewhere']['run'])}"
     commits = sorted({_short(row["commit"]) for row in rows})
     lines += ["", f"## One {rows[0]['device']}", "", *VARIANTS, "", *_device_table(rows), ""]
     lines += [f"`experiments/benchmarks/accelerator.py`, commits {', '.join(f'`{c}`' for c in commits)};"]
@@ -64,13 +68,19 @@ def benchmark_text(record: Record, rows: Rows) -> str:
     return "\n".join([*lines, f"{_listed(versions)}.", ""])
 
 
-def run_text(name: str, measured: Mapping[str, Any]) -> str:
+def run_text(name: str, run: Mapping[str, Any]) -> str:
     """Return how a benchmark was run."""
-    run = measured["run"]
     peers = f"; beside {_listed(run['peers'])}" if run["peers"] else ""
+    host = ""
+    if "host" in run:
+        rates = run["host"]
+        host = (
+            f" (products at {rates['gflop_s']} GFLOP/s, memory read at {rates['read_gb_s']} GB/s, "
+            f"{rates['wake_us']} us to wake the other core)"
+        )
     return (
         f"`experiments/benchmarks/{name}.py`, {run['rounds']} rounds, {run['seconds']:,.0f} s on "
-        f"{run['machine']}; commit `{_short(run['commit'])}`; {_listed(run['versions'])}{peers}."
+        f"{run['machine']}{host}; commit `{_short(run['commit'])}`; {_listed(run['versions'])}{peers}."
     )
 
 
@@ -82,10 +92,8 @@ def with_speeds(page: str, record: Record, rows: Rows) -> str:
     """
     if BEGIN not in page or END not in page:
         raise ValueError(f"the page must hold the lines {BEGIN} and {END}, between which the speeds go")
-    compared = lambda row: any(not _own(rival) for rival in row["rivals"])
-    contests = [row for measured in record.values() for row in measured["rows"] if compared(row)]
     shown = [row for row in rows if row["what"] in SHOWN]
-    lines = [BEGIN, "", *_table(contests), "", *_device_table(shown), "", END]
+    lines = [BEGIN, "", *_table(list(record.values()), alone=False), "", *_device_table(shown), "", END]
     return page.partition(BEGIN)[0] + "\n".join(lines) + page.partition(END)[2]
 
 
@@ -113,19 +121,29 @@ def _device_table(rows: Rows) -> list[str]:
     return lines
 
 
-def _table(rows: list[Mapping[str, Any]]) -> list[str]:
-    """Return rows as a table, Markdown."""
+def _table(benchmarks: Sequence[Mapping[str, Any]], alone: bool = True) -> list[str]:
+    """Return benchmarks' rows as a table, Markdown; not `alone`, those beside other libraries."""
     lines = ["| what | ours | others |", "|---|---|---|"]
-    for row in rows:
-        share = "" if row["floor"] is None else f" ({row['rate'] / row['floor']:.0%} of the floor)"
-        others = "; ".join(
-            f"{r['name']} {three_digits(r['rate'])}: {r['times']:.2f} times [{r['low']:.2f}, {r['high']:.2f}]"
-            for r in row["rivals"]
-        )
-        lines.append(
-            f"| {row['what']} | {three_digits(row['rate'])} {row['unit']}{share} | {others or '-'} |"
-        )
+    for measured in benchmarks:
+        there = measured.get("elsewhere", {"rows": ()})["rows"]
+        elsewhere = {(row["what"], rival["name"]): rival for row in there for rival in row["rivals"]}
+        for row in measured["rows"]:
+            if not alone and all(_own(rival) for rival in row["rivals"]):
+                continue
+            share = "" if row["floor"] is None else f" ({row['rate'] / row['floor']:.0%} of the floor)"
+            others = "; ".join(
+                _rival_text(rival, elsewhere.get((row["what"], rival["name"]))) for rival in row["rivals"]
+            )
+            rate = f"{three_digits(row['rate'])} {row['unit']}{share}"
+            lines.append(f"| {row['what']} | {rate} | {others or '-'} |")
     return lines
+
+
+def _rival_text(rival: Mapping[str, Any], elsewhere: Mapping[str, Any] | None) -> str:
+    """Return a peer's rate and our ratio to it, on another host too where it was measured there."""
+    ratio = lambda r: f"{r['times']:.2f} times [{r['low']:.2f}, {r['high']:.2f}]"
+    there = "" if elsewhere is None else f", elsewhere {ratio(elsewhere)}"
+    return f"{rival['name']} {three_digits(rival['rate'])}: {ratio(rival)}{there}"
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Each benchmark runs in a process of its own and takes its sides in turn; what it needs is listed by its own
 `--help`, what its peers need by `peers.INSTALL`. Run it on an idle machine from a clean commit: it takes
 about 50 minutes on two CPU cores, `--only` a part of that. A benchmark that fails is named at the end, and
-its earlier rows stay. `make results` turns docs/benchmarks.json into docs/benchmarks.md and the README's
-table.
+its earlier rows stay. Ratios depend on the host: `--elsewhere` keeps the rows of record and puts another
+host's beside them. `make results` turns docs/benchmarks.json into docs/benchmarks.md and the README's table.
 """
 
 import json
@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from host import describe_host
 
 from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.evidence import describe_machine
@@ -75,6 +77,8 @@ class Config:
     """An interpreter with flashbax."""
     record: str = str(RECORD)
     """The file of record."""
+    elsewhere: bool = False
+    """Put the rows beside those of record, as another host's."""
 
 
 def command_of(name: str, config: Config) -> list[str]:
@@ -101,7 +105,8 @@ def measure(name: str, config: Config) -> dict[str, Any]:
             raise RuntimeError(f"{name} ended with {ended.returncode}")
         measured = json.loads(rows.read_text(encoding="utf-8"))
     run = {"rounds": config.rounds, "seconds": round(time.monotonic() - begin), "commit": commit}
-    return {"rows": measured, "run": run | describe_machine() | {"peers": peer_versions(name, config)}}
+    run |= describe_machine() | {"host": describe_host(), "peers": peer_versions(name, config)}
+    return {"rows": measured, "run": run}
 
 
 def peer_versions(name: str, config: Config) -> dict[str, str]:
@@ -146,11 +151,13 @@ def main(config: Config) -> None:
     """Measure each benchmark and write the file of record after each.
 
     Raises:
-      ValueError: a benchmark that there is not.
+      ValueError: a benchmark that there is not; one that is put beside rows of record, and has none.
     """
     if unknown := set(config.only) - set(PEERS):
         raise ValueError(f"only must name {', '.join(PEERS)}; got {', '.join(sorted(unknown))}")
     path, failed = Path(config.record), []
+    if config.elsewhere and (missing := set(config.only) - set(_read(path))):
+        raise ValueError(f"{path} has no rows of {', '.join(sorted(missing))} to put others beside")
     for name in config.only:
         print(f"\n{name}", flush=True)
         try:
@@ -158,13 +165,17 @@ def main(config: Config) -> None:
         except RuntimeError as error:
             failed.append(str(error))
             continue
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        record[name] = measured
+        record = _read(path)
+        record[name] = record[name] | {"elsewhere": measured} if config.elsewhere else measured
         record = {name: record[name] for name in PEERS if name in record}
         write_json(path, record)
         save_ratios(record, path.with_suffix(".png"))
     if failed:
         raise SystemExit(f"{'; '.join(failed)}; the rows of these are as they were in {path}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Contests of the benchmarks, their floors, the run of all of them, and the page that is made of it."""
 
+import dataclasses
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ RUN = {
     "versions": {"jax": "1"},
 }
 RECORD = {"replay": {"rows": [ROW, OWN], "run": RUN | {"peers": {"torch": "2"}}}}
+HOST = {"gflop_s": 280, "read_gb_s": 17.5, "wake_us": 38.0}
 DEVICE = {
     "part": "rlhf",
     "what": "32 runs by vmap",
@@ -41,7 +44,7 @@ def bench():
     sys.path.insert(0, BENCHMARKS)
     yield importlib.import_module
     sys.path.remove(BENCHMARKS)
-    for name in ("peers", "contest", "floors", "run_all"):  # names that others may want
+    for name in ("peers", "contest", "floors", "host", "run_all"):  # names that others may want
         sys.modules.pop(name, None)
 
 
@@ -152,14 +155,43 @@ def test_a_benchmark_that_fails_keeps_the_rows_of_the_others(bench, tmp_path, mo
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(run_all.subprocess, "run", execute)
+    monkeypatch.setattr(run_all, "describe_host", lambda: HOST)
     with pytest.raises(SystemExit, match="dqn ended with 1; the rows of these are as they were"):
         run_all.main(run_all.Config(only=("dqn", "replay"), rounds=3, record=str(path)))
     record = json.loads(path.read_text())
     assert list(record) == ["dqn", "replay"] and record["dqn"] == RECORD["replay"]
     assert record["replay"]["rows"] == [ROW] and record["replay"]["run"]["rounds"] == 3
     assert path.with_suffix(".png").exists()
+    assert record["replay"]["run"]["host"] == HOST
     with pytest.raises(ValueError, match="only must name .*; got nothing"):
         run_all.main(run_all.Config(only=("nothing",), record=str(path)))
+
+
+def test_another_hosts_rows_go_beside_those_of_record(bench, tmp_path, monkeypatch):
+    run_all = bench("run_all")
+    path, there = tmp_path / "benchmarks.json", RECORD["replay"] | {"rows": [OWN]}
+    path.write_text(json.dumps(RECORD))
+    monkeypatch.setattr(run_all, "measure", lambda name, config: there)
+    config = run_all.Config(only=("replay",), record=str(path), elsewhere=True)
+    run_all.main(config)
+    assert json.loads(path.read_text()) == {"replay": RECORD["replay"] | {"elsewhere": there}}
+    run_all.main(config)  # a second time replaces the first
+    assert json.loads(path.read_text())["replay"]["elsewhere"] == there
+    run_all.main(dataclasses.replace(config, elsewhere=False))  # new rows of record are compared with nothing
+    assert json.loads(path.read_text()) == {"replay": there}
+    with pytest.raises(ValueError, match="has no rows of dqn to put others beside"):
+        run_all.main(dataclasses.replace(config, only=("dqn", "replay")))
+
+
+def test_a_host_is_described_by_rates_and_keeps_its_cores(bench, monkeypatch):
+    host = bench("host")
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    assert 0 < host.waking_seconds(words=20) < 1
+    assert cores is None or os.sched_getaffinity(0) == cores
+    monkeypatch.setattr(host, "matrix_rate", lambda shape, rows: 1234.4e9)
+    monkeypatch.setattr(host, "memory_rate", lambda size: 5.67e9)
+    monkeypatch.setattr(host, "waking_seconds", lambda: 3.84e-5)
+    assert host.describe_host() == {"gflop_s": 1234, "read_gb_s": 5.7, "wake_us": 38.4}
 
 
 def test_the_page_and_the_readme_show_every_number():
@@ -170,6 +202,16 @@ def test_the_page_and_the_readme_show_every_number():
     assert row in page and "| alone | 12,300 steps/s | ours, slower 50: 2.00 times [1.50, 2.50] |" in page
     assert "`experiments/benchmarks/replay.py`, 3 rounds, 120 s on Linux; commit `0123456789ab`" in page
     assert "; jax 1; beside torch 2." in page and "## One NVIDIA H200" in page and device in page
+    slower = ROW | {"rivals": [RIVAL | {"times": 0.9, "low": 0.8, "high": 1.0}]}
+    there = {"rows": [OWN, slower], "run": RUN | {"host": HOST, "seconds": 7, "peers": {}}}
+    two = {"replay": RECORD["replay"] | {"elsewhere": there}}
+    other = row.removesuffix(" |") + ", elsewhere 0.90 times [0.80, 1.00] |"
+    assert other in made.benchmark_text(two, [DEVICE])
+    assert (
+        "Elsewhere: `experiments/benchmarks/replay.py`, 3 rounds, 7 s on Linux (products at 280 GFLOP/s, "
+        "memory read at 17.5 GB/s, 38.0 us to wake the other core); commit"
+    ) in made.benchmark_text(two, [DEVICE])
+    assert other in made.with_speeds(f"{made.BEGIN}{made.END}", two, [DEVICE])
     unshown = DEVICE | {"what": "one run"}
     readme = made.with_speeds(f"before\n{made.BEGIN}\nold\n{made.END}\nafter", RECORD, [DEVICE, unshown])
     assert row in readme and device in readme
