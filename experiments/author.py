@@ -137,16 +137,21 @@ def draw(
     config: Config, test: np.ndarray, n_grams: np.ndarray, chance: float, folder: runtime.RunFolder
 ) -> None:
     """Draw accuracy [sizes, starts, M] against labels, with the n-grams' [sizes, M] and chance."""
-    title = f"passages of {config.words} words: {config.seeds} seeds, 95% intervals"
-    fig, ax = plots.figure("labelled passages per author", "accuracy on held-out books [%]", title=title)
-    for i in reversed(range(len(STARTS))):
-        plots.curve_with_interval(ax, config.labels, test[:, i], STARTS[i])
-    ax.plot(config.labels, n_grams.mean(1), color="#777777", linestyle="--", label="n-grams")
-    ax.axhline(chance, color="#777777", linestyle=":", label="chance")
-    ax.set(xscale="log", ylim=(0, None), xticks=config.labels, xticklabels=config.labels)
-    ax.minorticks_off()
-    ax.legend()
-    plots.save_figure(fig, folder.path / "author.png")
+    curves = {start: (config.labels, test[:, i]) for i, start in enumerate(STARTS)}
+    plots.save_curves(
+        folder.path / "author.png",
+        "labelled passages per author",
+        "accuracy on held-out books [%]",
+        curves | {"n-grams": (config.labels, n_grams)},
+        title=f"passages of {config.words} words, {config.seeds} seeds, 95%",
+        bars=True,
+        levels={"chance": chance},
+        bounds=(0, 100),
+        xscale="log",
+        ylim=(0, 100),
+        xticks=config.labels,
+        xticklabels=config.labels,
+    )
 
 
 def fine_tune(

@@ -165,17 +165,15 @@ def _draw(folder: runtime.RunFolder, found: Mapping[str, Any]) -> None:
     """Write ladder.png: right answers and answers in the format, a pair of bars for each rung."""
     fig, (ax,) = plots.panels(1, 1, size=(7.0, 3.6))
     places = np.arange(len(found))
-    kinds = {"right": ("right", plots.COLORS[0], ""), "format": ("in the format", plots.COLORS[1], "//")}
-    for i, (share, (label, color, hatch)) in enumerate(kinds.items()):
+    for i, (share, label) in enumerate({"right": "right", "format": "in the format"}.items()):
         mean, half = mean_interval(100.0 * np.array([rows[share] for rows in found.values()]), axis=1)
         ends = np.abs(np.clip([mean - half, mean + half], 0.0, 100.0) - mean)
-        kind = {"color": color, "hatch": hatch, "alpha": 0.8, "label": label, "capsize": 3}
-        ax.barh(places + 0.4 * i - 0.2, mean, 0.38, xerr=ends, **kind)
+        ax.barh(places + 0.4 * i - 0.2, mean, 0.38, xerr=ends, label=label, capsize=3, **plots.bar_look(i))
     ax.set_yticks(places, list(found), fontsize=9)
     ax.invert_yaxis()
     ax.set_xlim(0.0, 100.0)
     ax.set_xlabel("answers to held-out questions [%]; 95%", fontsize=10)
-    ax.legend(fontsize=9, loc="upper right")
+    fig.legend(loc="outside right upper", fontsize=9, frameon=False)
     plots.save_figure(fig, folder.path / "ladder.png")
 
 

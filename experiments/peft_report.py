@@ -14,6 +14,8 @@ UNTUNED = "untuned"
 SHOWN = "LoRA 4"
 """The way of the headline."""
 KINDS = ("full", "selective", "reparameterised", "additive")
+FORGOTTEN = (-0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Nats a token that an axis names."""
 
 
 def choose(result: dict[str, Any], rows: int) -> int:
@@ -175,30 +177,38 @@ def tabulate_rates(config: Any, result: dict[str, Any]) -> dict[str, dict[str, f
 
 
 def draw(path: Any, tables: dict[str, dict[str, Any]], title: str) -> None:
-    """Draw accuracy and forgetting against the trained parameters, a row of axes for each task."""
-    fig, axes = plots.panels(len(tables), 2, size=(11, 4.2 * len(tables)))
+    """Draw accuracy and forgetting of each way in a row of its own, a pair of axes for each task.
+
+    Args:
+      path: of the PNG.
+      tables: task -> way -> what `chosen` returns, fewest trained parameters first.
+      title: what the figure shows.
+    """
+    most = max(len(table) for table in tables.values())
+    fig, axes = plots.panels(len(tables), 2, size=(10, (0.26 * most + 0.9) * len(tables) + 0.8))
+    looks = {kind: look | {"linestyle": ""} for kind, look in plots.looks(KINDS).items()}
     for i, (task, table) in enumerate(tables.items()):
-        for j, (what, label) in enumerate(
-            (("accuracy", "accuracy [%]"), ("forgetting", "forgetting [nats a token]"))
+        for ax, what, unit in zip(
+            axes[2 * i :], ("accuracy", "forgetting"), ("%", "nats a token"), strict=False
         ):
-            ax = axes[2 * i + j]
-            for k, (way, row) in enumerate(table.items()):
+            for y, (way, row) in enumerate(table.items()):
                 mean, half = statistics.mean_interval(row[what])
-                color = plots.COLORS[KINDS.index(kind_of(way))]
                 half = None if np.isnan(half) else half
-                ax.errorbar(row["parameters"], mean, half, marker="o", markersize=4, capsize=2, color=color)
-                x, y, side = ((5, 5, "left"), (5, -11, "left"), (-5, 5, "right"), (-5, -11, "right"))[k % 4]
-                where = {"xytext": (x, y), "textcoords": "offset points", "ha": side}
-                ax.annotate(way, (row["parameters"], mean), fontsize=7, **where)
-            ax.set(xscale="log", xlabel="trained parameters", ylabel=label, title=f"{task}: {what}")
-            if what == "forgetting":
-                ax.set_yscale("symlog", linthresh=0.1)
-                least = min(np.min(row[what]) for row in table.values())
-                ax.set_ylim(min(0.0, 1.2 * least), None)
-    for i, kind in enumerate(KINDS):
-        fig.axes[0].plot([], [], "o", color=plots.COLORS[i], label=kind)
-    fig.axes[0].legend(fontsize=8)
-    fig.suptitle(title)
+                ax.errorbar(mean, y, xerr=half, markersize=5, capsize=2, **looks[kind_of(way)])
+            ax.set_title(f"{task}: {what} [{unit}]", fontsize=10)
+            ax.set_yticks(range(len(table)), [])
+            ax.tick_params(labelsize=8)
+        drifts = np.concatenate([np.ravel(row["forgetting"]) for row in table.values()])
+        axes[2 * i + 1].set_xscale("symlog", linthresh=0.1, linscale=0.5)
+        axes[2 * i + 1].set(xticks=FORGOTTEN, xticklabels=[f"{x:g}" for x in FORGOTTEN])
+        axes[2 * i + 1].set_xlim(min(-0.01, 1.3 * np.min(drifts)), max(0.1, 1.3 * np.max(drifts)))
+        sizes = [f"{way}: {row['parameters']:,}" for way, row in table.items()]
+        axes[2 * i].set_yticks(range(len(table)), sizes)
+    axes[0].set_ylabel("trained parameters", fontsize=9)
+    for kind, look in looks.items():
+        axes[0].plot([], [], label=kind, **look)
+    fig.legend(loc="outside lower center", ncols=len(KINDS), fontsize=9, frameon=False)
+    fig.suptitle(title, fontsize=12)
     plots.save_figure(fig, path)
 
 

@@ -149,15 +149,17 @@ def draw(
 ) -> None:
     """Write reward_model_scaling.png: accuracy [%] by the number of pairs, beside length and a human."""
     fig, ax = plots.figure("pairs learnt from", "accuracy on held-out debates [%]", title="UKPConvArg1")
+    fig.set_size_inches(7.6, 4.0)
+    look = plots.looks(found)
     for i, (way, by_number) in enumerate(found.items()):
         x = np.array([n or every for n in by_number]) * 1.03 ** (i - 2)
         cells = [compare(arguments, margins) for margins in by_number.values()]
         mean, low, high = np.array([cell[:3] for cell in cells]).T
-        ax.errorbar(x, mean, [mean - low, high - mean], marker="o", markersize=4, capsize=2, label=way)
-    ax.axhline(HUMAN, color="#333333", linestyle=":", label="a single human")
-    ax.axhline(length, color="#999999", linestyle="--", label="the longer argument")
-    ax.set(xscale="log", ylim=(62, 87))
-    ax.legend(fontsize=7, loc="lower right", ncols=2)
+        ax.errorbar(x, mean, [mean - low, high - mean], markersize=4, capsize=2, label=way, **look[way])
+    ax.axhline(HUMAN, color="#777777", linestyle=":", label="a single human")
+    ax.axhline(length, color="#777777", linestyle="--", label="the longer argument")
+    ax.set(xscale="log")
+    plots.name_beside(fig, ax)
     plots.save_figure(fig, folder.path / "reward_model_scaling.png")
 
 

@@ -219,7 +219,7 @@ def save_curves(
         fig.suptitle(title, fontsize=12)
     else:
         axes[0].set_title(title)
-        _name_beside(fig, axes[0])
+        name_beside(fig, axes[0])
     save_figure(fig, path)
 
 
@@ -268,7 +268,7 @@ def _shorten_ticks(ax: Any, most: int) -> None:
         ax.yaxis.set_minor_formatter("{x:g}")
 
 
-def _name_beside(fig: Any, ax: Any) -> None:
+def name_beside(fig: Any, ax: Any) -> None:
     """Put the legend beside the axes, in the order of the curves' right ends."""
     handles, names = ax.get_legend_handles_labels()
     ends = [float(np.asarray(getattr(h, "lines", [h])[0].get_ydata())[-1]) for h in handles]
