@@ -96,7 +96,7 @@ def report(folder: RunFolder, config: Config, kept: dict[int, reports.Kept]) -> 
     curves = {
         name: (config.depths, [e[i].mean(1) for e in errors.values()]) for i, name in enumerate(starts.STARTS)
     }
-    title = f"{config.data}, setting of {config.era}: {config.seeds} seeds, 95% intervals"
+    title = f"{config.data}, recipe: {config.era}, {config.seeds} seeds, 95%"
     path, ticks = folder.path / "test_error.png", {"yscale": "log", "xticks": config.depths}
     plots.save_curves(path, "hidden layers", "test error [%]", curves, title=title, bounds=(0, 100), **ticks)
     deep, mean = errors[max(config.depths)], np.mean(list(errors.values()), 0)

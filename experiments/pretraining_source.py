@@ -208,7 +208,7 @@ def report(folder: RunFolder, configs: dict[str, Config], eras: dict[str, dict[i
         }
         figures.append(f"test_error_{era}.png")
         path, labels = folder.path / figures[-1], ("labelled digits", "test error [%]")
-        title = f"setting of {era}: {config.seeds} seeds, 95% intervals"
+        title = f"recipe: {era}, {config.seeds} seeds, 95%"
         plots.save_curves(path, *labels, curves, title=title, xscale="log", bounds=(0, 100), ylim=(0, None))
     pairs = ((PHOTOGRAPHS, NONE), (MNIST, PHOTOGRAPHS))
     headline = {

@@ -103,9 +103,7 @@ def judge(eras: dict[str, dict[int, reports.Kept]]) -> dict[str, bool]:
 
 def draw(folder: RunFolder, config: Config, kept: dict[int, reports.Kept]) -> list[str]:
     """Draw one era's errors on the test set and on the labels; return the files' names."""
-    title = (
-        f"{config.data}, setting of {config.era}, {config.depth} layers: {config.seeds} seeds, 95% intervals"
-    )
+    title = f"{config.data}, recipe: {config.era}, {config.depth} layers, {config.seeds} seeds, 95%"
     errors = {
         "test": [reports.wrong_images(one).mean(-1) for one in kept.values()],
         "train": [np.array(one["train"]) for one in kept.values()],
