@@ -68,7 +68,9 @@ def save_panels(
         ax.set_ylabel(y_label, fontsize=10)
         ax.tick_params(labelsize=9)
         if not shared:
-            above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": len(curves)}
+            # No wider than the axes, which would become narrow for it.
+            columns_of_names = len(curves) if sum(map(len, curves)) < 40 else 2
+            above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": columns_of_names}
             ax.legend(fontsize=8, frameon=False, columnspacing=1.0, borderpad=0.2, **above)
     for rest in axes[len(panels) :]:
         rest.set_axis_off()
