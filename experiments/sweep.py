@@ -142,9 +142,10 @@ def draw(config: Config, folder: runtime.RunFolder, final: np.ndarray) -> list[s
     curves = {f"clip {clip:g}": (x[i], final[..., i].T) for i, clip in enumerate(config.clips)}
     names, label = ["return_by_learning_rate.png", "return_by_clip.png"], plots.RETURN_AXES[1]
     plots.save_curves(folder.path / names[0], "learning rate", label, curves, **how)
+    ticks = {"xticks": config.clips, "xticklabels": config.clips}
     x = np.array(config.clips) * apart
     curves = {f"learning rate {r:g}": (x[i], final[:, i].T) for i, r in enumerate(config.learning_rates)}
-    plots.save_curves(folder.path / names[1], "clip", label, curves, **how)
+    plots.save_curves(folder.path / names[1], "clip", label, curves, **how, **ticks)
     return names
 
 

@@ -209,6 +209,8 @@ def save_curves(
         for (name, level), line in zip((levels or {}).items(), itertools.cycle(LINES[3:])):
             ax.axhline(level, color="#777777", linestyle=line, label=name)
         ax.set(**settings)
+        if "xticks" in settings:  # no name between them, where a logarithm has minor ones
+            ax.xaxis.set_minor_formatter("")
         _shorten_ticks(ax, 3 if apart else 6)
         if apart:
             ax.set_title("".join(shown), fontsize=9)

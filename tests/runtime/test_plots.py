@@ -100,6 +100,15 @@ def test_levels_differ_in_their_dashes(monkeypatch):
     assert looks["floor"]._dash_pattern != looks["ceiling"]._dash_pattern
 
 
+def test_positions_that_are_asked_for_are_the_only_ones_with_names(monkeypatch):
+    at = (0.05, 0.1, 0.2, 0.4)
+    how = {"xscale": "log", "xticks": at, "xticklabels": at}
+    (ax,) = drawn(monkeypatch, {"a": (np.array(at), np.zeros((4, 2)))}, **how).axes
+    ax.figure.canvas.draw()
+    texts = [text.get_text() for text in ax.get_xticklabels(which="both")]
+    assert [text for text in texts if text] == ["0.05", "0.1", "0.2", "0.4"]
+
+
 def test_many_steps_are_written_in_thousands(monkeypatch):
     (ax,) = drawn(monkeypatch, {"a": (np.arange(0, 150_001, 50_000), np.zeros((4, 2)))}).axes
     ax.figure.canvas.draw()
