@@ -44,7 +44,7 @@ def benchmark_text(record: Record, rows: Rows) -> str:
         "and of the rounds' ratios with their range. The floor is what the machine's own products and",
         "transfers of the work's shapes would take, nothing else; the scripts say how it is counted, where",
         "their time goes, and what was tried in vain. `elsewhere` is the ratio on another host, whose rates",
-        "stand below: there XLA's programs lost more than PyTorch's. To measure again:",
+        "stand below. To measure again:",
         "`python experiments/benchmarks/run_all.py --help`, and on a GPU `accelerator.py --help` there.",
         "",
         "![ratios to other libraries](benchmarks.png)",
