@@ -1,5 +1,6 @@
 """The published model of `in_context.py`: examples in its context, or the same examples learnt by a LoRA."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,12 @@ def ask(model: Published, task: Task, config: Any, params: Params, shots: int, s
     return {"raw": float(np.mean(raw)), "calibrated": float(np.mean([bool(i.right) for i in result.items]))}
 
 
+def say_the_commonest(items: Sequence[Item]) -> float:
+    """Return the share of right answers of one who knows nothing but which option is right most often."""
+    ((_, times),) = Counter(item.answer for item in items).most_common(1)
+    return times / len(items)
+
+
 def as_batch(model: Published, task: Task, examples: Sequence[Item], length: int) -> TokenBatch:
     """Return examples as rows [k, length], each behind a bare prompt; the answers alone are learnt."""
     prompts = make_prompts(task, examples, [], model.tokenizer, room=length).prompts
@@ -40,8 +47,9 @@ def read_model(config: Any, folder: RunFolder) -> dict[str, Any]:
     """Ask the published model with more and more examples, and tune a LoRA on the same ones.
 
     Returns:
-      By task: `shown` {rule: [draws, len(model_shots)]}, and `tuned` {rate: [draws]} without an example in
-      the context, after a LoRA has learnt the largest number of them; shares of right answers.
+      By task: `shown` {rule: [draws, len(model_shots)]}, `tuned` {rate: [draws]} without an example in
+      the context, after a LoRA has learnt the largest number of them, and `commonest` of the one answer that
+      is right most often; shares of right answers.
     """
     model = load_published(config.model)
     part, constants = init_lora(
@@ -74,8 +82,11 @@ def read_model(config: Any, folder: RunFolder) -> dict[str, Any]:
             )
         return {"shown": shown, "tuned": tuned}
 
-    tasks = [load_task(name) for name in config.model_tasks]
-    return {task.name: folder.once(f"model_{task.name}", ask_all, task) for task in tasks}
+    def read_task(task: Task) -> dict[str, Any]:
+        items, _ = draw_items(task, shots=0, limit=config.model_items, seed=0, balanced=True)
+        return folder.once(f"model_{task.name}", ask_all, task) | {"commonest": say_the_commonest(items)}
+
+    return {task.name: read_task(task) for task in map(load_task, config.model_tasks)}
 
 
 if __name__ == "__main__":

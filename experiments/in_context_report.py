@@ -166,7 +166,11 @@ def describe_words(config: Any, found: dict[str, Any]) -> Described:
 
 
 def judge_model(
-    task: str, gains: Mapping[str, Interval], mended: Interval, learnt: Mapping[str, Interval]
+    task: str,
+    gains: Mapping[str, Interval],
+    mended: Interval,
+    learnt: Mapping[str, Interval],
+    above: Interval,
 ) -> dict[str, bool]:
     """Return which parts of the claim hold of a published model on a task, all in points.
 
@@ -175,6 +179,7 @@ def judge_model(
       gains: of the most examples in the context over none, by rule.
       mended: with the most examples, calibrated less raw.
       learnt: a LoRA's on the same examples less calibrated with them in the context, by rate.
+      above: calibrated with the most examples less the commonest answer's.
     """
     return {
         f"{task}: examples in the context make it right more often": gains["raw"].low > 0,
@@ -183,6 +188,7 @@ def judge_model(
         f"{task}: learning the same examples does more than showing them, calibrated, at every rate": all(
             x.low > 0 for x in learnt.values()
         ),
+        f"{task}: calibrated with them, it is right more often than the commonest answer": above.low > 0,
     }
 
 
@@ -197,6 +203,8 @@ def describe_model(config: Any, task: str, rows: dict[str, Any]) -> Described:
     learnt = {
         rate: runtime.paired_interval(x, shown["calibrated"][:, -1], **points) for rate, x in tuned.items()
     }
+    commonest = 100 * rows["commonest"]
+    above = runtime.t_interval(shown["calibrated"][:, -1] - commonest, **points)
     columns = [f"{shots}" for shots in config.model_shots]
     by_shots = lambda x, bounds: {
         name: runtime.t_interval(column, **bounds) for name, column in zip(columns, x.T, strict=True)
@@ -207,11 +215,15 @@ def describe_model(config: Any, task: str, rows: dict[str, Any]) -> Described:
         table[f"a LoRA on the same {most} instead, rate {rate}"] = {
             columns[0]: runtime.t_interval(x, **share)
         }
+    table["the commonest answer alone"] = dict.fromkeys(columns, commonest)
     of = f"{task}: right answers with {most} examples in the context"
     return {
         "headline": {f"{of} less without, calibrated [points]": gains["calibrated"]},
-        "baselines": {f"{of} less without, raw [points]": gains["raw"]},
-        "checks": judge_model(task, gains, mended, learnt),
+        "baselines": {
+            f"{of} less without, raw [points]": gains["raw"],
+            f"{of}, calibrated, less the commonest answer's [points]": above,
+        },
+        "checks": judge_model(task, gains, mended, learnt, above),
         "tables": {f"{task}: right answers [%] of {config.model_items}, by the examples before": table},
     }
 
@@ -253,6 +265,8 @@ def draw(folder: runtime.RunFolder, config: Any, found: dict[str, Any]) -> None:
         panels[f"{task}, published model [%]"] = {
             rule: (at, 100.0 * np.array(x).T) for rule, x in rows["shown"].items()
         } | {f"LoRA, rate {rate}": (at[-1:], 100.0 * np.array(x)[None]) for rate, x in rows["tuned"].items()}
+        level = np.full((len(at), 1), 100.0 * rows["commonest"])
+        panels[f"{task}, published model [%]"]["commonest answer"] = (at, level)
     for documents, rows in found.get("concepts", {}).get("nats", {}).items():
         told = np.array(rows["told the concept"])
         above = {name: np.array(x) - told for name, x in rows.items() if name != "told the concept"}
