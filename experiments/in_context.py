@@ -18,8 +18,9 @@ are learnt by fine-tuning instead, at the best of three rates on the first 8 of 
 
 *Model* (`--parts model`): a published one, with examples in its context, raw and by
 contextual calibration, and a LoRA that takes 20 steps on the same ones instead. Draws of balanced examples
-are asked of the same items; the intervals are over the draws alone. On CoLA, where most sentences are
-acceptable, always yes or always no is right as often as what the model says: that says nothing of grammar.
+are asked of the same items; the intervals are over the draws alone. Beside it stands who always gives the
+commonest answer: on CoLA, where most sentences are acceptable, all that examples do is to turn always no into
+always yes, which says nothing of grammar.
 """
 
 from dataclasses import dataclass

@@ -162,6 +162,12 @@ def test_a_lora_learns_the_answers_behind_bare_prompts(model, polite):
         assert model.tokenizer.decode(row[said > 0].tolist()) == answer
 
 
+def test_the_commonest_answer_is_right_as_often_as_it_is_the_answer():
+    answers = (0, 1, (0, 1), 0, 1, 1)
+    items = [published.Item({}, "", ("no", "yes"), answer, "file:1", None) for answer in answers]
+    assert published.say_the_commonest(items) == 4 / 6
+
+
 @pytest.mark.slow
 def test_a_published_model_is_shown_what_its_lora_learns(model, polite, tmp_path, monkeypatch):
     shown, learnt = [], []
@@ -193,9 +199,11 @@ def test_a_published_model_is_shown_what_its_lora_learns(model, polite, tmp_path
     assert value("raw", "2") == raw[:, 1].mean() and value("calibrated", "0") == calibrated[:, 0].mean()
     assert value("calibrated less raw, paired", "2") == (calibrated - raw)[:, 1].mean()
     assert value("a LoRA on the same 2 instead, rate 0.001", "0") == 100 * np.mean(kept["tuned"]["0.001"])
-    (headline,), (baseline,) = result["headline"].values(), result["baselines"].values()
+    (headline,), baselines = result["headline"].values(), [x["value"] for x in result["baselines"].values()]
     assert headline["value"] == (calibrated[:, 1] - calibrated[:, 0]).mean()
-    assert baseline["value"] == (raw[:, 1] - raw[:, 0]).mean() and result["rows"] == ["E1", "E3"]
+    commonest = table["the commonest answer alone"]["2"]
+    assert baselines == [(raw[:, 1] - raw[:, 0]).mean(), calibrated[:, 1].mean() - commonest]
+    assert result["rows"] == ["E1", "E3"]
     assert learnt == [drawn.examples for shots, drawn in shown if shots == 2]
 
 
@@ -257,10 +265,11 @@ def test_the_verdicts_on_words_and_a_published_model():
     assert verdict(near(4, 5), near(4, 9), near(95.5, 1)) == [False] * 3
     up, down = near(30, 10), near(8, 10)
     model = lambda *x: list(reports.judge_model("t", *x).values())
-    assert model({"raw": up, "calibrated": up}, up, {"1": up}) == [True] * 4
-    assert model({"raw": down, "calibrated": up}, down, {"1": up, "2": down}) == [False, True, False, False]
-    assert model({"raw": down, "calibrated": up}, up, {"1": up}) == [False, True, True, True]
-    assert model({"raw": up, "calibrated": down}, up, {"1": near(-30, 10)}) == [True, False, True, False]
+    raw, calibrated = {"raw": up, "calibrated": down}, {"raw": down, "calibrated": up}
+    assert model({"raw": up, "calibrated": up}, up, {"1": up}, up) == [True] * 5
+    assert model(calibrated, down, {"1": up, "2": down}, up) == [False, True, False, False, True]
+    assert model(calibrated, up, {"1": up}, down) == [False, True, True, True, False]
+    assert model(raw, up, {"1": near(-30, 10)}, up) == [True, False, True, False, True]
 
 
 def test_fine_tuning_needs_a_number_that_the_context_holds():
