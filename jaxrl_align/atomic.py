@@ -43,8 +43,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         with named_shortage(path, instead_of=temporary):
             yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -65,6 +64,17 @@ def named_shortage(path: str | os.PathLike, instead_of: Path | None = None) -> I
         if named or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def sync(path: Path) -> None:
+    """Let a file, or a folder with all files below it, reach the disk before what comes next."""
+    for below in sorted(path.iterdir()) if path.is_dir() else ():
+        sync(below)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove_left_files(folder: Path) -> None:

@@ -128,7 +128,7 @@ class TransformerConfig:
         for name in ("window_layers", "local_rope_theta"):
             if getattr(self, name) is not None and self.window is None:
                 raise ValueError(f"{name}={getattr(self, name)} needs a window; got window=None")
-        for name in ("rotary_layers", "local_rope_theta"):
+        for name in ("rotary_layers", "rope_scaling", "local_rope_theta"):
             if getattr(self, name) is not None and self.positions != "rotary":
                 raise ValueError(
                     f"{name}={getattr(self, name)} needs rotary positions; got positions={self.positions!r}"

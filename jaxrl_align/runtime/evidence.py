@@ -162,7 +162,16 @@ def _flag(name: str, value: Any) -> list[str]:
             word for key, entry in entries.items() for word in _flag(f"{name}.{key.replace('_', '-')}", entry)
         ]
     values = value if isinstance(value, tuple | list) else [value]
-    return [f"--{name}", *(f"{x:g}" if isinstance(x, float) else str(x) for x in values)]
+    words = [_number(x) if isinstance(x, float) else str(x) for x in values]
+    if len(words) == 1 and isinstance(values[0], str) and words[0].startswith("-"):
+        return [f"--{name}={words[0]}"]
+    return [f"--{name}", *words]
+
+
+def _number(x: float) -> str:
+    """Return the shortest text that is read as the same number."""
+    short = f"{x:g}"
+    return short if float(short) == x else repr(x)
 
 
 def result_text(result: Mapping[str, Any]) -> str:

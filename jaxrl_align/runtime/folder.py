@@ -33,8 +33,8 @@ class Upkeep(NamedTuple):
     keep: int = 2
     """How many are kept, the newest."""
     best: str | None = None
-    """A metric: of the checkpoints, the one is kept too whose last chunk has the most of it, of a loss the
-    least. `best.json` says which."""
+    """A metric: of the checkpoints, the one is kept too whose last chunk has the most of it, or the least of
+    a loss, error, perplexity, nats or kl, told by its name. `best.json` says which."""
     replay: bool = False
     """Take the steps after the last checkpoint singly, and say which operation makes the first nan."""
     writers: tuple[str, ...] = ()
@@ -252,7 +252,8 @@ class KeepConfig:
     keep: int = 2
     """Checkpoints that are kept, the newest."""
     keep_best: str | None = None
-    """A metric: the checkpoint with the most of it, of a loss the least, is kept too (best.json)."""
+    """A metric: the checkpoint with the most of it is kept too (best.json), or with the least of a loss,
+    error, perplexity, nats or kl, told by its name."""
     replay: bool = False
     """Of a run that met a nan: take its steps singly from the last checkpoint, and name the operation."""
     mesh: str | None = None

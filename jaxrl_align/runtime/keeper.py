@@ -86,6 +86,10 @@ def read_best(folder: RunFolder) -> dict[str, Any] | None:
         return None
 
 
+_LESS_IS_BETTER = ("loss", "error", "perplexity", "nats", "kl")
+"""What the name of a metric holds whose least value is its best."""
+
+
 def _choose(name: str, was: dict[str, Any] | None, end: int, metrics: History) -> dict[str, Any] | None:
     """Return the better one of the best so far and a checkpoint at `end`, by the mean over its chunk."""
     if name not in metrics:
@@ -94,7 +98,7 @@ def _choose(name: str, was: dict[str, Any] | None, end: int, metrics: History) -
     values = values[np.isfinite(values)]
     if not len(values):
         return was
-    value, less = float(values.mean()), name.endswith("loss") or name.startswith("loss/")
+    value, less = float(values.mean()), any(word in name for word in _LESS_IS_BETTER)
     if was is not None and was["metric"] == name and was["step"] <= end:
         stands = was["value"] <= value if less else was["value"] >= value
         if stands:

@@ -264,6 +264,10 @@ def test_at_their_defaults_the_options_add_no_operation():
             {"rotary_layers": (), "positions": "learned"},
             r"rotary_layers=\(\) needs rotary positions; got positions='learned'",
         ),
+        (
+            {"rope_scaling": RopeScaling(4.0), "positions": "learned"},
+            "rope_scaling=RopeScaling.* needs rotary positions; got positions='learned'",
+        ),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(change, message):

@@ -112,7 +112,7 @@ def test_a_continued_run_says_so(tmp_path):
 
 def test_the_command_is_read_back_as_the_configuration():
     hparams = Rates(learning_rate=3e-4)
-    few = dict(widths=(4,), modern=True, quick=False, text="a b", few=[0.5, 2.0])
+    few = dict(widths=(4,), modern=True, quick=False, text="-a b", few=[0.5, 1234567.0, 0.00012345678])
     config = Config(out="elsewhere", seed=7, resume=True, hparams=hparams, **few)
     python, script, *flags = shlex.split(command_of(config))
     assert (python, script) == ("python", "runtime/test_evidence.py")

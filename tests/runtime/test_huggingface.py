@@ -3,6 +3,7 @@
 import builtins
 import dataclasses
 import json
+import os
 import sys
 import tracemalloc
 
@@ -14,7 +15,7 @@ import pytest
 from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, character_tokenizer
 from jaxrl_align.nets.quantize import quantise_params
-from jaxrl_align.nets.transformer import TransformerConfig
+from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.nets.transformer_config import RopeScaling
 from jaxrl_align.runtime.huggingface import (
     FAMILIES,
@@ -724,3 +725,16 @@ def test_an_untied_gpt2_keeps_its_head(tmp_path):
     again = load_model(save_model(tmp_path / "m", config, params))
     assert_same(again.params, params)
     assert not again.config.tied_head
+
+
+def test_a_saved_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And its weights are as readable as the rest, whatever the package that writes them thinks."""
+    synced, named = set(), []
+    real = os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(os.fstat(handle).st_ino))
+    monkeypatch.setattr(os, "replace", lambda *a: named.append(set(synced)) or real(*a))
+    config = TransformerConfig(8, 8, 1, 1, 8)
+    save_model(tmp_path / "m", config, make_transformer(config).init(jax.random.key(0)))
+    files = list((tmp_path / "m").iterdir())
+    assert {path.stat().st_ino for path in [*files, tmp_path / "m"]} <= named[-1]
+    assert len({path.stat().st_mode for path in files}) == 1 and len(files) > 1

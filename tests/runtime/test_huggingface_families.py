@@ -193,6 +193,12 @@ def test_a_missing_entry_has_the_value_that_transformers_gives_it(family, expect
         ("qwen3", {"head_dim": None}, "head_dim is missing or null"),
         ("olmo2", {"hidden_act": "gelu"}, "hidden_act must be silu or swish; got 'gelu'"),
         ("olmo2", {"tie_word_embeddings": 1}, "tie_word_embeddings must be of type bool; got 1"),
+        ("qwen2", {"is_causal": False}, "is_causal must be True or None; got False, which is not supported"),
+        (
+            "llama",
+            {"original_max_position_embeddings": 32},
+            "original_max_position_embeddings must be the same at .* rope scaling; got 32 and 16; remove",
+        ),
     ],
 )
 def test_configurations_that_are_not_supported_are_refused(name, changed, message):
@@ -259,6 +265,20 @@ def test_each_of_the_two_spellings_of_windows_that_we_write_is_enough(name):
         {"max_window_layers", "sliding_window_pattern"},
     ):
         assert read_config({key: x for key, x in written.items() if key not in unknown}) == whole
+
+
+def test_a_gemma3_without_windows_names_a_number():
+    """transformers builds the mask of windows in any case, and cannot without one."""
+    config = dataclasses.replace(GEMMA3, window=None, window_layers=None, local_rope_theta=None)
+    written = write_config(config, "gemma3_text")
+    assert written["sliding_window"] == config.context and "sliding_attention" not in written["layer_types"]
+    assert read_config(written).window is None
+
+
+def test_the_original_context_may_stand_outside_of_the_scaling():
+    values = CONFIGS["llama"] | {"original_max_position_embeddings": 32}
+    scaling = {k: v for k, v in values["rope_parameters"].items() if not k.startswith("original")}
+    assert read_config(values | {"rope_parameters": scaling}).rope_scaling.original_context == 32
 
 
 def test_layers_without_a_period_are_written_without_one():

@@ -82,10 +82,17 @@ def test_upkeep_that_cannot_be(tmp_path, upkeep, got):
 def wave(state):
     """Return metrics with their best at step 8: chunks of 4, members of 2, one of them without an episode."""
     height = jnp.where((state >= 4) & (state < 8), 5.0, 1.0)
-    return state + 1, {"loss": height, "return": jnp.stack([height, jnp.nan]), "none": jnp.nan * height}
+    return state + 1, {
+        "loss": height,
+        "error_rate": height,
+        "return": jnp.stack([height, jnp.nan]),
+        "none": jnp.nan * height,
+    }
 
 
-@pytest.mark.parametrize(("metric", "best"), [("return", 8), ("loss", 4), ("none", None), (None, None)])
+@pytest.mark.parametrize(
+    ("metric", "best"), [("return", 8), ("loss", 4), ("error_rate", 4), ("none", None), (None, None)]
+)
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, metric, best):
     how = {"chunk": 4, "checkpoint_every": 4, "progress": False}
     upkeep = Upkeep(keep=1, best=metric)
@@ -95,7 +102,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, metric, best):
     if best is None:
         assert keeper.read_best(folder) is None
         return
-    value = {"return": 5.0, "loss": 1.0}[metric]
+    value = 5.0 if metric == "return" else 1.0
     assert keeper.read_best(folder) == {"metric": metric, "step": best, "value": value}
     state, step = checkpoint.restore(tmp_path, jnp.float32(0), step=best)
     assert step == best and float(state) == best

@@ -7,6 +7,7 @@ from typing import Any
 from jaxrl_align.nets.transformer_config import TransformerConfig
 from jaxrl_align.runtime.huggingface.entries import ConfigEntries
 from jaxrl_align.runtime.huggingface.families import FAMILIES
+from jaxrl_align.runtime.huggingface.parts import expect
 from jaxrl_align.typed import check_entries, short
 
 
@@ -30,7 +31,7 @@ def read_config(values: Mapping[str, Any]) -> TransformerConfig:
     if values.get("quantization_config"):
         raise ValueError("the weights are quantised (quantization_config); load the unquantised model")
     fields: dict[str, Any] = {}
-    for part in FAMILIES[family].parts:
+    for part in (expect("is_causal", True, None), *FAMILIES[family].parts):
         fields |= part.read(values)
     return TransformerConfig(**fields)
 

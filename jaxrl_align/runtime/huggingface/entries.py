@@ -53,6 +53,7 @@ class ConfigEntries(TypedDict, total=False):
     rope_scaling: RopeEntries
     rope_local_scaling: RopeEntries
     rope_parameters: RopeEntries
+    original_max_position_embeddings: Count
     partial_rotary_factor: float
     sliding_window: Index
     use_sliding_window: bool

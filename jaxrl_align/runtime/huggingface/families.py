@@ -130,7 +130,7 @@ def _all_but_every(period: int, count: int) -> tuple[int, ...]:
     return tuple(i for i in range(count) if (i + 1) % period)
 
 
-_GEMMA3_WINDOWS = windows(_gemma3_sliding, switched=False, older=_gemma3_pattern)
+_GEMMA3_WINDOWS = windows(_gemma3_sliding, switched=False, numbered=True, older=_gemma3_pattern)
 
 
 def _read_gemma3_rope(values: Mapping[str, Any]) -> dict[str, Any]:

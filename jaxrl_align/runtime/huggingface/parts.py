@@ -94,6 +94,7 @@ def windows(
     default: int | None = 4096,
     *,
     switched: bool,
+    numbered: bool = False,
     older: Callable[[Sequence[int], int], dict[str, Any]] = lambda layers, count: {},
 ) -> Part:
     """Return the part of `sliding_window` and of the layers that it holds for.
@@ -102,6 +103,7 @@ def windows(
       sliding: `(entries, window) -> layers` with the window, used where there are no `layer_types`.
       default: the window if the entry is missing.
       switched: there is no window unless `use_sliding_window` is true.
+      numbered: transformers wants a number even where no layer has a window; the context is written there.
       older: `(layers, count) -> entries` that tell the layers with a window, of `count`, to older readers.
     """
 
@@ -133,7 +135,8 @@ def windows(
         layers = tuple(every) if layers is None else layers
         kinds = [("sliding" if i in layers else "full") + "_attention" for i in every]
         switch = {"use_sliding_window": config.window is not None} if switched else {}
-        return switch | {"sliding_window": config.window, "layer_types": kinds} | older(layers, config.layers)
+        window = config.context if numbered and config.window is None else config.window
+        return switch | {"sliding_window": window, "layer_types": kinds} | older(layers, config.layers)
 
     return Part(read, write)
 
@@ -201,11 +204,18 @@ def read_rope(
     if kind == "linear":
         return theta, RopeScaling(need(entries, "factor", float))
     if kind == "llama3":
+        name = "original_max_position_embeddings"  # transformers reads the outer one first
+        original = [x[name] for x in (values, entries) if x.get(name) is not None]
+        if len(set(original)) > 1:
+            raise ValueError(
+                f"{name} must be the same at the top level and in the rope scaling; got {original[0]} and "
+                f"{original[1]}; remove the one that is wrong"
+            )
         return theta, RopeScaling(
             need(entries, "factor", float),
             need(entries, "low_freq_factor", float),
             need(entries, "high_freq_factor", float),
-            entries.get("original_max_position_embeddings", values.get("max_position_embeddings")),
+            original[0] if original else values.get("max_position_embeddings"),
         )
     raise ValueError(
         f"rope_type must be one of default, linear, llama3; got {short(kind)}, which is not supported"

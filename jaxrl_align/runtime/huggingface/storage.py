@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.atomic import is_running, named_shortage, writes
+from jaxrl_align.atomic import is_running, named_shortage, sync, writes
 from jaxrl_align.runtime.huggingface.entries import IndexEntries
 from jaxrl_align.typed import brief, read_object, short
 
@@ -146,8 +146,11 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str
       OSError: it could not be written; it names the file.
     """
     marks, safetensors = {"format": "pt"} | metadata, require_safetensors()
+    path.touch()
+    mode = path.stat().st_mode
     try:
         safetensors.numpy.save_file(dict(tensors), str(path), metadata=marks)
+        path.chmod(mode)  # the package lets nobody else read what it writes, whatever the umask
     except safetensors.SafetensorError as error:
         raise OSError(f"could not write {path}: {error}") from error
 
@@ -156,7 +159,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], **metadata: str
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `folder` at the end, or nothing if the block raises.
 
-    What a killed process has left of its own is removed.
+    Its files reach the disk before it has its name. What a killed process has left of its own is removed.
     """
     if not writes():
         with tempfile.TemporaryDirectory() as nowhere:
@@ -172,6 +175,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         with named_shortage(folder):
             temporary.mkdir()
             yield temporary
+            sync(temporary)
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
