@@ -84,7 +84,7 @@ def choose(
     """Return the best answers' tokens and masks [N, T], and the scores of all answers [N, n]."""
     settings, temperature = sampling(options.how, base)
     config = TextConfig(
-        prompts.tokens.shape[1], options.how.tokens, base.stop_tokens[0], pad_of(base), missing_stop="keep"
+        prompts.tokens.shape[1], options.how.tokens, base.stop_tokens, pad_of(base), missing_stop="keep"
     )
 
     @jax.jit

@@ -100,14 +100,13 @@ def open_scene(options: Any, kind: str, minibatches: int) -> Scene:
     judge = load_judge(answers.reward)
     base = load_tuned_base(options.base, options.tuning)
     check_tokenizers(judge, base.tokenizer)
-    pad, stop = pad_of(base), base.tokenizer.stop_token
-    assert stop is not None  # load_base has seen to it
+    pad = pad_of(base)
     room = base.config.context - answers.response_length
     encoded, rows = encode_questions(divided, base.tokenizer, options.rows, answers.prompt_length, room, pad)
     config = TextConfig(
         encoded.lengths[0],
         answers.response_length,
-        stop,
+        base.stop_tokens,
         pad,
         answers.missing_stop,
         getattr(options, "kl_penalty", "token"),
