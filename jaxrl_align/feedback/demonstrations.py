@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad
-from jaxrl_align.feedback.encoding import split_row, until_stop
+from jaxrl_align.feedback.encoding import split_row
 from jaxrl_align.feedback.fields import (
     SKIP,
     Messages,
@@ -191,16 +191,7 @@ def _tokenise_dialogue(tokenizer: Tokenizer, messages: Messages, variables: Any)
     template = tokenizer.chat_template
     if template is not None and _MARKED.search(template.source):
         return tokenizer.encode_demonstration(messages, **variables)
-    ids: list[int] = []
-    said: list[bool] = []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant" and i:
-            asked, reply = tokenizer.encode_reply(messages[:i], [message], **variables)
-            reply = until_stop(reply, tokenizer.stop_token)
-            kept = said if asked[: len(ids)] == ids else []
-            said = [*kept, *[False] * (len(asked) - len(kept)), *[True] * len(reply)]
-            ids = asked + reply
-    return ids, said
+    return tokenizer.encode_turns(messages, **variables)
 
 
 def pad_demonstrations(rows: Sequence[Shown], length: int) -> TokenBatch:

@@ -23,8 +23,9 @@ FORGETS = PLAIN.replace("m['content'] }}", "(m['content'] if loop.last or m['rol
 
 
 def tokenizer(template=PLAIN):
+    """Return bytes as tokens, but two colons are one."""
     special = {"pad_token": STOP, "eos_token": STOP}
-    return Tokenizer(data.byte_tokenizer()._backend, special, data.ChatTemplate(template, special))
+    return Tokenizer(data.train_bpe(["::"], 259)._backend, special, data.ChatTemplate(template, special))
 
 
 @pytest.fixture
@@ -97,6 +98,16 @@ def test_a_template_that_marks_says_itself_what_is_imitated():
 def test_a_turn_that_is_written_otherwise_later_is_read_only():
     dialogue = [USER, BOT | {"content": "first"}, USER, BOT]
     assert shown(Dialogue(dialogue), FORGETS) == "u:u|a:-$|u:u|a:[a$]"
+
+
+def test_a_turn_that_is_tokenised_otherwise_later_is_imitated_like_the_others():
+    """A token that reaches over its border is its own; of the last turn none does."""
+    colon = BOT | {"content": ":b"}
+    for dialogue, text in (
+        ([USER, BOT, USER, colon, USER, BOT], "u:u|a:[a$]|u:u|a[::b$]|u:u|a:[a$]"),
+        ([USER, BOT, USER, BOT, USER, colon], "u:u|a:[a$]|u:u|a:[a$]|u:u|a:[:b$]"),
+    ):
+        assert shown(Dialogue(dialogue)) == text
 
 
 def test_rows_are_padded_and_masked():
