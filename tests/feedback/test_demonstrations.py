@@ -110,6 +110,18 @@ def test_a_turn_that_is_tokenised_otherwise_later_is_imitated_like_the_others():
         assert shown(Dialogue(dialogue)) == text
 
 
+TOOLS = "{% if tools %}{{ tools[0].name }}|{% endif %}" + PLAIN
+
+
+@pytest.mark.parametrize("fields", [{"messages": [USER, BOT]}, {"prompt": [USER], "completion": "a"}])
+def test_a_rows_tools_are_given_to_its_template(write, fields):
+    for tools, text in (([{"name": "add"}], "add|"), ('[{"name": "add"}]', "add|"), (None, "")):
+        (row,) = feedback.read_demonstrations(write(fields | {"tools": tools})).rows
+        assert shown(row, TOOLS) == text + "u:u|a:[a$]"
+    with pytest.raises(ValueError, match="rows.jsonl:1: tools must be a list of JSON schemas, .*; got 'add'"):
+        feedback.read_demonstrations(write(fields | {"tools": "add"}))
+
+
 def test_rows_are_padded_and_masked():
     rows = feedback.tokenise_demonstrations(tokenizer(), [Demonstration("a", "b"), Document("c")])
     batch = feedback.pad_demonstrations(rows, 4)
