@@ -171,6 +171,18 @@ def test_whole_prompts_are_held_out(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "share", "held_out"),
+    [([80, *[1] * 20], "0.1", 10), ([80, *[1] * 20], "0.4", 20), ([5, 3], "0.1", 3)],
+)
+def test_a_prompt_of_many_rows_is_not_held_out_while_others_suffice(tmp_path, sizes, share, held_out):
+    rows = [{"prompt": f"p{i}", "n": n} for i, size in enumerate(sizes) for n in range(size)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    for seed in range(5):
+        divided = divide_rows(DataOptions(str(tmp_path / "rows.jsonl"), share), read_prompts, seed)
+        assert (len(divided.train), len(divided.held_out)) == (len(rows) - held_out, held_out)
+
+
+@pytest.mark.parametrize(
     ("given", "context", "chosen"),
     [
         ((None, None), 512, (32, 16)),
