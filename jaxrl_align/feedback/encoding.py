@@ -269,6 +269,13 @@ def split_row(
     return ids, [answer + [tokenizer.stop_token] for answer in answers]
 
 
+def as_one_form(prompt: Text, completion: Text) -> tuple[Text, Text]:
+    """Return both as texts, or both as messages where one is: a text in a conversation is one turn."""
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return prompt, completion
+    return _as_messages(prompt, "user"), _as_messages(completion, "assistant")
+
+
 def _as_messages(text: Text, role: str) -> Messages:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
