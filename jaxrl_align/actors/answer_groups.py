@@ -80,7 +80,6 @@ def judge_answers(
     positions = positions_of(slots)
     room = lm.init_cache(slots.shape[0])
     read, cache = lm.encode(params, prompt.tokens, slots, room, 0, positions[:length])
-    pad_token = None if config.pad_token == config.stop_token else config.pad_token
 
     def states_before(answer: PaddedTokens) -> jax.Array:
         # The hidden state before a token predicts it: the prompt's last comes first, an answer's last is not
@@ -94,7 +93,7 @@ def judge_answers(
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def judge_one(answer: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         hidden, tokens = answer
-        logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
+        logits = sampling_logits(lm.logits(params, hidden), temperature, config.barred_token)
         return token_log_prob(logits, tokens), entropy(logits)
 
     # One answer's logits at a time, computed again for the gradient: with SmolLM2's vocabulary they are the

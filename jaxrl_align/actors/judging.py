@@ -42,8 +42,7 @@ def judge(
     text = join(prompt, response, mask)
     hidden, _ = lm.encode(params, text.tokens, text.real)
     hidden = hidden[config.prompt_length - 1 : -1]
-    pad_token = None if config.pad_token == config.stop_token else config.pad_token
-    logits = sampling_logits(lm.logits(params, hidden), temperature, pad_token)
+    logits = sampling_logits(lm.logits(params, hidden), temperature, config.barred_token)
     value = jnp.zeros_like(mask) if value_head is None else apply_scalar_head(value_head, hidden)
     return Evaluation(token_log_prob(logits, response), entropy(logits), value, Categorical(logits))
 

@@ -80,11 +80,11 @@ def check_fits(lm: LanguageModel, config: TextConfig, critic: LanguageModel | No
             f"the critic must know every token of the policy; got vocab_size={critic.config.vocab_size} < "
             f"{lm.config.vocab_size}; take a reward model of the policy's tokenizer"
         )
-    for name in ("stop_token", "pad_token"):
-        if not 0 <= getattr(config, name) < lm.config.vocab_size:
+    for name, token in config.special_tokens:
+        if not 0 <= token < lm.config.vocab_size:
             raise ValueError(
-                f"{name} must lie in the vocabulary; got {getattr(config, name)}, "
-                f"vocab_size={lm.config.vocab_size}; pass the tokenizer's {name}"
+                f"{name} must lie in the vocabulary; got {token}, vocab_size={lm.config.vocab_size}; pass "
+                f"the tokenizer's {name}"
             )
 
 

@@ -41,7 +41,7 @@ def as_paid(
     """Return what ONE response is paid, by the rule for those that did not stop, and whether it stopped.
 
     Args:
-      config: says which token stops, and what a response without one is paid.
+      config: says which tokens stop, and what a response without one is paid.
       score: [] of the response.
       tokens: [T] of the response.
       mask: [T] 1 for a real token.
@@ -51,7 +51,7 @@ def as_paid(
       `(paid [], stopped [] float)`.
     """
     unstopped = {"replace": -stop_penalty, "subtract": score - stop_penalty, "keep": score}
-    stopped = jnp.any((tokens == config.stop_token) & (mask > 0))
+    stopped = jnp.any(jnp.isin(tokens, jnp.array(config.stop_tokens)) & (mask > 0))
     return jnp.where(stopped, score, unstopped[config.missing_stop]), stopped.astype(jnp.float32)
 
 

@@ -3,7 +3,7 @@
 Everything here is a pure function of arrays, so generation, scoring and the update that follows compile into
 one program. A query is `prompt` [P], left-padded, followed by a response [T], right-padded; the reward model,
 the value head and both policies read the two together. Masks say what is padding, so that a prompt may hold
-the padding token, which may be the stop token too; if it is not, it is never sampled.
+the padding token, which may be a stop token too; if it is not, it is never sampled.
 """
 
 import functools

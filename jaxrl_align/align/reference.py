@@ -65,7 +65,8 @@ def with_reference(
         rows in a random order, always the same one, so that answers to one prompt seldom meet.
 
     Raises:
-      ValueError: for rows of another kind, fewer than two ratings, or rows that `check_answers` refuses.
+      ValueError: for rows of another kind, fewer than two ratings, rows that `check_answers` refuses, or a
+        prompt that does not fit the context with the other row's completion.
     """
     if not isinstance(rows, Comparisons | Ratings):
         raise ValueError(
@@ -78,6 +79,7 @@ def with_reference(
     if isinstance(rows, Ratings):
         places = _go_round(count) if others is None else np.asarray(others)
         other = jax.tree.map(lambda x: x[places], rows.completion)
+        _check_others(lm, rows, places)
     data = Referenced(rows, jnp.zeros((count, 2)), other)
 
     @jax.jit
@@ -98,6 +100,21 @@ def _go_round(count: int) -> np.ndarray:
     other = np.empty(count, np.int32)
     other[order] = np.roll(order, 1)
     return other
+
+
+def _check_others(lm: LanguageModel, rows: Ratings, places: np.ndarray) -> None:
+    """Raise ValueError for a prompt that the other row's completion does not fit behind."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rows)):
+        return
+    prompt, completion = ((np.asarray(text.real) > 0).sum(-1) for text in (rows.prompt, rows.completion))
+    longest = prompt + completion[places]
+    if (longest > lm.config.context).any():
+        row = longest.argmax()
+        raise ValueError(
+            f"a prompt and another row's answer, by which KTO measures the KL, must fit the context of "
+            f"{lm.config.context} tokens; got {longest.max()}, the prompt of row {row} and the answer of row "
+            f"{places[row]}; shorten them, leave one out, or pass others="
+        )
 
 
 def check_answers(lm: LanguageModel, rows: Any) -> None:

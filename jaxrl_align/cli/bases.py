@@ -99,9 +99,8 @@ def load_base(
     if tokenizer is None or tokenizer.stop_token is None:
         lacking = "tokenizer.json" if tokenizer is None else "token that ends a text (eos_token)"
         raise ValueError(f"{below} must hold a {lacking}; got none; copy it from the published model")
-    stop_tokens = tuple(dict.fromkeys([tokenizer.stop_token, *model.stop_tokens]))
     lm = make_transformer(replace(model.config, **computing))
-    return Base(name, lm, params, model.config, tokenizer, stop_tokens, adapted)
+    return Base(name, lm, params, model.config, tokenizer, tokenizer.stop_tokens, adapted)
 
 
 def _named_base(folder: Path, hub: bool) -> Path:

@@ -16,7 +16,6 @@ from jaxrl_align.cli.bases import Base, load_base, pad_of
 from jaxrl_align.cli.datasets import as_chat, round_up
 from jaxrl_align.cli.judges import check_tokenizers, hint_form, load_judge
 from jaxrl_align.cli.runs.course import readable_rewards
-from jaxrl_align.cli.runs.online import columns_of
 from jaxrl_align.cli.serve import ReadOptions, SampleOptions, sampling, write_rows
 from jaxrl_align.losses import best_of_n_kl
 from jaxrl_align.text import TextConfig
@@ -52,7 +51,8 @@ def run_best_of_n(options: BestOfN, argv: Sequence[str]) -> None:
     """Answer, choose, write; say what choosing gained and how far it moved the policy."""
     begin, source = time.monotonic(), options.source
     check_counts(n=options.n, batch_size=options.batch_size)
-    rows = as_chat(feedback.read_prompts(options.data).rows, options.chat)
+    own = feedback.read_prompts(options.data).rows
+    rows = as_chat(own, options.chat)
     judge = load_judge(options.reward)
     base = load_base(source.model, base=source.base, hub=source.hub, fold=False)
     check_tokenizers(judge, base.tokenizer)
@@ -65,7 +65,7 @@ def run_best_of_n(options: BestOfN, argv: Sequence[str]) -> None:
             f"{max(map(len, ids))} and --tokens {options.how.tokens}; shorten one of them"
         )
     prompts = feedback.pad_prompts(ids, length, pad_of(base))
-    score = judge.as_score(base.tokenizer, prompts, columns_of(rows))
+    score = judge.as_score(base.tokenizer, prompts, own)
     with readable_rewards():
         tokens, mask, scores = choose(base, options, score, judge.model, prompts)
     best = scores.max(axis=1)
@@ -84,7 +84,7 @@ def choose(
     """Return the best answers' tokens and masks [N, T], and the scores of all answers [N, n]."""
     settings, temperature = sampling(options.how, base)
     config = TextConfig(
-        prompts.tokens.shape[1], options.how.tokens, base.stop_tokens[0], pad_of(base), missing_stop="keep"
+        prompts.tokens.shape[1], options.how.tokens, base.stop_tokens, pad_of(base), missing_stop="keep"
     )
 
     @jax.jit

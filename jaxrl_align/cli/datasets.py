@@ -58,6 +58,9 @@ Reader = Callable[..., Feedback]
 def divide_rows(options: DataOptions, read: Reader, seed: int) -> Divided:
     """Read a command's rows and hold some out, whole prompts where several rows share one.
 
+    A share is kept to: a prompt of more rows than are still wanted is passed by for others, unless every
+    prompt has more, where the one of the fewest is held out.
+
     Raises:
       ValueError: for what the reader refuses, a share that leaves nothing to train on, or a file of held-out
         rows that is missing.
@@ -75,9 +78,9 @@ def divide_rows(options: DataOptions, read: Reader, seed: int) -> Divided:
     order = np.random.default_rng(seed).permutation(len(groups))
     wanted, chosen = max(1, round(share * len(rows))), set[int]()
     for i in order:
-        if len(chosen) >= wanted:
-            break
-        chosen |= set(groups[i])
+        if len(chosen) + len(groups[i]) <= wanted:
+            chosen |= set(groups[i])
+    chosen = chosen or set(groups[min(order, key=lambda i: len(groups[i]))])
     if len(chosen) == len(rows):
         raise ValueError(
             f"--held-out {options.held_out} must leave rows to train on; got {len(rows)} rows of "

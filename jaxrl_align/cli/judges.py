@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from jaxrl_align.actors.scores import Score
 from jaxrl_align.cli.config_files import read_values, suggest
 from jaxrl_align.cli.datasets import round_up
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
+from jaxrl_align.feedback import Question
 from jaxrl_align.nets.transformer import LanguageModel, make_transformer
 from jaxrl_align.runtime.huggingface import load_reward_model
 from jaxrl_align.types import PaddedTokens
@@ -37,22 +38,32 @@ class Judge(NamedTuple):
     tokenizer: Tokenizer | None = None
     stop_tokens: tuple[int, ...] = ()
 
-    def as_score(
-        self, tokenizer: Tokenizer, prompts: PaddedTokens, columns: Mapping[str, Sequence[Any]]
-    ) -> Score:
+    def as_score(self, tokenizer: Tokenizer, prompts: PaddedTokens, rows: Sequence[Question]) -> Score:
         """Return it as what actors take.
 
         Args:
           tokenizer: the policy's.
           prompts: [N, P] all prompts that will be drawn.
-          columns: name -> N values for the function.
+          rows: N, theirs as the file holds them: a function gets their prompts and their further fields.
         """
         if self.lm is not None:
             return align.model_reward(self.lm)
         assert self.function is not None
-        length = prompts.tokens.shape[1]
-        how: dict[str, Any] = {"prompts": prompts, "columns": columns} if columns else {}
-        return align.host_reward(self.function, tokenizer, prompt_length=length, name=self.name, **how)
+        return align.host_reward(
+            self.function,
+            tokenizer,
+            prompt_length=prompts.tokens.shape[1],
+            prompts=prompts,
+            columns=columns_of(rows),
+            texts=[row.prompt for row in rows],
+            name=self.name,
+        )
+
+
+def columns_of(rows: Sequence[Question]) -> dict[str, list[Any]]:
+    """Return the rows' further fields by name; None where a row has none."""
+    names = dict.fromkeys(name for row in rows for name in row.columns)
+    return {name: [row.columns.get(name) for row in rows] for name in names}
 
 
 def load_judge(name: str) -> Judge:

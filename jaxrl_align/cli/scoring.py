@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl_align import evaluate
+from jaxrl_align.align.host_rewards import choose_arguments
 from jaxrl_align.cli.datasets import as_chat
 from jaxrl_align.cli.judges import Judge, hint_form, load_judge, score_tokens
 from jaxrl_align.cli.serve import write_rows
-from jaxrl_align.feedback.encoding import split_row
+from jaxrl_align.feedback.encoding import as_one_form, split_row
 from jaxrl_align.feedback.fields import (
     Text,
     parse_completion,
@@ -34,7 +35,8 @@ class ScoreRows:
     data: str
     """A JSONL file, also .gz."""
     chat: bool = False
-    """Prompts that are plain texts are the user's turn in the reward model's chat template."""
+    """Prompts that are plain texts are the user's turn in the reward model's chat template; a function gets
+    rows as they are."""
     skip_bad_rows: bool = False
     """Leave rows out that cannot be read, and list them, instead of ending in an error."""
     out: str | None = None
@@ -57,7 +59,7 @@ def run_score(options: ScoreRows, argv: Sequence[str]) -> None:
     """Score rows, write them, summarise."""
     judge = load_judge(options.reward)
     rows, skipped = read_answers(options.data, options.skip_bad_rows)
-    scores = score_answers(judge, as_chat(rows, options.chat))
+    scores = score_answers(judge, rows if judge.function else as_chat(rows, options.chat))
     if options.out is not None:
         write_rows(options.out, [with_scores(row, s) for row, s in zip(rows, scores, strict=True)])
     flat = np.concatenate(scores)
@@ -66,8 +68,17 @@ def run_score(options: ScoreRows, argv: Sequence[str]) -> None:
     print(f"scores: mean {flat.mean():.4g}, deviation {flat.std():.4g}, {flat.min():.4g} to {flat.max():.4g}")
     if all(len(row.answers) == 2 for row in rows):
         margins = np.array([s[0] - s[1] for s in scores])
-        lengths = np.array([[len(str(text)) for text in row.answers] for row in rows])
+        lengths = np.array([[count_characters(text) for text in row.answers] for row in rows])
         print(evaluate.report_pairs(margins, lengths))
+
+
+def count_characters(text: Text) -> int:
+    """Return the characters of a text, or of what messages say."""
+    if isinstance(text, str):
+        return len(text)
+    said = [message.get("content") or "" for message in text]
+    parts = [part for content in said for part in ([content] if isinstance(content, str) else content)]
+    return sum(len(str(part.get("text") or "" if isinstance(part, dict) else part)) for part in parts)
 
 
 def read_answers(path: str, skip_bad_rows: bool) -> tuple[list[Answered], list[str]]:
@@ -111,7 +122,7 @@ def score_answers(judge: Judge, rows: Sequence[Answered]) -> list[np.ndarray]:
 
 
 def call_function(judge: Judge, pairs: Sequence[tuple[Answered, Text]]) -> np.ndarray:
-    """Return what the user's function gives to prompts and completions.
+    """Return what the user's function gives to prompts and completions, as `align.host_reward` calls it.
 
     Raises:
       ValueError: if it raises, or returns anything but one finite number for each.
@@ -120,9 +131,10 @@ def call_function(judge: Judge, pairs: Sequence[tuple[Answered, Text]]) -> np.nd
     known = ("prompt", "completion", "chosen", "rejected")
     names = {name for row, _ in pairs for name in row.fields} - set(known)
     columns = {name: [row.fields.get(name) for row, _ in pairs] for name in sorted(names)}
-    given = {"prompts": [row.prompt for row, _ in pairs], "completions": [text for _, text in pairs]}
+    asked, said = zip(*(as_one_form(row.prompt, text) for row, text in pairs), strict=True)
+    given = {"prompts": list(asked), "completions": list(said)}
     try:
-        returned = judge.function(**given, **columns)
+        returned = judge.function(**choose_arguments(judge.function, columns | given))
     except Exception as error:  # whatever the user's own lines raise
         raise ValueError(
             f"reward {judge.name!r} must not raise; got {type(error).__name__}: {error}; it is called as "

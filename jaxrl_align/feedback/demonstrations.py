@@ -8,9 +8,12 @@
 | question | `prompt`, or `messages` up to the assistant's last turn; any further columns | nothing |
 
 A text may be a list of messages `{"role", "content"}`, as in rows of feedback; what is imitated ends in the
-stop token.
+stop token. Dialogues and demonstrations may have `tools`, a list of JSON schemas or its JSON text, for the
+chat template.
 """
 
+import contextlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad
-from jaxrl_align.feedback.encoding import split_row, until_stop
+from jaxrl_align.feedback.encoding import split_row
 from jaxrl_align.feedback.fields import (
     SKIP,
     Messages,
@@ -45,6 +48,8 @@ class Dialogue(NamedTuple):
 
     messages: Messages
     source: str = ""
+    tools: list[Any] | None = None
+    """Offered to the assistant by the chat template."""
 
 
 class Demonstration(NamedTuple):
@@ -53,6 +58,8 @@ class Demonstration(NamedTuple):
     prompt: Text
     completion: Text
     source: str = ""
+    tools: list[Any] | None = None
+    """As `Dialogue`'s."""
 
 
 class Question(NamedTuple):
@@ -112,12 +119,13 @@ def _read(path: Path, parse: Callable[[dict[str, Any], str], Any], skip_bad_rows
 
 def _parse_demonstration(fields: dict[str, Any], source: str) -> Document | Dialogue | Demonstration:
     if {"prompt", "completion"} <= fields.keys():
-        return Demonstration(parse_text(fields, "prompt"), parse_completion(fields, "completion"), source)
+        prompt, completion = parse_text(fields, "prompt"), parse_completion(fields, "completion")
+        return Demonstration(prompt, completion, source, _parse_tools(fields))
     if "messages" in fields:
         messages = _parse_messages(fields)
         if not any(message["role"] == "assistant" for message in messages[1:]):
             raise ValueError(f"messages must hold an assistant's turn after another's; got none; {SKIP}")
-        return Dialogue(messages, source)
+        return Dialogue(messages, source, _parse_tools(fields))
     if "text" in fields:
         text = parse_text(fields, "text")
         if not (isinstance(text, str) and text.strip()):
@@ -133,6 +141,16 @@ def _parse_messages(fields: dict[str, Any]) -> Messages:
     if isinstance(messages, str):
         raise ValueError(f"messages must be a list of messages; got the text {messages[:40]!r}")
     return messages
+
+
+def _parse_tools(fields: dict[str, Any]) -> list[Any] | None:
+    tools = fields.get("tools")
+    if isinstance(tools, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            tools = json.loads(tools)
+    if not isinstance(tools, list | None):
+        raise ValueError(f"tools must be a list of JSON schemas, or its JSON text; got {str(tools)[:40]!r}")
+    return tools
 
 
 def _parse_question(fields: dict[str, Any], source: str) -> Question:
@@ -158,7 +176,7 @@ def tokenise_demonstrations(
     Args:
       tokenizer: has a stop token, or a chat template where rows hold messages.
       rows: N.
-      variables: of the chat template; see `ChatTemplate.render_spans`.
+      variables: of the chat template; see `ChatTemplate.render_spans`. A row's own tools go first.
 
     Raises:
       ImportError: messages need `jinja2`.
@@ -169,6 +187,8 @@ def tokenise_demonstrations(
 
 
 def _tokenise(tokenizer: Tokenizer, row: Any, index: int, variables: Any) -> Shown:
+    if getattr(row, "tools", None) is not None:
+        variables = variables | {"tools": row.tools}
     try:
         if isinstance(row, Dialogue):
             ids, said = _tokenise_dialogue(tokenizer, row.messages, variables)
@@ -191,16 +211,7 @@ def _tokenise_dialogue(tokenizer: Tokenizer, messages: Messages, variables: Any)
     template = tokenizer.chat_template
     if template is not None and _MARKED.search(template.source):
         return tokenizer.encode_demonstration(messages, **variables)
-    ids: list[int] = []
-    said: list[bool] = []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant" and i:
-            asked, reply = tokenizer.encode_reply(messages[:i], [message], **variables)
-            reply = until_stop(reply, tokenizer.stop_token)
-            kept = said if asked[: len(ids)] == ids else []
-            said = [*kept, *[False] * (len(asked) - len(kept)), *[True] * len(reply)]
-            ids = asked + reply
-    return ids, said
+    return tokenizer.encode_turns(messages, **variables)
 
 
 def pad_demonstrations(rows: Sequence[Shown], length: int) -> TokenBatch:

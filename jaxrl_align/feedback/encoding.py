@@ -1,13 +1,13 @@
 """Rows of feedback as arrays of tokens: each prompt once, beside the completions that were judged.
 
-A prompt and a completion are encoded apart, so that no token reaches over the border: the prompt's tokens are
-those that a policy would see, whatever is answered. A prompt that is too long loses its beginning (a BOS
-included); a completion is never cut. Prompts are padded on the left and completions on the right, as in
-generation.
+No token reaches over the border between a prompt and a completion (`Tokenizer.encode_continuations`): the
+prompt's tokens are those that a policy would see, whatever is answered. A prompt that is too long loses its
+beginning (a BOS included); a completion is never cut. Prompts are padded on the left and completions on the
+right, as in generation.
 
 A row with a list of messages is written by the tokenizer's chat template, and a text in it is one turn: the
-user's as a prompt, the assistant's as a completion. Completions end in the stop token, as those of a policy
-do: what a template writes behind its last one, often a line break, is left out.
+user's as a prompt, the assistant's as a completion. Completions end in a stop token, as those of a policy
+do: what a template writes behind the last one, often a line break, is left out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad, until_stop
 from jaxrl_align.feedback.fields import Messages, Text
 from jaxrl_align.feedback.rows import (
     Comparison,
@@ -262,17 +262,18 @@ def split_row(
             tokenizer.encode_reply(asked, _as_messages(text, "assistant"), **variables)
             for text in completions
         ]
-        return pairs[0][0], [until_stop(reply, tokenizer.stop_token) for _, reply in pairs]
+        return pairs[0][0], [until_stop(reply, tokenizer.stop_tokens) for _, reply in pairs]
     if tokenizer.stop_token is None:
         raise ValueError("the tokenizer must have a stop token; load_tokenizer(folder, stop_token=...)")
-    stop = [tokenizer.stop_token]
-    return tokenizer.encode(prompt), [ids + stop for ids in tokenizer.encode_batch(texts, special=False)]
+    ids, answers = tokenizer.encode_continuations(prompt, texts)
+    return ids, [answer + [tokenizer.stop_token] for answer in answers]
 
 
-def until_stop(ids: list[int], stop_token: int | None) -> list[int]:
-    """Return tokens up to the last stop token, or all where there is none."""
-    behind = ids[::-1].index(stop_token) if stop_token in ids else 0
-    return ids[: len(ids) - behind]
+def as_one_form(prompt: Text, completion: Text) -> tuple[Text, Text]:
+    """Return both as texts, or both as messages where one is: a text in a conversation is one turn."""
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return prompt, completion
+    return _as_messages(prompt, "user"), _as_messages(completion, "assistant")
 
 
 def _as_messages(text: Text, role: str) -> Messages:

@@ -36,10 +36,10 @@ class TextConfig:
     """P, tokens; prompts are left-padded to it."""
     response_length: int
     """T, the most tokens that are written."""
-    stop_token: int = 1
-    """Ends a response."""
+    stop_token: int | tuple[int, ...] = 1
+    """Ends a response; of several each does."""
     pad_token: int = 0
-    """Fills up what is shorter; never sampled, unless it is the stop token too."""
+    """Fills up what is shorter; never sampled, unless it is a stop token too."""
     missing_stop: Literal["replace", "subtract", "keep"] = "replace"
     """The score of a response without a stop token: "replace" it by `-stop_penalty`, "subtract"
     the penalty, or "keep" it."""
@@ -52,13 +52,33 @@ class TextConfig:
         for name in ("prompt_length", "response_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("stop_token", "pad_token"):
-            if not isinstance(token := getattr(self, name), int | np.integer):
-                raise ValueError(f"{name} must be a token id; got {token}; one token may stop and pad")
+        if not self.stop_tokens:
+            raise ValueError("stop_token must be a token id, or several; got none; take the tokenizer's")
+        for name, token in self.special_tokens:
+            if not isinstance(token, int | np.integer):
+                raise ValueError(
+                    f"{name} must be a token id; got {token}; one token may stop and pad, and a tuple of "
+                    "several stop"
+                )
         if self.missing_stop not in ("replace", "subtract", "keep"):
             raise ValueError(f"missing_stop must be replace, subtract or keep; got {self.missing_stop!r}")
         if self.kl_penalty not in ("token", "sequence", "loss"):
             raise ValueError(f"kl_penalty must be token, sequence or loss; got {self.kl_penalty!r}")
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The tokens each of which ends a response."""
+        return self.stop_token if isinstance(self.stop_token, tuple) else (self.stop_token,)
+
+    @property
+    def special_tokens(self) -> list[tuple[str, int]]:
+        """Each stop token, and padding, by the name of its field."""
+        return [*(("stop_token", token) for token in self.stop_tokens), ("pad_token", self.pad_token)]
+
+    @property
+    def barred_token(self) -> int | None:
+        """The token that is never sampled: padding, or None where that is a stop token too."""
+        return None if self.pad_token in self.stop_tokens else self.pad_token
 
 
 @dataclass(frozen=True)
@@ -298,13 +318,13 @@ def generate(
       config: lengths and special tokens.
       temperature: > 0; the reported log-probabilities are those of the distribution that is sampled.
       filters: what of the distribution is sampled.
-      stop_tokens: each ends the response; None means `config.stop_token`.
+      stop_tokens: each ends the response; None means the config's.
       value_head: reads a value before every token.
 
     Returns:
       A `Response` with leaves [T].
     """
-    stops = (config.stop_token,) if stop_tokens is None else tuple(stop_tokens)
+    stops = config.stop_tokens if stop_tokens is None else tuple(stop_tokens)
 
     slots = make_slots(prompt, config)
     last = config.response_length - 1

@@ -312,6 +312,20 @@ def test_what_a_missing_stop_token_costs(rule, paid):
         assert metrics["val/num_eos_tokens"] == stopped
 
 
+def test_any_of_several_stop_tokens_ends_a_response_and_is_paid():
+    """The likelier one, by 50 nats, is the second; padding may be one of them."""
+    hparams = jax.tree.map(jnp.float32, RLHFHParams(kl_coef=0.0))
+    for pad in (PAD, 7):
+        config = dataclasses.replace(CONFIG, stop_token=(STOP, 7), pad_token=pad)
+        actor = make_text_actor(favour(7, 50.0, BIGRAM), lambda model, tokens, mask: 0.75, config)
+        start = Frozen(TABLE_LM, None), actor.init_env(None, hparams), jax.random.key(0), hparams
+        _, trajectory, metrics = jax.jit(actor.rollout)(BIGRAM_POLICY, *start, make_prompts(4))
+        assert trajectory.action[:, 0].tolist() == [7] * 4 and trajectory.mask.sum() == 4
+        assert metrics["val/num_eos_tokens"] == 4 and metrics["objective/scores"] == 0.75
+        judged = actor.evaluate(BIGRAM_POLICY, start[0], jax.tree.map(lambda x: x[0], trajectory))
+        np.testing.assert_allclose(judged.log_prob[0], trajectory.log_prob[0, 0], atol=1e-5)
+
+
 def test_left_padding_changes_neither_answers_nor_judgement_nor_metrics():
     """50 more pads before every prompt."""
     wide = make_text_actor(
@@ -447,6 +461,7 @@ def test_judge_without_a_value_head_values_nothing(trajectory):
             "fit the context; got prompt_length=75 .* response_length=8 > context=80; shorten",
         ),
         ({"stop_token": VOCAB}, f"stop_token must lie in the vocabulary; got {VOCAB}, vocab_size={VOCAB}"),
+        ({"stop_token": (STOP, -2)}, "stop_token must lie in the vocabulary; got -2, vocab_size="),
         ({"pad_token": -1}, "pad_token must lie in the vocabulary; got -1"),
     ],
 )

@@ -1,5 +1,6 @@
 """Rewards of several parts: what is paid, what is logged, and what the host sees."""
 
+import copy
 import math
 import re
 
@@ -229,6 +230,42 @@ def test_columns_of_arrays_and_a_function_of_completions_alone():
     assert 0 < sum(long) < B
 
 
+def test_a_function_gets_prompts_as_their_rows_hold_them_and_answers_in_the_same_form():
+    """As TRL gives them: of messages both are lists of messages; of equal tokens the first row speaks."""
+    got = {}
+
+    def f(prompts, completions):
+        got.update(prompts=prompts, completions=completions)
+        return [1.0 for _ in completions]
+
+    turn = lambda text: [{"role": "user", "content": text}]
+    own = [turn(word.upper()) if i % 2 else word.upper() for i, word in enumerate(WORDS)]
+    table = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), PROMPTS)
+    trajectory, _ = roll(make_host(f, prompts=table, texts=[*own, "again"]))
+    said = [spell(ids[len(word) :]) for ids, word in zip(texts_of(trajectory), WORDS, strict=True)]
+    assert got["prompts"] == own
+    assert got["completions"] == [
+        [{"role": "assistant", "content": text}] if i % 2 else text for i, text in enumerate(said)
+    ]
+
+
+SAME = [[["a"], ["b", "c"]], math.nan, {"k": np.array([1.0, math.nan])}, (1, None)]
+
+
+def test_columns_are_compared_by_their_parts_and_only_those_that_the_function_takes():
+    """Equal prompts with ragged lists, nan or arrays that are equal; `id` differs, but is not taken."""
+    f = lambda completions, gold: [float(len(str(x))) for x in gold]
+    for value in SAME:
+        columns = {"gold": [value, copy.deepcopy(value)], "id": [0, 1]}
+        table = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), PROMPTS)
+        score = make_host(f, prompts=table, columns=columns)
+        assert score(None, TEXT[0], REAL[0]) == len(str(value))
+        with pytest.raises(ValueError, match="must agree for equal prompts; got gold="):
+            make_host(f, prompts=table, columns={"gold": [value, [["a"], ["b", "d"]]]})
+        with pytest.raises(ValueError, match="must agree for equal prompts; got id="):
+            make_host(lambda **given: [], prompts=table, columns=columns)
+
+
 def spoil(value, row=3):
     """Return a function that pays 1 but for one row of a batch."""
     return lambda prompts, completions: [value if i == row else 1.0 for i in range(len(prompts))]
@@ -298,7 +335,7 @@ def test_a_prompt_of_no_row_is_reported():
     table = jax.tree.map(lambda x: x[:3], PROMPTS)
     score = make_host(lambda prompts, completions, gold: gold, prompts=table, columns={"gold": [1, 2, 3]})
     message = raised(score)
-    assert "must have columns for every prompt; got none for row 3 (prompt 'q', completion 'cdc')" in message
+    assert "must have a row for every prompt; got none for row 3 (prompt 'q', completion 'cdc')" in message
 
 
 def test_a_host_reward_has_no_gradient():

@@ -17,7 +17,7 @@ from jaxrl_align.cli.runs.online import open_scene
 from jaxrl_align.cli.runs.online_methods import PPO, start_critic
 from jaxrl_align.feedback import read_demonstrations, read_feedback, read_prompts
 from jaxrl_align.runtime.cli import parse
-from jaxrl_align.runtime.huggingface import load_model
+from jaxrl_align.runtime.huggingface import load_model, save_model
 from tests.cli.conftest import PROMPTS, write_rows
 
 RUN = "--model tiny --data prompts.jsonl --samples 0 --rank 2 --response-length 4 --every 3 --batch-size 4"
@@ -106,6 +106,20 @@ def test_every_flag_of_ppo_reaches_its_hyperparameter(workshop, monkeypatch, tmp
     assert seen[0].facts == {"pretraining": "sft.jsonl, 6 rows"}
 
 
+def test_answers_end_at_any_of_the_models_stop_tokens(road, workshop, tmp_path, monkeypatch):
+    """Of this model every byte is one, so that an answer is a single token."""
+    monkeypatch.chdir(workshop)
+    tiny = load_model("tiny")
+    more = {"stop_tokens": range(1, 258), "tokenizer": tiny.tokenizer}
+    save_model(tmp_path / "brief", tiny.config, tiny.params, **more)
+    line = f"{RUN} --reward own_rewards:spaces --model {tmp_path / 'brief'} --out {tmp_path / 'out'}"
+    scene = open_scene(parse(PPO, line.split(), prog="ppo"), "ppo", 1)
+    assert set(scene.config.stop_tokens) == set(range(1, 258))
+    road(f"best-of-n {line} --n 1 --tokens 4".replace(f"{RUN}", "--data prompts.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [len(row["completion"]) <= 1 for row in rows] == [True] * 6
+
+
 def test_a_reward_model_of_other_tokens_is_refused(fails, tmp_path, monkeypatch):
     from jaxrl_align import data
     from jaxrl_align.cli import judges
@@ -154,6 +168,18 @@ def test_whole_prompts_are_held_out(tmp_path):
     write_rows(tmp_path / "same.jsonl", same)
     one = divide_rows(DataOptions(str(tmp_path / "same.jsonl"), "0.25"), read_prompts, 0)
     assert (len(one.train), len(one.held_out)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "held_out"),
+    [([80, *[1] * 20], "0.1", 10), ([80, *[1] * 20], "0.4", 20), ([5, 3], "0.1", 3)],
+)
+def test_a_prompt_of_many_rows_is_not_held_out_while_others_suffice(tmp_path, sizes, share, held_out):
+    rows = [{"prompt": f"p{i}", "n": n} for i, size in enumerate(sizes) for n in range(size)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    for seed in range(5):
+        divided = divide_rows(DataOptions(str(tmp_path / "rows.jsonl"), share), read_prompts, seed)
+        assert (len(divided.train), len(divided.held_out)) == (len(rows) - held_out, held_out)
 
 
 @pytest.mark.parametrize(

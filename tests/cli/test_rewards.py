@@ -10,6 +10,10 @@ import pytest
 from jaxrl_align import align, nets
 from jaxrl_align.cli import run_command
 from jaxrl_align.cli.judges import hint_form
+from jaxrl_align.cli.runs.online import open_scene
+from jaxrl_align.cli.runs.online_methods import PPO
+from jaxrl_align.cli.scoring import count_characters
+from jaxrl_align.runtime.cli import parse
 from jaxrl_align.runtime.huggingface import load_model, load_reward_model
 from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer, write_rows
 
@@ -107,6 +111,53 @@ def test_score_calls_a_function_of_the_working_directory(road, tmp_path, capsys)
     road("score --data sft.jsonl --reward own_rewards:spaces --out", tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["score"] for row in rows] == [1.0 + (1 + len(word)) / 10 for word in WORDS]
+
+
+@pytest.mark.parametrize("flag", ["", " --chat"])
+def test_every_command_calls_a_function_with_rows_as_the_file_holds_them(road, tmp_path, flag, monkeypatch):
+    """Texts stay texts, also with --chat; of messages both are lists, and no column is forced upon it."""
+    from jaxrl_align.cli import judges
+
+    got = []
+
+    def see(prompts, completions, word):
+        got.append((prompts, completions, word))
+        return [0.0] * len(prompts)
+
+    monkeypatch.setattr(judges, "_import_function", lambda *names: see)
+    turn = [{"role": "user", "content": "tell"}]
+    rows = [{"prompt": "say", "word": 1, "id": 5}, {"prompt": turn, "word": 2, "id": 6}]
+    write_rows(tmp_path / "asked.jsonl", rows)
+    write_rows(tmp_path / "answered.jsonl", [row | {"completion": "x"} for row in rows])
+    road(f"score --reward m:see --data {tmp_path / 'answered.jsonl'}{flag}")
+    best = f"best-of-n --reward m:see --model tiny --n 1 --tokens 2 --data {tmp_path / 'asked.jsonl'}{flag}"
+    road(f"{best} --out {tmp_path / 'best'}")
+    line = f"--model tiny --data {tmp_path / 'asked.jsonl'} --reward m:see --held-out None --out x{flag}"
+    scene = open_scene(parse(PPO, line.split(), prog="ppo"), "ppo", 1)
+    prompts = scene.encoded.train
+    after = np.ones((2, 2))
+    whole = np.concatenate([prompts.tokens, after], 1), np.concatenate([prompts.real, after], 1)
+    jax.vmap(lambda t, m: scene.score(None, t, m))(*map(jnp.array, whole))
+    assert [(asked, word) for asked, _, word in got] == [(["say", turn], [1, 2])] * 3
+    for _, (text, (message,)), _ in got:
+        assert isinstance(text, str) and message == {"role": "assistant", "content": message["content"]}
+        assert isinstance(message["content"], str)
+
+
+def test_margins_against_length_count_the_characters_of_messages(road, tmp_path, capsys):
+    """A conversation says the same as its texts."""
+    said = []
+    messages = lambda text: [{"role": "assistant", "content": text}]
+    for form in (str, messages):
+        pairs = [("yes", "no way"), ("a", "abcdef"), ("ok ok", "never ever")]
+        write_rows(
+            tmp_path / "pairs.jsonl",
+            [{"prompt": "q", "chosen": form(a), "rejected": form(b)} for a, b in pairs],
+        )
+        road("score --reward own_rewards:counts --data", tmp_path / "pairs.jsonl")
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert count_characters([{"role": "assistant", "content": [{"type": "text", "text": "ab"}, {}]}]) == 2
 
 
 @pytest.mark.parametrize(

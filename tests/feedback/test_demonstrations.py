@@ -23,8 +23,9 @@ FORGETS = PLAIN.replace("m['content'] }}", "(m['content'] if loop.last or m['rol
 
 
 def tokenizer(template=PLAIN):
+    """Return bytes as tokens, but two colons are one."""
     special = {"pad_token": STOP, "eos_token": STOP}
-    return Tokenizer(data.byte_tokenizer()._backend, special, data.ChatTemplate(template, special))
+    return Tokenizer(data.train_bpe(["::"], 259)._backend, special, data.ChatTemplate(template, special))
 
 
 @pytest.fixture
@@ -97,6 +98,28 @@ def test_a_template_that_marks_says_itself_what_is_imitated():
 def test_a_turn_that_is_written_otherwise_later_is_read_only():
     dialogue = [USER, BOT | {"content": "first"}, USER, BOT]
     assert shown(Dialogue(dialogue), FORGETS) == "u:u|a:-$|u:u|a:[a$]"
+
+
+def test_a_turn_that_is_tokenised_otherwise_later_is_imitated_like_the_others():
+    """A token that reaches over its border is its own; of the last turn none does."""
+    colon = BOT | {"content": ":b"}
+    for dialogue, text in (
+        ([USER, BOT, USER, colon, USER, BOT], "u:u|a:[a$]|u:u|a[::b$]|u:u|a:[a$]"),
+        ([USER, BOT, USER, BOT, USER, colon], "u:u|a:[a$]|u:u|a:[a$]|u:u|a:[:b$]"),
+    ):
+        assert shown(Dialogue(dialogue)) == text
+
+
+TOOLS = "{% if tools %}{{ tools[0].name }}|{% endif %}" + PLAIN
+
+
+@pytest.mark.parametrize("fields", [{"messages": [USER, BOT]}, {"prompt": [USER], "completion": "a"}])
+def test_a_rows_tools_are_given_to_its_template(write, fields):
+    for tools, text in (([{"name": "add"}], "add|"), ('[{"name": "add"}]', "add|"), (None, "")):
+        (row,) = feedback.read_demonstrations(write(fields | {"tools": tools})).rows
+        assert shown(row, TOOLS) == text + "u:u|a:[a$]"
+    with pytest.raises(ValueError, match="rows.jsonl:1: tools must be a list of JSON schemas, .*; got 'add'"):
+        feedback.read_demonstrations(write(fields | {"tools": "add"}))
 
 
 def test_rows_are_padded_and_masked():

@@ -349,6 +349,61 @@ def test_a_conversation_ends_where_a_policy_stops(chatty):
     assert said(whole.completion) == [[*chatty.encode("n"), stop, bar]]
 
 
+def test_a_conversation_ends_at_any_of_the_models_stop_tokens(chatty):
+    """As Gemma's: a turn ends in a token that is not the tokenizer's own stop token."""
+    source = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}<turn>|{% endfor %}"
+    source += "{% if add_generation_prompt %}a{% endif %}"
+    turn = chatty.vocab_size - 1
+    tokenizer = data.Tokenizer(chatty._backend, chat_template=data.ChatTemplate(source)).with_stops([turn])
+    assert tokenizer.stop_tokens == (chatty.stop_token, turn)
+    got = feedback.encode_ratings(tokenizer, [Label([ASK], [NO], True)], **LONG)
+    assert said(got.completion) == [[*chatty.encode("n"), turn]]
+    dialogue = feedback.Dialogue([ASK, YES, ASK, NO])
+    ((ids, imitated),) = feedback.tokenise_demonstrations(tokenizer, [dialogue])
+    spoken = [token for token, own in zip(ids, imitated, strict=True) if own]
+    assert spoken == [*chatty.encode("y"), turn, *chatty.encode("n"), turn] and ids[-1] == turn
+
+
+SPACED = "{{ bos_token }}{% for m in messages %}{{ '[' + m.content + ']' if m.role == 'user' else "
+SPACED += "m.content + eos_token }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def spaced():
+    """A tokenizer that begins every text with a space, as Llama 2's and Mistral's do."""
+    vocab = {token: i for i, token in enumerate(["<s>", "</s>", *"_[]abc", "_a", "bc"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("_", "a"), ("b", "c")]))
+    steps = [tokenizers.normalizers.Prepend("_"), tokenizers.normalizers.Replace(" ", "_")]
+    backend.normalizer = tokenizers.normalizers.Sequence(steps)
+    steps = [tokenizers.decoders.Replace("_", " "), tokenizers.decoders.Fuse()]
+    backend.decoder = tokenizers.decoders.Sequence([*steps, tokenizers.decoders.Strip(" ", 1, 0)])
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    return data.Tokenizer(backend, special, data.ChatTemplate(SPACED, special))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "ids"),
+    [
+        ("c", " a", ["_a"]),
+        ("c", "a", ["a"]),
+        ([{"role": "user", "content": "c"}], " a", ["_a"]),
+        ([{"role": "user", "content": "c"}], "a", ["a"]),
+        ("b", "ca", ["_", "c", "a"]),  # together it would be `bc`, which reaches over the border
+    ],
+)
+def test_an_answer_is_written_as_it_goes_on_from_its_prompt(spaced, prompt, completion, ids):
+    """No space is put between the two, as one is before a text that stands alone."""
+    pytest.importorskip("jinja2")
+    got = feedback.encode_ratings(spaced, [Label(prompt, completion, True)], **LONG)
+    assert [spaced._backend.id_to_token(i) for i in said(got.completion)[0]] == [*ids, "</s>"]
+    if isinstance(prompt, str):
+        assert said(got.prompt) == [spaced.encode(prompt)]
+    else:
+        assert said(got.prompt) == [spaced.encode("<s>[c]", special=False, marked=True)]
+
+
 def test_a_template_that_leaves_the_answer_out_is_refused(chatty):
     silent = data.ChatTemplate("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
     tokenizer = data.Tokenizer(chatty._backend, chat_template=silent)

@@ -86,6 +86,16 @@ CASES = {
         ValueError,
         "stop_token must be a token id; got None",
     ),
+    "text: several stop tokens, one of them none": (
+        lambda: text.TextConfig(3, 2, stop_token=(1, None)),
+        ValueError,
+        "stop_token must be a token id; got None; one token may stop and pad, and a tuple of several stop",
+    ),
+    "text: an empty tuple of stop tokens": (
+        lambda: text.TextConfig(3, 2, stop_token=()),
+        ValueError,
+        "stop_token must be a token id, or several; got none; take the tokenizer's",
+    ),
     "pad: no token": (
         lambda: data.left_pad([], 3, None),
         ValueError,

@@ -44,6 +44,14 @@ def use(objective, batch):
 PAIRS = Comparisons(**GOOD)
 LEFT = PaddedTokens(jnp.array([[9, 9, 5, 6], [7, 8, 9, 9]]), jnp.array([[0.0, 0, 1, 1], [1, 1, 0, 0]]))
 CASES = {
+    "preferences: another row's answer beyond the context": (
+        lambda: align.with_reference(
+            LM, None, Ratings(text([2] * 4, [4]), text([3], [3] * 4), np.array([1.0, 0.0]))
+        ),
+        ValueError,
+        "another row's answer, .* must fit the context of 6 tokens; got 8, the prompt of row 0 and the "
+        "answer of row 1; shorten them, leave one out, or pass others=",
+    ),
     "preferences: another tokenizer's tokens": (
         lambda: refer(rejected=text([20], [3])),
         ValueError,

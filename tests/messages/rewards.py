@@ -22,8 +22,10 @@ def combined(models, weights=None, **scores):
     return score(models, jnp.zeros(5, jnp.int32), jnp.ones(5))
 
 
-def host(prompts=TWO, columns=None):
-    return align.host_reward(print, LETTERS, prompt_length=3, prompts=prompts, columns=columns, name="taste")
+def host(prompts=TWO, columns=None, f=lambda **given: [], **more):
+    return align.host_reward(
+        f, LETTERS, prompt_length=3, prompts=prompts, columns=columns, name="taste", **more
+    )
 
 
 def ask(params, critic=None):
@@ -92,7 +94,7 @@ CASES = {
     "host reward: columns without prompts": (
         lambda: host(None, {"gold": [1, 2]}),
         ValueError,
-        "reward 'taste' must get prompts and columns together; got only columns; a column's",
+        "reward 'taste' must get prompts and columns together; got only columns or texts; a column's",
     ),
     "host reward: prompts without columns": (
         lambda: host(),
@@ -112,7 +114,18 @@ CASES = {
     "host reward: two rows for one prompt": (
         lambda: host(data.left_pad([[2, 3], [4], [2, 3]], 4, 0), {"gold": ["x", "y", "z"]}),
         ValueError,
-        "must agree for equal prompts; got gold='x' in row 0 and 'z' in row 2 for 'ab'; keep one",
+        "must agree for equal prompts; got gold='x' in row 0 and 'z' in row 2 for 'ab'; keep one, or let the "
+        "function name the columns that it takes",
+    ),
+    "host reward: two prompts cut to one": (
+        lambda: host(data.left_pad([[2, 3, 4]] * 2, 3, 0), {"gold": ["x", "y"]}, texts=["aabc", "babc"]),
+        ValueError,
+        "in row 1 for 'abc'; to which different prompts are cut: allow more than 3 tokens, --prompt-length",
+    ),
+    "host reward: a text for every second prompt": (
+        lambda: host(texts=["a"]),
+        ValueError,
+        "texts of reward 'taste' must be one for each of 2 prompts; got 1",
     ),
     "critic: another trunk": (
         lambda: align.init_policy(LM, {}, trunk="own"),

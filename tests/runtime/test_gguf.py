@@ -211,6 +211,7 @@ def test_a_folder_is_written_whole_and_read_the_same(tmp_path):
     model, again = load_gguf(path, dtype="bfloat16"), load_model(folder)
     assert_same(again.params, jax.tree.map(lambda x: x.astype(jnp.float32), model.params))
     assert again.config == model.config and again.stop_tokens == model.stop_tokens == (0, 1)
+    assert set(model.tokenizer.stop_tokens) == {0, 1}
     assert again.tokenizer.encode("ab a 12") == model.tokenizer.encode("ab a 12")
     assert again.tokenizer.special == model.tokenizer.special
     assert again.tokenizer.chat_template.source == model.tokenizer.chat_template.source

@@ -660,6 +660,10 @@ def test_a_tokenizer_travels_with_its_model_if_it_fits_the_embedding(tmp_path):
     for each in (model, again):
         assert each.tokenizer.encode("a bad cab") == tokenizer.encode("a bad cab")
         assert (each.tokenizer.pad_token, each.tokenizer.stop_token) == (0, 1)
+    several = load_model(
+        save_model(tmp_path / "several", model.config, model.params, stop_tokens=[5, 1], tokenizer=tokenizer)
+    )
+    assert several.tokenizer.stop_tokens == (1, 5) and several.tokenizer.with_pad(7).stop_tokens == (1, 5)
     assert json.loads((tmp_path / "n" / "config.json").read_text(encoding="utf-8"))["pad_token_id"] == 0
     large = character_tokenizer("".join(chr(97 + i) for i in range(39)))
     message = "the tokenizer has 41 tokens, but the embedding 40 rows; take both from the same model"

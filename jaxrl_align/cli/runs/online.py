@@ -30,7 +30,6 @@ from jaxrl_align.cli.options import (
 from jaxrl_align.cli.runs.course import Course, make_samples
 from jaxrl_align.cli.runs.driving import Journey, drive
 from jaxrl_align.cli.tuning import Tuned, check_tuning, load_tuned_base, start_tuning, write_language_model
-from jaxrl_align.feedback import Question
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.text import TextConfig
 from jaxrl_align.types import Actor, Learner, PaddedTokens, Params
@@ -100,14 +99,13 @@ def open_scene(options: Any, kind: str, minibatches: int) -> Scene:
     judge = load_judge(answers.reward)
     base = load_tuned_base(options.base, options.tuning)
     check_tokenizers(judge, base.tokenizer)
-    pad, stop = pad_of(base), base.tokenizer.stop_token
-    assert stop is not None  # load_base has seen to it
+    pad = pad_of(base)
     room = base.config.context - answers.response_length
-    encoded, rows = encode_questions(divided, base.tokenizer, options.rows, answers.prompt_length, room, pad)
+    encoded, _ = encode_questions(divided, base.tokenizer, options.rows, answers.prompt_length, room, pad)
     config = TextConfig(
         encoded.lengths[0],
         answers.response_length,
-        stop,
+        base.stop_tokens,
         pad,
         answers.missing_stop,
         getattr(options, "kl_penalty", "token"),
@@ -118,7 +116,7 @@ def open_scene(options: Any, kind: str, minibatches: int) -> Scene:
         base,
         tuned,
         judge,
-        judge.as_score(base.tokenizer, all_prompts(encoded), columns_of(rows)),
+        judge.as_score(base.tokenizer, all_prompts(encoded), [*divided.train, *divided.held_out]),
         encoded,
         divided.sha256,
         config,
@@ -133,12 +131,6 @@ def all_prompts(encoded: Encoded) -> PaddedTokens:
     if encoded.held_out is None:
         return encoded.train
     return jax.tree.map(lambda a, b: np.concatenate([a, b]), encoded.train, encoded.held_out)
-
-
-def columns_of(rows: Sequence[Question]) -> dict[str, list[Any]]:
-    """Return the rows' further fields by name; None where a row has none."""
-    names = dict.fromkeys(name for row in rows for name in row.columns)
-    return {name: [row.columns.get(name) for row in rows] for name in names}
 
 
 def run_online(options: Any, scene: Scene, algorithm: Algorithm, argv: Sequence[str]) -> None:

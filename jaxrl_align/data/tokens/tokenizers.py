@@ -30,6 +30,7 @@ class Tokenizer:
         `bos_token`.
       chat_template: how a conversation is written; None, not at all.
       place: the file that it comes from, for messages.
+      stop_tokens: ids that end a text beside `eos_token`, as a model's folder may name them.
 
     Raises:
       ValueError: if a special token is not in the vocabulary, an id is beyond 32 bits, or the backend fails.
@@ -41,6 +42,7 @@ class Tokenizer:
         special: Mapping[str, str] = OURS,
         chat_template: ChatTemplate | None = None,
         place: str = "the tokenizer",
+        stop_tokens: Iterable[int] = (),
     ) -> None:
         self._backend = backend
         self._place = place
@@ -55,6 +57,9 @@ class Tokenizer:
                 raise ValueError(f"ids must be below 2^31; got {self.vocab_size - 1}")
             self.pad_token, self.stop_token = (self._id(name) for name in ("pad_token", "eos_token"))
             """Ids; None where the tokenizer has no such token."""
+            own = [] if self.stop_token is None else [self.stop_token]
+            self.stop_tokens: tuple[int, ...] = tuple(dict.fromkeys([*own, *stop_tokens]))
+            """Every token that ends a text, `stop_token` first."""
             start = backend.token_to_id(special.get("bos_token", ""))
             around = backend.encode("").ids
             if outside := [i for i in around if i >= self.vocab_size]:
@@ -103,6 +108,36 @@ class Tokenizer:
                     raise ValueError(f"these characters are not in the vocabulary: {unknown}; remove them")
         return rows
 
+    def encode_continuations(
+        self, text: str, more: Sequence[str], *, special: bool = True, marked: bool = False
+    ) -> tuple[list[int], list[list[int]]]:
+        """Return the token ids of a text, and of each of the texts that may go on from it.
+
+        Each is tokenised apart, so that no token reaches over the border and the text before it is always
+        written alike. Where that spells something else, since the vocabulary begins every text with a space,
+        as Llama 2's does, it is tokenised together with the text before it, and split behind that one's
+        tokens.
+
+        Args:
+          text: what comes first.
+          more: what may follow.
+          special: as `encode`'s, of the first text.
+          marked: as `encode`'s.
+
+        Raises:
+          ValueError: as `encode`.
+        """
+        before, *whole = self.encode_batch([text, *(text + t for t in more)], special=special, marked=marked)
+        apart = self.encode_batch(more, special=False, marked=marked)
+        for i, (ids, joined) in enumerate(zip(apart, whole, strict=True)):
+            if ids != joined[len(before) :] and joined[: len(before)] == before:
+                with backend_errors(self._place):
+                    a, b = (
+                        self._backend.decode(x, skip_special_tokens=False) for x in (before + ids, joined)
+                    )
+                apart[i] = ids if a == b else joined[len(before) :]
+        return before, apart
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids, without padding and stop."""
         with backend_errors(self._place):
@@ -149,20 +184,14 @@ class Tokenizer:
                 "the chat template must mark what the assistant says by {% generation %}; got no such block "
                 "in this conversation; edit the template, or add an assistant turn"
             )
-        said, last = [], 0
-        for start, end in encoding.offsets:
-            # A token of spaces alone may be placed, empty, behind them.
-            start = last if start == end else start
-            said.append(any(start < stop and begin < end for begin, stop in spans))
-            last = end
-        return encoding.ids, said
+        return encoding.ids, _mark_spans(encoding.offsets, spans)
 
     def encode_reply(
         self, messages: Sequence[Mapping[str, Any]], reply: Sequence[Mapping[str, Any]], **variables: Any
     ) -> tuple[list[int], list[int]]:
         """Return the token ids of a conversation up to the assistant's next turn, and those of that turn.
 
-        The two texts are encoded apart, so that no token reaches over the border.
+        No token reaches over the border; see `encode_continuations`.
 
         Args:
           messages: as `encode_chat`'s.
@@ -173,6 +202,49 @@ class Tokenizer:
           ImportError, ValueError: as `encode_chat`; ValueError if the template writes `messages` otherwise
             before a reply than where it asks for one.
         """
+        asked, said = self._render_reply(messages, reply, variables)
+        before, (after,) = self.encode_continuations(asked, [said], special=False, marked=True)
+        return before, after
+
+    def encode_turns(
+        self, messages: Sequence[Mapping[str, Any]], **variables: Any
+    ) -> tuple[list[int], list[bool]]:
+        """Return the token ids of a conversation up to the assistant's last turn, and which are its turns.
+
+        For templates without `{% generation %}` blocks: a turn is what follows the generation prompt, up to
+        its last stop token. One that the template writes otherwise once the conversation has gone on counts
+        as nobody's. The last turn is encoded as `encode_reply` does; of an earlier one a token that reaches
+        over its border counts as its own, as `encode_demonstration` counts.
+
+        Args:
+          messages: as `encode_chat`'s.
+          variables: likewise.
+
+        Raises:
+          ImportError, ValueError: as `encode_reply`.
+        """
+        places = [i for i, message in enumerate(messages) if i and message["role"] == "assistant"]
+        if not places:
+            return [], []
+        *earlier, (asked, said) = [
+            self._render_reply(messages[:i], messages[i : i + 1], variables) for i in places
+        ]
+        spans = []
+        for before, turn in earlier:
+            encoding = self._encode_marked(turn)
+            count = len(until_stop(encoding.ids, self.stop_tokens))
+            turn = turn if count == len(encoding.ids) else turn[: encoding.offsets[count - 1][1]]
+            if asked.startswith(before + turn):
+                spans.append((len(before), len(before) + len(turn)))
+        encoding = self._encode_marked(asked)
+        _, (after,) = self.encode_continuations(asked, [said], special=False, marked=True)
+        after = until_stop(after, self.stop_tokens)
+        return encoding.ids + after, _mark_spans(encoding.offsets, spans) + [True] * len(after)
+
+    def _render_reply(
+        self, messages: Sequence[Mapping[str, Any]], reply: Any, variables: Mapping[str, Any]
+    ) -> tuple[str, str]:
+        """Return what a template writes up to the assistant's next turn, and what it writes as that turn."""
         template = self._demand_template()
         asked = template.render(messages, add_generation_prompt=True, **variables)
         whole = template.render([*messages, *reply], **variables)
@@ -182,7 +254,7 @@ class Tokenizer:
                 f"got {asked[-40:]!r} where it asks; edit the template, or pass what it reads, such as "
                 "enable_thinking=False"
             )
-        return self._encode_marked(asked).ids, self._encode_marked(whole[len(asked) :]).ids
+        return asked, whole[len(asked) :]
 
     def _encode_chat(self, messages: Any, variables: Mapping[str, Any]) -> tuple[Any, list[tuple[int, int]]]:
         text, spans = self._demand_template().render_spans(messages, **variables)
@@ -204,8 +276,13 @@ class Tokenizer:
 
     def with_pad(self, token: int) -> "Tokenizer":
         """Return the same tokenizer with another padding token, by its id."""
-        text = str(self._backend.id_to_token(token))
-        return Tokenizer(self._backend, self.special | {"pad_token": text}, self.chat_template, self._place)
+        special = self.special | {"pad_token": str(self._backend.id_to_token(token))}
+        return Tokenizer(self._backend, special, self.chat_template, self._place, self.stop_tokens)
+
+    def with_stops(self, tokens: Iterable[int]) -> "Tokenizer":
+        """Return the same tokenizer with further tokens that end a text, by their ids."""
+        more = [*self.stop_tokens, *tokens]
+        return Tokenizer(self._backend, self.special, self.chat_template, self._place, more)
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as a `tokenizer.json`."""
@@ -224,6 +301,23 @@ class Tokenizer:
         if got != (PAD, STOP):
             raise ValueError(f"tokens 0 and 1 of {path} must be {PAD} and {STOP}; got {got[0]} and {got[1]}")
         return cls(backend)
+
+
+def until_stop(ids: list[int], stop_tokens: Sequence[int]) -> list[int]:
+    """Return tokens up to the last one that stops, or all where none does."""
+    last = max((i for i, token in enumerate(ids) if token in stop_tokens), default=len(ids) - 1)
+    return ids[: last + 1]
+
+
+def _mark_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Return which tokens have a character in one of the spans of a text."""
+    marked, last = [], 0
+    for start, end in offsets:
+        # A token of spaces alone may be placed, empty, behind them.
+        start = last if start == end else start
+        marked.append(any(start < stop and begin < end for begin, stop in spans))
+        last = end
+    return marked
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:

@@ -190,7 +190,7 @@ def _load(gguf: Any, reader: Any, dtype: Any) -> Pretrained:
         if values["model_type"] == "llama" and tensor.places[0][1:2] in (("query",), ("key",)):
             array = _rotate_half_rows(array, config.depth)
         from_tensor(tensor, array, params)
-    return Pretrained(config, to_jax(params), stop_tokens, tokenizer)
+    return Pretrained(config, to_jax(params), stop_tokens, tokenizer and tokenizer.with_stops(stop_tokens))
 
 
 def _content(field: Any) -> Any:

@@ -59,7 +59,7 @@ class Pretrained(NamedTuple):
     stop_tokens: tuple[int, ...]
     """The tokens that end a text; empty if the folder names none."""
     tokenizer: Tokenizer | None
-    """None if the folder has no `tokenizer.json`."""
+    """With the stop tokens; None if the folder has no `tokenizer.json`."""
 
 
 def find_model() -> Path:
@@ -161,7 +161,7 @@ def _load(folder: Path, pad_token: str | None, quantise: str | None, *, reward: 
         bias = np.float32(need(values, REWARD_BIAS, float, 0.0))
         params = {"lm": params, "head": {"kernel": kernel[0], "bias": bias}}
     stop_tokens = _stop_tokens(folder, values, config)
-    return Pretrained(config, to_jax(params), stop_tokens, tokenizer)
+    return Pretrained(config, to_jax(params), stop_tokens, tokenizer and tokenizer.with_stops(stop_tokens))
 
 
 def _open_folder(folder: Path, *, reward: bool) -> dict[str, Any]:
