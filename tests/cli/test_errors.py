@@ -99,6 +99,7 @@ BEST = f"{GRPO} --method best-of-group"
 )
 def test_it_is_said_in_a_line(fails, tmp_path, monkeypatch, line, said):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delattr(driving, "opened_folder")  # nothing comes so far
     out = tmp_path / "out"
     code, found = fails(line.format(out=out))
     assert code == 2 and found.startswith("error: ") and said in found, found

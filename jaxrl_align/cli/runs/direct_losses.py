@@ -273,7 +273,7 @@ def choose_hparams(options: Any) -> align.DirectHParams:
 
 
 def check_others(options: Any, counts: tuple[int, int]) -> None:
-    """Raise ValueError for a single answer to learn or judge by: KTO reads each under another's prompt too."""
+    """Raise ValueError for a single answer to learn or judge by: KTO reads each under another's prompt."""
     flags = (f"--data {options.shared.rows.data}", f"--held-out {options.shared.rows.held_out}")
     for flag, count in zip(flags, counts, strict=True):
         if count == 1 and isinstance(options, KTO):
