@@ -12,13 +12,26 @@ RANGES = {
     "clip": (0.0, np.inf),
     "clip_high": (0.0, np.inf),
     "value_clip": (0.0, np.inf),
-    "label_smoothing": (0.0, 1.0),
+    "beta": (0.0, np.inf),
+    "label_smoothing": (0.0, 0.5),
+    "margin": (0.0, np.inf),
+    "target_weight": (0.0, np.inf),
+    "desirable_weight": (0.0, np.inf),
+    "undesirable_weight": (0.0, np.inf),
+    "centring": (0.0, np.inf),
+    "value_coef": (0.0, np.inf),
+    "pretraining_coef": (0.0, np.inf),
+    "kl_coef": (0.0, np.inf),
+    "kl_horizon": (0.0, np.inf),
     "max_kl": (0.0, np.inf),
     "kl_target": (0.0, np.inf),
     "epsilon_start": (0.0, 1.0),
     "epsilon_end": (0.0, 1.0),
 }
-"""The least and the most that a hyperparameter of this name may be, in every learner."""
+"""The least and the most that a hyperparameter of this name may be, in every learner. An infinite clip clips
+nothing; a beta of 0 leaves ORPO the imitation; the labels that are smoothed are those of preferences."""
+BELOW = ("label_smoothing",)
+"""Of these the most is excluded: at 0.5 a label says nothing, above it the opposite."""
 
 
 def check_counts(**counts: int) -> None:
@@ -70,8 +83,10 @@ def check_hparams(hparams: Any) -> None:
         value = getattr(hparams, name, None)
         if value is None or isinstance(value, jax.core.Tracer):
             continue
-        if not np.all((low <= np.asarray(value)) & (np.asarray(value) <= high)):
-            wanted = "at least 0" if high == np.inf else f"from {low:g} to {high:g}"
+        value, below = np.asarray(value), name in BELOW
+        if not np.all((low <= value) & (value < high if below else value <= high)):
+            most = f"below {high:g}" if below else f"{high:g}"
+            wanted = "at least 0" if high == np.inf else f"from {low:g} to {most}"
             raise ValueError(f"{name} must be {wanted}; got {value}; correct the hyperparameters")
     temperature = getattr(hparams, "temperature", 1.0)
     if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):

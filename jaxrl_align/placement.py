@@ -63,8 +63,7 @@ def place_rows(tree: Any, *, axis: int = 0) -> Any:
     Raises:
       ValueError: if the devices do not divide the rows: each would compute all of them.
     """
-    sizes = axis_sizes()
-    count = math.prod(sizes.get(name, 1) for name in ROWS)
+    sizes, count = axis_sizes(), row_devices()
     if count == 1:
         return tree
 
@@ -82,6 +81,12 @@ def place_rows(tree: Any, *, axis: int = 0) -> Any:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
     return jax.tree.map(place, tree)
+
+
+def row_devices() -> int:
+    """Return how many devices rows are divided among; 1 without a mesh."""
+    sizes = axis_sizes()
+    return math.prod(sizes.get(name, 1) for name in ROWS)
 
 
 def axis_sizes() -> dict[str, int]:

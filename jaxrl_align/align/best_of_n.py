@@ -120,7 +120,15 @@ def follow_the_best(scores: jax.Array) -> jax.Array:
 
     They sum to G, so that a mean over answers is one over groups; 0 where all scores are equal, since
     nothing is better there.
+
+    Raises:
+      ValueError: if G < 2.
     """
+    if scores.shape[0] < 2:
+        raise ValueError(
+            f"a group needs at least 2 answers to be judged by each other; got {scores.shape[0]}; raise "
+            "group_size"
+        )
     best = scores == jnp.max(scores)
     weights = best * (scores.shape[0] / jnp.sum(best))
     return jnp.where(jnp.all(best), 0.0, weights)

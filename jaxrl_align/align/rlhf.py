@@ -162,8 +162,8 @@ def make_rlhf_learner(
       are those of `actors.text.make_text_actor` and of `rl.actor_critic.ppo_loss`.
 
     Raises:
-      ValueError: what `actors.text.make_text_actor` refuses; at trace time, if `minibatches` does not divide
-        the number of prompts.
+      ValueError: what `actors.text.make_text_actor` refuses, a target_kl of 0 or below; at trace time, if
+        `minibatches` does not divide the number of prompts.
     """
     actor = make_text_actor(lm, score, config, sample_prompts, critic=critic)
     loss = rlhf_loss if config.kl_penalty == "loss" else ppo_loss

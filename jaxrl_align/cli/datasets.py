@@ -1,7 +1,9 @@
 """A command's rows: read, measured, parted into those that train and those that judge, as arrays."""
 
+import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from jaxrl_align.cli.options import DataOptions, LengthOptions
 from jaxrl_align.data.batches import HostBatches, row_places
 from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.feedback import Comparison, Correction, Feedback, Label, Question, Ranking, Rating
+from jaxrl_align.placement import row_devices
 from jaxrl_align.types import TokenBatch
 
 ROUND = 16
@@ -118,6 +121,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def held_out_sha256(options: DataOptions) -> str | None:
+    """Return the SHA-256 of the file of the rows that judge; None where there is no such file."""
+    if options.held_out in (None, "none") or _as_share(options.held_out) is not None:
+        return None
+    return file_sha256(Path(options.held_out))
+
+
 def as_chat(rows: Sequence[Any], chat: bool) -> list[Any]:
     """Return rows whose plain prompts are the user's turn, where `chat` says so."""
     if not chat:
@@ -193,14 +203,22 @@ def choose_lengths(counts: np.ndarray, wanted: LengthOptions, context: int) -> t
     """Return the tokens of prompt and completion: as given, or what rows [N, 2] need and the context holds.
 
     Raises:
-      ValueError: if the given ones do not fit the context.
+      ValueError: if a given one is below 1, or they do not fit the context.
     """
+    for name, given in dataclasses.asdict(wanted).items():
+        if given is not None and given < 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be at least 1; got {given}; leave it out for what rows need"
+            )
     longest = counts.max(axis=0)
     completion = wanted.completion_length
     if completion is None:
-        room = context - (wanted.prompt_length or min(round_up(int(longest[0]), context), context // 2))
+        half = min(round_up(int(longest[0]), context), context // 2)
+        room = context - (half if wanted.prompt_length is None else wanted.prompt_length)
         completion = round_up(int(longest[1]), max(room, 1))
-    prompt = wanted.prompt_length or round_up(int(longest[0]), max(context - completion, 1))
+    prompt = wanted.prompt_length
+    if prompt is None:
+        prompt = round_up(int(longest[0]), max(context - completion, 1))
     if prompt + completion > context:
         raise ValueError(
             f"prompt and completion must fit the context of {context} tokens; got --prompt-length {prompt} "
@@ -323,8 +341,11 @@ def shuffled_batches(data: Any, *, batch_size: int, seed: int) -> HostBatches:
 
 
 def whole_batches(data: Any, batch_size: int) -> list[Any]:
-    """Return held-out rows in equal batches; rows that fill none are left out, but for the first batch."""
+    """Return all held-out rows in batches, the last one shorter where they fill none.
+
+    On a mesh it is parted once more: rows that are more than its devices must be a multiple of them.
+    """
     rows = len(jax.tree.leaves(data)[0])
-    size = min(batch_size, rows)
-    take = lambda i: jax.tree.map(lambda x: np.asarray(x)[i : i + size], data)
-    return [take(i) for i in range(0, rows - size + 1, size)]
+    ends = sorted({*range(0, rows, batch_size), rows - rows % row_devices(), rows})
+    take = lambda begin, end: jax.tree.map(lambda x: np.asarray(x)[begin:end], data)
+    return [take(*both) for both in itertools.pairwise(ends)]

@@ -119,11 +119,22 @@ def fold(tuned: Tuned, part: Params) -> Params:
     return merge(overlay(tuned.frozen, part), dtype=jnp.float32)
 
 
-def check_tuning(options: TuningOptions) -> None:
-    """Raise ValueError for a tuning that no language model has, or one that cannot be folded into weights."""
-    if options.tuning == "head":
+def check_tuning(options: TuningOptions, *, reward_model: bool = False) -> None:
+    """Raise ValueError for a tuning that the model does not have, or one that cannot be folded into weights.
+
+    Args:
+      options: how it is tuned.
+      reward_model: it is one, which is always written whole; False, a language model.
+    """
+    virtual = options.tuning in ("prompt", "prefix")
+    if reward_model and virtual:
+        raise ValueError(
+            f"--tuning of a reward model, which is written whole, must be of weights; got {options.tuning}, "
+            "whose virtual tokens are none; take lora"
+        )
+    if options.tuning == "head" and not reward_model:
         raise ValueError("--tuning head is of reward models; got it for a language model; take lora or full")
-    if options.merge and options.tuning in ("prompt", "prefix"):
+    if options.merge and virtual:
         raise ValueError(
             f"--merge needs an adapter of linear layers; got --tuning {options.tuning}, whose virtual tokens "
             "are no weights; leave --merge out"

@@ -1,6 +1,14 @@
 """Networks as pure functions over plain dicts of parameters, and what is laid over them."""
 
-from jaxrl_align.nets.adapters import merge, overlay, select, stack_parts, take_part, with_dropout
+from jaxrl_align.nets.adapters import (
+    merge,
+    overlay,
+    select,
+    stack_parts,
+    take_part,
+    with_dropout,
+    without_dropout,
+)
 from jaxrl_align.nets.kinds import KINDS, Kind, Tuning, init_houlsby, init_ia3, init_lora
 from jaxrl_align.nets.layered import (
     GLOROT,
@@ -43,6 +51,6 @@ __all__ = [
     "make_gaussian_net", "make_layered_net", "make_multi_discrete_net", "make_q_net",
     "make_state_action_net", "make_table", "make_transformer", "merge", "orthogonal", "overlay",
     "positions_of", "quantise", "quantise_params", "select", "stack_parts", "support_between",
-    "take_part", "with_dropout", "with_memory",
+    "take_part", "with_dropout", "with_memory", "without_dropout",
 ]
 # fmt: on

@@ -224,6 +224,21 @@ def with_dropout(params: Params, key: chex.PRNGKey) -> Params:
     return _with_keys(params, key, "")
 
 
+def without_dropout(params: Params) -> Params:
+    """Return parameters, or constants alone, that `with_dropout` leaves as they are: no adapter has a rate.
+
+    It is for objectives of training that judge held-out rows.
+    """
+    return _without_rates(params, "")
+
+
+def _without_rates(params: Any, name: str) -> Any:
+    if not isinstance(params, dict):
+        return params
+    dropped = ("dropout",) if name in KINDS else ()
+    return {n: _without_rates(leaf, n) for n, leaf in params.items() if n not in dropped}
+
+
 def _with_keys(params: Any, key: chex.PRNGKey, name: str) -> Any:
     if not isinstance(params, dict):
         return params

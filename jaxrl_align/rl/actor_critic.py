@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl_align.checks import check_counts, check_divides, refuse
@@ -194,8 +195,8 @@ def make_actor_critic(
       gradient steps, and `learning_rate`.
 
     Raises:
-      ValueError: if the actor cannot evaluate trajectories; at trace time, if `minibatches` or
-        `segment_length` do not divide.
+      ValueError: if the actor cannot evaluate trajectories, or target_kl is not above 0; at trace time, if
+        `minibatches` or `segment_length` do not divide.
     """
     if actor.evaluate is None:
         raise ValueError(
@@ -203,6 +204,8 @@ def make_actor_critic(
             "actors.gym.make_actor, or rl.make_dqn"
         )
     check_counts(epochs=epochs)
+    if target_kl is not None and not isinstance(target_kl, jax.core.Tracer) and not np.all(target_kl > 0):
+        raise ValueError(f"target_kl must be above 0; got {target_kl}; None ends no update early")
     optimizer = optimizer or make_optimizer()
     settings = ActorCritic(
         actor,

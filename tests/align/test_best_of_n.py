@@ -72,6 +72,8 @@ def test_weights_of_imitation():
     np.testing.assert_allclose(follow_the_best(jnp.array([0.0, 2.0, 1.0])), [0.0, 3.0, 0.0])
     np.testing.assert_allclose(follow_the_best(jnp.array([2.0, 2.0, 1.0, 0.0])), [2.0, 2.0, 0.0, 0.0])
     np.testing.assert_allclose(follow_the_best(jnp.array([2.0, 2.0])), [0.0, 0.0])
+    with pytest.raises(ValueError, match="a group needs at least 2 answers"):
+        follow_the_best(jnp.array([2.0]))
 
 
 def test_a_step_of_rejection_sampling_by_hand():

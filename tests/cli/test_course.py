@@ -40,6 +40,41 @@ def open_folder(tmp_path, resume=False):
     return course.open_folder(str(tmp_path / "out"), {"command": "x"}, options)
 
 
+def test_held_out_means_are_over_rows_whatever_the_last_batch_holds():
+    mean = lambda params, frozen, batch, key, hparams: (batch["x"].mean(), {"seven": jnp.float32(7)})
+    rows = {"x": np.array([1.0, 2.0, 6.0], np.float32)}
+    measure = course.make_measure(mean, None, rows, 2, None)
+    assert measure({}) == {"loss": pytest.approx(3.0), "seven": 7.0}
+    tokens = lambda *given: (mean(*given)[0], {"num_tokens": 6.0 - given[2]["x"].mean()})
+    assert course.make_measure(tokens, None, rows, 2, None)({}) == {"loss": pytest.approx(1.5)}
+
+
+def test_a_folder_of_a_run_that_took_no_step_is_removed_and_nothing_else(tmp_path):
+    def end(error, out, *files):
+        with pytest.raises(type(error)), course.opened_folder(str(out), {"command": "x"}, OPTIONS) as folder:
+            for name in ("held_out.json", *files):
+                (folder.path / name).write_text("{}")
+            raise error
+
+    out, mine = tmp_path / "a" / "out", tmp_path / "mine"
+    end(ValueError(), out)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"] and not out.exists()
+    mine.mkdir()
+    end(ValueError(), mine)
+    assert mine.is_dir() and not list(mine.iterdir())
+    (mine / "run").mkdir()
+    (mine / "run" / "notes.txt").write_text("mine")
+    end(ValueError(), mine)
+    assert (mine / "run" / "notes.txt").exists()
+    for place, error, files in (
+        ("stepped", ValueError(), ["metrics.jsonl"]),
+        ("nan", FloatingPointError(), []),
+        ("stopped", KeyboardInterrupt(), []),
+    ):
+        end(error, tmp_path / place, *files)
+        assert (tmp_path / place / "run" / "config.json").exists()
+
+
 def test_weights_that_are_nan_are_judged_and_saved_nowhere(tmp_path):
     spoil = lambda w, step: jnp.where(step == 1, jnp.nan, w - 1.0)
     folder = open_folder(tmp_path)

@@ -15,6 +15,8 @@ from tests.cli.conftest import write_rows
 SFT = "sft --model tiny --data sft.jsonl --out {out}"
 DPO = "dpo --model tiny --data pairs.jsonl --out {out}"
 PPO = "ppo --model tiny --data prompts.jsonl --reward own_rewards:spaces --out {out}"
+GRPO = PPO.replace("ppo", "grpo", 1)
+BEST = f"{GRPO} --method best-of-group"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,45 @@ PPO = "ppo --model tiny --data prompts.jsonl --reward own_rewards:spaces --out {
         (f"{SFT} --targets *nothing", "targets must match linear layers; got ['*nothing']"),
         (f"{SFT} --tuning head", "--tuning head is of reward models"),
         (f"{SFT} --tuning prompt --merge", "--merge needs an adapter of linear layers; got --tuning prompt"),
+        (
+            f"{SFT} --microbatches 0",
+            "--microbatches must divide --batch-size; got --batch-size=8, --microbatches=0",
+        ),
+        (f"{DPO} --microbatches 3", "--microbatches must divide --batch-size; got --batch-size=8"),
+        (
+            f"{DPO.replace('dpo', 'reward', 1)} --tuning prompt",
+            "must be of weights; got prompt, whose virtual",
+        ),
+        (
+            f"{DPO.replace('dpo', 'reward', 1)} --tuning prefix",
+            "must be of weights; got prefix, whose virtual",
+        ),
+        (
+            f"{DPO.replace('dpo', 'reward', 1)} --label-smoothing 0.5",
+            "label_smoothing must be from 0 to below 0.5; got 0.5",
+        ),
+        (f"{DPO} --label-smoothing 0.7", "label_smoothing must be from 0 to below 0.5; got 0.7"),
+        (f"{DPO} --beta -1", "beta must be at least 0; got -1.0"),
+        (f"{DPO.replace('dpo', 'ipo', 1)} --beta 0", "--beta must be above 0; got 0.0; at 0 no answer is"),
+        (
+            f"{DPO.replace('dpo', 'kto', 1)} --desirable-weight -1",
+            "desirable_weight must be at least 0; got -1",
+        ),
+        (f"{DPO.replace('dpo', 'simpo', 1)} --margin -3", "margin must be at least 0; got -3.0"),
+        (f"{GRPO} --kl-coef -1", "kl_coef must be at least 0; got -1.0"),
+        (f"{PPO} --target-kl -1", "target_kl must be above 0; got -1.0; None ends no update early"),
+        (
+            f"{PPO} --dropout 0.1",
+            "--dropout is of training on given texts; got 0.1 for a model that learns from",
+        ),
+        (f"{GRPO} --dropout 0.1", "--dropout is of training on given texts; got 0.1"),
+        (
+            f"{BEST} --kl-coef 5 --clip 0.01",
+            "neither a clip nor a KL penalty; got --clip 0.01, --kl-coef 5.0",
+        ),
+        (f"{BEST} --group-size 1", "a group needs at least 2 answers to be judged by each other; got 1"),
+        (f"{DPO} --prompt-length 0", "--prompt-length must be at least 1; got 0; leave it out for what rows"),
+        (f"{DPO} --completion-length 0", "--completion-length must be at least 1; got 0"),
         (f"{DPO} --completion-length 3", "must fit completion_length=3; allow more or leave the row out"),
         (
             f"{DPO} --prompt-length 60 --completion-length 16",
@@ -58,6 +99,7 @@ PPO = "ppo --model tiny --data prompts.jsonl --reward own_rewards:spaces --out {
 )
 def test_it_is_said_in_a_line(fails, tmp_path, monkeypatch, line, said):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delattr(driving, "opened_folder")  # nothing comes so far
     out = tmp_path / "out"
     code, found = fails(line.format(out=out))
     assert code == 2 and found.startswith("error: ") and said in found, found

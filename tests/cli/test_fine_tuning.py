@@ -15,7 +15,7 @@ from jaxrl_align.cli import run_command
 from jaxrl_align.cli.runs import driving, fine_tuning
 from jaxrl_align.runtime import loop, restore
 from jaxrl_align.runtime.huggingface import load_adapter, load_model
-from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer
+from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer, write_rows
 from tests.tiny import bits
 
 RUN = "sft --model tiny --data sft.jsonl --steps 4 --every 3 --batch-size 2 --rank 2 --sample-tokens 4"
@@ -69,6 +69,30 @@ def test_held_out_losses_are_those_of_the_completions(done, monkeypatch, worksho
     best = min(("3", "4"), key=lambda step: found[step]["loss"])
     np.testing.assert_allclose(found[best]["loss"], words_loss(whole(done)), rtol=1e-5)
     assert found[best]["loss"] < found["0"]["loss"] - 0.02
+
+
+@pytest.mark.parametrize("how", ["--dropout 0.5", "--batch-size 8 --microbatches 4", "--batch-size 4"])
+def test_all_held_out_rows_are_read_without_dropout(road, tmp_path, how):
+    """Six rows, which neither four parts nor batches of four divide."""
+    road(
+        f"{RUN} --learning-rate 0.3 --held-out sft.jsonl --samples 0 {how} --steps 3 --out", tmp_path / "out"
+    )
+    found = json.loads((tmp_path / "out" / "run" / "held_out.json").read_text())
+    np.testing.assert_allclose(found["3"]["loss"], words_loss(whole(tmp_path / "out")), rtol=1e-5)
+
+
+def test_a_run_is_judged_by_the_same_rows_to_its_end(road, fails, tmp_path, monkeypatch):
+    def follow(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driving, "follow", follow)
+    own = tmp_path / "own.jsonl"
+    line = f"{RUN} --held-out {own} --out {tmp_path / 'out'}"
+    write_rows(own, [{"text": "one"}])
+    assert fails(line)[0] == fails(f"{line} --resume")[0] == 130
+    write_rows(own, [{"text": "two"}])
+    code, said = fails(f"{line} --resume")
+    assert code == 2 and "was made with held_out_sha256='" in said
 
 
 def test_the_folder_holds_model_card_and_run(done):
@@ -214,3 +238,4 @@ def test_the_plan_comes_before_the_run(road, tmp_path, capsys, monkeypatch):
         "which plain texts do not use without --chat",
     ):
         assert line in said, said
+    assert not (tmp_path / "out").exists()  # no step was taken: nothing is in the corrected command's way

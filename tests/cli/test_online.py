@@ -1,14 +1,16 @@
 """The commands ppo, grpo and rloo, on the tiny model."""
 
 import json
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrl_align.actors import make_text_actor
 from jaxrl_align.align import RLHFHParams
-from jaxrl_align.cli import choosing
+from jaxrl_align.cli import choosing, datasets
 from jaxrl_align.cli.datasets import choose_lengths, divide_rows, shuffled_batches, whole_batches
 from jaxrl_align.cli.judges import load_judge
 from jaxrl_align.cli.options import DataOptions, LengthOptions
@@ -18,6 +20,7 @@ from jaxrl_align.cli.runs.online_methods import PPO, start_critic
 from jaxrl_align.feedback import read_demonstrations, read_feedback, read_prompts
 from jaxrl_align.runtime.cli import parse
 from jaxrl_align.runtime.huggingface import load_model, save_model
+from jaxrl_align.types import PaddedTokens
 from tests.cli.conftest import PROMPTS, write_rows
 
 RUN = "--model tiny --data prompts.jsonl --samples 0 --rank 2 --response-length 4 --every 3 --batch-size 4"
@@ -148,9 +151,24 @@ def test_batches_read_every_row_once_a_pass_whenever_they_begin():
     assert (shuffled_batches(data, batch_size=3, seed=1)(0, 14)["x"] != whole["x"]).any()
 
 
-def test_held_out_rows_come_in_equal_batches():
-    assert [b.tolist() for b in whole_batches(np.arange(7), 3)] == [[0, 1, 2], [3, 4, 5]]
-    assert [b.tolist() for b in whole_batches(np.arange(2), 3)] == [[0, 1]]
+def test_all_held_out_rows_come_in_batches_that_a_mesh_divides(monkeypatch):
+    read = lambda rows, size: [b.tolist() for b in whole_batches(np.arange(rows), size)]
+    assert (
+        read(7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
+        and read(2, 3) == [[0, 1]]
+        and read(4, 2) == [[0, 1], [2, 3]]
+    )
+    monkeypatch.setattr(datasets, "row_devices", lambda: 2)
+    assert read(7, 4) == [[0, 1, 2, 3], [4, 5], [6]] and read(1, 4) == [[0]] and read(6, 4)[1:] == [[4, 5]]
+
+
+def test_held_out_answers_weigh_alike_whatever_the_last_batch_holds():
+    rollout = lambda params, frozen, state, key, hparams, batch: (None, None, {"r": jnp.mean(batch.tokens)})
+    actor = SimpleNamespace(init_env=lambda key, hparams: None, rollout=rollout)
+    prompts = PaddedTokens(np.array([[1], [2], [6]]), np.ones((3, 1)))
+    scene = SimpleNamespace(encoded=SimpleNamespace(held_out=prompts), frozen=None)
+    measure = online.measure_answers(scene, SimpleNamespace(actor=actor, hparams=None), 2)
+    assert measure({}) == {"r": pytest.approx(3.0)}
 
 
 def test_whole_prompts_are_held_out(tmp_path):

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 
 from jaxrl_align import nets
-from jaxrl_align.cli.runs.direct_losses import METHODS, as_labels, as_pairs
+from jaxrl_align.cli.runs.direct_losses import (
+    DPO,
+    IPO,
+    KTO,
+    METHODS,
+    ORPO,
+    SimPO,
+    as_labels,
+    as_pairs,
+    choose_hparams,
+)
 from jaxrl_align.feedback import Comparison, Correction, Label, Ranking
+from jaxrl_align.runtime.cli import parse
 from jaxrl_align.runtime.huggingface import load_adapter, load_model
 from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer, write_rows
 
@@ -46,6 +57,36 @@ def test_dpo_by_hand(road, tmp_path):
     np.testing.assert_allclose(held_out["3"]["loss"], np.mean(-jax.nn.log_sigmoid(margin)), rtol=1e-4)
     np.testing.assert_allclose(held_out["3"]["rewards/margins"], margin.mean(), rtol=1e-3)
     assert held_out["3"]["rewards/margins"] > 0.01
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto --undesirable-weight 0"])
+def test_held_out_rows_are_judged_alike_however_batches_are_parted(road, tmp_path, method):
+    """Six pairs, or twelve labels: parts and batches do not divide them; KTO's z is of whole batches."""
+    found = []
+    for parts in (1, 4):
+        line = f"{method} {RUN} --batch-size 8 --steps 1 --every 1 --learning-rate 0.1 --microbatches {parts}"
+        road(f"{line} --out", tmp_path / str(parts))
+        found.append(json.loads((tmp_path / str(parts) / "run" / "held_out.json").read_text())["1"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-5)
+    assert abs(found[0]["rewards/margins"]) > 1e-4 and found[0].get("kl", 1.0) > 0
+
+
+def test_a_single_answer_is_too_few_for_kto(fails, tmp_path):
+    rows = [{"prompt": p, "completion": w, "label": w == "red"} for p, w in zip(PROMPTS, WORDS, strict=True)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    line = f"kto --model tiny --data {tmp_path / 'rows.jsonl'} --out {tmp_path / 'out'}"
+    code, said = fails(line)
+    assert code == 2 and "KTO needs at least two answers" in said and "; --held-out 0.1 gives one;" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_orpo_without_its_odds_ratio_imitates():
+    line = "--model m --data d --out o --beta 0"
+    with_beta = lambda kind: parse(kind, line.split(), prog="x")
+    assert choose_hparams(with_beta(ORPO)).beta == 0
+    for kind in (DPO, IPO, KTO, SimPO):
+        with pytest.raises(ValueError, match="--beta must be above 0"):
+            choose_hparams(with_beta(kind))
 
 
 def test_rows_of_other_kinds_become_pairs_and_labels():

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from jaxrl_align.align import RewardHParams, init_reward_params, make_reward_learner, rating_objective
-from jaxrl_align.nets import TransformerConfig, init_lora, make_transformer, overlay, with_dropout
+from jaxrl_align.nets import (
+    TransformerConfig,
+    init_lora,
+    make_transformer,
+    overlay,
+    with_dropout,
+    without_dropout,
+)
 from jaxrl_align.nets.blocks import Linear
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, next_token_objective
 from jaxrl_align.pretrain.text_classification import (
@@ -76,6 +83,7 @@ def test_nothing_is_drawn_without_a_rate_or_without_the_call():
     rated, _ = tuned(PARAMS, RATE)
     read = jax.jit(lambda params: LM.encode(params, jnp.arange(5))[0])
     np.testing.assert_array_equal(read(overlay(rated, part)), read(plain))
+    assert bits(without_dropout(overlay(rated, part))) == bits(plain)
 
 
 TINY = make_transformer(

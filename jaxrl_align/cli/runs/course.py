@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,16 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_align.atomic import atomic_path
+from jaxrl_align.atomic import atomic_path, writes
 from jaxrl_align.cli.bases import Base, pad_of
-from jaxrl_align.cli.datasets import Encoded, whole_batches
+from jaxrl_align.cli.datasets import Encoded, count_rows, whole_batches
 from jaxrl_align.cli.options import RunOptions
 from jaxrl_align.finite import must_be_finite
 from jaxrl_align.learner import LossFn
+from jaxrl_align.nets.adapters import without_dropout
 from jaxrl_align.runtime import checkpoint
 from jaxrl_align.runtime.folder import RunFolder, open_run
 from jaxrl_align.runtime.loop import check_chunk, run
-from jaxrl_align.runtime.metrics import History
+from jaxrl_align.runtime.metrics import METRICS_FILE, History
 from jaxrl_align.runtime.writers import open_writers
 from jaxrl_align.text import Filters, make_completer
 from jaxrl_align.types import Learner, Params
@@ -81,6 +83,29 @@ def open_folder(out: str, config: Mapping[str, Any], options: RunOptions) -> Run
         raise ValueError(f"{out} exists and holds no run of ours; pass --out with a new folder")
     upkeep = options.upkeep()._replace(writers=())  # `follow` opens them, for held-out metrics too
     return open_run(path / "run", dict(config), resume=options.resume, upkeep=upkeep)
+
+
+@contextlib.contextmanager
+def opened_folder(out: str, config: Mapping[str, Any], options: RunOptions) -> Iterator[RunFolder]:
+    """Open the run's folder as `open_folder` does, and remove it if an error comes before its first step.
+
+    The corrected command then finds no run in its way. Only folders that this call has made are removed, and
+    none of a step that was not finite: a replay is to find it.
+    """
+    run_path, above = Path(out) / "run", Path(out)
+    made = [path for path in (run_path, above) if not path.exists()]
+    folder = open_folder(out, config, options)
+    try:
+        yield folder
+    except FloatingPointError:
+        raise
+    except Exception:
+        stepped = (run_path / METRICS_FILE).exists() or checkpoint.latest_step(run_path) is not None
+        if run_path in made and not stepped and writes():
+            shutil.rmtree(run_path)
+            if above in made and not any(above.iterdir()):
+                above.rmdir()
+        raise
 
 
 def follow(course: Course, folder: RunFolder, options: RunOptions, steps: int) -> Outcome:
@@ -240,10 +265,12 @@ def table_text(rows: list[dict[str, Any]]) -> str:
 def make_measure(
     objective: LossFn, frozen: Any, held_out: Any, batch_size: int, hparams: Any
 ) -> Callable[[Params], dict[str, float]] | None:
-    """Return `params -> held-out metrics`, means over batches, weighted by `num_tokens` where there is one.
+    """Return `params -> held-out metrics`, means over batches, weighted by `num_tokens`, or else by rows.
+
+    Nothing is dropped out. What is no mean over rows, such as an extreme, is a mean over batches nonetheless.
 
     Args:
-      objective: of the method.
+      objective: of the method; it must take a batch of any size.
       frozen: what it reads beside the parameters.
       held_out: a tree of arrays [N, ...]; None gives None.
       batch_size: rows at a time.
@@ -251,7 +278,9 @@ def make_measure(
     """
     if held_out is None:
         return None
+    frozen = without_dropout(frozen)
     batches = whole_batches(held_out, batch_size)
+    sizes = [count_rows(batch, None)[0] for batch in batches]
     keys = jax.random.split(jax.random.key(0), len(batches))
 
     @jax.jit
@@ -261,7 +290,7 @@ def make_measure(
 
     def measure(params: Params) -> dict[str, float]:
         found = [read(params, frozen, batch, key) for batch, key in zip(batches, keys, strict=True)]
-        weights = np.array([float(row.get("num_tokens", 1.0)) for row in found])
+        weights = np.array([float(row.get("num_tokens", n)) for row, n in zip(found, sizes, strict=True)])
         names = [name for name in found[0] if name != "num_tokens"]
         values = {name: np.array([float(row[name]) for row in found]) for name in names}
         return {name: _mean_of_batches(name, x, weights) for name, x in values.items()}

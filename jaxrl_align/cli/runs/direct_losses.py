@@ -9,6 +9,7 @@ import numpy as np
 from tyro.conf import OmitArgPrefixes
 
 from jaxrl_align import align, feedback
+from jaxrl_align.checks import check_divides, check_hparams
 from jaxrl_align.cli.datasets import (
     Divided,
     count_rows,
@@ -190,25 +191,25 @@ def as_labels(rows: Sequence[Any]) -> list[Any]:
 def run_direct(options: Any, argv: Sequence[str]) -> None:
     """Fit a model to preferences by one of the direct losses."""
     method, shared = METHODS[type(options)], options.shared
-    check_run(shared.run)
-    check_tuning(shared.tuning)
+    check_shared(shared)
+    hparams = choose_hparams(options)
     divided = divide_rows(shared.rows, feedback.read_feedback, shared.run.seed)
     divided = as_direct(divided, isinstance(options, KTO))
     base = load_tuned_base(shared.base, shared.tuning)
     encoded = encode_feedback(divided, base.tokenizer, shared.rows, shared.lengths, base.config.context)
     tuned = start_tuning(shared.tuning, base, jax.random.key(shared.run.seed))
     counts = count_rows(encoded.train, encoded.held_out)
-    steps, rate = count_steps(shared.run, counts[0]), learning_rate("direct", shared.run, shared.tuning)
-    whole = shared.tuning.tuning == "full"
-    objective = method.objective(base.lm, microbatches=shared.microbatches)
+    check_others(options, counts)
+    steps, whole = count_steps(shared.run, counts[0]), shared.tuning.tuning == "full"
     batch, parts = shared.run.batch_size, shared.microbatches
-    named = {name: getattr(options, name) for name in align.DirectHParams._fields if hasattr(options, name)}
-    hparams = align.DirectHParams(**named | {"learning_rate": rate})
+    objective = method.objective(base.lm, microbatches=parts)
+    # KTO's loss is of a whole batch, the others' a mean over rows.
+    read_at_once = batch if isinstance(options, KTO) else batch // parts
 
     def course() -> Course:
         frozen = None if whole else tuned.frozen
         train, held_out = (
-            refer(base.lm, base.params, rows, max(1, batch // parts), method.referenced)
+            refer(base.lm, base.params, rows, batch // parts, method.referenced)
             for rows in (encoded.train, encoded.held_out)
         )
         return Course(
@@ -219,7 +220,7 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
             tuned.part,
             frozen,
             shuffled_batches(train, batch_size=batch, seed=shared.run.seed),
-            make_measure(objective, frozen, held_out, batch, hparams),
+            make_measure(method.objective(base.lm), frozen, held_out, read_at_once, hparams),
             "loss",
             False,
             ("loss", "rewards/margins"),
@@ -236,17 +237,50 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
         counts=counts,
         sha256=divided.sha256,
         steps=steps,
-        rate=rate,
+        rate=float(hparams.learning_rate),
         method=method.words,
         course=course,
         write=lambda folder, part: write_language_model(
             folder, base, tuned, part, shared.tuning, shared.base
         ),
-        at_once=2 * max(1, batch // parts),
+        at_once=2 * (batch // parts),
         length=sum(encoded.lengths),
         halve=(f"--batch-size {max(1, batch // 2)}", f"--microbatches {2 * parts}"),
     )
     drive(journey, argv)
+
+
+def check_shared(shared: PreferenceOptions) -> None:
+    """Raise ValueError for settings that cannot be, before anything is read."""
+    check_run(shared.run)
+    check_divides(shared.microbatches, shared.run.batch_size, "--microbatches", "--batch-size")
+    check_tuning(shared.tuning)
+
+
+def choose_hparams(options: Any) -> align.DirectHParams:
+    """Return a method's hyperparameters.
+
+    Raises:
+      ValueError: for one out of range; a beta of 0 too, which leaves ORPO the imitation and others nothing.
+    """
+    named = {name: getattr(options, name) for name in align.DirectHParams._fields if hasattr(options, name)}
+    rate = learning_rate("direct", options.shared.run, options.shared.tuning)
+    hparams = align.DirectHParams(**named | {"learning_rate": rate})
+    check_hparams(hparams)
+    if hparams.beta == 0 and not isinstance(options, ORPO):
+        raise ValueError(f"--beta must be above 0; got {hparams.beta}; at 0 no answer is preferred")
+    return hparams
+
+
+def check_others(options: Any, counts: tuple[int, int]) -> None:
+    """Raise ValueError for a single answer to learn or judge by: KTO reads each under another's prompt."""
+    flags = (f"--data {options.shared.rows.data}", f"--held-out {options.shared.rows.held_out}")
+    for flag, count in zip(flags, counts, strict=True):
+        if count == 1 and isinstance(options, KTO):
+            raise ValueError(
+                f"KTO needs at least two answers, to read each under another's prompt; {flag} gives one; add "
+                "rows, hold out a larger share of them, or none by --held-out None"
+            )
 
 
 def as_direct(divided: Divided, labels: bool) -> Divided:

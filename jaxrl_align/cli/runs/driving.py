@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrl_align.cli.bases import Base
-from jaxrl_align.cli.datasets import Encoded
+from jaxrl_align.cli.datasets import Encoded, held_out_sha256
 from jaxrl_align.cli.options import flags_of, record
 from jaxrl_align.cli.runs.cards import Card, print_plan, write_card
-from jaxrl_align.cli.runs.course import Course, Outcome, follow, open_folder
+from jaxrl_align.cli.runs.course import Course, Outcome, follow, opened_folder
 from jaxrl_align.cli.runs.estimates import estimate_memory, memory_text
 from jaxrl_align.cli.tuning import Tuned, count_weights, publish
 from jaxrl_align.nets.transformer import make_transformer
@@ -62,11 +62,13 @@ def drive(journey: Journey, argv: Sequence[str]) -> None:
       ValueError: for an `out` that holds another run, and as `follow`.
     """
     begin, run, out = time.monotonic(), journey.shared.run, journey.shared.base.out
-    config = record(journey.command, journey.options, data_sha256=journey.sha256)
+    hashes = {"data_sha256": journey.sha256, "held_out_sha256": held_out_sha256(journey.shared.rows)}
+    hashes = {name: value for name, value in hashes.items() if value is not None}
+    config = record(journey.command, journey.options, **hashes)
     print_plan(plan(journey), journey.encoded.skipped)
-    folder = open_folder(out, config, run)
-    course = journey.course()
-    outcome = follow(course, folder, run, journey.steps)
+    with opened_folder(out, config, run) as folder:
+        course = journey.course()
+        outcome = follow(course, folder, run, journey.steps)
     words = ""
 
     def write(staged: Path) -> None:

@@ -31,7 +31,7 @@ class Memory(NamedTuple):
 
 def tree_bytes(tree: Any) -> int:
     """Return the bytes of a tree's arrays, or of the shapes that stand for them."""
-    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in _arrays(tree))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in _arrays(tree))  # random keys have a dtype too
 
 
 def _arrays(tree: Any) -> list[Any]:

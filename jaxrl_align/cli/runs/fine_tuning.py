@@ -7,6 +7,7 @@ import jax
 from tyro.conf import OmitArgPrefixes
 
 from jaxrl_align import feedback
+from jaxrl_align.checks import check_divides
 from jaxrl_align.cli.datasets import (
     count_rows,
     divide_rows,
@@ -55,6 +56,7 @@ class SFT:
 def run_sft(options: SFT, argv: Sequence[str]) -> None:
     """Fine-tune a model on demonstrations."""
     check_run(options.run)
+    check_divides(options.microbatches, options.run.batch_size, "--microbatches", "--batch-size")
     check_tuning(options.tuning)
     divided = divide_rows(options.rows, feedback.read_demonstrations, options.run.seed)
     base = load_tuned_base(options.base, options.tuning)
@@ -63,27 +65,24 @@ def run_sft(options: SFT, argv: Sequence[str]) -> None:
     counts = count_rows(encoded.train, encoded.held_out)
     steps, rate = count_steps(options.run, counts[0]), learning_rate("sft", options.run, options.tuning)
     whole = options.tuning.tuning == "full"
-    objective = next_token_objective(base.lm, microbatches=options.microbatches)
+    batch, parts = options.run.batch_size, options.microbatches
 
     def course() -> Course:
         frozen, hparams = None if whole else tuned.frozen, LMHParams(rate)
         warmup = steps // 10
         return Course(
-            make_lm_learner(
-                base.lm, total_steps=steps, warmup_steps=warmup, microbatches=options.microbatches
-            ),
+            make_lm_learner(base.lm, total_steps=steps, warmup_steps=warmup, microbatches=parts),
             hparams,
             tuned.part,
             frozen,
-            shuffled_batches(encoded.train, batch_size=options.run.batch_size, seed=options.run.seed),
-            make_measure(objective, frozen, encoded.held_out, options.run.batch_size, hparams),
+            shuffled_batches(encoded.train, batch_size=batch, seed=options.run.seed),
+            make_measure(next_token_objective(base.lm), frozen, encoded.held_out, batch // parts, hparams),
             "loss",
             False,
             ("loss", "mean_token_accuracy"),
             make_samples(base, encoded, options.run, lambda part: overlay(frozen, part)),
         )
 
-    batch, parts = options.run.batch_size, options.microbatches
     journey = Journey(
         command="sft",
         options=options,
@@ -100,7 +99,7 @@ def run_sft(options: SFT, argv: Sequence[str]) -> None:
         write=lambda folder, part: write_language_model(
             folder, base, tuned, part, options.tuning, options.base
         ),
-        at_once=max(1, batch // parts),
+        at_once=batch // parts,
         length=encoded.lengths[1],
         halve=(f"--batch-size {max(1, batch // 2)}", f"--microbatches {2 * parts}"),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrl_align import feedback
 from jaxrl_align.actors import Frozen
 from jaxrl_align.actors.scores import Score
-from jaxrl_align.checks import check_divides
+from jaxrl_align.checks import check_divides, check_hparams
 from jaxrl_align.cli.bases import Base, pad_of
 from jaxrl_align.cli.datasets import (
     Encoded,
@@ -93,6 +93,11 @@ def open_scene(options: Any, kind: str, minibatches: int) -> Scene:
     """Read model, reward and prompts."""
     check_run(options.run)
     check_tuning(options.tuning)
+    if options.tuning.dropout:
+        raise ValueError(
+            f"--dropout is of training on given texts; got {options.tuning.dropout} for a model that learns "
+            "from its own answers, whose probabilities must be those they were written by; leave it out"
+        )
     check_divides(minibatches, options.run.batch_size, "--minibatches", "--batch-size")
     answers = options.answers
     divided = divide_rows(options.rows, feedback.read_prompts, options.run.seed)
@@ -135,6 +140,7 @@ def all_prompts(encoded: Encoded) -> PaddedTokens:
 
 def run_online(options: Any, scene: Scene, algorithm: Algorithm, argv: Sequence[str]) -> None:
     """Drive a method that writes its own answers."""
+    check_hparams(algorithm.hparams)
     base, encoded, batch = scene.base, scene.encoded, options.run.batch_size
 
     def course() -> Course:
@@ -194,6 +200,7 @@ def measure_answers(
     if scene.encoded.held_out is None:
         return None
     batches = whole_batches(scene.encoded.held_out, batch_size)
+    sizes = [len(batch.tokens) for batch in batches]
     keys = jax.random.split(jax.random.key(1), len(batches))
     env_state = algorithm.actor.init_env(keys[0], algorithm.hparams)
 
@@ -204,6 +211,6 @@ def measure_answers(
 
     def measure(params: Params) -> dict[str, float]:
         found = [read(params, scene.frozen, *given) for given in zip(batches, keys, strict=True)]
-        return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+        return {name: float(np.average([row[name] for row in found], weights=sizes)) for name in found[0]}
 
     return measure

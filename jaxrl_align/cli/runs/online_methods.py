@@ -1,7 +1,7 @@
 """The commands ppo, grpo and rloo: a model learns from its own answers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -226,6 +226,16 @@ def run_ppo(options: PPO, argv: Sequence[str]) -> None:
     run_online(options, scene, algorithm, argv)
 
 
+def check_read(name: str, named: Mapping[str, float | None]) -> None:
+    """Raise ValueError for flags that were given to a method that does not read them."""
+    given = [f"--{field.replace('_', '-')} {value}" for field, value in named.items() if value is not None]
+    if name == "best-of-group" and given:
+        raise ValueError(
+            f"--method best-of-group imitates, with neither a clip nor a KL penalty; got {', '.join(given)}; "
+            "leave it out, or take --method grpo"
+        )
+
+
 def run_groups(options: GRPO | RLOO, argv: Sequence[str]) -> None:
     """Train by a method that compares the answers to a prompt."""
     group = options.group
@@ -233,6 +243,7 @@ def run_groups(options: GRPO | RLOO, argv: Sequence[str]) -> None:
     name = options.method if isinstance(options, GRPO) else "rloo"
     method, words = METHODS[name]
     named = {"clip": group.clip, "kl_coef": group.kl_coef}
+    check_read(name, named)
     hparams = method.hparams._replace(
         learning_rate=scene.rate,
         temperature=options.answers.temperature,

@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes
 
 from jaxrl_align import align, evaluate, feedback
 from jaxrl_align.align.reward_model import stack_pair
+from jaxrl_align.checks import check_hparams
 from jaxrl_align.cli.bases import Base
 from jaxrl_align.cli.datasets import (
     Divided,
@@ -34,7 +35,7 @@ from jaxrl_align.cli.options import (
 )
 from jaxrl_align.cli.runs.course import Course, Outcome, make_measure
 from jaxrl_align.cli.runs.driving import Journey, drive
-from jaxrl_align.cli.tuning import load_tuned_base, start_tuning
+from jaxrl_align.cli.tuning import check_tuning, load_tuned_base, start_tuning
 from jaxrl_align.learner import LossFn
 from jaxrl_align.nets.adapters import merge, overlay
 from jaxrl_align.nets.transformer import LanguageModel, init_scalar_head
@@ -73,6 +74,7 @@ class Reward:
 def run_reward(options: Reward, argv: Sequence[str]) -> None:
     """Train a reward model."""
     check_run(options.run)
+    check_tuning(options.tuning, reward_model=True)
     divided = read_judgements(options)
     base = load_tuned_base(options.base, options.tuning, whole=True)
     encoded = encode_feedback(divided, base.tokenizer, options.rows, options.lengths, base.config.context)
@@ -87,6 +89,7 @@ def run_reward(options: Reward, argv: Sequence[str]) -> None:
     steps, rate = count_steps(options.run, counts[0]), learning_rate("reward", options.run, options.tuning)
     objective = choose_objective(base.lm, divided.train[0])
     hparams = align.RewardHParams(rate, options.label_smoothing, options.centring)
+    check_hparams(hparams)
     batch = options.run.batch_size
 
     def course() -> Course:
