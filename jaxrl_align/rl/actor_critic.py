@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_align.checks import check_counts, check_divides, refuse
-from jaxrl_align.learner import begin, epochs, linear_decay, make_optimizer
+from jaxrl_align.learner import begin, check_optimizer, epochs, linear_decay, make_optimizer
 from jaxrl_align.losses import clipped_surrogate, clipped_value_loss, gae, masked_mean, whiten
 from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Numeric, Params, State, Trajectory
 
@@ -203,7 +203,7 @@ def make_actor_critic(
             "actors.gym.make_actor, or rl.make_dqn"
         )
     check_counts(epochs=epochs)
-    optimizer = optimizer or make_optimizer()
+    optimizer = check_optimizer(optimizer or make_optimizer())
     settings = ActorCritic(
         actor,
         epochs,
