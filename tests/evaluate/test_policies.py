@@ -247,6 +247,13 @@ def test_what_could_not_be_opened_is_not_written(tmp_path):
         assert not (tmp_path / "p").exists()
 
 
+def test_a_net_that_overflows_computes_what_its_recipe_does(tmp_path):
+    net = nets.make_q_net(2, (3,))
+    params = jax.tree.map(lambda x: 1e38 * jnp.sign(x), start(net, 4))
+    assert np.isnan(net.apply(params, jnp.full(4, 1e3))).any()
+    evaluate.save_policy(tmp_path / "p", net, params, env="CartPole-v1")
+
+
 def test_only_nets_that_can_be_built_again_are_kept(tmp_path):
     net = nets.make_actor_critic_net(2, (3,))
     params = start(net, 4)
