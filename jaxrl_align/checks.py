@@ -25,8 +25,13 @@ RANGES = {
     "kl_horizon": (0.0, np.inf),
     "max_kl": (0.0, np.inf),
     "kl_target": (0.0, np.inf),
+    "epsilon": (0.0, 1.0),
     "epsilon_start": (0.0, 1.0),
     "epsilon_end": (0.0, 1.0),
+    "target_rate": (0.0, 1.0),
+    "alpha": (0.0, np.inf),
+    "decay": (0.0, np.inf),
+    "damping": (0.0, np.inf),
 }
 """The least and the most that a hyperparameter of this name may be, in every learner. An infinite clip clips
 nothing; a beta of 0 leaves ORPO the imitation; the labels that are smoothed are those of preferences."""
@@ -66,18 +71,31 @@ def check_tokens(name: str, tokens: Any, vocab_size: int) -> None:
 
 
 def check_hparams(hparams: Any) -> None:
-    """Raise ValueError for a dictionary or a number, a nan, a number out of `RANGES`, a temperature of 0.
+    """Raise ValueError for hparams that are no NamedTuple of numbers, or a number that cannot be.
+
+    That is a nan, one out of `RANGES`, a temperature of 0.
 
     Hyperparameters that are traced have no values yet; `train_members` checks them before it compiles.
     """
+    if isinstance(hparams, type):
+        name = hparams.__name__
+        raise ValueError(f"hparams must be an object; got the class {name}; write {name}()")
     if isinstance(hparams, (dict, int, float)) or hparams is None:
         raise ValueError(
             f"hparams must be a NamedTuple such as PPOHParams; got {type(hparams).__name__}; "
             f"pass the learner's own, for example rl.PPOHParams(learning_rate=1e-3)"
         )
     for path, value in jax.tree_util.tree_leaves_with_path(hparams):
-        if not isinstance(value, jax.core.Tracer) and np.isnan(value).any():
-            name = jax.tree_util.keystr(path, simple=True)
+        if isinstance(value, jax.core.Tracer):
+            continue
+        name = jax.tree_util.keystr(path, simple=True)
+        if np.asarray(value).dtype.kind in "OSU":
+            got = value if isinstance(value, str) else type(value).__name__
+            raise ValueError(
+                f"{name} must be a number; got {got!r}; for a learning rate that falls, give the "
+                f"learner total_steps="
+            )
+        if np.isnan(value).any():
             raise ValueError(f"{name} must be a number; got nan; correct the hyperparameters")
     for name, (low, high) in RANGES.items():
         value = getattr(hparams, name, None)
@@ -91,6 +109,21 @@ def check_hparams(hparams: Any) -> None:
     temperature = getattr(hparams, "temperature", 1.0)
     if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
         raise ValueError(f"temperature must be above 0; got {temperature}; 1 leaves the policy as it is")
+
+
+def check_support(support: Any) -> None:
+    """Raise ValueError unless C51's support is [K >= 2], rising in even steps; one that is traced passes."""
+    if isinstance(support, jax.core.Tracer):
+        return
+    atoms = np.asarray(support, np.float64)
+    remedy = "take nets.support_between(low, high, atoms)"
+    if atoms.ndim != 1 or len(atoms) < 2:
+        raise ValueError(f"support must be [K] returns, K >= 2; got shape {atoms.shape}; {remedy}")
+    steps, rounding = np.diff(atoms), 8 * np.finfo(np.float32).eps * np.abs(atoms).max()
+    if not (steps.min() > 0 and np.ptp(steps) <= 1e-3 * steps.mean() + rounding):
+        raise ValueError(
+            f"support must rise in even steps; got steps from {steps.min():g} to {steps.max():g}; {remedy}"
+        )
 
 
 def refuse(**unused: Any) -> None:

@@ -39,13 +39,17 @@ def check_finite(state: Any, metrics: Mapping[str, Any], *, first_step: int = 0)
     Args:
       state: a `State`, whose parameters and optimiser's state must be finite; another tree, which must hold
         no nan; or None.
-      metrics: name -> [steps, ...], members in the further axes.
+      metrics: name -> [steps, ...], members in the further axes. What `vmap` left as [members, steps] is
+        turned round where the state has as many members; where it cannot be told apart, from a square array
+        or without a state, it is read as [steps, members].
       first_step: the number of the first row.
 
     Raises:
       FloatingPointError: naming the metric, its step and the members, or the leaf and its members; and the
         remedy.
     """
+    if isinstance(state, State) and len(axis := np.shape(state.step)) == 1:
+        metrics = {name: _steps_first(np.asarray(x), *axis) for name, x in metrics.items()}
     if (found := _first_bad_metric(metrics)) is not None:
         step, name, remedy = found
         if isinstance(state, State) and _bad_leaves(state.env_state, only="_return"):
@@ -54,6 +58,12 @@ def check_finite(state: Any, metrics: Mapping[str, Any], *, first_step: int = 0)
         raise FloatingPointError(f"{name} is not finite at step {first_step + step}{members}; {remedy}")
     if state is not None:
         _check_leaves(state, first_step + max((len(x) for x in metrics.values()), default=0))
+
+
+def _steps_first(values: np.ndarray, members: int) -> np.ndarray:
+    """Return [steps, members] of [members, steps]."""
+    turned = values.ndim > 1 and values.shape[0] == members != values.shape[1]
+    return np.swapaxes(values, 0, 1) if turned else values
 
 
 def _first_bad_metric(metrics: Mapping[str, Any]) -> tuple[int, str, str] | None:

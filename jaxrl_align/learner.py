@@ -7,6 +7,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl_align.checks import check_counts, check_hparams
@@ -70,6 +71,28 @@ def offload(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)
 
 
+def check_optimizer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return the optimiser after checking, where a trial step can tell, that it goes up as gradients do.
+
+    Raises:
+      ValueError: if it is complete, as `optax.adam(rate)` is: `descend` would climb by it.
+    """
+    try:
+        with jax.ensure_compile_time_eval():
+            weight = {"kernel": jnp.ones(8)}  # several: noise may turn one around
+            updates, _ = optimizer.update(weight, optimizer.init(weight), weight)
+            # A schedule that starts at 0 gives -0.0.
+            complete = bool(np.signbit(updates["kernel"]).all())
+    except Exception:  # made of traced numbers, or for the parameters of one net
+        return optimizer
+    if complete:
+        raise ValueError(
+            "optimizer must leave out its learning rate and sign; got one that points downhill; write "
+            "optax.scale_by_adam(), not optax.adam(rate): the rate is hparams.learning_rate"
+        )
+    return optimizer
+
+
 def _decaying(params: Params) -> Any:
     """Mark the leaves that decay: by their names, since layers that are stacked give biases a second axis."""
     kept = lambda path: getattr(path[-1], "key", None) in ("bias", "scale") if path else False
@@ -86,10 +109,10 @@ def descend(
     """Take one step downhill: `params - learning_rate * optimizer(grads)`.
 
     Returns:
-      The new parameters and the new optimiser state.
+      The new parameters, of the old ones' types, and the new optimiser state.
     """
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), opt_state
+    return jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), params, updates), opt_state
 
 
 def linear_decay(step: jax.Array, total_steps: int | None, warmup_steps: int = 0) -> jax.Array:
@@ -297,8 +320,11 @@ def make_gradient_learner(
 
     Returns:
       A `Learner`; its metrics are the loss's own plus `loss`, `grad_norm` and `learning_rate`.
+
+    Raises:
+      ValueError: for an optimiser that has its learning rate and sign, as `optax.adam(rate)` has.
     """
-    optimizer = optimizer or make_optimizer()
+    optimizer = make_optimizer() if optimizer is None else check_optimizer(optimizer)
 
     def step(state: State, batch: Any = None, frozen: Any = None) -> tuple[State, Metrics]:
         key, key_data, key_loss = jax.random.split(state.key, 3)

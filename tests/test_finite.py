@@ -88,6 +88,16 @@ class Spoilt(Recall):
         return obs, after, jnp.where(terminated, jnp.nan, reward), terminated, *rest
 
 
+def test_what_vmap_left_members_first_is_read_so():
+    learner = make_gradient_learner(lambda key: {"w": jnp.ones(3)}, lambda p, *_: (jnp.sum(p["w"]), {}))
+    state = jax.vmap(learner.init, (0, None))(jax.random.split(jax.random.key(0), 2), PPOHParams())
+    loss = np.ones((2, 5))
+    loss[1, 3] = NAN
+    for metrics in (loss, loss.T):
+        with pytest.raises(FloatingPointError, match=r"at step 3 in members \[1\] of 2;"):
+            check_finite(state, {"loss": metrics})
+
+
 def test_a_nan_from_the_environment_is_told_from_a_learning_rate():
     actor = make_actor((Spoilt(), None), make_actor_critic_net(2), num_envs=2, num_steps=8)
     learner = rl.make_actor_critic(actor, segment_length=1, epochs=1, minibatches=1, total_steps=4)

@@ -24,7 +24,7 @@ BELOW = {
     "placement": set(),
     "learner": {"types", "checks", "placement"},
     "losses": {"types"},
-    "nets": {"types", "typed", "placement"},
+    "nets": {"types", "typed", "checks", "placement"},
     "data": {"types", "typed", "atomic"},
     "feedback": {"types", "typed", "data"},
     "envs": {"types", "checks", "placement", "losses"},

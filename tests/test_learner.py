@@ -135,6 +135,60 @@ def test_weights_decay_as_in_adamw_and_biases_and_scales_do_not():
     assert bits(got["layers"]["up"]["kernel"]) != bits(plain["layers"]["up"]["kernel"])
 
 
+def names_decay():
+    """Return an update rule for parameters named "weight" alone."""
+    return optax.add_decayed_weights(0.1, mask={"weight": True})
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(3e-4),
+        optax.sgd(1.0, momentum=0.9),
+        optax.adamw(optax.linear_schedule(0.0, 1e-3, 10)),  # its first step is of length 0
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    ],
+)
+def test_an_optimiser_with_its_own_rate_is_refused(optimizer):
+    for build in (
+        lambda: make(optimizer=optimizer),
+        lambda: jax.eval_shape(lambda: make(optimizer=optimizer)),
+    ):
+        with pytest.raises(ValueError, match=r"optax.scale_by_adam\(\), not optax.adam\(rate\)"):
+            build()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.identity(),
+        optax.trace(0.9),
+        optax.scale_by_schedule(lambda step: step),  # 0 at first
+        optax.add_noise(10.0, 0.5, 3),
+        make_optimizer(weight_decay=0.1),
+        offload(make_optimizer()),
+        names_decay(),
+    ],
+)
+def test_an_optimiser_that_leaves_its_rate_out_is_taken(optimizer):
+    make(optimizer=optimizer)
+
+
+def test_an_optimiser_of_traced_numbers_is_taken():
+    def run(b1):
+        return train(make(optimizer=optax.scale_by_adam(b1=b1)), 2)(jax.random.key(0), HParams())[1]["loss"]
+
+    assert jax.jit(jax.vmap(run))(jnp.array([0.5, 0.9])).shape == (2, 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_stays(dtype):
+    start = lambda key: jnp.zeros(2, dtype)
+    loss = lambda params, *given: (jnp.sum((params - 3.0) ** 2).astype(jnp.float32), {})
+    state, metrics = train(make_gradient_learner(start, loss, sample), 3)(jax.random.key(0), HParams())
+    assert state.params.dtype == dtype and metrics["loss"][-1] < metrics["loss"][0]
+
+
 @pytest.mark.parametrize("length", [1, 2, 5, 512, 2**14, 2**14 + 1])
 def test_permutations_hold_every_number_once_and_differ(length):
     orders = np.asarray(permutations(jax.random.key(0), 3, length))

@@ -106,7 +106,7 @@ def make_recurrent_actor(
 
     Args:
       env: a gymnax name such as "CartPole-v1", or (environment, params).
-      net: `(params, memory, obs) -> (memory, policy, value)`, for example of `nets.recurrent.with_memory`.
+      net: `(params, memory, obs) -> (memory, policy, value)`, for example of `nets.with_memory`.
       num_envs: B, environments side by side.
       num_steps: T, steps of each per rollout.
       distribution: what the policy output parametrises.

@@ -24,7 +24,7 @@ def epsilon_greedy(net: QNet, params: Params, epsilon: Numeric = 0.0) -> Policy:
       params: its parameters.
       epsilon: in [0, 1]; 0 is the greedy policy, for evaluation apart from training.
     """
-    deterministic = isinstance(epsilon, float) and epsilon == 0.0
+    deterministic = isinstance(epsilon, int | float) and epsilon == 0
 
     def policy(key: chex.PRNGKey, obs: Any) -> jax.Array:
         if deterministic:
@@ -58,8 +58,8 @@ def make_value_actor(
       net: `(params, phi(obs), key) -> [A] or [A, K]`.
       num_envs: B, environments side by side.
       num_steps: T, steps of each per rollout.
-      preprocess: the lecture's phi, applied before the net and before storing; for example a cast to bool,
-        which keeps MinAtar's binary images in a quarter of the bytes.
+      preprocess: the lecture's phi, of one observation, applied before the net and before storing; for
+        example a cast to bool, which keeps MinAtar's binary images in a quarter of the bytes.
 
     Returns:
       An `Actor` of action values; `hparams` must have `epsilon`, and `frozen` is the base that the parameters
@@ -76,6 +76,7 @@ def make_value_actor(
         apply=lambda params, obs, key=None: net.apply(params, preprocess(obs), key),
     )
     _check(seen, environment, env_params)
+    over_rollout = jax.vmap(jax.vmap(preprocess))
 
     def init_params(key: chex.PRNGKey) -> Params:
         return seen.init(key, observation_like(environment, env_params))
@@ -92,12 +93,12 @@ def make_value_actor(
         )
         env_state, metrics = record_episodes(env_state, envs, steps)
         transition = Transition(
-            preprocess(steps.obs),
+            over_rollout(steps.obs),
             steps.action,
             steps.reward,
             steps.terminated,
             steps.truncated,
-            preprocess(steps.final_obs),
+            over_rollout(steps.final_obs),
         )
         return env_state, transition, metrics
 

@@ -38,11 +38,11 @@ def make_distribution(kind: Any, output: Any) -> Any:
 def output_shape(kind: Distribution, space: Any) -> Any:
     """Return the shape of the policy output that a space needs.
 
-    It is `(A,)` for one choice, `(K, A)` for K of at most A actions each, and for a Box a pair of its
-    action's shape.
+    It is `(A,)` for one choice, `(K, A)` for K of at most A actions each, and for a Box of vectors a pair of
+    its action's shape, `(D,)`.
 
     Raises:
-      ValueError: if the distribution does not fit the space.
+      ValueError: if the distribution does not fit the space, or a Box's actions are no vectors.
     """
     fitting = _fitting(space)
     if kind not in fitting:
@@ -55,6 +55,11 @@ def output_shape(kind: Distribution, space: Any) -> Any:
         return (int(space.n),)
     if kind is MultiCategorical:
         return (len(space.nvec), int(max(space.nvec)))
+    if len(space.shape) != 1:
+        raise ValueError(
+            f"a Box's actions must be a vector [D]; got shape {tuple(space.shape)}; give the environment "
+            f"a Box of shape {(int(np.prod(space.shape)),)}, and reshape the action in its step"
+        )
     if kind is TanhGaussian and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError("TanhGaussian needs a Box with finite bounds; take DiagonalGaussian")
     return (tuple(space.shape),) * 2

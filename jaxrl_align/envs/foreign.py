@@ -3,8 +3,9 @@
 Each is a few lines around `AdaptedEnv`. The packages are the user's (`pip install brax`, `jumanji` or
 `navix`) and are not imported here: what is passed in is one of their environments.
 
-    env = adapters.from_jumanji(jumanji.make("Snake-v1"))
-    actor = gym.make_actor(env, make_actor_critic_net(envs.num_actions(env)), num_envs=64, num_steps=32)
+    env = envs.from_jumanji(jumanji.make("Snake-v1"))
+    net = nets.make_actor_critic_net(envs.num_actions(env))
+    actor = actors.make_actor(env, net, num_envs=64, num_steps=32)
 """
 
 from collections.abc import Callable

@@ -127,7 +127,7 @@ def num_actions(env: Environment) -> int:
     """
     environment, env_params = make_environment(env)
     space = environment.action_space(env_params)
-    if not isinstance(space, spaces.Discrete):
+    if hasattr(space, "nvec") or not hasattr(space, "n"):  # a space of one's own serves, as it does an actor
         raise ValueError(
             f"expected a discrete action space, got {type(space).__name__} of {type(environment).__name__}; "
             f"this net chooses among discrete actions: take another environment, or discretise this one"

@@ -14,12 +14,13 @@ MAX_LOG_RATIO = 20.0
 
 
 def as_floats(*arrays: Numeric) -> Any:
-    """Return the arrays as floats of at least 32 bits: integers and bfloat16 are promoted exactly."""
+    """Return the arrays as floats of one type, their widest, at least 32 bits: integers become floats too."""
     found = tuple(jnp.asarray(x) for x in arrays)
     for x in found:
         if jnp.iscomplexobj(x):
             raise ValueError(f"expected real numbers, got {x.dtype}; pass the real part")
-    return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in found)
+    widest = jnp.result_type(*found, jnp.float32)
+    return tuple(x.astype(widest) for x in found)
 
 
 def same_shape(*arrays: Numeric, **coefficients: Numeric | None) -> Any:
@@ -35,12 +36,17 @@ def same_shape(*arrays: Numeric, **coefficients: Numeric | None) -> Any:
         raise AssertionError(
             f"the arrays of {name} must have one shape; got {got}; squeeze or broadcast them first"
         )
+    check_coefficients(shape, **coefficients)
+    return as_floats(*arrays)
+
+
+def check_coefficients(shape: tuple[int, ...], **coefficients: Numeric | None) -> None:
+    """Raise AssertionError unless each is [], of the arrays' shape, or None."""
     for name, x in coefficients.items():
         if x is not None and jnp.shape(x) not in ((), shape):
             raise AssertionError(
                 f"{name} must be one number or of shape {shape}; got shape {jnp.shape(x)}; broadcast it first"
             )
-    return as_floats(*arrays)
 
 
 def series(*arrays: Numeric) -> Any:

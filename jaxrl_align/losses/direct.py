@@ -104,8 +104,8 @@ def kto(
       desirable: [...] 1 or True for a good answer, 0 for a bad one.
       kl: [...] z, the estimated KL(pi || ref) of the batch, held at 0 from below; gradient stopped.
       beta: [] sharpness, > 0.
-      desirable_weight: [] w_d.
-      undesirable_weight: [] w_u.
+      desirable_weight: [] or [...] w_d.
+      undesirable_weight: [] or [...] w_u.
 
     Returns:
       [...] losses.
@@ -115,7 +115,10 @@ def kto(
 
     Source: Ethayarajh et al. 2024, eq. 8.
     """
-    policy_logp, ref_logp, desirable, kl = same_shape(policy_logp, ref_logp, desirable, kl, beta=beta)
+    weights = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
+    policy_logp, ref_logp, desirable, kl = same_shape(
+        policy_logp, ref_logp, desirable, kl, beta=beta, **weights
+    )
     h = policy_logp - jax.lax.stop_gradient(ref_logp)
     gain = beta * (h - jax.lax.stop_gradient(jnp.maximum(kl, 0.0)))
     good = desirable > 0

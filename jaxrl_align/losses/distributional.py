@@ -56,7 +56,7 @@ def categorical_q_loss(
       support: [K] evenly spaced returns, increasing.
 
     Returns:
-      [] nats.
+      [] nats; NaN for an action that is out of range.
 
     Raises:
       AssertionError: if a rank, shape or type differs.
@@ -70,7 +70,8 @@ def categorical_q_loss(
     probs_t = jax.nn.softmax(logits_t)
     greedy = probs_t[jnp.argmax(probs_t @ support)]
     target = jax.lax.stop_gradient(categorical_projection(r_t + discount_t * support, greedy, support))
-    chosen = jax.nn.log_softmax(logits_tm1)[jnp.asarray(a_tm1)]
+    a_tm1, log_p = jnp.asarray(a_tm1), jax.nn.log_softmax(logits_tm1)
+    chosen = jnp.where((a_tm1 >= 0) & (a_tm1 < log_p.shape[0]), log_p[a_tm1], jnp.nan)
     return -jnp.sum(target * chosen)
 
 

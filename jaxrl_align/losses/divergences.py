@@ -47,9 +47,11 @@ def categorical_kl(logits_p: Array, logits_q: Array) -> jax.Array:
     logits_p, logits_q = same_shape(logits_p, logits_q)
     log_p, log_q = jax.nn.log_softmax(logits_p), jax.nn.log_softmax(logits_q)
     allowed = ~jnp.isneginf(log_p)
+    # However little p allows there, where exp rounds it to 0: 0 * inf would be NaN.
+    p = jnp.where(allowed & jnp.isneginf(log_q), 1.0, jnp.exp(log_p))
     # Both branches are made finite first: 0 * (-inf - -inf) would be NaN, and so would its gradient.
     difference = jnp.where(allowed, log_p, 0.0) - jnp.where(allowed, log_q, 0.0)
-    return jnp.sum(jnp.exp(log_p) * difference, axis=-1)
+    return jnp.sum(p * difference, axis=-1)
 
 
 def kl_estimate(log_prob: Array, log_prob_ref: Array, *, kind: Literal["k1", "k2", "k3"] = "k3") -> jax.Array:

@@ -9,7 +9,7 @@ padding (all zeros) adds nothing. Nothing here is stopped: the losses stop their
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.losses._arrays import linear_recurrence, series
+from jaxrl_align.losses._arrays import check_coefficients, linear_recurrence, series
 from jaxrl_align.types import Array, Numeric
 
 
@@ -32,6 +32,7 @@ def discounted_returns(r_t: Array, discount_t: Array, bootstrap: Numeric = 0.0) 
     Source: Sutton & Barto 2018, eq. 3.9; docs/lectures.md (A2).
     """
     r_t, discount_t = series(r_t, discount_t)
+    check_coefficients((), bootstrap=bootstrap)
     return linear_recurrence(r_t, discount_t, bootstrap)
 
 

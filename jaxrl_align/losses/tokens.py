@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_align.losses._arrays import as_floats, pick
+from jaxrl_align.losses._arrays import as_floats, check_coefficients, pick
 from jaxrl_align.types import Array, Numeric
 
 
@@ -88,19 +88,20 @@ def next_token_loss(
     Args:
       logits: [T, V]; position t predicts `targets[t]`.
       targets: [T] integers in [0, V); mask padded positions with `masked_mean`.
-      label_smoothing: [] eps in [0, 1], mass spread evenly over the vocabulary.
-      z_loss: [] weight z >= 0 of the penalty that keeps log Z near 0.
+      label_smoothing: [] or [T] eps in [0, 1], mass spread evenly over the vocabulary.
+      z_loss: [] or [T] weight z >= 0 of the penalty that keeps log Z near 0.
 
     Returns:
       [T] nats.
 
     Raises:
-      AssertionError: if a rank or type differs.
+      AssertionError: if a rank, shape or type differs.
 
     Source: Szegedy et al. 2016 (smoothing); Chowdhery et al. 2022 (z-loss).
     """
     (logits,) = as_floats(logits)
     chex.assert_rank(logits, 2)
+    check_coefficients(logits.shape[:1], label_smoothing=label_smoothing, z_loss=z_loss)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     expected_logit = (1.0 - label_smoothing) * pick(logits, targets)
     if not (isinstance(label_smoothing, float) and label_smoothing == 0.0):  # one more pass over the logits

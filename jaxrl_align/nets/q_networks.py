@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl_align.checks import check_support
 from jaxrl_align.nets.recipes import Recipe, write_recipe
 from jaxrl_align.types import Params
 
@@ -140,14 +141,14 @@ def make_q_net(
         (16 for MinAtar, Young & Tian 2019); 0 flattens the observation instead.
       duelling: `Q = V + A - mean A`, one head each (Wang et al. 2016); the mean makes the split unique.
       noisy: exploration by learnt noise on every linear layer (Fortunato et al. 2018).
-      support: [K] returns; the outputs are logits over them (C51).
+      support: [K] returns, rising in even steps; the outputs are logits over them (C51).
       quantiles: the outputs are this many quantiles of the return (QR-DQN, Dabney et al. 2018).
 
     Returns:
       A `QNet`; its outputs are [A], or [A, K] with a support or quantiles.
 
     Raises:
-      ValueError: if a count is below 1, or both `support` and `quantiles` are given.
+      ValueError: if a count is below 1, a support is uneven, or both `support` and `quantiles` are given.
     """
     outputs = 1 if quantiles is None else quantiles
     if min(num_actions, outputs, *hidden) < 1 or channels < 0:
@@ -158,6 +159,7 @@ def make_q_net(
     if support is not None and quantiles is not None:
         raise ValueError("got both support (C51) and quantiles (QR-DQN); choose one")
     if support is not None:
+        check_support(support)
         outputs = support.shape[0]
     module = _QModule(num_actions, tuple(hidden), channels, outputs, duelling, noisy)
     distributional = support is not None or quantiles is not None

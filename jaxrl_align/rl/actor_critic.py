@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxrl_align.checks import check_counts, check_divides, refuse
-from jaxrl_align.learner import begin, epochs, linear_decay, make_optimizer
+from jaxrl_align.learner import begin, check_optimizer, epochs, linear_decay, make_optimizer
 from jaxrl_align.losses import clipped_surrogate, clipped_value_loss, gae, masked_mean, whiten
 from jaxrl_align.types import Actor, Evaluation, Learner, Metrics, Numeric, Params, State, Trajectory
 
@@ -206,7 +206,7 @@ def make_actor_critic(
     check_counts(epochs=epochs)
     if target_kl is not None and not isinstance(target_kl, jax.core.Tracer) and not np.all(target_kl > 0):
         raise ValueError(f"target_kl must be above 0; got {target_kl}; None ends no update early")
-    optimizer = optimizer or make_optimizer()
+    optimizer = make_optimizer() if optimizer is None else check_optimizer(optimizer)
     settings = ActorCritic(
         actor,
         epochs,

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.checks import check_counts, refuse
-from jaxrl_align.learner import begin, descend, linear_decay, make_optimizer
+from jaxrl_align.checks import check_counts, check_support, refuse
+from jaxrl_align.learner import begin, check_optimizer, descend, linear_decay, make_optimizer
 from jaxrl_align.losses import categorical_q_loss, huber, quantile_regression_loss, squared, td_error
 from jaxrl_align.placement import place_rows
 from jaxrl_align.rl.replay import Replay, Sample, make_replay, replay_bytes, time_first
@@ -47,7 +47,11 @@ def c51_loss(support: jax.Array) -> TransitionLoss:
 
     Args:
       support: [K], the net's own.
+
+    Raises:
+      ValueError: if it does not rise in even steps.
     """
+    check_support(support)
 
     def loss(
         out_tm1: jax.Array, r_t: jax.Array, discount_t: jax.Array, out_t: jax.Array
@@ -98,7 +102,8 @@ class DQNHParams(NamedTuple):
     epsilon_start: Numeric = 1.0
     epsilon_end: Numeric = 0.05
     epsilon_steps: Numeric = 10_000.0
-    """Environment steps, all environments together, over which epsilon falls linearly."""
+    """Environment steps, all environments together, over which epsilon falls linearly; 0: it is at its end at
+    once."""
     target_rate: Numeric = 1.0
     """Step of the target net towards the online net: 1 copies it, less is Polyak averaging."""
     target_period: Numeric = 500.0
@@ -108,7 +113,7 @@ class DQNHParams(NamedTuple):
     beta_start: Numeric = 0.4
     """Prioritised replay: exponent of the importance weights; it rises linearly to 1."""
     beta_steps: Numeric = 100_000.0
-    """Environment steps over which beta rises."""
+    """Environment steps over which beta rises; 0: it is 1 at once."""
 
 
 class Exploration(NamedTuple):
@@ -215,7 +220,9 @@ def _steps_played(learner_steps: jax.Array, rollout: int) -> jax.Array:
     return learner_steps.astype(jnp.float32) * rollout
 
 
-def _towards(start: Numeric, end: Numeric, fraction: Numeric) -> jax.Array:
+def _towards(start: Numeric, end: Numeric, played: jax.Array, steps: Numeric) -> jax.Array:
+    """Return the value after `played` of `steps` on the line from start to end; of 0 steps, the end."""
+    fraction = jnp.where(steps > 0, played / steps, 1.0)
     return jnp.asarray(start + (end - start) * jnp.clip(fraction, 0.0, 1.0))
 
 
@@ -277,7 +284,9 @@ def make_dqn(
       ValueError: before any compilation, for sizes that do not fit one another.
     """
     check_counts(updates=updates, capacity=capacity, batch_size=batch_size)
-    optimizer = optimizer or make_optimizer(max_grad_norm=10.0, eps=1e-8)
+    optimizer = (
+        make_optimizer(max_grad_norm=10.0, eps=1e-8) if optimizer is None else check_optimizer(optimizer)
+    )
     shapes = _rollout_shapes(actor)
     num_envs, num_steps = shapes.reward.shape
     replay = make_replay(capacity, batch_size, lanes=num_envs, n_step=n_step, prioritised=prioritised)
@@ -323,10 +332,10 @@ def step_dqn(settings: DQN, state: State, batch: Any = None, frozen: Any = None)
     refuse(batch=batch)
     # All keys come from one split: on a CPU every one is a loop of its own.
     keys = jax.random.split(state.key, 2 + 2 * settings.updates)
-    key, key_act, keys_learn = keys[0], keys[1], keys[2:].reshape(settings.updates, 2)
+    key, key_act, keys_learn = keys[0], keys[1], keys[2:].reshape(settings.updates, 2, *keys.shape[1:])
     hparams, played = state.hparams, _steps_played(state.step, settings.num_steps * settings.num_envs)
-    epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
-    beta = _towards(hparams.beta_start, 1.0, played / hparams.beta_steps)
+    epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played, hparams.epsilon_steps)
+    beta = _towards(hparams.beta_start, 1.0, played, hparams.beta_steps)
     learning_rate = hparams.learning_rate * linear_decay(state.step, settings.total_steps)
     experience, metrics = collect_transitions(
         settings, state.params, frozen, state.env_state, key_act, epsilon, settings.prefill + state.step
@@ -402,7 +411,7 @@ def update_q(
     memory = settings.replay.update(memory, batch.index, errors, hparams.alpha)
     moves = count + 1 >= hparams.target_period
     rate = jnp.where(moves, hparams.target_rate, 0.0)
-    target = jax.tree.map(lambda t, p: (1.0 - rate) * t + rate * p, target, params)
+    target = jax.tree.map(lambda t, p: ((1.0 - rate) * t + rate * p).astype(t.dtype), target, params)
     metrics = {"loss": value, "td_error": jnp.mean(jnp.abs(errors)), "grad_norm": optax.tree.norm(grads)}
     return (params, opt_state, target, memory, jnp.where(moves, 0, count + 1)), metrics
 
@@ -439,7 +448,7 @@ def make_online_q(
       A `Learner`; its hparams are `DQNHParams`, of which the target's and the replay's fields are not read.
     """
     one = transition_loss(actor, loss or td_loss(squared))
-    optimizer = optimizer or optax.identity()
+    optimizer = optax.identity() if optimizer is None else check_optimizer(optimizer)
     settings = OnlineQ(actor, one, optimizer, *_rollout_shapes(actor).reward.shape)
     init_env = lambda key, hparams: _start_experience(actor.init_env(key, hparams))
     init = functools.partial(begin, actor.init_params, optimizer.init, init_env)
@@ -454,7 +463,7 @@ def step_online_q(
     key, key_act, key_learn = jax.random.split(state.key, 3)
     hparams, experience = state.hparams, state.env_state
     played = _steps_played(state.step, settings.num_steps * settings.num_envs)
-    epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played / hparams.epsilon_steps)
+    epsilon = _towards(hparams.epsilon_start, hparams.epsilon_end, played, hparams.epsilon_steps)
     envs, transition, metrics = settings.actor.rollout(
         state.params, frozen, experience.envs, key_act, Exploration(epsilon), None
     )

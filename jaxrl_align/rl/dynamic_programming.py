@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl_align.checks import refuse
@@ -50,11 +51,15 @@ def solve_policy(mdp: MDP, policy: jax.Array) -> jax.Array:
 
     Args:
       mdp: the process.
-      policy: [S, A] probabilities.
+      policy: [S, A] probabilities, or [S] integers, an action of each state.
 
     Returns:
       [S] the policy's state values.
+
+    Raises:
+      ValueError: for a policy of another shape, or rows that are no probabilities.
     """
+    policy = _probabilities(mdp, policy)
     transition = jnp.einsum("sa,sat->st", policy, mdp.transition)
     reward = jnp.einsum("sa,sat,sat->s", policy, mdp.transition, mdp.reward)
     return jnp.linalg.solve(jnp.eye(reward.shape[0]) - mdp.gamma * transition, reward)
@@ -67,14 +72,18 @@ def policy_evaluation(
 
     Args:
       mdp: the process.
-      policy: [S, A] probabilities.
+      policy: [S, A] probabilities, or [S] integers, an action of each state.
       tolerance: stops when no value moved further than this.
       max_sweeps: stops here at the latest.
 
     Returns:
       v: [S] the policy's state values, within `tolerance gamma / (1 - gamma)`.
       sweeps: [] int32.
+
+    Raises:
+      ValueError: for a policy of another shape, or rows that are no probabilities.
     """
+    policy = _probabilities(mdp, policy)
     return _iterate(lambda v: jnp.sum(policy * action_values(mdp, v), axis=1), mdp, tolerance, max_sweeps)
 
 
@@ -95,25 +104,50 @@ def value_iteration(mdp: MDP, *, tolerance: Numeric = 1e-6, max_sweeps: int = 10
 def policy_iteration(mdp: MDP, *, max_improvements: int = 1_000) -> Solution:
     """Alternate exact evaluation and greedy improvement until the policy stays (Howard 1960).
 
+    An action changes for a gain beyond rounding, relative to its value: the rewards' scale does not matter.
+    An improvement after which the values do not add up to more is not kept and ends it: no equals take turns.
+
     Args:
       mdp: the process.
       max_improvements: stops here at the latest.
     """
-    states, actions = mdp.transition.shape[:2]
 
     def improve(carry: Any) -> Any:
-        policy, _, count = carry
-        q = action_values(mdp, solve_policy(mdp, jax.nn.one_hot(policy, actions, dtype=mdp.reward.dtype)))
+        policy, v, _, count = carry
+        q = action_values(mdp, v)
         current = jnp.take_along_axis(q, policy[:, None], 1)[:, 0]
-        # Only a real gain changes an action, so that rounding between equals cannot make the loop run on.
-        gain = jnp.max(q, axis=1) - current > 1e3 * jnp.finfo(q.dtype).eps * (1.0 + jnp.abs(current))
-        better = jnp.where(gain, jnp.argmax(q, axis=1).astype(jnp.int32), policy)
-        return better, jnp.any(gain), count + 1
+        gains = jnp.max(q, axis=1) - current > 8.0 * jnp.finfo(q.dtype).eps * jnp.abs(current)
+        better = jnp.where(gains, jnp.argmax(q, axis=1).astype(jnp.int32), policy)
+        better_v = solve_policy(mdp, better)
+        rises = jnp.sum(better_v - v) > 0
+        return jnp.where(rises, better, policy), jnp.where(rises, better_v, v), rises, count + 1
 
-    start = (jnp.zeros(states, jnp.int32), jnp.array(True), jnp.zeros((), jnp.int32))
-    going_on = lambda carry: carry[1] & (carry[2] < max_improvements)
-    policy, _, count = jax.lax.while_loop(going_on, improve, start)
-    return _solution(mdp, solve_policy(mdp, jax.nn.one_hot(policy, actions, dtype=mdp.reward.dtype)), count)
+    first = jnp.zeros(mdp.transition.shape[0], jnp.int32)
+    start = (first, solve_policy(mdp, first), jnp.array(True), jnp.zeros((), jnp.int32))
+    going_on = lambda carry: carry[2] & (carry[3] < max_improvements)
+    _, v, _, count = jax.lax.while_loop(going_on, improve, start)
+    return _solution(mdp, v, count)
+
+
+def _probabilities(mdp: MDP, policy: jax.Array) -> jax.Array:
+    """Return a policy as [S, A] probabilities, after checking those that have values."""
+    states, actions = mdp.transition.shape[:2]
+    if policy.shape == (states,) and jnp.issubdtype(policy.dtype, jnp.integer):
+        return jax.nn.one_hot(policy, actions, dtype=mdp.reward.dtype)
+    if policy.shape != (states, actions):
+        raise ValueError(
+            f"policy must be probabilities [S, A] = {[states, actions]}, or integers [S] = {[states]}, an "
+            f"action of each state; got {policy.dtype} of shape {policy.shape}"
+        )
+    if not isinstance(policy, jax.core.Tracer):
+        table = np.asarray(policy, np.float64)
+        sums = table.sum(1)
+        if not ((table >= 0).all() and np.allclose(sums, 1.0, atol=1e-2)):
+            raise ValueError(
+                f"each row of policy must be probabilities that sum to 1; got sums from {sums.min():g} to "
+                f"{sums.max():g} and numbers of at least {table.min():g}; pass logits through jax.nn.softmax"
+            )
+    return policy
 
 
 def _iterate(backup: Any, mdp: MDP, tolerance: Numeric, max_sweeps: int) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_align.checks import check_counts, check_divides, refuse
-from jaxrl_align.learner import begin, epochs, linear_decay, make_optimizer
+from jaxrl_align.learner import begin, check_optimizer, epochs, linear_decay, make_optimizer
 from jaxrl_align.losses import categorical_kl, entropy, masked_mean, squared
 from jaxrl_align.rl.actor_critic import gae_advantages, roll_out
 from jaxrl_align.rl.tree_search import Leaf, search
@@ -95,7 +95,7 @@ def make_search_learner(
     Source: Anthony, Tian & Barber 2017; Silver et al. 2018.
     """
     check_counts(simulations=simulations, epochs=epochs)
-    optimizer = optimizer or make_optimizer()
+    optimizer = make_optimizer() if optimizer is None else check_optimizer(optimizer)
     settings = Search(actor, apply, model, simulations, epochs, minibatches, total_steps, optimizer)
     init = functools.partial(begin, actor.init_params, optimizer.init, actor.init_env)
     return Learner(init, functools.partial(step_search, settings))

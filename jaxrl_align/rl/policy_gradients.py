@@ -234,7 +234,7 @@ def make_ppo_kl(actor: Actor, *, adaptive: bool = True, **settings: Any) -> Lear
 
     def adapt(hparams: PPOKLHParams, metrics: Metrics) -> PPOKLHParams:
         coef = adapt_kl_coefficient(hparams.kl_coef, metrics["policy/kl"], target=hparams.kl_target)
-        return hparams._replace(kl_coef=coef)
+        return hparams._replace(kl_coef=coef.astype(jnp.float32))  # as `begin` keeps it
 
     return make_actor_critic(
         actor, loss=ppo_kl_loss, measure_kl=True, adapt=adapt if adaptive else None, **settings

@@ -15,7 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxrl_align.checks import check_counts, check_divides
-from jaxrl_align.learner import begin, epochs, make_optimizer
+from jaxrl_align.learner import begin, check_optimizer, epochs, make_optimizer
 from jaxrl_align.losses import masked_mean, squared, surrogate
 from jaxrl_align.rl.actor_critic import Advantages, Batch, gae_advantages, mean_kl, roll_out
 from jaxrl_align.types import Actor, Learner, Metrics, Numeric, Params, State
@@ -108,7 +108,8 @@ def trust_region_step(
     The direction `x = (F + damping I)^-1 g` is found by conjugate gradients and first taken at the length
     `sqrt(2 max_kl / x (F + damping I) x)`, at which the quadratic model of the divergence meets the bound.
     The model may be wrong, so each trial's true divergence and objective are measured, and the step is
-    shortened until the bound holds and the objective has risen; if it never does, nothing moves.
+    shortened until the bound holds and the objective has risen; if it never does, nothing moves. Parameters
+    of half precision move in float32 and are rounded at the end.
 
     Args:
       objective: parameters -> [], to be raised.
@@ -119,12 +120,13 @@ def trust_region_step(
       cg_iterations: of conjugate gradients.
       max_trials: lengths tried, each 0.8 times the one before.
     """
-    start, unravel = ravel_pytree(params)
+    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), params)
+    start, unravel = ravel_pytree(wide)
     flat_objective, flat_kl = (lambda x: objective(unravel(x))), (lambda x: kl(unravel(x)))
     before, gradient = jax.value_and_grad(flat_objective)(start)
     product = fisher_vector_product(flat_kl, start, damping)
     direction = conjugate_gradient(product, gradient, cg_iterations)
-    length = jnp.sqrt(2.0 * max_kl / jnp.maximum(direction @ product(direction), 1e-12))
+    length = jnp.sqrt(2.0 * max_kl / jnp.maximum(direction @ product(direction), jnp.finfo(start.dtype).tiny))
 
     def trial(carry: tuple) -> tuple:
         count = carry[0]
@@ -147,7 +149,8 @@ def trust_region_step(
     trials, _, end, distance, rise = jax.lax.while_loop(
         lambda carry: ~carry[1] & (carry[0] < max_trials), trial, nothing
     )
-    return Step(unravel(end), distance, rise, trials)
+    end = jax.tree.map(lambda new, old: new.astype(old.dtype), unravel(end), params)
+    return Step(end, distance, rise, trials)
 
 
 class TRPO(NamedTuple):
@@ -195,11 +198,12 @@ def make_trpo(
     """
     if actor.evaluate is None or actor.split_params is None:
         raise ValueError(
-            "TRPO needs a policy and a critic without common parameters; the actor declares no split_params: "
-            "build its net with shared=False"
+            "TRPO needs a policy and a critic without common parameters; the actor's net declares no "
+            "Net.split_params: build it with shared=False, or give your own net a split_params (nets with "
+            "memory share theirs: take make_actor_critic)"
         )
     check_counts(critic_epochs=critic_epochs)
-    optimizer = optimizer or make_optimizer()
+    optimizer = make_optimizer() if optimizer is None else check_optimizer(optimizer)
     settings = TRPO(
         actor, critic_epochs, critic_minibatches, cg_iterations, max_trials, optimizer, advantages
     )

@@ -38,7 +38,7 @@ def test_noise_explores_in_training_and_is_off_in_greedy_evaluation():
     act = lambda epsilon: jax.jit(jax.vmap(epsilon_greedy(net, params, epsilon), (0, None)))(
         keys, jnp.ones(3)
     )
-    assert len(np.unique(act(0.0))) == 1
+    assert len(np.unique(act(0.0))) == len(np.unique(act(0))) == 1
     assert len(np.unique(act(jnp.zeros(())))) > 1
 
 
@@ -93,6 +93,16 @@ def test_what_is_stored_is_preprocessed_and_endings_stay_apart():
         np.testing.assert_array_equal(played.next_obs[0].argmax(-1), [1, 1 if short else 2] * 2)
         assert int(metrics["episodes"]) == (8 if short else 4)
         assert float(metrics["episode_return_last100"]) == min(limit, 2)
+
+
+def test_one_observation_is_preprocessed_in_acting_and_in_storing():
+    unit = lambda obs: obs[:2] / jnp.linalg.norm(obs[:2])
+    actor = make_value_actor("CartPole-v1", make_q_net(2, ()), num_envs=2, num_steps=3, preprocess=unit)
+    params, begun = actor.init_params(jax.random.key(0)), actor.init_env(jax.random.key(1), None)
+    _, played, _ = actor.rollout(params, None, begun, jax.random.key(2), Exploration(1.0))
+    for stored in (played.obs, played.next_obs):
+        assert stored.shape == (2, 3, 2)
+        np.testing.assert_allclose(np.linalg.norm(stored, axis=-1), 1.0, rtol=1e-6)
 
 
 def test_no_return_is_told_before_an_episode_ended():

@@ -1,11 +1,16 @@
 """Draws as the environment's actions, at the edges of its Box."""
 
+from types import SimpleNamespace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.envs import MultiDiscrete, spaces, to_environment
+from jaxrl_align import actors, nets
+from jaxrl_align.envs import MultiDiscrete, num_actions, spaces, to_environment
 from jaxrl_align.losses import DiagonalGaussian, MultiCategorical, TanhGaussian
+from tests.environments import Lock, Ticks
 
 BOTH = pytest.mark.parametrize("kind", [DiagonalGaussian, TanhGaussian])
 
@@ -27,6 +32,19 @@ def test_a_box_of_whole_numbers_gets_the_nearest(kind, dtype):
     actions = act(draws)
     assert actions.dtype == dtype
     np.testing.assert_array_equal(actions, [3, 3, 3] if kind is DiagonalGaussian else [3, 2, 4])
+
+
+def test_a_space_of_ones_own_with_n_is_a_choice_for_every_actor():
+    class Own(Ticks):
+        def action_space(self, params):
+            return SimpleNamespace(n=2, shape=(), sample=lambda key: jax.random.randint(key, (), 0, 2))
+
+    sizes = {"num_envs": 1, "num_steps": 1}
+    assert num_actions((Own(), None)) == 2
+    actors.make_value_actor((Own(), None), nets.make_q_net(2), **sizes)
+    actors.make_actor((Own(), None), nets.make_actor_critic_net(2), **sizes)
+    with pytest.raises(ValueError, match="expected a discrete action space, got MultiDiscrete"):
+        num_actions((Lock(), None))
 
 
 def test_a_choice_is_left_as_it_is():

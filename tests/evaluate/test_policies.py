@@ -1,5 +1,6 @@
 """Policies in folders: what comes back is what was kept, lies are refused, play and films."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -28,18 +29,18 @@ from jaxrl_align.nets.recipes import write_recipe
 from jaxrl_align.runtime import open_run
 from jaxrl_align.runtime.folder import to_json
 
-pytest.importorskip("safetensors")
+safetensors = pytest.importorskip("safetensors.numpy")
 KEY = jax.random.key(3)
 
 
-def many(space, *shape):
+def many(space, *shape, dtype=jnp.float32):
     """Return an environment that shows zeros and takes actions of a space."""
 
     def step(key, state, action, params):
-        obs = jnp.zeros(shape)
+        obs = jnp.zeros(shape, dtype)
         return obs, state, jnp.float32(1), jnp.bool_(True), jnp.bool_(False), {"final_observation": obs}
 
-    reset = lambda key, params: (jnp.zeros(shape), jnp.int32(0))
+    reset = lambda key, params: (jnp.zeros(shape, dtype), jnp.int32(0))
     return SimpleNamespace(reset=reset, step=step, action_space=lambda params: space), None
 
 
@@ -200,13 +201,57 @@ def test_damage_is_refused(kept, tmp_path):
         evaluate.load_policy(tmp_path)
 
 
-def test_numbers_that_are_none_are_refused(tmp_path):
-    net = nets.make_q_net(2, (3,))
-    for bad, says in ((jnp.nan, "NaN"), (-1.0, "negative variance")):
-        seen = Normaliser(Moments(jnp.ones(()), jnp.zeros(4), jnp.full(4, bad)), None, None)
-        evaluate.save_policy(tmp_path / "p", net, start(net, 4), env="CartPole-v1", normaliser=seen)
+def test_numbers_that_are_none_are_refused(kept):
+    file = kept / "policy.safetensors"
+    numbers = safetensors.load_file(file)
+    for bad, says in ((np.nan, "NaN"), (-1.0, "negative variance")):
+        safetensors.save_file(numbers | {"observation/variance": np.full(4, bad, np.float32)}, file)
+        change(kept, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
         with pytest.raises(ValueError, match=says):
-            evaluate.load_policy(tmp_path / "p")
+            evaluate.load_policy(kept)
+
+
+def test_what_could_not_be_opened_is_not_written(tmp_path):
+    net, box = nets.make_actor_critic_net(2, (3,)), many(envs.spaces.Box(-1.0, 1.0, (2,)), 4)
+    params, two = start(net, 4), envs.spaces.Discrete(2)
+    wide = nets.make_gaussian_net((2,), (3,))
+    recurrent = nets.with_memory(net, 3)
+    deep = nets.make_actor_critic_net(2, (3,) * 33)
+    seen = lambda variance: Normaliser(Moments(jnp.ones(()), jnp.zeros(4), variance), None, None)
+    for other, given, how, says in (
+        (
+            wide,
+            start(wide, 4),
+            {"env": box},
+            "Categorical does not fit the action space Box; .*DiagonalGaussian",
+        ),
+        (recurrent, params, {}, "without memory .*; got a RecurrentNet of another make"),
+        (deep, params, {}, "at most 32 layers; got 33"),
+        (net, jax.tree.map(lambda x: x * jnp.nan, params), {}, "params/.* must be finite; it holds NaN"),
+        (net, jax.tree.map(lambda x: jnp.stack([x] * 3), params), {}, r"got \(3, .*members give one"),
+        (net, params, {"epsilon": 2.0}, "epsilon must be at most 1"),
+        (net, params, {"normaliser": seen(jnp.full(4, jnp.nan))}, "variance' must be finite"),
+        (net, params, {"normaliser": seen(-jnp.ones(4))}, "observation/variance must be at least 0"),
+        *(
+            (
+                net,
+                params,
+                {"env": many(two, 4, dtype=kind)},
+                f"dtype must be of float32.*; got '{kind.__name__}'",
+            )
+            for kind in (jnp.int8, jnp.uint16, jnp.float16, jnp.bfloat16)
+        ),
+    ):
+        with pytest.raises(ValueError, match=says):
+            evaluate.save_policy(tmp_path / "p", other, given, **{"env": "CartPole-v1"} | how)
+        assert not (tmp_path / "p").exists()
+
+
+def test_a_net_that_overflows_computes_what_its_recipe_does(tmp_path):
+    net = nets.make_q_net(2, (3,))
+    params = jax.tree.map(lambda x: 1e38 * jnp.sign(x), start(net, 4))
+    assert np.isnan(net.apply(params, jnp.full(4, 1e3))).any()
+    evaluate.save_policy(tmp_path / "p", net, params, env="CartPole-v1")
 
 
 def test_only_nets_that_can_be_built_again_are_kept(tmp_path):

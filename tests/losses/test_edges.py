@@ -94,7 +94,8 @@ def test_value_and_gradient_are_finite(name):
 
 
 def test_what_q_forbids_and_p_allows_is_infinitely_far():
-    assert L.categorical_kl(jnp.zeros(2), jnp.array([0.0, -jnp.inf])) == jnp.inf
+    for little in (0.0, -200.0):  # exp(-200) is 0 in float32
+        assert L.categorical_kl(jnp.array([0.0, little]), jnp.array([0.0, -jnp.inf])) == jnp.inf
 
 
 @pytest.mark.parametrize("f", [L.grpo, L.dr_grpo, L.gspo, L.rloo])
@@ -233,6 +234,17 @@ def test_integer_rewards_are_promoted():
     np.testing.assert_allclose(L.group_advantages(jnp.array([0, 1]), scale=False), [-0.5, 0.5])
 
 
+@pytest.mark.parametrize("wide", range(5))
+def test_a_series_of_mixed_floats_is_as_wide_as_its_widest(wide):
+    kinds = [jnp.float32, jnp.bfloat16, jnp.int32, jnp.float32, jnp.float32]
+    with jax.enable_x64(True):
+        mixed = [jnp.ones(3, jnp.float64 if i == wide else kind) for i, kind in enumerate(kinds)]
+        assert L.gae(*mixed).dtype == L.gae_associative(*mixed).dtype == jnp.float64
+        for f in (L.lambda_returns, L.discounted_returns):
+            count = 4 if f is L.lambda_returns else 2
+            assert f(*mixed[:count]).dtype == (jnp.float64 if wide < count else jnp.float32)
+
+
 def test_scores_survive_exactly():
     """A score paid into an integer reward array would become 0 and -1."""
     reward = jnp.zeros(4).at[3].set(0.7), jnp.zeros(4).at[3].set(-1.9)
@@ -249,6 +261,8 @@ def test_an_action_out_of_range_is_nan_not_another_action():
     for token in (-1, 3):
         assert np.isnan(L.token_log_prob(jnp.zeros((1, 3)), jnp.array([token])))[0]
         assert np.isnan(L.q_learning_error(jnp.zeros(3), token, 0.0, 0.9, jnp.zeros(3)))
+        atoms = jnp.zeros((3, 2))
+        assert np.isnan(L.categorical_q_loss(atoms, token, 0.0, 0.9, atoms, jnp.array([-1.0, 1.0])))
 
 
 def test_nan_is_not_hidden_by_the_held_ratio():

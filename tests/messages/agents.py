@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxrl_align import actors, envs, losses, nets, rl, runtime
 from jaxrl_align.learner import train
@@ -67,6 +68,31 @@ CASES = {
         AssertionError,
         r"beta must be one number or of shape \(7,\)",
     ),
+    "a series' bootstrap": (
+        lambda: losses.discounted_returns(T, T, T),
+        AssertionError,
+        r"bootstrap must be one number or of shape \(\); got shape \(7,\)",
+    ),
+    "KTO's weight": (
+        lambda: losses.kto(T, T, T, T, beta=1.0, desirable_weight=jnp.ones((7, 1))),
+        AssertionError,
+        r"desirable_weight must be one number or of shape \(7,\); got shape \(7, 1\)",
+    ),
+    "KTO's other weight": (
+        lambda: losses.kto(T, T, T, T, beta=1.0, undesirable_weight=jnp.ones((5, 7))),
+        AssertionError,
+        "undesirable_weight must be one number or of shape",
+    ),
+    "a token's smoothing": (
+        lambda: losses.next_token_loss(BT, jnp.zeros(4, int), label_smoothing=jnp.ones((4, 1))),
+        AssertionError,
+        r"label_smoothing must be one number or of shape \(4,\); got shape \(4, 1\)",
+    ),
+    "a token's z-loss": (
+        lambda: losses.next_token_loss(BT, jnp.zeros(4, int), z_loss=jnp.ones((4, 1))),
+        AssertionError,
+        r"z_loss must be one number or of shape \(4,\)",
+    ),
     "Huber's delta": (lambda: losses.huber(T, delta=jnp.ones((7, 1))), AssertionError, "delta must be one"),
 }
 WHOLE = "must be a whole number of at least 1; got"
@@ -102,6 +128,80 @@ CASES |= {
         ),
         ValueError,
         "learning_rate must be a number; got nan",
+    ),
+    "hparams that are a class": (
+        lambda: begin(rl.PPOHParams),
+        ValueError,
+        r"hparams must be an object; got the class PPOHParams; write PPOHParams\(\)",
+    ),
+    "a rate that is a schedule": (
+        lambda: begin(rl.PPOHParams(learning_rate=optax.linear_schedule(1e-3, 0.0, 10))),
+        ValueError,
+        "learning_rate must be a number; got 'function'; for a learning rate that falls, .* total_steps=",
+    ),
+    "a clip in words": (
+        lambda: begin(rl.PPOHParams(clip="0.2")),
+        ValueError,
+        "clip must be a number; got '0.2'",
+    ),
+    "a damping below 0": (
+        lambda: begin(rl.TRPOHParams(damping=-1.0)),
+        ValueError,
+        "damping must be at least 0; got -1.0",
+    ),
+    "an epsilon above 1": (
+        lambda: begin(rl.QLearningHParams(epsilon=3.0)),
+        ValueError,
+        "epsilon must be from 0 to 1; got 3.0",
+    ),
+    "a decay below 0": (
+        lambda: begin(rl.QLearningHParams(decay=-1.0)),
+        ValueError,
+        "decay must be at least 0",
+    ),
+    "an alpha below 0": (lambda: begin(rl.DQNHParams(alpha=-1.0)), ValueError, "alpha must be at least 0"),
+    "a target rate above 1": (
+        lambda: begin(rl.DQNHParams(target_rate=2.0)),
+        ValueError,
+        "target_rate must be from 0 to 1",
+    ),
+    "a support that falls": (
+        lambda: rl.c51_loss(jnp.array([1.0, 0.0, -1.0])),
+        ValueError,
+        r"support must rise in even steps; got steps from -1 to -1; take nets.support_between",
+    ),
+    "a support of uneven steps": (
+        lambda: nets.make_q_net(2, support=jnp.array([0.0, 1.0, 3.0])),
+        ValueError,
+        r"support must rise in even steps; got steps from 1 to 2; take nets.support_between",
+    ),
+    "a support of one atom": (
+        lambda: nets.make_q_net(2, support=jnp.ones(1)),
+        ValueError,
+        r"support must be \[K\] returns, K >= 2; got shape \(1,\)",
+    ),
+    **{
+        f"a complete optimiser of {name}": (
+            lambda build=build: build(optax.adam(1e-3)),
+            ValueError,
+            r"optimizer must leave out its learning rate and sign; .* not optax.adam\(rate\)",
+        )
+        for name, build in {
+            "PPO": lambda rule: make(optimizer=rule),
+            "TRPO": lambda rule: rl.make_trpo(ACTOR._replace(split_params=lambda p: (p, p)), optimizer=rule),
+            "DQN": lambda rule: rl.make_dqn(VALUES, capacity=80, optimizer=rule),
+            "online Q-learning": lambda rule: rl.make_online_q(VALUES, optimizer=rule),
+            "search": lambda rule: rl.make_search_learner(ACTOR, TABLE.apply, None, optimizer=rule),
+        }.items()
+    },
+    "TRPO of a net with memory": (
+        lambda: rl.make_trpo(
+            actors.make_recurrent_actor(
+                "CartPole-v1", nets.with_memory(nets.make_actor_critic_net(2)), num_envs=1, num_steps=1
+            )
+        ),
+        ValueError,
+        "declares no Net.split_params: .*nets with memory share theirs: take make_actor_critic",
     ),
     "no epoch": (lambda: make(epochs=0), ValueError, f"epochs {WHOLE} 0"),
     "a negative epoch": (lambda: make(epochs=-1), ValueError, f"epochs {WHOLE} -1"),

@@ -136,6 +136,20 @@ CASES = {
         ValueError,
         r"action must be float32 of shape \(2,\) in this Box; got float32 of shape \(\)",
     ),
+    "actions that are a matrix": (
+        lambda: act(
+            (World(space=envs.spaces.Box(-1.0, 1.0, (2, 3))), None), distribution=losses.TanhGaussian
+        ),
+        ValueError,
+        r"a Box's actions must be a vector \[D\]; got shape \(2, 3\); .* a Box of shape \(6,\), and reshape",
+    ),
+    "actions that are a number": (
+        lambda: act(
+            (World(space=envs.spaces.Box(-1.0, 1.0, ())), None), distribution=losses.DiagonalGaussian
+        ),
+        ValueError,
+        r"a Box's actions must be a vector \[D\]; got shape \(\); .* a Box of shape \(1,\)",
+    ),
     "a memory that does not fit": (
         lambda: actors.evaluate_recurrent_policy(
             "CartPole-v1",

@@ -309,6 +309,32 @@ def test_epsilon_and_beta_follow_their_schedules():
         assert float(metrics["beta"]) == pytest.approx(min(0.4 + 0.6 * k / 64, 1.0), rel=1e-5)
 
 
+def test_a_schedule_of_no_steps_is_at_its_end_at_once():
+    state = plain_init(jax.random.key(0), HPARAMS._replace(epsilon_end=0.1, epsilon_steps=0, beta_steps=0))
+    for _ in range(2):
+        state, metrics = plain_step(state)
+        np.testing.assert_allclose([metrics["epsilon"], metrics["beta"]], [0.1, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_raw_key_serves(updates):
+    learner = make_dqn(probe_actor(CHAIN), capacity=80, batch_size=8, warmup_steps=20, updates=updates)
+    state, _ = jax.eval_shape(lambda key: train(learner, 2)(key, HPARAMS), jax.random.PRNGKey(0))
+    assert state.key.shape == (2,) and state.key.dtype == jnp.uint32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_parameters_of_another_precision_stay_it(dtype):
+    """Traced: a scan refuses what changes its type."""
+    with jax.enable_x64(dtype == jnp.float64):
+        net = make_q_net(2, (4,))
+        cast = lambda *given: jax.tree.map(lambda x: x.astype(dtype), net.init(*given))
+        actor = make_value_actor("CartPole-v1", net._replace(init=cast), num_envs=4, num_steps=2)
+        for learner in (make_dqn(actor, capacity=80, batch_size=8, warmup_steps=20), make_online_q(actor)):
+            state, _ = jax.eval_shape(lambda: train(learner, 2)(jax.random.key(0), HPARAMS))  # noqa: B023
+            assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(dtype)}
+
+
 def small(option):
     net, learner, _ = OPTIONS[option]
     return make_dqn(

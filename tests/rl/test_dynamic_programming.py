@@ -82,6 +82,41 @@ def test_frozen_lakes_known_value():
     assert float(value) == pytest.approx(14 / 17, abs=1e-3)
 
 
+def test_policy_iteration_finds_small_gains_in_any_unit():
+    # A ring, where going by 1.05 instead of 1.00 is worth 1050 and not 1000.
+    ring = np.repeat(np.roll(np.eye(10), 1, axis=1)[:, None], 2, 1)
+    solution = improve(make_mdp(ring, np.tile([1.0, 1.05], (10, 1)), 0.999))
+    np.testing.assert_allclose(solution.v, 1050, rtol=1e-3)
+    lake = frozen_lake()
+    small = improve(lake._replace(reward=lake.reward * 1e-5))
+    np.testing.assert_allclose(small.v * 1e5, improve(lake).v, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_that_differ_by_rounding_take_no_turns(seed):
+    # Rewards gamma phi(s') - phi(s): every policy is worth -phi; where that is 0, rounding looks like a gain.
+    rng = np.random.default_rng(seed)
+    phi = 100.0 * rng.normal(size=12) * (np.arange(12) % 2)
+    reward = np.broadcast_to(0.999 * phi - phi[:, None, None], (12, 4, 12))
+    solution = improve(make_mdp(rng.dirichlet(np.ones(12), (12, 4)), reward, 0.999))
+    np.testing.assert_allclose(solution.v, -phi, atol=0.02)
+    assert solution.iterations < 10
+
+
+def test_a_policy_is_probabilities_or_an_action_of_each_state():
+    mdp = random_mdp(jax.random.key(7), 4, 4)
+    solution = optimum(mdp)
+    for evaluate in (solve_policy, lambda mdp, policy: policy_evaluation(mdp, policy)[0]):
+        np.testing.assert_allclose(evaluate(mdp, solution.policy), solution.v, atol=1e-4)
+        for policy, message in (
+            (solution.v, r"integers \[S\] = \[4\], an action of each state; got float32 of shape \(4,\)"),
+            (jnp.ones((4, 4)), "must be probabilities that sum to 1; got sums from 4 to 4"),
+            (jnp.eye(4).at[0, 1].set(-1.0).at[0, 2].set(1.0), "numbers of at least -1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                evaluate(mdp, policy)
+
+
 @pytest.mark.slow
 def test_the_value_is_the_mean_of_played_returns():
     # A2: returns of whole episodes, by the recursion, average to the value of the policy that played them.

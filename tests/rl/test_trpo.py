@@ -59,6 +59,16 @@ def test_conjugate_gradients_equal_the_dense_solution_and_stop_there():
     np.testing.assert_array_equal(solve(matrix, jnp.zeros((3, 12))), 0.0)
 
 
+def test_the_step_does_not_depend_on_the_objectives_unit():
+    distance = lambda p: 0.5 * jnp.sum(p**2)
+    step = lambda unit: trust_region_step(
+        lambda p: unit * jnp.sum(p), distance, jnp.zeros(3), max_kl=0.01, damping=0.0
+    )
+    for unit in (1.0, 1e-10):
+        assert 0.006 < step(unit).kl <= 0.01, unit  # shortened once at most
+    assert not step(0.0).params.any()
+
+
 def test_the_step_is_the_dense_solution_scaled_to_the_bound(hessian):
     """With a tiny bound the quadratic model is exact: KL = delta, direction = (F + damping)^-1 g."""
     start, unravel = ravel_pytree(POLICY)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxrl_align import actors, envs, nets, rl
+from jaxrl_align.learner import train
 from jaxrl_align.rl.dqn import collect_transitions, update_q
 from jaxrl_align.rl.expert_iteration import plan_from
 from tests.tiny import bits
@@ -360,3 +361,23 @@ def test_one_distillation_by_hand():
     close(got.params, {"pi": policy, "v": value})
     kl = np.mean([kl_of(plan[i], state.params["pi"][s]) for i, s in enumerate(obs)])
     close(metrics["search/kl"], kl, rtol=1e-4)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
+def test_a_policy_of_another_precision_is_learnt_in_it(dtype):
+    """Traced: a scan refuses what changes its type."""
+    with jax.enable_x64(dtype == jnp.float64):
+        net = nets.make_actor_critic_net(2, (4,))
+        cast = lambda *given: jax.tree.map(lambda x: x.astype(dtype), net.init(*given))
+        actor = actors.make_actor("CartPole-v1", net._replace(init=cast), num_envs=4, num_steps=8)
+        for learner, hparams in (
+            (rl.make_actor_critic(actor, segment_length=1), rl.PPOHParams()),
+            (rl.make_ppo_kl(actor), rl.PPOKLHParams()),
+            (rl.make_trpo(actor), rl.TRPOHParams()),
+        ):
+            run = functools.partial(train(learner, 2), hparams=hparams)
+            state, _ = jax.eval_shape(run, jax.random.key(0))
+            assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(dtype)}

@@ -6,6 +6,7 @@ that lies in it, and unpickles nothing.
 
 import functools
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -121,19 +122,21 @@ def save_policy(
     Raises:
       ImportError: safetensors is not installed.
       OSError: it could not be written.
-      ValueError: the net has no recipe, or is another than its recipe says; observations of several parts.
+      ValueError: the net has no recipe, or is another than its recipe says; observations of several parts;
+        or what `load_policy` would refuse. Nothing is written then.
     """
-    if net.recipe is None:
+    made = net.recipe if isinstance(net, Net | QNet) else None
+    if made is None:
         raise ValueError(
-            "a policy's folder needs a net that a function of `nets` has built, with an activation of "
-            "nets.recipes; got one of another make; keep its parameters by runtime.save"
+            f"a policy's folder needs a net that a function of `nets` has built, without memory and with an "
+            f"activation of nets.recipes; got a {type(net).__name__} of another make; keep its parameters by "
+            f"runtime.save"
         )
     environment, env_params = make_environment(env)
     seen = observation_like(environment, env_params)
     if not hasattr(seen, "shape"):
         raise ValueError("a policy's folder is of observations that are one array; got one of several parts")
-    recipe = to_json({"function": net.recipe.function, "arguments": dict(net.recipe.arguments)})
-    _check_recipe(net, recipe, params, seen)
+    recipe = to_json({"function": made.function, "arguments": dict(made.arguments)})
     moments = None if normaliser is None else normaliser.obs
     numbers = {f"params/{name}": leaf for name, leaf in flatten_params(params).items()}
     if moments is not None:
@@ -149,6 +152,8 @@ def save_policy(
         "trained": dict(trained or {}),
     }
     about |= {"env": env} if isinstance(env, str) else {}
+    _check_kept(to_json(about | {"sha256": "of what is not yet written"}), numbers)
+    _check_recipe(net, recipe, params, seen)
     path = Path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(path) as staged:
@@ -159,11 +164,28 @@ def save_policy(
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _check_kept(said: dict[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Raise ValueError for what `load_policy` would refuse to open."""
+    _check_said(said)
+    expected = _expect(said)[-1]
+    for name in sorted(expected.keys() | numbers.keys()):
+        got = np.shape(numbers[name]) if name in numbers else "nothing"
+        if expected.get(name, "nothing") != got:
+            raise ValueError(
+                f"{short(name)} must be of shape {expected.get(name, 'nothing')} for this net; got {got}; of "
+                f"several members give one, jax.tree.map(lambda x: x[0], params)"
+            )
+        if not np.isfinite(np.asarray(numbers[name], np.float32)).all():
+            raise ValueError(f"{short(name)} must be finite; it holds NaN or infinite values; train it anew")
+    if (np.asarray(numbers.get("observation/variance", 0)) < 0).any():
+        raise ValueError("observation/variance must be at least 0; got a negative one; collect it anew")
+
+
 def _check_recipe(net: Net | QNet, recipe: Mapping[str, Any], params: Params, seen: Any) -> None:
     """Raise ValueError unless the net that the recipe builds computes what the net does."""
     obs = jax.random.normal(jax.random.key(0), seen.shape).astype(seen.dtype)
     outputs = (jax.tree.leaves(one.apply(params, obs)) for one in (net, build_net(recipe)))
-    if not all(np.array_equal(a, b) for a, b in zip(*outputs, strict=True)):
+    if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*outputs, strict=True)):
         raise ValueError("the net computes something else than its recipe; it was changed: set recipe=None")
 
 
@@ -202,12 +224,7 @@ def load_policy(folder: str | Path) -> KeptPolicy:
     check_floats(stored)
     most = max((int(np.prod(tensor.shape)) for tensor in stored.values()), default=0)
     with naming(path):
-        space, seen = make_space(said["action"]), _make_seen(said["observation"])
-        net = build_net(said["net"], most)
-        expected = expect_params(net, said["kind"], space, seen)
-    expected = {f"params/{name}": shape for name, shape in expected.items()}
-    if said["normalised"]:
-        expected |= {"observation/mean": seen.shape, "observation/variance": seen.shape}
+        net, space, seen, expected = _expect(said, most)
     _check_shapes(folder, expected, {name: tensor.shape for name, tensor in stored.items()})
     numbers = {name: jnp.asarray(array) for name, array in read_tensors(stored, stored)}
     params = unflatten_params({name: numbers[name] for name in numbers if name.startswith("params/")})[
@@ -221,6 +238,21 @@ def load_policy(folder: str | Path) -> KeptPolicy:
         see = functools.partial(normalised, normaliser=Normaliser(moments, None, None))
         best, drawn = see(best), see(drawn)
     return KeptPolicy(best, drawn, said.get("env"), seen, space, said.get("trained") or {})
+
+
+def _expect(said: dict[str, Any], most: float = math.inf) -> tuple[Net | QNet, Any, Any, dict[str, Any]]:
+    """Return the net, the actions and the observation that are described, and their arrays' shapes by name.
+
+    Raises:
+      ValueError: they do not go together.
+    """
+    space, seen = make_space(said["action"]), _make_seen(said["observation"])
+    net = build_net(said["net"], most)
+    shapes = expect_params(net, said["kind"], space, seen)
+    expected = {f"params/{name}": shape for name, shape in shapes.items()}
+    if said["normalised"]:
+        expected |= {"observation/mean": seen.shape, "observation/variance": seen.shape}
+    return net, space, seen, expected
 
 
 def _check_said(said: dict[str, Any]) -> None:
