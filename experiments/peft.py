@@ -6,7 +6,8 @@ same rows, 300 steps of 8, and four learning rates, of which each gets the small
 of its best on rows for validation. Forgetting is the change of the loss on books that are held out of
 pre-training, with the part in place; what is laid beside the base can be taken off, and then nothing is
 forgotten. The small model is pre-trained here, one for all seeds of the tuning: the intervals do not cover
-pre-training.
+pre-training. A published one (`--model`) has had a few steps, and full fine-tuning the least of the rates
+that were tried: less may serve it better still (docs/results/peft_model.md).
 
 What few weights forget depends on the rate that they need: to move the model far, they must move far
 themselves. On large models a part comes near full fine-tuning; over frozen embeddings and a frozen last norm

@@ -16,7 +16,7 @@ from jaxrl_align import feedback
 from jaxrl_align.cli.options import DataOptions, LengthOptions
 from jaxrl_align.data.batches import HostBatches, row_places
 from jaxrl_align.data.tokens.tokenizers import Tokenizer
-from jaxrl_align.feedback import Comparison, Correction, Feedback, Label, Question, Ranking, Rating
+from jaxrl_align.feedback import Comparison, Correction, Feedback, Label, Ranking, Rating
 from jaxrl_align.placement import row_devices
 from jaxrl_align.types import TokenBatch
 
@@ -278,8 +278,8 @@ def encode_questions(
     length: int | None,
     most: int,
     pad_token: int,
-) -> tuple[Encoded, list[Question]]:
-    """Return prompts as arrays, and all of their rows, those that train before those held out.
+) -> Encoded:
+    """Return prompts as arrays.
 
     Args:
       divided: rows of prompts.
@@ -305,8 +305,7 @@ def encode_questions(
         + (f"; {cut:,} longer ones lose their beginning" if cut else "")
     ]
     shown = [one[-limit:] for one in ids[1] or ids[0]]
-    encoded = Encoded(arrays[0], arrays[1], _unlike(shown), (limit, 0), report, list(divided.skipped))
-    return encoded, [*parts[0], *parts[1]]
+    return Encoded(arrays[0], arrays[1], _unlike(shown), (limit, 0), report, list(divided.skipped))
 
 
 def _unlike(prompts: Sequence[list[int]]) -> list[list[int]]:

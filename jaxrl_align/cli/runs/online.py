@@ -106,7 +106,7 @@ def open_scene(options: Any, kind: str, minibatches: int) -> Scene:
     check_tokenizers(judge, base.tokenizer)
     pad = pad_of(base)
     room = base.config.context - answers.response_length
-    encoded, _ = encode_questions(divided, base.tokenizer, options.rows, answers.prompt_length, room, pad)
+    encoded = encode_questions(divided, base.tokenizer, options.rows, answers.prompt_length, room, pad)
     config = TextConfig(
         encoded.lengths[0],
         answers.response_length,
