@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 RANGES = {
@@ -12,6 +13,15 @@ RANGES = {
     "clip": (0.0, np.inf),
     "clip_high": (0.0, np.inf),
     "value_clip": (0.0, np.inf),
+    "label_smoothing": (0.0, 1.0),
+    "max_kl": (0.0, np.inf),
+    "kl_target": (0.0, np.inf),
+    "epsilon_start": (0.0, 1.0),
+    "epsilon_end": (0.0, 1.0),
+}
+"""The least and the most that a hyperparameter of this name may be, whoever declares it. An infinite clip
+clips nothing."""
+OURS = {
     "beta": (0.0, np.inf),
     "label_smoothing": (0.0, 0.5),
     "margin": (0.0, np.inf),
@@ -23,20 +33,16 @@ RANGES = {
     "pretraining_coef": (0.0, np.inf),
     "kl_coef": (0.0, np.inf),
     "kl_horizon": (0.0, np.inf),
-    "max_kl": (0.0, np.inf),
-    "kl_target": (0.0, np.inf),
     "epsilon": (0.0, 1.0),
-    "epsilon_start": (0.0, 1.0),
-    "epsilon_end": (0.0, 1.0),
     "target_rate": (0.0, 1.0),
     "alpha": (0.0, np.inf),
     "decay": (0.0, np.inf),
     "damping": (0.0, np.inf),
 }
-"""The least and the most that a hyperparameter of this name may be, in every learner. An infinite clip clips
-nothing; a beta of 0 leaves ORPO the imitation; the labels that are smoothed are those of preferences."""
+"""Likewise in the package's own hyperparameters; in a user's these names may mean something else. A beta of 0
+leaves ORPO the imitation; the labels that are smoothed are those of preferences."""
 BELOW = ("label_smoothing",)
-"""Of these the most is excluded: at 0.5 a label says nothing, above it the opposite."""
+"""Of these in `OURS` the most is excluded: at 0.5 a label says nothing, above it the opposite."""
 
 
 def check_counts(**counts: int) -> None:
@@ -73,7 +79,7 @@ def check_tokens(name: str, tokens: Any, vocab_size: int) -> None:
 def check_hparams(hparams: Any) -> None:
     """Raise ValueError for hparams that are no NamedTuple of numbers, or a number that cannot be.
 
-    That is a nan, one out of `RANGES`, a temperature of 0.
+    That is a nan, one out of `RANGES` or, in the package's own, `OURS`, a temperature of 0.
 
     Hyperparameters that are traced have no values yet; `train_members` checks them before it compiles.
     """
@@ -97,11 +103,12 @@ def check_hparams(hparams: Any) -> None:
             )
         if np.isnan(value).any():
             raise ValueError(f"{name} must be a number; got nan; correct the hyperparameters")
-    for name, (low, high) in RANGES.items():
+    own = type(hparams).__module__.startswith(f"{__package__}.")
+    for name, (low, high) in (RANGES | OURS if own else RANGES).items():
         value = getattr(hparams, name, None)
         if value is None or isinstance(value, jax.core.Tracer):
             continue
-        value, below = np.asarray(value), name in BELOW
+        value, below = np.asarray(value), own and name in BELOW
         if not np.all((low <= value) & (value < high if below else value <= high)):
             most = f"below {high:g}" if below else f"{high:g}"
             wanted = "at least 0" if high == np.inf else f"from {low:g} to {most}"
@@ -119,7 +126,10 @@ def check_support(support: Any) -> None:
     remedy = "take nets.support_between(low, high, atoms)"
     if atoms.ndim != 1 or len(atoms) < 2:
         raise ValueError(f"support must be [K] returns, K >= 2; got shape {atoms.shape}; {remedy}")
-    steps, rounding = np.diff(atoms), 8 * np.finfo(np.float32).eps * np.abs(atoms).max()
+    kind = jnp.asarray(support).dtype
+    half = jnp.issubdtype(kind, jnp.floating) and kind.itemsize < 4
+    eps = float(jnp.finfo(kind if half else jnp.float32).eps)
+    steps, rounding = np.diff(atoms), 8 * eps * np.abs(atoms).max()
     if not (steps.min() > 0 and np.ptp(steps) <= 1e-3 * steps.mean() + rounding):
         raise ValueError(
             f"support must rise in even steps; got steps from {steps.min():g} to {steps.max():g}; {remedy}"

@@ -7,6 +7,8 @@ import numpy as np
 import optax
 import pytest
 
+from jaxrl_align.align import DirectHParams
+from jaxrl_align.checks import check_hparams
 from jaxrl_align.learner import (
     cosine_decay,
     descend,
@@ -367,6 +369,23 @@ def test_seeds_and_rates_train_side_by_side():
     late = history["loss"][:, -50:].mean(1)
     assert late[0] > late[1] > late[2]
     np.testing.assert_allclose(states.params[2], [3.0, 3.0], atol=0.5)
+
+
+class Odd(NamedTuple):
+    """A user's own, whose names mean something else."""
+
+    learning_rate: float = 0.1
+    beta: float = -1.0
+    margin: float = -0.5
+    label_smoothing: float = 0.6
+
+
+def test_names_that_a_user_gives_another_meaning_have_no_range():
+    check_hparams(Odd())
+    with pytest.raises(ValueError, match="learning_rate must be at least 0; got -1"):
+        check_hparams(Odd(learning_rate=-1.0))
+    with pytest.raises(ValueError, match="beta must be at least 0; got -1"):
+        check_hparams(DirectHParams(beta=-1.0))
 
 
 def test_hparams_become_arrays_so_that_another_value_compiles_nothing():

@@ -95,16 +95,17 @@ def host_reward(
 
     Raises:
       ValueError: if prompts come without columns and texts or these without prompts, one of these has
-        another length, a column a name that is taken, or a prompt two rows of which f gets different values.
-        When it runs, with the reward's name, the
-        row and the beginning of its texts: for a prompt of no row, an exception in f, another number of
-        rewards than completions, and a reward that is no finite number. Within a compiled program JAX puts
-        the message at the end of a traceback, and may raise it as another type of exception.
+        another length, a column a name that is taken, a prompt two rows of which f gets different values, or
+        two texts are cut to one prompt. When it runs, with the reward's name, the row and the beginning of
+        its texts: for a prompt of no row, an exception in f, another number of rewards than completions, and
+        a reward that is no finite number. Within a compiled program JAX puts the message at the end of a
+        traceback, and may raise it as another type of exception.
     """
     name = str(name or getattr(f, "__name__", type(f).__name__))
     _check_table(name, prompts, columns, texts)
     columns = choose_arguments(f, columns or {})
-    row_of = None if prompts is None else _index_prompts(name, tokenizer, prompts, columns, texts)
+    given = columns if texts is None else columns | choose_arguments(f, {"prompts": texts})
+    row_of = None if prompts is None else _index_prompts(name, tokenizer, prompts, given)
     reward = _HostReward(f, name, tokenizer, prompt_length, columns, texts, row_of)
     host = functools.partial(_reward_batch, reward)
     number = jax.ShapeDtypeStruct((), jnp.float32)
@@ -241,30 +242,30 @@ def _check_table(
 
 
 def _index_prompts(
-    name: str,
-    tokenizer: TextDecoder,
-    prompts: PaddedTokens,
-    columns: Mapping[str, Sequence[Any]],
-    texts: Sequence[Any] | None,
+    name: str, tokenizer: TextDecoder, prompts: PaddedTokens, given: Mapping[str, Sequence[Any]]
 ) -> dict[tuple[int, ...], int]:
-    """Return the row of every prompt by its real tokens; equal prompts must have equal values."""
+    """Return the row of every prompt by its real tokens; what the function is given of equal ones must agree.
+
+    Texts may be spelt in two ways that are the same tokens, but not be cut to them.
+    """
     tokens, real = np.asarray(prompts.tokens), np.asarray(prompts.real) > 0
     row_of: dict[tuple[int, ...], int] = {}
     for row, ids in enumerate(tuple(t[r].tolist()) for t, r in zip(tokens, real, strict=True)):
         first = row_of.setdefault(ids, row)
-        for column, values in columns.items():
-            if first != row and not _agree(values[first], values[row]):
-                cut = texts is not None and real[row].all() and not _agree(texts[first], texts[row])
-                remedy = (
-                    f"to which different prompts are cut: allow more than {len(ids)} tokens, --prompt-length"
-                    if cut
-                    else "keep one, or let the function name the columns that it takes instead of **columns"
-                )
-                raise ValueError(
-                    f"columns of reward {name!r} must agree for equal prompts; got {column}="
-                    f"{str(values[first])[:SHOWN]!r} in row {first} and {str(values[row])[:SHOWN]!r} in row "
-                    f"{row} for {tokenizer.decode(ids)[:SHOWN]!r}; {remedy}"
-                )
+        differ = [n for n, values in given.items() if first != row and not _agree(values[first], values[row])]
+        cut = real[row].all() and "prompts" in differ
+        if found := [n for n in differ if n != "prompts" or cut]:
+            values = given[found[0]]
+            remedy = (
+                f"to which different prompts are cut: allow more than {len(ids)} tokens, --prompt-length"
+                if cut
+                else "keep one, or let the function name the columns that it takes instead of **columns"
+            )
+            raise ValueError(
+                f"what reward {name!r} gets must agree for equal prompts; got {found[0]}="
+                f"{str(values[first])[:SHOWN]!r} in row {first} and {str(values[row])[:SHOWN]!r} in row "
+                f"{row} for {tokenizer.decode(ids)[:SHOWN]!r}; {remedy}"
+            )
     return row_of
 
 

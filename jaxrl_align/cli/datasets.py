@@ -34,8 +34,9 @@ class Divided(NamedTuple):
     held_out: list[Any]
     skipped: list[str]
     """A message for each row that was left out."""
-    sha256: str
-    """Of the file."""
+    hashes: dict[str, str]
+    """SHA-256 of the file as `data_sha256`; as `held_out_sha256` of the file of the rows that judge, or of
+    the numbers of those that a share holds out. A run is continued with the same."""
 
 
 class Encoded(NamedTuple):
@@ -70,13 +71,14 @@ def divide_rows(options: DataOptions, read: Reader, seed: int) -> Divided:
     """
     path = Path(options.data)
     found = read(path, skip_bad_rows=options.skip_bad_rows)
-    rows, skipped, sha256 = list(found.rows), list(found.skipped), file_sha256(path)
+    rows, skipped, hashes = list(found.rows), list(found.skipped), {"data_sha256": file_sha256(path)}
     if options.held_out in (None, "none"):
-        return Divided(rows, [], skipped, sha256)
+        return Divided(rows, [], skipped, hashes)
     share = _as_share(options.held_out)
     if share is None:
         judges = read(Path(options.held_out), skip_bad_rows=options.skip_bad_rows)
-        return Divided(rows, list(judges.rows), [*skipped, *judges.skipped], sha256)
+        hashes["held_out_sha256"] = file_sha256(Path(options.held_out))
+        return Divided(rows, list(judges.rows), [*skipped, *judges.skipped], hashes)
     groups = _group_rows(rows)
     order = np.random.default_rng(seed).permutation(len(groups))
     wanted, chosen = max(1, round(share * len(rows))), set[int]()
@@ -90,7 +92,9 @@ def divide_rows(options: DataOptions, read: Reader, seed: int) -> Divided:
             f"{len(groups)} prompts in {path}; pass --held-out None, or give more rows"
         )
     train = [row for i, row in enumerate(rows) if i not in chosen]
-    return Divided(train, [rows[i] for i in sorted(chosen)], skipped, sha256)
+    numbers = sorted(map(int, chosen))
+    hashes["held_out_sha256"] = hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
+    return Divided(train, [rows[i] for i in numbers], skipped, hashes)
 
 
 def _as_share(given: str) -> float | None:
@@ -119,13 +123,6 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def held_out_sha256(options: DataOptions) -> str | None:
-    """Return the SHA-256 of the file of the rows that judge; None where there is no such file."""
-    if options.held_out in (None, "none") or _as_share(options.held_out) is not None:
-        return None
-    return file_sha256(Path(options.held_out))
 
 
 def as_chat(rows: Sequence[Any], chat: bool) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jaxrl_align.runtime.folder import KeepConfig
 
 Ways = Literal["lora", "dora", "qlora", "ia3", "prompt", "prefix", "head", "full"]
-RECORDED = ("command", "data_sha256", "held_out_sha256")
+RECORDED = ("command", "data_sha256", "held_out_sha256", "pretraining_sha256")
 """What a run's `config.json` holds beside its flags."""
 
 RATES = {

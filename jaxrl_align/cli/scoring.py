@@ -130,6 +130,11 @@ def call_function(judge: Judge, pairs: Sequence[tuple[Answered, Text]]) -> np.nd
     assert judge.function is not None
     known = ("prompt", "completion", "chosen", "rejected")
     names = {name for row, _ in pairs for name in row.fields} - set(known)
+    if taken := sorted(names & {"prompts", "completions"}):
+        raise ValueError(
+            f"fields of rows must be called neither prompts nor completions; got {taken[0]}, which reward "
+            f"{judge.name!r} gets as what is scored; rename it"
+        )
     columns = {name: [row.fields.get(name) for row, _ in pairs] for name in sorted(names)}
     asked, said = zip(*(as_one_form(row.prompt, text) for row, text in pairs), strict=True)
     given = {"prompts": list(asked), "completions": list(said)}

@@ -147,7 +147,7 @@ class Asker:
         return AskedItems(prompts, results, scores, seconds, read)
 
     def _write(self, items: Sequence[Item], prompts: list[Prompt], progress: Progress | None) -> AskedItems:
-        stops = tuple(self.stop_tokens or [t for t in [self.tokenizer.stop_token] if t is not None])
+        stops = tuple(self.stop_tokens or self.tokenizer.stop_tokens)
         strings = _stop_strings(self.task, self.thoughts)
         read, write = _make_writer(self.lm, self.tokenizer, self._length, stops, strings)
         begin = time.perf_counter()

@@ -71,12 +71,11 @@ class HarnessLM(LM):
         if peft is not None:
             part, constants = load_adapter(peft, model.config, params)
             params = overlay(overlay(params, constants), part)
-        own = [] if tokenizer.stop_token is None else [tokenizer.stop_token]
         self.scorer = TextScorer(
             make_transformer(replace(model.config, dtype=dtype)),
             params,
             tokenizer,
-            tuple(dict.fromkeys([*own, *model.stop_tokens])),
+            tokenizer.stop_tokens,
             batch_size=32 if str(batch_size).startswith("auto") else int(batch_size),
             length=max_length,
             new_tokens=max_gen_toks,

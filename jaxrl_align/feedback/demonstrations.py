@@ -147,8 +147,10 @@ def _parse_tools(fields: dict[str, Any]) -> list[Any] | None:
     tools = fields.get("tools")
     if isinstance(tools, str):
         with contextlib.suppress(ValueError, RecursionError):
-            tools = json.loads(tools)
-    if not isinstance(tools, list | None):
+            tools = json.loads(tools.strip() or "null")
+    if not tools:  # an empty text, list or object: none
+        return None
+    if not isinstance(tools, list):
         raise ValueError(f"tools must be a list of JSON schemas, or its JSON text; got {str(tools)[:40]!r}")
     return tools
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_align.actors.scores import as_paid
 from jaxrl_align.actors.text import Frozen, join, judge, last_real, make_text_actor, token_rewards
 from jaxrl_align.align.rlhf import RLHFHParams
 from jaxrl_align.data.tokens.tokenizers import left_pad
@@ -324,6 +325,14 @@ def test_any_of_several_stop_tokens_ends_a_response_and_is_paid():
         assert metrics["val/num_eos_tokens"] == 4 and metrics["objective/scores"] == 0.75
         judged = actor.evaluate(BIGRAM_POLICY, start[0], jax.tree.map(lambda x: x[0], trajectory))
         np.testing.assert_allclose(judged.log_prob[0], trajectory.log_prob[0, 0], atol=1e-5)
+
+
+def test_padding_that_is_the_stop_token_is_no_stop():
+    """A response that was cut, padded behind by what would end it."""
+    config = dataclasses.replace(CONFIG, pad_token=STOP, missing_stop="replace")
+    tokens, penalty = jnp.array([7, STOP]), jnp.float32(2.0)
+    paid = lambda mask: [float(x) for x in as_paid(config, 0.75, tokens, jnp.array(mask), penalty)]
+    assert paid([1.0, 0.0]) == [-2.0, 0.0] and paid([1.0, 1.0]) == [0.75, 1.0]
 
 
 def test_left_padding_changes_neither_answers_nor_judgement_nor_metrics():

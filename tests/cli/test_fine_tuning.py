@@ -12,7 +12,10 @@ import pytest
 
 from jaxrl_align import nets
 from jaxrl_align.cli import run_command
+from jaxrl_align.cli.datasets import divide_rows
+from jaxrl_align.cli.options import DataOptions
 from jaxrl_align.cli.runs import driving, fine_tuning
+from jaxrl_align.feedback import read_demonstrations
 from jaxrl_align.runtime import loop, restore
 from jaxrl_align.runtime.huggingface import load_adapter, load_model
 from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer, write_rows
@@ -93,6 +96,21 @@ def test_a_run_is_judged_by_the_same_rows_to_its_end(road, fails, tmp_path, monk
     write_rows(own, [{"text": "two"}])
     code, said = fails(f"{line} --resume")
     assert code == 2 and "was made with held_out_sha256='" in said
+
+
+def test_a_share_holds_out_the_same_rows_to_its_end(road, fails, tmp_path, monkeypatch):
+    """Which ones an older version held out is not known: its runs are not continued with others."""
+    line = f"{RUN} --held-out 0.4 --out {tmp_path / 'out'}"
+    monkeypatch.setattr(driving, "follow", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert fails(line)[0] == fails(f"{line} --resume")[0] == 130
+    path = tmp_path / "out" / "run" / "config.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in kept.items() if k != "held_out_sha256"}))
+    code, said = fails(f"{line} --resume")
+    assert code == 2 and "was made with no held_out_sha256, but this run has held_out_sha256='" in said
+    two = [divide_rows(DataOptions("sft.jsonl", "0.4"), read_demonstrations, seed).hashes for seed in (0, 1)]
+    assert two[0]["data_sha256"] == two[1]["data_sha256"] == kept["data_sha256"]
+    assert two[0]["held_out_sha256"] != two[1]["held_out_sha256"]
 
 
 def test_the_folder_holds_model_card_and_run(done):

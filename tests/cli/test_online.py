@@ -1,6 +1,7 @@
 """The commands ppo, grpo and rloo, on the tiny model."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,13 @@ import pytest
 from jaxrl_align.actors import make_text_actor
 from jaxrl_align.align import RLHFHParams
 from jaxrl_align.cli import choosing, datasets
-from jaxrl_align.cli.datasets import choose_lengths, divide_rows, shuffled_batches, whole_batches
+from jaxrl_align.cli.datasets import (
+    choose_lengths,
+    divide_rows,
+    file_sha256,
+    shuffled_batches,
+    whole_batches,
+)
 from jaxrl_align.cli.judges import load_judge
 from jaxrl_align.cli.options import DataOptions, LengthOptions
 from jaxrl_align.cli.runs import online, online_methods
@@ -73,7 +80,8 @@ def test_ppo_starts_its_critic_from_the_reward_model_and_goes_on_predicting_text
     road(f"ppo {line} --pretraining-coef 50 --learning-rate 0.02 --minibatches 1 --out", out)
     rows = read_metrics(out)
     assert rows[-1]["loss/pretraining_avg"] < rows[0]["loss/pretraining_avg"] - 0.5
-    assert "sft.jsonl, sha256" in json.loads((out / "run" / "config.json").read_text())["data_sha256"]
+    hashes = json.loads((out / "run" / "config.json").read_text())
+    assert hashes["pretraining_sha256"] == file_sha256(Path("sft.jsonl")) != hashes["data_sha256"]
 
     line = line.replace("--tuning full", "--tuning lora")
     road(f"ppo {line.replace('--steps 6', '--steps 1')} --out", tmp_path / "adapted")

@@ -18,6 +18,7 @@ from jaxrl_align.cli.runs.direct_losses import (
     as_labels,
     as_pairs,
     choose_hparams,
+    read_in_parts,
 )
 from jaxrl_align.feedback import Comparison, Correction, Label, Ranking
 from jaxrl_align.runtime.cli import parse
@@ -69,6 +70,16 @@ def test_held_out_rows_are_judged_alike_however_batches_are_parted(road, tmp_pat
         found.append(json.loads((tmp_path / str(parts) / "run" / "held_out.json").read_text())["1"])
     assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-5)
     assert abs(found[0]["rewards/margins"]) > 1e-4 and found[0].get("kl", 1.0) > 0
+
+
+def test_held_out_rows_are_read_few_at_a_time():
+    """Also in a last batch of any size, of which KTO takes one mean."""
+    asked = []
+    objective = lambda lm, *, microbatches: lambda *given: asked.append(microbatches)
+    read = read_in_parts(METHODS[KTO]._replace(objective=objective), None, 3)
+    for count in (8, 7, 6, 2, 1):
+        read({}, None, np.ones((count, 2)), 0, 0)
+    assert asked == [4, 7, 2, 1, 1]
 
 
 def test_a_single_answer_is_too_few_for_kto(fails, tmp_path):

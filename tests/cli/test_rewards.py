@@ -113,6 +113,12 @@ def test_score_calls_a_function_of_the_working_directory(road, tmp_path, capsys)
     assert [row["score"] for row in rows] == [1.0 + (1 + len(word)) / 10 for word in WORDS]
 
 
+def test_score_refuses_a_field_that_the_function_would_get_as_what_is_scored(fails, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "say", "completion": "x", "prompts": 1}])
+    code, said = fails(f"score --data {tmp_path / 'rows.jsonl'} --reward own_rewards:spaces")
+    assert code == 2 and "called neither prompts nor completions; got prompts, which reward" in said
+
+
 @pytest.mark.parametrize("flag", ["", " --chat"])
 def test_every_command_calls_a_function_with_rows_as_the_file_holds_them(road, tmp_path, flag, monkeypatch):
     """Texts stay texts, also with --chat; of messages both are lists, and no column is forced upon it."""

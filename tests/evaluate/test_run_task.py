@@ -250,12 +250,13 @@ def test_a_solution_is_written_and_the_option_read_from_it(write, monkeypatch):
     prompts = []
 
     def writer(*_, **how):
-        assert how["stop_strings"] == ("\n\n",)
+        assert how["stop_strings"] == ("\n\n",) and how["stop_tokens"] == (TOKENIZER.stop_token, 65, 66)
         return lambda params, rows, key: [prompts.append(r) or texts[(len(prompts) - 1) % 3] for r in rows]
 
     ask_items._make_writer.cache_clear()
     monkeypatch.setattr(ask_items, "make_text_writer", writer)
-    result = run(write(), thoughts=True, response_length=16, batch_size=9)
+    several = TOKENIZER.with_stops((65, 66))  # as a model's folder may name them
+    result = run_task(write(), LM, PARAMS, several, thoughts=True, response_length=16, batch_size=9)
     ask_items._make_writer.cache_clear()
     assert {(i.written, i.prediction) for i in result.items} == {
         (texts[0], 1),

@@ -115,7 +115,8 @@ TOOLS = "{% if tools %}{{ tools[0].name }}|{% endif %}" + PLAIN
 
 @pytest.mark.parametrize("fields", [{"messages": [USER, BOT]}, {"prompt": [USER], "completion": "a"}])
 def test_a_rows_tools_are_given_to_its_template(write, fields):
-    for tools, text in (([{"name": "add"}], "add|"), ('[{"name": "add"}]', "add|"), (None, "")):
+    given = ([{"name": "add"}], '[{"name": "add"}]', None, " ", {}, [])
+    for tools, text in zip(given, ("add|", "add|", "", "", "", ""), strict=True):
         (row,) = feedback.read_demonstrations(write(fields | {"tools": tools})).rows
         assert shown(row, TOOLS) == text + "u:u|a:[a$]"
     with pytest.raises(ValueError, match="rows.jsonl:1: tools must be a list of JSON schemas, .*; got 'add'"):

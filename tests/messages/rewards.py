@@ -122,6 +122,11 @@ CASES = {
         ValueError,
         "in row 1 for 'abc'; to which different prompts are cut: allow more than 3 tokens, --prompt-length",
     ),
+    "host reward: two prompts cut to one, and no column": (
+        lambda: host(data.left_pad([[2, 3, 4]] * 2, 3, 0), texts=["aabc", "babc"]),
+        ValueError,
+        "got prompts='aabc' in row 0 and 'babc' in row 1 for 'abc'; to which different prompts are cut",
+    ),
     "host reward: a text for every second prompt": (
         lambda: host(texts=["a"]),
         ValueError,

@@ -583,3 +583,8 @@ def test_transitions_are_what_was_played():
         np.testing.assert_array_equal(played.truncated[lane], [False, True, False, True])
         assert not played.terminated.any()
     assert int(metrics["episodes"]) == 4
+
+
+def test_a_support_is_even_as_far_as_its_precision_goes():
+    for kind in (jnp.bfloat16, jnp.float16, jnp.float32):
+        c51_loss(support_between(-10.0, 10.0, 51).astype(kind))

@@ -38,6 +38,7 @@ from jaxrl_align.cli.tuning import (
 from jaxrl_align.feedback import Comparison, Correction, Label, Ranking
 from jaxrl_align.learner import LossFn
 from jaxrl_align.nets.adapters import overlay
+from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.types import Params
 
 
@@ -203,8 +204,6 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
     steps, whole = count_steps(shared.run, counts[0]), shared.tuning.tuning == "full"
     batch, parts = shared.run.batch_size, shared.microbatches
     objective = method.objective(base.lm, microbatches=parts)
-    # KTO's loss is of a whole batch, the others' a mean over rows.
-    read_at_once = batch if isinstance(options, KTO) else batch // parts
 
     def course() -> Course:
         frozen = None if whole else tuned.frozen
@@ -220,7 +219,7 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
             tuned.part,
             frozen,
             shuffled_batches(train, batch_size=batch, seed=shared.run.seed),
-            make_measure(method.objective(base.lm), frozen, held_out, read_at_once, hparams),
+            make_measure(read_in_parts(method, base.lm, batch // parts), frozen, held_out, batch, hparams),
             "loss",
             False,
             ("loss", "rewards/margins"),
@@ -235,7 +234,7 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
         tuned=tuned,
         encoded=encoded,
         counts=counts,
-        sha256=divided.sha256,
+        hashes=divided.hashes,
         steps=steps,
         rate=float(hparams.learning_rate),
         method=method.words,
@@ -248,6 +247,17 @@ def run_direct(options: Any, argv: Sequence[str]) -> None:
         halve=(f"--batch-size {max(1, batch // 2)}", f"--microbatches {2 * parts}"),
     )
     drive(journey, argv)
+
+
+def read_in_parts(method: Method, lm: LanguageModel, at_once: int) -> LossFn:
+    """Return a method's objective of a batch of any size, with at most so many rows in memory at a time."""
+
+    def objective(params: Any, frozen: Any, batch: Any, *given: Any) -> Any:
+        count = count_rows(batch, None)[0]
+        parts = next(n for n in range(1, count + 1) if count % n == 0 and count // n <= at_once)
+        return method.objective(lm, microbatches=parts)(params, frozen, batch, *given)
+
+    return objective
 
 
 def check_shared(shared: PreferenceOptions) -> None:
@@ -279,7 +289,7 @@ def check_others(options: Any, counts: tuple[int, int]) -> None:
         if count == 1 and isinstance(options, KTO):
             raise ValueError(
                 f"KTO needs at least two answers, to read each under another's prompt; {flag} gives one; add "
-                "rows, hold out a larger share of them, or none by --held-out None"
+                "rows, or hold out none by --held-out None"
             )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrl_align.cli.bases import Base
-from jaxrl_align.cli.datasets import Encoded, held_out_sha256
+from jaxrl_align.cli.datasets import Encoded
 from jaxrl_align.cli.options import flags_of, record
 from jaxrl_align.cli.runs.cards import Card, print_plan, write_card
 from jaxrl_align.cli.runs.course import Course, Outcome, follow, opened_folder
@@ -32,8 +32,8 @@ class Journey(NamedTuple):
     encoded: Encoded
     counts: tuple[int, int]
     """Rows that train and rows that judge."""
-    sha256: str
-    """Of the data's file."""
+    hashes: Mapping[str, str]
+    """Of what is read, by name; of the data's file `data_sha256`."""
     steps: int
     rate: float
     method: str
@@ -62,9 +62,7 @@ def drive(journey: Journey, argv: Sequence[str]) -> None:
       ValueError: for an `out` that holds another run, and as `follow`.
     """
     begin, run, out = time.monotonic(), journey.shared.run, journey.shared.base.out
-    hashes = {"data_sha256": journey.sha256, "held_out_sha256": held_out_sha256(journey.shared.rows)}
-    hashes = {name: value for name, value in hashes.items() if value is not None}
-    config = record(journey.command, journey.options, **hashes)
+    config = record(journey.command, journey.options, **journey.hashes)
     print_plan(plan(journey), journey.encoded.skipped)
     with opened_folder(out, config, run) as folder:
         course = journey.course()
@@ -104,7 +102,7 @@ def data_facts(journey: Journey) -> dict[str, str]:
     options, (train, held_out) = journey.shared.rows, journey.counts
     skipped = f", {len(journey.encoded.skipped):,} left out" if journey.encoded.skipped else ""
     return {
-        "file": f"{options.data}, sha256 {journey.sha256}",
+        "file": f"{options.data}, sha256 {journey.hashes['data_sha256']}",
         "rows": f"{train:,} train, {held_out:,} held out{skipped}",
         "tokens": "; ".join(journey.encoded.report),
     }

@@ -91,7 +91,7 @@ def run_sft(options: SFT, argv: Sequence[str]) -> None:
         tuned=tuned,
         encoded=encoded,
         counts=counts,
-        sha256=divided.sha256,
+        hashes=divided.hashes,
         steps=steps,
         rate=rate,
         method="supervised fine-tuning",

@@ -61,7 +61,7 @@ class Scene(NamedTuple):
     judge: Judge
     score: Score
     encoded: Encoded
-    sha256: str
+    hashes: Mapping[str, str]
     config: TextConfig
     frozen: Frozen
     steps: int
@@ -123,7 +123,7 @@ def open_scene(options: Any, kind: str, minibatches: int) -> Scene:
         judge,
         judge.as_score(base.tokenizer, all_prompts(encoded), [*divided.train, *divided.held_out]),
         encoded,
-        divided.sha256,
+        divided.hashes,
         config,
         Frozen(tuned.frozen, judge.model),
         steps,
@@ -169,7 +169,7 @@ def run_online(options: Any, scene: Scene, algorithm: Algorithm, argv: Sequence[
         tuned=scene.tuned,
         encoded=encoded,
         counts=count_rows(encoded.train, encoded.held_out),
-        sha256=scene.sha256,
+        hashes=scene.hashes,
         steps=scene.steps,
         rate=scene.rate,
         method=algorithm.words,

@@ -164,25 +164,25 @@ def start_critic(options: PPO, scene: Scene) -> Critic:
     return Critic(params, judge.lm, own.frozen, own.part)
 
 
-def read_pretraining(options: PPO, scene: Scene) -> tuple[TokenBatch | None, str]:
-    """Return the texts [N, L] that the policy goes on predicting, if any, and the SHA-256 of all data.
+def read_pretraining(options: PPO, scene: Scene) -> tuple[TokenBatch | None, Mapping[str, str]]:
+    """Return the texts [N, L] that the policy goes on predicting, if any, and the hashes of all data.
 
     Raises:
       ValueError: for rows that `sft` would refuse.
     """
     if options.pretraining is None:
-        return None, scene.sha256
+        return None, scene.hashes
     rows = dataclasses.replace(options.rows, data=options.pretraining, held_out=None)
     divided = divide_rows(rows, feedback.read_demonstrations, options.run.seed)
     texts = encode_sft(divided, scene.base.tokenizer, rows, None, scene.base.config.context).train
-    return texts, f"{scene.sha256}; {options.pretraining}, sha256 {divided.sha256}"
+    return texts, {**scene.hashes, "pretraining_sha256": divided.hashes["data_sha256"]}
 
 
 def run_ppo(options: PPO, argv: Sequence[str]) -> None:
     """Train by PPO."""
     scene = open_scene(options, "ppo", options.minibatches)
     critic = start_critic(options, scene)
-    texts, sha256 = read_pretraining(options, scene)
+    texts, hashes = read_pretraining(options, scene)
     batch = options.run.batch_size
     facts = {} if texts is None else {"pretraining": f"{options.pretraining}, {len(texts.tokens):,} rows"}
     hparams = align.RLHFHParams(
@@ -222,7 +222,7 @@ def run_ppo(options: PPO, argv: Sequence[str]) -> None:
         (critic.frozen, [critic.trained] * 4, texts),
         facts,
     )
-    scene = scene._replace(frozen=scene.frozen._replace(critic=critic.frozen), sha256=sha256)
+    scene = scene._replace(frozen=scene.frozen._replace(critic=critic.frozen), hashes=hashes)
     run_online(options, scene, algorithm, argv)
 
 

@@ -117,7 +117,7 @@ def run_reward(options: Reward, argv: Sequence[str]) -> None:
         tuned=tuned,
         encoded=encoded,
         counts=counts,
-        sha256=divided.sha256,
+        hashes=divided.hashes,
         steps=steps,
         rate=rate,
         method="reward model (docs/lectures.md, F5 to F8)",

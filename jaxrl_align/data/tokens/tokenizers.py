@@ -64,6 +64,9 @@ class Tokenizer:
             around = backend.encode("").ids
             if outside := [i for i in around if i >= self.vocab_size]:
                 raise ValueError(f"its post_processor writes ids of no token, {outside[:3]}")
+            a, b, ab = (backend.encode(text, add_special_tokens=False).ids for text in ("a", "b", "ab"))
+            self._spells_apart = backend.decode(a + b) == backend.decode(ab)
+            """Pieces tokenised apart spell the whole; not so where every text begins with a space."""
         self.start_token: int | None = self.stop_token if start is None else start
         """Id of what stands before an empty text: the BOS, else the stop token; None without either."""
 
@@ -127,8 +130,10 @@ class Tokenizer:
         Raises:
           ValueError: as `encode`.
         """
-        before, *whole = self.encode_batch([text, *(text + t for t in more)], special=special, marked=marked)
         apart = self.encode_batch(more, special=False, marked=marked)
+        if self._spells_apart:
+            return self.encode_batch([text], special=special, marked=marked)[0], apart
+        before, *whole = self.encode_batch([text, *(text + t for t in more)], special=special, marked=marked)
         for i, (ids, joined) in enumerate(zip(apart, whole, strict=True)):
             if ids != joined[len(before) :] and joined[: len(before)] == before:
                 with backend_errors(self._place):
