@@ -9,7 +9,7 @@ from align_task import Task, Written
 
 from jaxrl_align.align import choose_completions
 from jaxrl_align.data.labelled_texts import load_sst2
-from jaxrl_align.data.tokens.tokenizers import right_pad
+from jaxrl_align.data.tokens.padding import right_pad
 from jaxrl_align.feedback import compare
 from jaxrl_align.learner import make_gradient_learner, make_optimizer, train
 from jaxrl_align.losses import bradley_terry

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrl_align.actors.answer_groups import judge_answers
 from jaxrl_align.actors.queries import join
 from jaxrl_align.align import RewardModel
-from jaxrl_align.data.tokens.tokenizers import left_pad, right_pad
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
 from jaxrl_align.nets import init_lora, overlay
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.runtime.huggingface import find_model, load_model

@@ -10,7 +10,9 @@ from mixture import INSTRUCTIONS
 
 from jaxrl_align.data.books import childrens_books
 from jaxrl_align.data.files import find_file
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad, train_bpe
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.types import Comparisons, PaddedTokens
 
 TEST, VALIDATION = 200, 100

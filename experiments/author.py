@@ -23,7 +23,8 @@ import numpy as np
 from author_task import Task, choose, make_task, n_gram_accuracy, tokenize
 
 from jaxrl_align import runtime
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_rows, sample_windows

@@ -6,7 +6,8 @@ import numpy as np
 
 from jaxrl_align.data.books import childrens_books, hold_out_first, passages, read_books
 from jaxrl_align.data.corpora import python_topics
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
+from jaxrl_align.data.tokens.padding import right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.pretrain.text_classification import LabelledText
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from published import load_published
 
-from jaxrl_align.data.tokens.tokenizers import left_pad, right_pad
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
 from jaxrl_align.evaluate import Item, Task, draw_examples, load_task, make_prompts, read_items
 from jaxrl_align.evaluate.run_task import choose_items
 from jaxrl_align.feedback import pad_demonstrations

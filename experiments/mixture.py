@@ -25,7 +25,7 @@ from jaxrl_align.data.books import childrens_books
 from jaxrl_align.data.corpora import python_topics, tiny_shakespeare
 from jaxrl_align.data.files import DataFile, find_file
 from jaxrl_align.data.mixtures import GPT3_SOURCES, epochs_per_source, normalise_weights
-from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, bits_per_byte, make_lm_learner, make_text_loss, sample_mixture

@@ -17,7 +17,9 @@ import numpy as np
 from jaxrl_align.data.books import childrens_books, hold_out_first
 from jaxrl_align.data.corpora import read_text
 from jaxrl_align.data.labelled_texts import Labelled, LabelledSplits, load_sst2, load_trec
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad, train_bpe
+from jaxrl_align.data.tokens.padding import right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, sample_windows

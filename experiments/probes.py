@@ -30,7 +30,8 @@ from jaxrl_align.data.books import childrens_books
 from jaxrl_align.data.corpora import read_text
 from jaxrl_align.data.probes import CLOZE_PROBES
 from jaxrl_align.data.tokens.packing import pack
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.evaluate.scoring.likelihood import encode_texts, make_scorer, rank_of, share_preferred
 from jaxrl_align.evaluate.scoring.ngrams import count_ngrams, ngram_log_probs
 from jaxrl_align.learner import make_optimizer

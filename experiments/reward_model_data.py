@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.align import RewardModel, score
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
+from jaxrl_align.data.tokens.padding import right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.feedback import load_convincing_arguments
 from jaxrl_align.learner import LossFn
 from jaxrl_align.losses import bradley_terry, masked_mean

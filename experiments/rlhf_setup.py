@@ -14,7 +14,8 @@ from jaxrl_align.align import reward_model as rm
 from jaxrl_align.align.rlhf import RLHFHParams, make_rlhf_learner
 from jaxrl_align.data.corpora import paragraphs, python_topics, read_text, sentences
 from jaxrl_align.data.prompts import cut_sentences
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.feedback.annotators import PlainProse
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import sample_rows, sample_windows

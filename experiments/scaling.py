@@ -25,7 +25,7 @@ from scaling_law import bootstrap_law, cells_of, extrapolation_error, fit_error,
 
 from jaxrl_align import runtime
 from jaxrl_align.data.corpora import read_text, tiny_shakespeare
-from jaxrl_align.data.tokens.tokenizers import character_tokenizer
+from jaxrl_align.data.tokens.vocabularies import character_tokenizer
 from jaxrl_align.learner import make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, make_lm_learner, make_text_loss, sample_windows

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxrl_align import runtime
 from jaxrl_align.data.corpora import read_text, tiny_shakespeare
-from jaxrl_align.data.tokens.tokenizers import character_tokenizer
+from jaxrl_align.data.tokens.vocabularies import character_tokenizer
 from jaxrl_align.learner import Decay, cosine_decay, linear_decay, make_optimizer
 from jaxrl_align.nets.transformer import LanguageModel, TransformerConfig, make_transformer
 from jaxrl_align.pretrain.lm import LMHParams, bits_per_byte, make_lm_learner, make_text_loss, sample_windows

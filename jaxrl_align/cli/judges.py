@@ -15,7 +15,8 @@ from jaxrl_align import align
 from jaxrl_align.actors.scores import Score
 from jaxrl_align.cli.config_files import read_values, suggest
 from jaxrl_align.cli.datasets import round_up
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
+from jaxrl_align.data.tokens.padding import right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.feedback import Question
 from jaxrl_align.nets.transformer import LanguageModel, make_transformer
 from jaxrl_align.runtime.huggingface import load_reward_model

@@ -22,16 +22,11 @@ from jaxrl_align.data.probes import Cloze
 from jaxrl_align.data.prompts import Demonstrations, cut_sentences
 from jaxrl_align.data.tokens.chat import ChatTemplate
 from jaxrl_align.data.tokens.packing import Packed, pack
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
 from jaxrl_align.data.tokens.streams import open_tokens, stream_rows, write_tokens
 from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer, save_tokenizer
-from jaxrl_align.data.tokens.tokenizers import (
-    Tokenizer,
-    byte_tokenizer,
-    character_tokenizer,
-    left_pad,
-    right_pad,
-    train_bpe,
-)
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer, character_tokenizer, train_bpe
 
 # fmt: off
 __all__ = [

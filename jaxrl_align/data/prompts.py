@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.types import PaddedTokens
 
 

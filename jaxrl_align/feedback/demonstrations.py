@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.feedback.encoding import split_row
 from jaxrl_align.feedback.fields import (
     SKIP,

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad, until_stop
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer, until_stop
 from jaxrl_align.feedback.fields import Messages, Text
 from jaxrl_align.feedback.rows import (
     Comparison,

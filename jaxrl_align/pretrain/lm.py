@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 
 from jaxrl_align.data.batches import HostBatches
 from jaxrl_align.data.mixtures import normalise_weights
+from jaxrl_align.data.tokens.padding import right_pad
 from jaxrl_align.data.tokens.streams import stream_rows
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.learner import Decay, LossFn, linear_decay, make_gradient_learner, make_optimizer
 from jaxrl_align.losses import next_token_loss
 from jaxrl_align.nets.adapters import overlay, with_dropout

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_align.checks import check_tokens
-from jaxrl_align.data.tokens.tokenizers import left_pad
+from jaxrl_align.data.tokens.padding import left_pad
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.text.generation import (
     WHOLE,

@@ -9,7 +9,7 @@ import pytest
 from jaxrl_align.actors.scores import as_paid
 from jaxrl_align.actors.text import Frozen, join, judge, last_real, make_text_actor, token_rewards
 from jaxrl_align.align.rlhf import RLHFHParams
-from jaxrl_align.data.tokens.tokenizers import left_pad
+from jaxrl_align.data.tokens.padding import left_pad
 from jaxrl_align.nets.transformer import init_scalar_head
 from jaxrl_align.pretrain.lm import sample_rows
 from jaxrl_align.rl.actor_critic import gae_advantages

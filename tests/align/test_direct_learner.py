@@ -25,7 +25,7 @@ from jaxrl_align.align import (
     with_reference,
 )
 from jaxrl_align.align.reward_model import stack_pair
-from jaxrl_align.data.tokens.tokenizers import left_pad, right_pad
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
 from jaxrl_align.learner import train
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.pretrain.lm import predict_row, sample_rows

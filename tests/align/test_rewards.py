@@ -21,7 +21,8 @@ from jaxrl_align.align import (
     model_reward,
     token_reward,
 )
-from jaxrl_align.data.tokens.tokenizers import character_tokenizer, left_pad
+from jaxrl_align.data.tokens.padding import left_pad
+from jaxrl_align.data.tokens.vocabularies import character_tokenizer
 from jaxrl_align.learner import train
 from jaxrl_align.text.generation import TextConfig
 from tests.tiny import BIGRAM, VOCAB, bits, favour

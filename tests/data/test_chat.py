@@ -5,7 +5,8 @@ from tokenizers.processors import ByteLevel
 
 from jaxrl_align.data.tokens.chat import ChatTemplate
 from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer, save_tokenizer
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.pretrain.lm import chat_batch
 from tests.runtime.make_huggingface_fixtures import CHATS, FIXTURE, MARKED, chat_tokenizer
 

@@ -3,7 +3,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from jaxrl_align.data.prompts import cut_sentences
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 
 SENTENCES = [
     f"The {a} {b} a {c} again." for a in ("cat", "dog") for b in ("sees", "hears") for c in ("cow", "man")

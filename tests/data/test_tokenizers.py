@@ -6,15 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
 from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer, save_tokenizer
-from jaxrl_align.data.tokens.tokenizers import (
-    Tokenizer,
-    byte_tokenizer,
-    character_tokenizer,
-    left_pad,
-    right_pad,
-    train_bpe,
-)
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer, character_tokenizer, train_bpe
 
 TEXTS = ["the cat sees the dog", "the dog sees the cat there", "then the cats see dogs"] * 4
 TOKENIZER = train_bpe(TEXTS, 270)

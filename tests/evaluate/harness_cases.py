@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from jaxrl_align.data.tokens.chat import ChatTemplate
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime.huggingface import Pretrained
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, byte_tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer, train_bpe
 from jaxrl_align.evaluate.scoring import choices
 from jaxrl_align.evaluate.scoring.choices import (
     Choices,

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, byte_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer
 from jaxrl_align.evaluate.scoring.likelihood import (
     encode_texts,
     make_scorer,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrl_align.data.tokens.tokenizers import character_tokenizer, train_bpe
+from jaxrl_align.data.tokens.vocabularies import character_tokenizer, train_bpe
 from jaxrl_align.evaluate.scoring.stop_strings import cut_at, make_text_writer
 from jaxrl_align.text import Filters, make_completer
 from tests.tiny import draw_params, make_bigram

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from jaxrl_align.data.tokens.tokenizers import character_tokenizer
+from jaxrl_align.data.tokens.vocabularies import character_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime.huggingface import save_model
 from tests.experiments.loading import load

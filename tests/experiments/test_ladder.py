@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.data.tokens.tokenizers import train_bpe
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime import Interval
 from tests.experiments.loading import load

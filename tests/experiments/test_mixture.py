@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.mixtures import epochs_per_source
-from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer
 from jaxrl_align.runtime import Interval
 from tests.experiments.loading import load
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.files import DATA_VARIABLE
-from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.runtime import Interval
 from tests.data.test_blimp import write_blimp

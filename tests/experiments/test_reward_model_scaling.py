@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_align.align import RewardHParams, RewardModel, score
-from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer
 from jaxrl_align.feedback import Comparison
 from jaxrl_align.nets.transformer import init_scalar_head
 from tests.experiments.loading import load, read_result

@@ -15,7 +15,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from jaxrl_align import nets
 from jaxrl_align.data.tokens.chat import ChatTemplate
 from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.runtime.huggingface import save_adapter, save_model, save_reward_model
 from jaxrl_align.runtime.huggingface.tensors import param_shapes
 from tests.shapes import GPT2, LLAMA

@@ -13,7 +13,7 @@ from jaxrl_align.cli.datasets import Divided, divide_rows, encode_feedback, enco
 from jaxrl_align.cli.options import DataOptions, LengthOptions
 from jaxrl_align.cli.scoring import read_answers
 from jaxrl_align.data.tokens.chat import ChatTemplate
-from jaxrl_align.data.tokens.tokenizers import byte_tokenizer
+from jaxrl_align.data.tokens.vocabularies import byte_tokenizer
 from jaxrl_align.feedback.fields import Messages
 from tests.fuzz.data_readers import bomb
 from tests.fuzz.readers import Reader

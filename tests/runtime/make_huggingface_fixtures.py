@@ -26,8 +26,10 @@ import tokenizers
 
 from jaxrl_align.align.reward_model import RewardModel, score
 from jaxrl_align.data.tokens.chat import ChatTemplate
+from jaxrl_align.data.tokens.padding import left_pad, right_pad
 from jaxrl_align.data.tokens.tokenizer_files import load_tokenizer, save_tokenizer
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, left_pad, right_pad, train_bpe
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import train_bpe
 from jaxrl_align.nets.transformer import make_transformer
 from jaxrl_align.runtime.huggingface import load_model, load_reward_model, save_model
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxrl_align.data.tokens.tokenizer_files import save_tokenizer
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, character_tokenizer
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
+from jaxrl_align.data.tokens.vocabularies import character_tokenizer
 from jaxrl_align.nets.quantize import quantise_params
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
 from jaxrl_align.nets.transformer_config import RopeScaling

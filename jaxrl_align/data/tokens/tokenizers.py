@@ -1,4 +1,4 @@
-"""Tokenizers with a padding and a stop token: byte-pair, bytes, characters, and those of published models.
+"""Tokenizers with a padding and a stop token, of published models or made here (`vocabularies.py`).
 
 All stand on the `tokenizers` library, whose `tokenizer.json` is the format they are read from and written to.
 """
@@ -7,15 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxrl_align.atomic import atomic_path
 from jaxrl_align.data.tokens.backends import backend_errors, read_backend
 from jaxrl_align.data.tokens.chat import ChatTemplate
 from jaxrl_align.typed import short
-from jaxrl_align.types import PaddedTokens
 
 PAD, STOP = "<pad>", "<stop>"
 OURS = {"pad_token": PAD, "eos_token": STOP}
@@ -323,100 +320,3 @@ def _mark_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, i
         marked.append(any(start < stop and begin < end for begin, stop in spans))
         last = end
     return marked
-
-
-def train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Learn a byte-level byte-pair vocabulary (Sennrich et al. 2016, arXiv:1508.07909) from texts.
-
-    Args:
-      texts: what to learn from; the same texts give the same tokenizer.
-      vocab_size: at least 258: 256 bytes, padding and stop.
-
-    Raises:
-      ValueError: for an empty corpus, a vocabulary below 258, or one that the corpus cannot fill.
-    """
-    if not any(text.strip() for text in texts):
-        raise ValueError("the corpus is empty: a tokenizer needs text to learn from; give a file with text")
-    if vocab_size < 258:
-        raise ValueError(f"vocab_size must be at least 258 (256 bytes, padding, stop); got {vocab_size}")
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, STOP],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    if backend.get_vocab_size() < vocab_size:
-        raise ValueError(
-            f"the corpus fills a vocabulary of {backend.get_vocab_size()}; got vocab_size={vocab_size}; "
-            "ask for less or give more text"
-        )
-    return Tokenizer(backend)
-
-
-def byte_tokenizer() -> Tokenizer:
-    """Return the tokenizer of single bytes: 258 tokens, nothing to learn, no text unknown."""
-    backend = _single_tokens(pre_tokenizers.ByteLevel.alphabet(), unknown=None)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return Tokenizer(backend)
-
-
-def character_tokenizer(text: str) -> Tokenizer:
-    """Return the tokenizer whose tokens are the characters of a text, in the order of their code points.
-
-    Args:
-      text: has every character that will be encoded; encoding any other raises a `ValueError`.
-
-    Raises:
-      ValueError: for an empty text.
-    """
-    if not text:
-        raise ValueError("the text is empty: its characters are the vocabulary; give a file with text")
-    backend = _single_tokens(set(text), unknown=PAD)
-    backend.decoder = decoders.Fuse()
-    return Tokenizer(backend)
-
-
-def _single_tokens(characters: Iterable[str], unknown: str | None) -> tokenizers.Tokenizer:
-    vocab = {PAD: 0, STOP: 1} | {character: 2 + i for i, character in enumerate(sorted(characters))}
-    backend = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token=unknown))
-    backend.add_special_tokens([PAD, STOP])
-    return backend
-
-
-def left_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> PaddedTokens:
-    """Return rows [N, length] whose tokens end at the right edge, as prompts do.
-
-    Args:
-      rows: token ids of each.
-      length: of every row.
-      pad_token: stands before them; the rows may hold it too, since the mask says what is padding.
-
-    Raises:
-      ValueError: for a row that is longer than `length`, or a padding token that is none.
-    """
-    return _pad(rows, length, pad_token, left=True)
-
-
-def right_pad(rows: Sequence[Sequence[int]], length: int, pad_token: int) -> PaddedTokens:
-    """Return rows [N, length] whose tokens begin at the left edge, as responses do; see `left_pad`."""
-    return _pad(rows, length, pad_token, left=False)
-
-
-def _pad(rows: Sequence[Sequence[int]], length: int, pad_token: int, *, left: bool) -> PaddedTokens:
-    if not isinstance(pad_token, int | np.integer):
-        raise ValueError(f"pad_token must be a token id; got {pad_token}; take the stop token, or any other")
-    out, real = np.full((len(rows), length), pad_token, np.int32), np.zeros((len(rows), length), np.float32)
-    for i, row in enumerate(rows):
-        if len(row) > length:
-            raise ValueError(
-                f"row {i} has {len(row)} tokens, more than {length}; cut it or allow more tokens"
-            )
-        start = length - len(row) if left else 0
-        out[i, start : start + len(row)] = row
-        real[i, start : start + len(row)] = 1.0
-    return PaddedTokens(out, real)  # type: ignore[arg-type]

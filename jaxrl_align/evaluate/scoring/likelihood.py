@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrl_align.data.tokens.tokenizers import Tokenizer, right_pad
+from jaxrl_align.data.tokens.padding import right_pad
+from jaxrl_align.data.tokens.tokenizers import Tokenizer
 from jaxrl_align.nets.transformer import LanguageModel
 from jaxrl_align.pretrain.lm import TokenBatch, predict_row
 from jaxrl_align.text.completion import bucket_length
