@@ -205,6 +205,8 @@ def describe_model(config: Any, task: str, rows: dict[str, Any]) -> Described:
     }
     commonest = 100 * rows["commonest"]
     above = runtime.t_interval(shown["calibrated"][:, -1] - commonest, **points)
+    # None in the context may be worse than a constant, and a constant worse than none: either flatters alone.
+    without = np.maximum(shown["calibrated"][:, 0], commonest)
     columns = [f"{shots}" for shots in config.model_shots]
     by_shots = lambda x, bounds: {
         name: runtime.t_interval(column, **bounds) for name, column in zip(columns, x.T, strict=True)
@@ -218,8 +220,13 @@ def describe_model(config: Any, task: str, rows: dict[str, Any]) -> Described:
     table["the commonest answer alone"] = dict.fromkeys(columns, commonest)
     of = f"{task}: right answers with {most} examples in the context"
     return {
-        "headline": {f"{of} less without, calibrated [points]": gains["calibrated"]},
+        "headline": {
+            f"{of}, calibrated, less the better of none and the commonest answer, paired [points]": (
+                runtime.paired_interval(shown["calibrated"][:, -1], without, **points)
+            )
+        },
         "baselines": {
+            f"{of} less without, calibrated [points]": gains["calibrated"],
             f"{of} less without, raw [points]": gains["raw"],
             f"{of}, calibrated, less the commonest answer's [points]": above,
         },

@@ -200,11 +200,19 @@ def test_a_published_model_is_shown_what_its_lora_learns(model, polite, tmp_path
     assert value("calibrated less raw, paired", "2") == (calibrated - raw)[:, 1].mean()
     assert value("a LoRA on the same 2 instead, rate 0.001", "0") == 100 * np.mean(kept["tuned"]["0.001"])
     (headline,), baselines = result["headline"].values(), [x["value"] for x in result["baselines"].values()]
-    assert headline["value"] == (calibrated[:, 1] - calibrated[:, 0]).mean()
     commonest = table["the commonest answer alone"]["2"]
-    assert baselines == [(raw[:, 1] - raw[:, 0]).mean(), calibrated[:, 1].mean() - commonest]
+    assert headline["value"] == np.mean([with_two - max(none, commonest) for none, with_two in calibrated])
+    without = [(x[:, 1] - x[:, 0]).mean() for x in (calibrated, raw)]
+    assert baselines == [*without, calibrated[:, 1].mean() - commonest]
     assert result["rows"] == ["E1", "E3"]
     assert learnt == [drawn.examples for shots, drawn in shown if shots == 2]
+
+
+def test_a_gain_is_over_the_better_of_none_and_the_commonest_answer():
+    config = experiment.Config(model_shots=(0, 2), model_items=4)
+    rows = {"shown": {"raw": [[0.1, 0.2], [0.1, 0.2]], "calibrated": [[0.3, 0.7], [0.8, 0.9]]}}
+    (gain,) = reports.describe_model(config, "t", rows | {"tuned": {}, "commonest": 0.5})["headline"].values()
+    assert gain.value == pytest.approx(100 * ((0.7 - 0.5) + (0.9 - 0.8)) / 2)
 
 
 def test_shots_begin_with_none():
