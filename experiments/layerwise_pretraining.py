@@ -103,10 +103,10 @@ def report(folder: RunFolder, config: Config, kept: dict[int, reports.Kept]) -> 
     tables = {}
     for depth, one in kept.items():
         found = reports.tabulate(one, starts.STARTS, (RANDOM, SUPERVISED))
-        tables[f"{depth} hidden layers: error [%], differences paired"] = found
+        tables[f"depth {depth}: error [%], differences paired"] = found
     for depth, one in kept.items():
         found = reports.every_rate(config, one, starts.STARTS)
-        tables[f"{depth} hidden layers, every rate: test error, and that which chose [%]"] = found
+        tables[f"depth {depth}, every rate: test error, and that which chose [%]"] = found
     at = f"test error [%] with {max(config.depths)} hidden layers"
     runtime.write_result(
         folder,
@@ -139,7 +139,7 @@ def main(config: Config) -> None:
         if depth == max(config.depths):
             first = jax.tree.map(lambda leaf: leaf[0], result.autoencoders)
             draw_reconstructions(folder, config, net, first, split.test.x[:10])
-        print(f"{depth} hidden layers: {seconds:.0f} s", flush=True)
+        print(f"depth {depth}: {seconds:.0f} s", flush=True)
         return reports.keep(config, result.judged) | {
             "reconstruction_loss": result.reconstruction_loss.mean(0)
         }

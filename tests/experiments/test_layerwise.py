@@ -37,7 +37,7 @@ def test_layerwise_pretraining_in_miniature(tmp_path, capsys):
     folder = tmp_path / "run"
     result = read(folder)
     assert result["rows"] == ["C3", "C5", "C6", "C7"] and len(result["figures"]) == 3
-    assert result["tables"].keys() >= {"1 hidden layers: error [%], differences paired"}
+    assert result["tables"].keys() >= {"depth 1: error [%], differences paired"}
     kept = json.loads((folder / "depth_2.json").read_text())
     assert np.shape(kept["error"]) == (3, 1, 2) and np.shape(kept["wrong"]) == (3, 2)
     assert all(len(row) == 359 for way in kept["wrong"] for row in way)
