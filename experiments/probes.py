@@ -46,7 +46,7 @@ CLAIM = runtime.Claim(
     "A model that only predicts text learns grammar: it finds the right one of two sentences likelier, more "
     "often than lengths or counts of three tokens do, and more so the longer it read and the wider it is.",
     rows=("C14",),
-    minutes=45,
+    minutes=90,
 )
 PUBLISHED = runtime.Claim(
     "A published model, which has read far more text, finds the right one of two sentences likelier, far "
@@ -63,7 +63,7 @@ class Config(runtime.MembersConfig):
     """Small models, pre-trained here; or any model from a folder."""
 
     out: str = "runs/probes"
-    seeds: int = 2
+    seeds: int = 4
     model: str | None = None
     """A local Hugging Face folder with a tokenizer, asked as it is; none pre-trains one."""
     corpus: str | None = None
