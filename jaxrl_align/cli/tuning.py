@@ -24,6 +24,8 @@ from jaxrl_align.types import Params
 LAST = ("config.json", "adapter_config.json")
 """Files that make a folder a model, which appear in it last."""
 QUANTISED = "nf4"
+DROPPING = ("lora", "dora", "qlora")
+"""Tunings that know dropout."""
 
 
 class Tuned(NamedTuple):
@@ -120,7 +122,7 @@ def fold(tuned: Tuned, part: Params) -> Params:
 
 
 def check_tuning(options: TuningOptions, *, reward_model: bool = False) -> None:
-    """Raise ValueError for a tuning that the model does not have, or one that cannot be folded into weights.
+    """Raise ValueError for a tuning that the model does not have, or options that it does not know.
 
     Args:
       options: how it is tuned.
@@ -134,6 +136,11 @@ def check_tuning(options: TuningOptions, *, reward_model: bool = False) -> None:
         )
     if options.tuning == "head" and not reward_model:
         raise ValueError("--tuning head is of reward models; got it for a language model; take lora or full")
+    if options.dropout and options.tuning not in DROPPING:
+        raise ValueError(
+            f"--dropout drops inputs of {', '.join(DROPPING)}; got {options.dropout} with --tuning "
+            f"{options.tuning}; leave it out"
+        )
     if options.merge and virtual:
         raise ValueError(
             f"--merge needs an adapter of linear layers; got --tuning {options.tuning}, whose virtual tokens "

@@ -40,6 +40,14 @@ BEST = f"{GRPO} --method best-of-group"
         (f"{SFT} --rank 9", "rank must be from 1 to 8, the smaller side of layers/"),
         (f"{SFT} --targets *nothing", "targets must match linear layers; got ['*nothing']"),
         (f"{SFT} --tuning head", "--tuning head is of reward models"),
+        (
+            f"{SFT} --tuning full --dropout 0.1",
+            "drops inputs of lora, dora, qlora; got 0.1 with --tuning full",
+        ),
+        (
+            f"{DPO.replace('dpo', 'reward', 1)} --tuning head --dropout 0.1",
+            "drops inputs of lora, dora, qlora; got 0.1 with --tuning head",
+        ),
         (f"{SFT} --tuning prompt --merge", "--merge needs an adapter of linear layers; got --tuning prompt"),
         (
             f"{SFT} --microbatches 0",

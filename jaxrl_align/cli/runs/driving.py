@@ -46,7 +46,7 @@ class Journey(NamedTuple):
     length: int
     """Of a sequence, tokens."""
     halve: Sequence[str]
-    """Settings that halve the activations."""
+    """Settings that halve the activations, as `halving` finds them."""
     others: Any = None
     """Further arrays in memory."""
     facts: Mapping[str, str] = {}
@@ -149,7 +149,7 @@ def describe_memory(journey: Journey, whole: bool) -> str:
     how = {"length": journey.length, "others": journey.others}
     now = estimate_memory(base.lm, tuned.part, frozen, rows=journey.at_once, **how)
     text = memory_text(now)
-    if journey.at_once > 1:
+    if journey.halve:
         half = estimate_memory(base.lm, tuned.part, frozen, rows=journey.at_once // 2, **how)
         text += f"; {' or '.join(journey.halve)}: {half.total / 1e9:.2f} GB"
     if not base.lm.config.remat:

@@ -69,6 +69,19 @@ def estimate_memory(
     return Memory((own or tree_bytes(part)) + tree_bytes(others), training, max(0, stored - read))
 
 
+def halving(batch: int, parts: int = 1, flag: str | None = None) -> tuple[str, ...]:
+    """Return the settings that halve the rows in memory, none where they cannot be halved.
+
+    Args:
+      batch: rows of a step.
+      parts: in which they are read one after the other; a divisor of `batch`.
+      flag: sets the parts; None, the command has none.
+    """
+    if batch // parts % 2:
+        return ()
+    return (f"--batch-size {batch // 2}", *([] if flag is None else [f"{flag} {2 * parts}"]))
+
+
 def memory_text(memory: Memory) -> str:
     """Return an estimate in words: `about 1.3 GB: weights 0.5, training 0.0, activations 0.8`."""
     parts = {name: getattr(memory, name) / GIGA for name in memory._fields}
