@@ -118,20 +118,23 @@ def judge_part(part: str, untuned: Mapping[str, Interval], fewest: Mapping[str, 
 
 
 def describe_part(part: str, found: Mapping[str, Any], names: Sequence[str]) -> Described:
-    """Return what became of the closed questions of some sets; intervals are bootstrapped over the sets."""
+    """Return what became of the closed questions of some sets; 95% t intervals over the sets."""
     questions, asked = found["questions"], found["asked"]
     rows: dict[str, Any] = {}
     for condition, draws in asked.items():
         x = {m: 100 * set_shares(questions, draws, m, names) for m in MEASURES}
         given = right_given_format(x["right"], x["format"])
-        rows[call(condition)] = {MEASURES[m]: runtime.bootstrap_mean(x[m].mean(0)) for m in MEASURES}
+        rows[call(condition)] = {
+            MEASURES[m]: runtime.t_interval(x[m].mean(0), bounds=(0, 100)) for m in MEASURES
+        }
         rows[call(condition)]["right if in format"] = [float(100 * share) for share in given]
     rows["a guess in the format"] = {"right": 100 * chance(questions, "uniform", names)}
     rows["each template's commonest answer"] = {"right": 100 * chance(questions, "constant", names)}
     tuned = [c for c in asked if c not in CALLED]
     compared = {first: gains_of(questions, asked, names, first, tuned[-1]) for first in ("0", tuned[0])}
     means = {
-        first: {m: runtime.bootstrap_mean(x.mean(0)) for m, x in of.items()} for first, of in compared.items()
+        first: {m: runtime.t_interval(x.mean(0), bounds=(-100, 100)) for m, x in of.items()}
+        for first, of in compared.items()
     }
     table = {
         f"{call(tuned[-1])} less {call(first)}": {MEASURES[m]: x for m, x in means[first].items()}
@@ -145,7 +148,7 @@ def describe_part(part: str, found: Mapping[str, Any], names: Sequence[str]) -> 
         "checks": judge_part(part, means["0"], means[tuned[0]]),
         "tables": {
             f"{part} ({len(names)} sets) [%], means over draws": rows,
-            f"{part}: gains [points], bootstrapped over the sets": table,
+            f"{part}: gains [points], t intervals over the sets": table,
         },
     }
 

@@ -343,8 +343,9 @@ def check_result(result, told):
     share = lambda c, m: 100 * shares.set_shares(told["questions"], told["asked"][c], m, names).mean()
     assert rows["3 sets"]["ranked right"]["value"] == pytest.approx(share("3", "ranked"))
     assert rows["untuned"]["format"]["value"] == pytest.approx(share("0", "format"))
-    gains = tables[f"{part}: gains [points], bootstrapped over the sets"]
+    gains = tables[f"{part}: gains [points], t intervals over the sets"]
     assert list(gains) == ["3 sets less untuned", "3 sets less 1 set"]
+    assert gains["3 sets less untuned"]["ranked right"]["kind"] == rows["untuned"]["format"]["kind"] == "t"
     ranked = share("3", "ranked") - share("0", "ranked")
     assert gains["3 sets less untuned"]["ranked right"]["value"] == pytest.approx(ranked)
     assert len(gains["3 sets less 1 set"]["format, by draw"]) == 2
