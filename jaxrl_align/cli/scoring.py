@@ -12,12 +12,13 @@ from jaxrl_align.align.host_rewards import choose_arguments
 from jaxrl_align.cli.datasets import as_chat
 from jaxrl_align.cli.judges import Judge, hint_form, load_judge, score_tokens
 from jaxrl_align.cli.serve import write_rows
-from jaxrl_align.feedback.encoding import as_one_form, split_row
+from jaxrl_align.feedback.encoding import as_one_form, own_variables, split_row
 from jaxrl_align.feedback.fields import (
     Text,
     parse_completion,
     parse_rows,
     parse_text,
+    parse_tools,
     split_dialogues,
 )
 
@@ -53,6 +54,8 @@ class Answered(NamedTuple):
     fields: Mapping[str, Any]
     """The row as it was read."""
     source: str
+    tools: list[Any] | None
+    """Offered to the assistant by the chat template."""
 
 
 def run_score(options: ScoreRows, argv: Sequence[str]) -> None:
@@ -99,7 +102,7 @@ def _parse_answered(fields: dict[str, Any], source: str) -> Answered:
         prompt, *answers = split_dialogues(fields)
     else:
         prompt, answers = parse_text(fields, "prompt"), [parse_completion(fields, "completion")]
-    return Answered(prompt, answers, fields, source)
+    return Answered(prompt, answers, fields, source, parse_tools(fields))
 
 
 def score_answers(judge: Judge, rows: Sequence[Answered]) -> list[np.ndarray]:
@@ -112,7 +115,7 @@ def score_answers(judge: Judge, rows: Sequence[Answered]) -> list[np.ndarray]:
         texts = []
         for row in rows:
             try:
-                prompt, answers = split_row(judge.tokenizer, row.prompt, row.answers, {})
+                prompt, answers = split_row(judge.tokenizer, row.prompt, row.answers, own_variables(row, {}))
             except ValueError as error:
                 raise ValueError(f"{row.source}: {error}") from error
             texts += [prompt + answer for answer in answers]

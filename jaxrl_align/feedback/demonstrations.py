@@ -8,12 +8,10 @@
 | question | `prompt`, or `messages` up to the assistant's last turn; any further columns | nothing |
 
 A text may be a list of messages `{"role", "content"}`, as in rows of feedback; what is imitated ends in the
-stop token. Dialogues and demonstrations may have `tools`, a list of JSON schemas or its JSON text, for the
-chat template.
+stop token. All but documents may have `tools`, a list of JSON schemas or its JSON text, for the chat
+template of messages.
 """
 
-import contextlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ import numpy as np
 
 from jaxrl_align.data.tokens.padding import left_pad, right_pad
 from jaxrl_align.data.tokens.tokenizers import Tokenizer
-from jaxrl_align.feedback.encoding import split_row
+from jaxrl_align.feedback.encoding import own_variables, split_row
 from jaxrl_align.feedback.fields import (
     SKIP,
     Messages,
@@ -31,6 +29,7 @@ from jaxrl_align.feedback.fields import (
     parse_completion,
     parse_rows,
     parse_text,
+    parse_tools,
 )
 from jaxrl_align.feedback.rows import Feedback
 from jaxrl_align.types import PaddedTokens, TokenBatch
@@ -69,6 +68,8 @@ class Question(NamedTuple):
     prompt: Text
     columns: Mapping[str, Any] = {}
     source: str = ""
+    tools: list[Any] | None = None
+    """As `Dialogue`'s."""
 
 
 _MARKED = re.compile(r"\{%[-+]?\s*generation\b")
@@ -121,12 +122,12 @@ def _read(path: Path, parse: Callable[[dict[str, Any], str], Any], skip_bad_rows
 def _parse_demonstration(fields: dict[str, Any], source: str) -> Document | Dialogue | Demonstration:
     if {"prompt", "completion"} <= fields.keys():
         prompt, completion = parse_text(fields, "prompt"), parse_completion(fields, "completion")
-        return Demonstration(prompt, completion, source, _parse_tools(fields))
+        return Demonstration(prompt, completion, source, parse_tools(fields))
     if "messages" in fields:
         messages = _parse_messages(fields)
         if not any(message["role"] == "assistant" for message in messages[1:]):
             raise ValueError(f"messages must hold an assistant's turn after another's; got none; {SKIP}")
-        return Dialogue(messages, source, _parse_tools(fields))
+        return Dialogue(messages, source, parse_tools(fields))
     if "text" in fields:
         text = parse_text(fields, "text")
         if not (isinstance(text, str) and text.strip()):
@@ -144,18 +145,6 @@ def _parse_messages(fields: dict[str, Any]) -> Messages:
     return messages
 
 
-def _parse_tools(fields: dict[str, Any]) -> list[Any] | None:
-    tools = fields.get("tools")
-    if isinstance(tools, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            tools = json.loads(tools.strip() or "null")
-    if not tools:  # an empty text, list or object: none
-        return None
-    if not isinstance(tools, list):
-        raise ValueError(f"tools must be a list of JSON schemas, or its JSON text; got {str(tools)[:40]!r}")
-    return tools
-
-
 def _parse_question(fields: dict[str, Any], source: str) -> Question:
     asked = "messages" if "prompt" not in fields and "messages" in fields else "prompt"
     prompt = _parse_messages(fields) if asked == "messages" else parse_text(fields, asked)
@@ -164,7 +153,8 @@ def _parse_question(fields: dict[str, Any], source: str) -> Question:
         prompt = prompt[: ends[-1] + 1] if ends else []
     if not prompt or isinstance(prompt, str) and not prompt.strip():
         raise ValueError(f"{asked} must ask something; got nothing; {SKIP}")
-    return Question(prompt, {name: x for name, x in fields.items() if name != asked}, source)
+    columns = {name: x for name, x in fields.items() if name != asked}
+    return Question(prompt, columns, source, parse_tools(fields))
 
 
 def tokenise_demonstrations(
@@ -190,8 +180,7 @@ def tokenise_demonstrations(
 
 
 def _tokenise(tokenizer: Tokenizer, row: Any, index: int, variables: Any) -> Shown:
-    if getattr(row, "tools", None) is not None:
-        variables = variables | {"tools": row.tools}
+    variables = own_variables(row, variables)
     try:
         if isinstance(row, Dialogue):
             ids, said = _tokenise_dialogue(tokenizer, row.messages, variables)
@@ -231,6 +220,11 @@ def pad_demonstrations(rows: Sequence[Shown], length: int) -> TokenBatch:
 def tokenise_prompts(tokenizer: Tokenizer, rows: Sequence[Question], **variables: Any) -> list[list[int]]:
     """Return the token ids of each prompt, up to where the assistant's turn begins where it is a dialogue.
 
+    Args:
+      tokenizer: has a chat template where prompts are dialogues.
+      rows: N.
+      variables: of the chat template. A row's own tools go first.
+
     Raises:
       ImportError: messages need `jinja2`.
       ValueError: with file and line, for a row that the tokenizer or its template refuses, or without tokens.
@@ -241,7 +235,8 @@ def tokenise_prompts(tokenizer: Tokenizer, rows: Sequence[Question], **variables
             if isinstance(row.prompt, str):
                 ids = tokenizer.encode(row.prompt)
             else:
-                ids = tokenizer.encode_chat(row.prompt, add_generation_prompt=True, **variables)
+                own = own_variables(row, variables) | {"add_generation_prompt": True}
+                ids = tokenizer.encode_chat(row.prompt, **own)
             if not ids:
                 raise ValueError("a prompt must have a token; got none; remove the row")
         except ValueError as error:

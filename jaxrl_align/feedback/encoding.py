@@ -10,7 +10,7 @@ user's as a prompt, the assistant's as a completion. Completions end in a stop t
 do: what a template writes behind the last one, often a line break, is left out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +55,7 @@ def encode_comparisons(
       rows: N; of corrections take `compare_correction`.
       prompt_length: P, at least 1.
       completion_length: C, at least 1, the stop token included.
-      variables: of the chat template; see `ChatTemplate.render_spans`.
+      variables: of the chat template; see `ChatTemplate.render_spans`. A row's own tools go first.
 
     Raises:
       ImportError: messages need `jinja2`.
@@ -228,7 +228,8 @@ def _encode_rows(
 def _encode_row(tokenizer: Tokenizer, row: Row, lengths: Lengths, index: int, variables: Any) -> Encoded:
     """Return the prompt's last tokens that fit, and the completions."""
     try:
-        prompt, completions = split_row(tokenizer, row.prompt, _completions(row), variables)
+        own = own_variables(row, variables)
+        prompt, completions = split_row(tokenizer, row.prompt, _completions(row), own)
         longest = max(map(len, completions))
         if not prompt or not all(completions):
             raise ValueError("prompt and completion must have a token each; got none of one; remove the row")
@@ -250,6 +251,12 @@ def _completions(row: Row) -> list[Text]:
         order = np.argsort(row.ranks, kind="stable")
         return [row.completions[i] for i in order]
     return [row.completion, row.correction] if isinstance(row, Correction) else [row.completion]
+
+
+def own_variables(row: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables of a chat template for one row: its own tools, where it has any, go first."""
+    tools = getattr(row, "tools", None)
+    return dict(variables) if tools is None else {**variables, "tools": tools}
 
 
 def split_row(

@@ -1,5 +1,6 @@
 """Lines of a feedback file and the fields of a line: texts, conversations and numbers, each checked."""
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +100,23 @@ def parse_number(fields: Mapping[str, Any], name: str, limits: tuple[float, floa
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}; got {_describe(value)}")
     return float(value)
+
+
+def parse_tools(fields: Mapping[str, Any]) -> list[Any] | None:
+    """Return what a row offers to the assistant, JSON schemas; None without any.
+
+    Raises:
+      ValueError: if its `tools` are neither a list nor the JSON text of one.
+    """
+    tools = fields.get("tools")
+    if isinstance(tools, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            tools = json.loads(tools.strip() or "null")
+    if not tools:  # an empty text, list or object: none
+        return None
+    if not isinstance(tools, list):
+        raise ValueError(f"tools must be a list of JSON schemas, or its JSON text; got {str(tools)[:40]!r}")
+    return tools
 
 
 def refuse_equal(completions: Mapping[str, Text]) -> None:

@@ -14,8 +14,9 @@ Every row has a `prompt` and the fields of its kind; `encoding` makes arrays of 
 | correction | `completion`, `correction` |
 | label | `completion`, `label` |
 
-A text may be a list of messages `{"role", "content"}`. `worker` or `annotator` says who judged. OpenAI's
-summaries of 2020 (`info`, `summaries` and `choice`, or `summary` with `axes`) are comparisons and ratings.
+A text may be a list of messages `{"role", "content"}`, for whose chat template `tools` is a list of JSON
+schemas, or its JSON text. `worker` or `annotator` says who judged. OpenAI's summaries of 2020 (`info`,
+`summaries` and `choice`, or `summary` with `axes`) are comparisons and ratings.
 """
 
 from bisect import bisect_left
@@ -29,6 +30,7 @@ from jaxrl_align.feedback.fields import (
     parse_number,
     parse_rows,
     parse_text,
+    parse_tools,
     refuse_equal,
     split_dialogues,
     write_post,
@@ -46,6 +48,8 @@ class Comparison(NamedTuple):
     annotator: str | None = None
     source: str = ""
     """`file:line` of the row."""
+    tools: list[Any] | None = None
+    """JSON schemas that the chat template offers to the assistant."""
 
 
 class Ranking(NamedTuple):
@@ -57,6 +61,7 @@ class Ranking(NamedTuple):
     """Place of each completion: 1 is the best, equal places are ties."""
     annotator: str | None = None
     source: str = ""
+    tools: list[Any] | None = None
 
 
 class Rating(NamedTuple):
@@ -67,6 +72,7 @@ class Rating(NamedTuple):
     score: float
     annotator: str | None = None
     source: str = ""
+    tools: list[Any] | None = None
 
 
 class Comment(NamedTuple):
@@ -77,6 +83,7 @@ class Comment(NamedTuple):
     text: str
     annotator: str | None = None
     source: str = ""
+    tools: list[Any] | None = None
 
 
 class Correction(NamedTuple):
@@ -87,6 +94,7 @@ class Correction(NamedTuple):
     correction: Text
     annotator: str | None = None
     source: str = ""
+    tools: list[Any] | None = None
 
 
 class Label(NamedTuple):
@@ -97,6 +105,7 @@ class Label(NamedTuple):
     label: bool
     annotator: str | None = None
     source: str = ""
+    tools: list[Any] | None = None
 
 
 Row = Comparison | Ranking | Rating | Comment | Correction | Label
@@ -113,7 +122,8 @@ class Feedback(NamedTuple):
 
 def compare_correction(row: Correction) -> Comparison:
     """Return a correction as a comparison: the annotator prefers their own text to the one they corrected."""
-    return Comparison(row.prompt, row.correction, row.completion, annotator=row.annotator, source=row.source)
+    told = {"annotator": row.annotator, "source": row.source, "tools": row.tools}
+    return Comparison(row.prompt, row.correction, row.completion, **told)
 
 
 def read_feedback(
@@ -153,7 +163,7 @@ def read_feedback(
         nonlocal kind
         kind = kind or _recognise(fields)
         row = READERS[kind](_demand(fields, kind), (low, high))
-        return row._replace(annotator=_name_annotator(fields), source=source)
+        return row._replace(annotator=_name_annotator(fields), source=source, tools=parse_tools(fields))
 
     rows, skipped = parse_rows(Path(path), parse, skip_bad_rows)
     if not rows:

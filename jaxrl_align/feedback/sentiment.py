@@ -118,5 +118,6 @@ def rate_comments(rows: Sequence[Comment], scorer: Callable[[str], float]) -> li
             raise ValueError(
                 f"{where}: scorer must return a finite number; got {score} for {row.text[:40]!r}"
             )
-        ratings.append(Rating(row.prompt, row.completion, float(score), row.annotator, row.source))
+        told = (row.annotator, row.source, row.tools)
+        ratings.append(Rating(row.prompt, row.completion, float(score), *told))
     return ratings

@@ -112,6 +112,8 @@ def test_rows_of_other_kinds_become_pairs_and_labels():
         Label("p", "c", False, source="f:1"),
         label,
     ]
+    offering = as_pairs([ranking._replace(tools=["t"]), correction._replace(tools=["t"])])
+    assert [row.tools for row in offering + as_labels(offering)] == 9 * [["t"]]
 
 
 @pytest.mark.slow

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align import align, nets
-from jaxrl_align.cli import run_command
+from jaxrl_align import align, data, nets
+from jaxrl_align.cli import judges, run_command, scoring
 from jaxrl_align.cli.judges import hint_form
 from jaxrl_align.cli.runs.online import open_scene
 from jaxrl_align.cli.runs.online_methods import PPO
 from jaxrl_align.cli.scoring import count_characters
+from jaxrl_align.data.tokens.tokenizers import STOP
 from jaxrl_align.runtime.cli import parse
 from jaxrl_align.runtime.huggingface import load_model, load_reward_model
-from tests.cli.conftest import PROMPTS, WORDS, config, tokenizer, write_rows
+from tests.cli.conftest import PROMPTS, TEMPLATE, WORDS, config, tokenizer, write_rows
 
 RUN = "reward --model tiny --steps 4 --every 2 --batch-size 2 --rank 2 --learning-rate 0.05"
 OTHERS = WORDS[1:] + WORDS[:1]
@@ -107,6 +108,19 @@ def test_score_reads_pairs_and_single_answers(judge, road, tmp_path, capsys):
     np.testing.assert_allclose([row["score"] for row in rows], read_scores(judge, WORDS), atol=1e-5)
 
 
+def test_a_judge_reads_a_rows_tools(tmp_path, monkeypatch):
+    read = []
+    score = lambda judge, texts: read.extend(texts) or np.zeros(len(texts))
+    monkeypatch.setattr(scoring, "score_tokens", score)
+    template = data.ChatTemplate("{% if tools %}{{ tools[0] }}{% endif %}" + TEMPLATE, {"eos_token": STOP})
+    reads = data.Tokenizer(tokenizer()._backend, {"eos_token": STOP}, template)
+    row = {"prompt": [{"role": "user", "content": "say"}], "completion": "x"}
+    write_rows(tmp_path / "rows.jsonl", [row | {"tools": ["add"]}, row])
+    rows, _ = scoring.read_answers(str(tmp_path / "rows.jsonl"), False)
+    scoring.score_answers(judges.Judge("j", None, tokenizer=reads), rows)
+    assert read[0] == [*reads.encode("add"), *read[1]]
+
+
 def test_score_calls_a_function_of_the_working_directory(road, tmp_path, capsys):
     road("score --data sft.jsonl --reward own_rewards:spaces --out", tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -122,8 +136,6 @@ def test_score_refuses_a_field_that_the_function_would_get_as_what_is_scored(fai
 @pytest.mark.parametrize("flag", ["", " --chat"])
 def test_every_command_calls_a_function_with_rows_as_the_file_holds_them(road, tmp_path, flag, monkeypatch):
     """Texts stay texts, also with --chat; of messages both are lists, and no column is forced upon it."""
-    from jaxrl_align.cli import judges
-
     got = []
 
     def see(prompts, completions, word):

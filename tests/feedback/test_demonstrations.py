@@ -123,6 +123,15 @@ def test_a_rows_tools_are_given_to_its_template(write, fields):
         feedback.read_demonstrations(write(fields | {"tools": "add"}))
 
 
+def test_a_prompts_tools_are_given_to_its_template_and_stay_a_column(write):
+    (row,) = feedback.read_prompts(write({"prompt": [USER], "tools": '[{"name": "add"}]'})).rows
+    assert row.tools == [{"name": "add"}] and row.columns == {"tools": '[{"name": "add"}]'}
+    ((asked,), (plain,)) = (
+        feedback.tokenise_prompts(tokenizer(TOOLS), [one]) for one in (row, row._replace(tools=None))
+    )
+    assert asked == [*tokenizer(TOOLS).encode("add|"), *plain]
+
+
 def test_rows_are_padded_and_masked():
     rows = feedback.tokenise_demonstrations(tokenizer(), [Demonstration("a", "b"), Document("c")])
     batch = feedback.pad_demonstrations(rows, 4)

@@ -324,6 +324,38 @@ def test_conversations_are_written_by_the_chat_template(chatty):
     assert turn not in plain.completion.tokens and plain.completion.real.sum() == 7
 
 
+KINDS_WITH_TOOLS = {
+    "comparison": ({"chosen": "y", "rejected": "n"}, feedback.encode_comparisons),
+    "ranking": ({"completions": ["y", "n"], "ranking": [1, 2]}, feedback.encode_rankings),
+    "rating": ({"completion": "y", "score": 3}, feedback.encode_ratings),
+    "label": ({"completion": "y", "label": True}, feedback.encode_ratings),
+    "correction": ({"completion": "n", "correction": "y"}, feedback.encode_comparisons),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_WITH_TOOLS)
+def test_a_rows_tools_are_given_to_its_template(chatty, tmp_path, kind):
+    """As the variable `tools` gives them to all rows, and before it; an empty list is none."""
+    template = data.ChatTemplate("{% if tools %}{{ tools[0].name }}{% endif %}" + TEMPLATE)
+    offering = data.Tokenizer(chatty._backend, chat_template=template)
+    fields, encode = KINDS_WITH_TOOLS[kind]
+    given = [[{"name": "add"}], '[{"name": "add"}]', [], None]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(fields | {"prompt": [ASK], "tools": x}) for x in given))
+    rows = feedback.read_feedback(path, kind).rows
+    rows = [feedback.compare_correction(row) if kind == "correction" else row for row in rows]
+    found = said(encode(offering, rows, **LONG).prompt)
+    bare = said(encode(chatty, rows[3:], **LONG).prompt)[0]
+    assert found == [[*offering.encode("add"), *bare]] * 2 + [bare] * 2
+    assert said(encode(offering, rows, tools=[{"name": "sum"}], **LONG).prompt) == [
+        *found[:2],
+        *[[*offering.encode("sum"), *bare]] * 2,
+    ]
+    path.write_text(json.dumps(fields | {"prompt": "u", "tools": "add"}))
+    with pytest.raises(ValueError, match="rows.jsonl:1: tools must be a list of JSON schemas"):
+        feedback.read_feedback(path)
+
+
 @pytest.mark.parametrize(("special", "padding"), [({"pad_token": "x"}, 4), ({}, 0)])
 def test_the_padding_is_the_tokenizers_own_if_it_has_one(special, padding, greedy):
     tokenizer = data.Tokenizer(greedy._backend, {"eos_token": "<stop>"} | special)

@@ -42,8 +42,9 @@ def test_the_score_by_hand():
 
 
 def test_remarks_become_ratings_and_keep_who_said_them():
-    row = Comment("p", "c", "nice", annotator="zoe", source="rows.jsonl:7")
-    assert rate_comments([row], lambda text: len(text)) == [Rating("p", "c", 4.0, "zoe", "rows.jsonl:7")]
+    row = Comment("p", "c", "nice", annotator="zoe", source="rows.jsonl:7", tools=["t"])
+    told = ("zoe", "rows.jsonl:7", ["t"])
+    assert rate_comments([row], lambda text: len(text)) == [Rating("p", "c", 4.0, *told)]
 
 
 def test_moods_of_equal_width():

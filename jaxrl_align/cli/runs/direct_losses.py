@@ -168,7 +168,7 @@ def as_pairs(rows: Sequence[Any]) -> list[Any]:
             continue
         order = np.argsort(row.ranks, kind="stable")
         made += [
-            Comparison(row.prompt, row.completions[i], row.completions[j], source=row.source)
+            Comparison(row.prompt, row.completions[i], row.completions[j], source=row.source, tools=row.tools)
             for place, i in enumerate(order)
             for j in order[place + 1 :]
             if row.ranks[i] < row.ranks[j]
@@ -182,7 +182,7 @@ def as_labels(rows: Sequence[Any]) -> list[Any]:
     for row in rows:
         if isinstance(row, Comparison):
             made += [
-                Label(row.prompt, text, good, source=row.source)
+                Label(row.prompt, text, good, source=row.source, tools=row.tools)
                 for text, good in ((row.chosen, True), (row.rejected, False))
             ]
         else:
