@@ -15,7 +15,7 @@ from jaxrl_align.cli import run_command
 from jaxrl_align.cli.datasets import divide_rows
 from jaxrl_align.cli.options import DataOptions
 from jaxrl_align.cli.runs import driving, fine_tuning
-from jaxrl_align.cli.runs.estimates import halving
+from jaxrl_align.cli.runs.estimates import halving_flags
 from jaxrl_align.feedback import read_demonstrations
 from jaxrl_align.runtime import loop, restore
 from jaxrl_align.runtime.huggingface import load_adapter, load_model
@@ -250,7 +250,7 @@ def test_one_step_by_hand(road, tmp_path):
     ],
 )
 def test_what_halves_the_memory_is_what_the_command_would_take(of, hints):
-    assert halving(*of) == hints
+    assert halving_flags(*of) == hints
 
 
 def test_the_plan_comes_before_the_run(road, tmp_path, capsys, monkeypatch):

@@ -46,7 +46,7 @@ class Journey(NamedTuple):
     length: int
     """Of a sequence, tokens."""
     halve: Sequence[str]
-    """Settings that halve the activations, as `halving` finds them."""
+    """Settings that halve the activations, as `halving_flags` finds them."""
     others: Any = None
     """Further arrays in memory."""
     facts: Mapping[str, str] = {}

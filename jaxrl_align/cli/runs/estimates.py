@@ -69,7 +69,7 @@ def estimate_memory(
     return Memory((own or tree_bytes(part)) + tree_bytes(others), training, max(0, stored - read))
 
 
-def halving(batch: int, parts: int = 1, flag: str | None = None) -> tuple[str, ...]:
+def halving_flags(batch: int, parts: int = 1, flag: str | None = None) -> tuple[str, ...]:
     """Return the settings that halve the rows in memory, none where they cannot be halved.
 
     Args:

@@ -25,7 +25,7 @@ from jaxrl_align.cli.options import (
 )
 from jaxrl_align.cli.runs.course import Course, make_measure, make_samples
 from jaxrl_align.cli.runs.driving import Journey, drive
-from jaxrl_align.cli.runs.estimates import halving
+from jaxrl_align.cli.runs.estimates import halving_flags
 from jaxrl_align.cli.tuning import (
     check_tuning,
     load_tuned_base,
@@ -102,6 +102,6 @@ def run_sft(options: SFT, argv: Sequence[str]) -> None:
         ),
         at_once=batch // parts,
         length=encoded.lengths[1],
-        halve=halving(batch, parts, "--microbatches"),
+        halve=halving_flags(batch, parts, "--microbatches"),
     )
     drive(journey, argv)

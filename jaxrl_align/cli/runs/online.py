@@ -29,7 +29,7 @@ from jaxrl_align.cli.options import (
 )
 from jaxrl_align.cli.runs.course import Course, make_samples
 from jaxrl_align.cli.runs.driving import Journey, drive
-from jaxrl_align.cli.runs.estimates import halving
+from jaxrl_align.cli.runs.estimates import halving_flags
 from jaxrl_align.cli.tuning import Tuned, check_tuning, load_tuned_base, start_tuning, write_language_model
 from jaxrl_align.nets.adapters import overlay
 from jaxrl_align.text import TextConfig
@@ -180,7 +180,7 @@ def run_online(options: Any, scene: Scene, algorithm: Algorithm, argv: Sequence[
         ),
         at_once=algorithm.at_once,
         length=scene.config.prompt_length + scene.config.response_length,
-        halve=halving(options.run.batch_size, algorithm.minibatches, "--minibatches"),
+        halve=halving_flags(options.run.batch_size, algorithm.minibatches, "--minibatches"),
         others=(scene.judge.model, algorithm.others),
         facts={
             "reward": f"{answers.reward}, {where}; answers of at most {answers.response_length} tokens"

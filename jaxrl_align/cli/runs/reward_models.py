@@ -35,7 +35,7 @@ from jaxrl_align.cli.options import (
 )
 from jaxrl_align.cli.runs.course import Course, Outcome, make_measure
 from jaxrl_align.cli.runs.driving import Journey, drive
-from jaxrl_align.cli.runs.estimates import halving
+from jaxrl_align.cli.runs.estimates import halving_flags
 from jaxrl_align.cli.tuning import check_tuning, load_tuned_base, start_tuning
 from jaxrl_align.learner import LossFn
 from jaxrl_align.nets.adapters import merge, overlay
@@ -128,7 +128,7 @@ def run_reward(options: Reward, argv: Sequence[str]) -> None:
         ),
         at_once=batch,
         length=encoded.lengths[0] + completions * encoded.lengths[1],
-        halve=halving(batch),
+        halve=halving_flags(batch),
         facts={"padding": f"token {pad}, {base.tokenizer.with_pad(pad).special['pad_token']!r}"},
         conclude=lambda outcome: report_held_out(base, frozen, outcome, encoded),
     )
