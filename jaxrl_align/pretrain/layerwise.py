@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_align.checks import check_counts
 from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.losses import masking_noise, reconstruction_error
 from jaxrl_align.nets.layered import Autoencoder, LayeredNet, make_autoencoder
@@ -282,13 +283,14 @@ def finetune(
       `(key, params, (x [N, D], y [N]), hparams) -> (params, metrics [epochs])`.
 
     Raises:
-      ValueError: if `unfreeze` is unknown or a gradual phase would have no epoch.
+      ValueError: if `unfreeze` is unknown, `epochs` is below 1 or a gradual phase would have no epoch.
     """
     depth = len(net.widths)
     phases = {"all": [0], "head": [depth], "gradual": list(range(depth, -1, -1))}
     if unfreeze not in phases:
         raise ValueError(f'unfreeze must be "all", "head" or "gradual"; got {unfreeze!r}')
     frozen_counts = phases[unfreeze]
+    check_counts(epochs=epochs)
     if epochs < len(frozen_counts):
         raise ValueError(
             f"gradual unfreezing of {depth} layers needs at least {depth + 1} epochs; got {epochs}"
