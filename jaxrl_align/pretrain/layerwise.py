@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_align.checks import check_counts
 from jaxrl_align.learner import make_gradient_learner
 from jaxrl_align.losses import masking_noise, reconstruction_error
 from jaxrl_align.nets.layered import Autoencoder, LayeredNet, make_autoencoder
@@ -290,10 +289,10 @@ def finetune(
     if unfreeze not in phases:
         raise ValueError(f'unfreeze must be "all", "head" or "gradual"; got {unfreeze!r}')
     frozen_counts = phases[unfreeze]
-    check_counts(epochs=epochs)
     if epochs < len(frozen_counts):
         raise ValueError(
-            f"gradual unfreezing of {depth} layers needs at least {depth + 1} epochs; got {epochs}"
+            f"epochs must be at least {len(frozen_counts)} with unfreeze={unfreeze!r} and {depth} hidden "
+            f"layers; got {epochs}"
         )
     share, rest = divmod(epochs, len(frozen_counts))
     lengths = [share + (phase >= len(frozen_counts) - rest) for phase in range(len(frozen_counts))]
