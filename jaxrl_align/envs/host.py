@@ -169,7 +169,7 @@ class HostEnvironment:
                 raise ValueError("an environment returned an observation that is NaN or infinite")
             if kept.dtype.kind in "iu" and kept.dtype != x.dtype and (kept != x).any():
                 raise ValueError(f"an environment returned an observation beyond {kept.dtype}")
-            return kept.reshape(*batch, *space.shape)
+            return kept.reshape((*batch, *space.shape))
 
         return _over(one, self._observations, obs)
 

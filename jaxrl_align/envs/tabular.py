@@ -152,7 +152,16 @@ def frozen_lake(rows: Sequence[str] = LAKE, *, success_rate: float = 1.0 / 3.0, 
 
     Returns:
       An `MDP` whose holes and goal are terminal; states are numbered row by row.
+
+    Raises:
+      ValueError: for rows of several lengths, another tile, no start or several, or for what `make_mdp`
+        refuses.
     """
+    flat = [tile for row in rows for tile in row]
+    if len({len(row) for row in rows}) != 1 or not set(flat) <= set("SFHG") or flat.count("S") != 1:
+        raise ValueError(
+            f"a map must be rows of one length, of the tiles S, F, H and G, one of them S; got {list(rows)}"
+        )
     tiles = np.array([list(row) for row in rows])
     height, width = tiles.shape
     flat, states = tiles.ravel(), tiles.size

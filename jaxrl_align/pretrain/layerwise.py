@@ -282,7 +282,7 @@ def finetune(
       `(key, params, (x [N, D], y [N]), hparams) -> (params, metrics [epochs])`.
 
     Raises:
-      ValueError: if `unfreeze` is unknown or a gradual phase would have no epoch.
+      ValueError: if `unfreeze` is unknown, `epochs` is below 1 or a gradual phase would have no epoch.
     """
     depth = len(net.widths)
     phases = {"all": [0], "head": [depth], "gradual": list(range(depth, -1, -1))}
@@ -291,7 +291,8 @@ def finetune(
     frozen_counts = phases[unfreeze]
     if epochs < len(frozen_counts):
         raise ValueError(
-            f"gradual unfreezing of {depth} layers needs at least {depth + 1} epochs; got {epochs}"
+            f"epochs must be at least {len(frozen_counts)} with unfreeze={unfreeze!r} and {depth} hidden "
+            f"layers; got {epochs}"
         )
     share, rest = divmod(epochs, len(frozen_counts))
     lengths = [share + (phase >= len(frozen_counts) - rest) for phase in range(len(frozen_counts))]

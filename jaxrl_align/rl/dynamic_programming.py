@@ -57,7 +57,7 @@ def solve_policy(mdp: MDP, policy: jax.Array) -> jax.Array:
       [S] the policy's state values.
 
     Raises:
-      ValueError: for a policy of another shape, or rows that are no probabilities.
+      ValueError: for a policy of another shape, actions that do not exist, or rows that are no probabilities.
     """
     policy = _probabilities(mdp, policy)
     transition = jnp.einsum("sa,sat->st", policy, mdp.transition)
@@ -81,7 +81,7 @@ def policy_evaluation(
       sweeps: [] int32.
 
     Raises:
-      ValueError: for a policy of another shape, or rows that are no probabilities.
+      ValueError: for a policy of another shape, actions that do not exist, or rows that are no probabilities.
     """
     policy = _probabilities(mdp, policy)
     return _iterate(lambda v: jnp.sum(policy * action_values(mdp, v), axis=1), mdp, tolerance, max_sweeps)
@@ -133,6 +133,13 @@ def _probabilities(mdp: MDP, policy: jax.Array) -> jax.Array:
     """Return a policy as [S, A] probabilities, after checking those that have values."""
     states, actions = mdp.transition.shape[:2]
     if policy.shape == (states,) and jnp.issubdtype(policy.dtype, jnp.integer):
+        if not isinstance(policy, jax.core.Tracer):
+            chosen = np.asarray(policy)
+            if not ((chosen >= 0) & (chosen < actions)).all():
+                raise ValueError(
+                    f"a policy's actions must be from 0 to {actions - 1}; got {chosen.min()} to "
+                    f"{chosen.max()}; actions count from 0"
+                )
         return jax.nn.one_hot(policy, actions, dtype=mdp.reward.dtype)
     if policy.shape != (states, actions):
         raise ValueError(

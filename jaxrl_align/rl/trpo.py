@@ -193,8 +193,8 @@ def make_trpo(
       `policy/trials`, `policy/entropy_avg`, `loss/value_avg`.
 
     Raises:
-      ValueError: if policy and critic share parameters; at trace time, if `critic_minibatches` does not
-        divide.
+      ValueError: if policy and critic share parameters, or a count is below 1; at trace time, if
+        `critic_minibatches` does not divide.
     """
     if actor.evaluate is None or actor.split_params is None:
         raise ValueError(
@@ -202,7 +202,7 @@ def make_trpo(
             "Net.split_params: build it with shared=False, or give your own net a split_params (nets with "
             "memory share theirs: take make_actor_critic)"
         )
-    check_counts(critic_epochs=critic_epochs)
+    check_counts(critic_epochs=critic_epochs, cg_iterations=cg_iterations, max_trials=max_trials)
     optimizer = make_optimizer() if optimizer is None else check_optimizer(optimizer)
     settings = TRPO(
         actor, critic_epochs, critic_minibatches, cg_iterations, max_trials, optimizer, advantages

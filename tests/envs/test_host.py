@@ -274,6 +274,15 @@ def test_observations_of_several_parts_are_trees_of_arrays():
     assert params["policy_head"]["kernel"].shape == (2 + (3 + 5) + (4 + 4 * 2), 2)
 
 
+def test_an_observation_that_is_one_number_needs_no_batch():
+    """An actor looks at the first observation of one environment: Taxi's and FrozenLake's is a number."""
+    environment, _ = host(spaces.Discrete(4, start=2), observe=lambda time: np.int64(2 + time))
+    gym.make_actor((environment, None), COUNTER_NET, num_envs=2, num_steps=3)
+    obs, state = environment.reset(jax.random.key(0))
+    step = environment.step(None, state, jnp.int32(0))
+    assert obs == 0 and step[0] == step[5]["final_observation"] == 1
+
+
 @pytest.mark.parametrize("of", ["actions", "observations"])
 @pytest.mark.parametrize(
     "space",

@@ -128,6 +128,12 @@ def test_what_is_no_process_is_refused(arguments, message):
         make_mdp(**arguments)
 
 
+@pytest.mark.parametrize("rows", [("SX", "FG"), ("SF", "G"), ("FF", "FG"), ("SS", "FG"), ("sf", "fg"), ()])
+def test_what_is_no_map_of_a_lake_is_refused(rows):
+    with pytest.raises(ValueError, match="must be rows of one length, .* one of them S; got"):
+        frozen_lake(rows)
+
+
 def test_a_limit_below_one_is_refused():
     with pytest.raises(ValueError, match="max_steps must be at least 1"):
         make_tabular_environment(CHAIN, 0)

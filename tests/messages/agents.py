@@ -226,6 +226,16 @@ CASES |= {
         ValueError,
         f"critic_epochs {WHOLE} 0",
     ),
+    "no iteration of TRPO's solver": (
+        lambda: rl.make_trpo(ACTOR._replace(split_params=lambda p: (p, p)), cg_iterations=0),
+        ValueError,
+        f"cg_iterations {WHOLE} 0",
+    ),
+    "no trial of TRPO's line search": (
+        lambda: rl.make_trpo(ACTOR._replace(split_params=lambda p: (p, p)), max_trials=0),
+        ValueError,
+        f"max_trials {WHOLE} 0",
+    ),
     "no epoch of search": (
         lambda: rl.make_search_learner(ACTOR, TABLE.apply, None, epochs=0),
         ValueError,

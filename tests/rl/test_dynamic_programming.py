@@ -112,6 +112,8 @@ def test_a_policy_is_probabilities_or_an_action_of_each_state():
             (solution.v, r"integers \[S\] = \[4\], an action of each state; got float32 of shape \(4,\)"),
             (jnp.ones((4, 4)), "must be probabilities that sum to 1; got sums from 4 to 4"),
             (jnp.eye(4).at[0, 1].set(-1.0).at[0, 2].set(1.0), "numbers of at least -1"),
+            (jnp.array([0, 1, 2, 4]), "actions must be from 0 to 3; got 0 to 4"),
+            (jnp.array([0, 1, 2, -1]), "actions must be from 0 to 3; got -1 to 2"),
         ):
             with pytest.raises(ValueError, match=message):
                 evaluate(mdp, policy)
