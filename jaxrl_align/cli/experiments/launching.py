@@ -25,7 +25,7 @@ from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import CONFIG_FILE, MADE_BY_FILE
 from jaxrl_align.typed import brief, naming, read_object
 
-INNER = "run"
+_INNER = "run"
 """The folder in the --out of a training command where its run lies."""
 
 
@@ -108,7 +108,7 @@ def run_resume(options: Resume, argv: Sequence[str], call: Callable[[Sequence[st
       ValueError: the folder holds no run, or does not say of what.
     """
     folder = Path(options.run)
-    inner = folder / INNER if not (folder / CONFIG_FILE).exists() else folder
+    inner = folder / _INNER if not (folder / CONFIG_FILE).exists() else folder
     if not (inner / CONFIG_FILE).exists():
         raise ValueError(f"{folder} holds no run ({CONFIG_FILE} is missing); pass the folder of one")
     config = read_object(inner / CONFIG_FILE)
@@ -126,11 +126,11 @@ def run_resume(options: Resume, argv: Sequence[str], call: Callable[[Sequence[st
 
 def _above(folder: Path) -> Path:
     """Return the --out of a training command whose `run/` is this folder, also where it is "." or a link."""
-    if folder.name == INNER:
+    if folder.name == _INNER:
         return folder.parent
-    if folder.resolve().name != INNER:
+    if folder.resolve().name != _INNER:
         raise ValueError(
-            f"the run of a training command must lie in a folder called {INNER}; got {folder}; rename it"
+            f"the run of a training command must lie in a folder called {_INNER}; got {folder}; rename it"
         )
     return folder.resolve().parent
 
