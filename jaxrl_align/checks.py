@@ -38,6 +38,7 @@ OURS = {
     "alpha": (0.0, np.inf),
     "decay": (0.0, np.inf),
     "damping": (0.0, np.inf),
+    "annotator_temperature": (0.0, np.inf),
 }
 """Likewise in the package's own hyperparameters; in a user's these names may mean something else. A beta of 0
 leaves ORPO the imitation; the labels that are smoothed are those of preferences."""
@@ -79,7 +80,8 @@ def check_tokens(name: str, tokens: Any, vocab_size: int) -> None:
 def check_hparams(hparams: Any) -> None:
     """Raise ValueError for hparams that are no NamedTuple of numbers, or a number that cannot be.
 
-    That is a nan, one out of `RANGES` or, in the package's own, `OURS`, a temperature of 0.
+    That is a nan, one out of `RANGES` or, in the package's own, `OURS`, a temperature of 0. What hparams are
+    composed of is checked likewise.
 
     Hyperparameters that are traced have no values yet; `train_members` checks them before it compiles.
     """
@@ -94,7 +96,7 @@ def check_hparams(hparams: Any) -> None:
     for path, value in jax.tree_util.tree_leaves_with_path(hparams):
         if isinstance(value, jax.core.Tracer):
             continue
-        name = jax.tree_util.keystr(path, simple=True)
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
         if np.asarray(value).dtype.kind in "OSU":
             got = value if isinstance(value, str) else type(value).__name__
             raise ValueError(
@@ -103,6 +105,11 @@ def check_hparams(hparams: Any) -> None:
             )
         if np.isnan(value).any():
             raise ValueError(f"{name} must be a number; got nan; correct the hyperparameters")
+    _check_ranges(hparams, "")
+
+
+def _check_ranges(hparams: Any, prefix: str) -> None:
+    """Raise ValueError for a number out of range in hparams, or in those that they are composed of."""
     own = type(hparams).__module__.startswith(f"{__package__}.")
     for name, (low, high) in (RANGES | OURS if own else RANGES).items():
         value = getattr(hparams, name, None)
@@ -112,10 +119,15 @@ def check_hparams(hparams: Any) -> None:
         if not np.all((low <= value) & (value < high if below else value <= high)):
             most = f"below {high:g}" if below else f"{high:g}"
             wanted = "at least 0" if high == np.inf else f"from {low:g} to {most}"
-            raise ValueError(f"{name} must be {wanted}; got {value}; correct the hyperparameters")
+            raise ValueError(f"{prefix}{name} must be {wanted}; got {value}; correct the hyperparameters")
     temperature = getattr(hparams, "temperature", 1.0)
     if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
-        raise ValueError(f"temperature must be above 0; got {temperature}; 1 leaves the policy as it is")
+        raise ValueError(
+            f"{prefix}temperature must be above 0; got {temperature}; 1 leaves the policy as it is"
+        )
+    for name in getattr(hparams, "_fields", ()):
+        if hasattr(inner := getattr(hparams, name), "_fields"):
+            _check_ranges(inner, f"{prefix}{name}.")
 
 
 def check_support(support: Any) -> None:

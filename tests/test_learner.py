@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_align.align import DirectHParams
+from jaxrl_align.align import DirectHParams, RewardHParams, RLHFHParams, RoundsHParams
 from jaxrl_align.checks import check_hparams
 from jaxrl_align.learner import (
     cosine_decay,
@@ -386,6 +386,21 @@ def test_names_that_a_user_gives_another_meaning_have_no_range():
         check_hparams(Odd(learning_rate=-1.0))
     with pytest.raises(ValueError, match="beta must be at least 0; got -1"):
         check_hparams(DirectHParams(beta=-1.0))
+
+
+@pytest.mark.parametrize(
+    ("hparams", "message"),
+    [
+        (RoundsHParams(policy=RLHFHParams(temperature=0.0)), r"policy\.temperature must be above 0; got 0"),
+        (RoundsHParams(policy=RLHFHParams(kl_coef=-1.0)), r"policy\.kl_coef must be at least 0; got -1"),
+        (RoundsHParams(reward=RewardHParams(np.nan)), r"reward\.learning_rate must be a number; got nan"),
+        (RoundsHParams(-1.0), "annotator_temperature must be at least 0; got -1"),
+    ],
+)
+def test_hparams_within_hparams_are_checked(hparams, message):
+    check_hparams(RoundsHParams(0.0))
+    with pytest.raises(ValueError, match=message):
+        check_hparams(hparams)
 
 
 def test_hparams_become_arrays_so_that_another_value_compiles_nothing():

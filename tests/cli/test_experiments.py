@@ -206,6 +206,22 @@ def test_a_training_command_is_continued_with_its_own_flags(scripts):
         assert called.pop() == ["dpo", "--config", config, "--out", out, "--resume"]
 
 
+def test_a_run_folder_is_known_by_whatever_name_it_is_reached(scripts, tmp_path, monkeypatch):
+    inner = tmp_path / "a" / "run"
+    (inner / "best").mkdir(parents=True)
+    (inner / "config.json").write_text('{"command": "dpo"}')
+    (tmp_path / "latest").symlink_to(inner)
+    called = []
+    for place, folder in ((tmp_path, "latest"), (inner, "."), (inner / "best", ".."), (inner.parent, "run")):
+        monkeypatch.chdir(place)
+        launching.run_resume(launching.Resume(folder), [], called.append)
+        assert Path(called.pop()[4]).resolve() == inner.parent, folder
+    inner.rename(inner.with_name("old"))
+    with pytest.raises(ValueError, match="must lie in a folder called run; got .*old; rename it"):
+        launching.run_resume(launching.Resume(str(inner.with_name("old"))), [], called.append)
+    assert not called
+
+
 def test_a_part_says_which_experiment_it_is_of(scripts, monkeypatch, capsys):
     said = "tiny_part.py is a part of tiny_claim.py, and no program; run: jaxrl-align run tiny_claim --help\n"
     for flags, code in ((["-h"], 0), ([], 2)):

@@ -101,6 +101,28 @@ def test_plot_draws_every_run_and_stage(runs, capsys, monkeypatch):
     assert "say which metric; odd share mine" in fails(capsys, "plot", "odd")
 
 
+def test_a_run_without_a_whole_row_is_said_to_have_none(runs, capsys):
+    (runs / "begun").mkdir()
+    (runs / "begun" / "metrics.jsonl").write_text('{"step": 0, "lo')
+    for command in ("plot", "compare"):
+        said = fails(capsys, command, "begun")
+        assert said == (
+            "error: no run has a whole row of metrics yet (metrics.jsonl is empty); let it take a step\n"
+        )
+
+
+def test_plot_shows_every_name_as_it_is(runs, monkeypatch):
+    figures = []
+    save = lambda figure, path: figures.append(figure) or figure.draw_without_rendering()
+    monkeypatch.setattr("jaxrl_align.runtime.plots.save_figure", save)
+    for name in ("_first", "x$^$", "1$", "$a_1$"):
+        write_run(runs / name, {}, **{"$mine$": np.arange(3.0)})
+    run_command(["plot", "_first", "x$^$", "1$", "$a_1$", "--metric", "$mine$"])
+    (legend,) = figures[0].legends
+    names = {text.get_text().replace(r"\$", "$") for text in legend.get_texts()}
+    assert names == {"./_first", "x$^$", "1$", "$a_1$"}
+
+
 def test_a_metric_of_several_numbers_a_member_is_their_mean():
     values = np.arange(12.0).reshape(2, 3, 2)
     np.testing.assert_array_equal(by_member(values), values.mean(2))
@@ -182,6 +204,12 @@ def test_a_report_names_the_stages_of_a_run(runs):
     assert "<h3>one</h3>" in staged and "<h3>two</h3>" in staged and "<h3>" not in single
 
 
+def test_a_report_of_the_working_directory_has_its_name(runs, monkeypatch):
+    monkeypatch.chdir(runs / "a")
+    run_command(["report", "."])
+    assert "<h1>a</h1>" in Path("report.html").read_text()
+
+
 def test_damage_in_a_report_is_said_in_a_line(runs, capsys):
     for name, text in (("samples.jsonl", "[1]"), ("held_out.json", '{"a": 1}'), ("result.json", "{")):
         (runs / "a" / name).write_text(text)
@@ -198,3 +226,12 @@ def test_curves_stay_in_their_frame():
         assert min(points) >= 0 and max(points[::2]) <= pages.WIDTH and max(points[1::2]) <= pages.HEIGHT
         assert len(points) < 3_000
     assert "3 after 3 steps; from 1 to 3" in pages.curve("x", np.array([1.0, 2.0, 3.0]))
+
+
+def test_a_caption_is_of_all_steps_not_of_those_that_are_drawn():
+    values = np.zeros(1_000)
+    values[333], values[998:] = 50.0, (3.0, np.nan)
+    assert "3 after 999 steps; from 0 to 50" in pages.curve("x", values)
+    values[:] = np.nan
+    values[7] = 2.0
+    assert "2 after 8 steps; from 2 to 2" in pages.curve("x", values)

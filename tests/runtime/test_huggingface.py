@@ -686,6 +686,19 @@ def test_no_folder_is_overwritten(tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_an_empty_folder_is_filled_and_stays(there, tmp_path):
+    pytest.importorskip("safetensors")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m").symlink_to(tmp_path / "disk" / "m")
+    if there:
+        (tmp_path / "disk" / "m").mkdir()
+    save_model(tmp_path / "m", QWEN3, ones(QWEN3))
+    assert (tmp_path / "m").is_symlink() and (tmp_path / "disk" / "m" / "config.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "m"}
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["m"]
+
+
 def test_a_save_that_fails_halfway_leaves_nothing_behind(tmp_path, monkeypatch):
     safetensors = pytest.importorskip("safetensors.numpy")
 

@@ -48,10 +48,15 @@ def run_plot(options: Plot, argv: Sequence[str]) -> None:
                 f"--first must be below the {len(values)} steps of {run.name}; got {options.first}"
             )
         steps = np.arange(1, len(values) + 1)
-        curves[run.name] = (steps[options.first :], values[options.first :])
+        curves[_as_label(run.name)] = (steps[options.first :], values[options.first :])
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_curves(path, "step", metric, curves)
+    save_curves(path, "step", _as_label(metric), curves)
     print(f"{path} shows {metric} of {len(runs)} run{'' if len(runs) == 1 else 's'}")
+
+
+def _as_label(name: str) -> str:
+    """Return a name as matplotlib shows it: it reads what is between $ as a formula, and hides `_name`."""
+    return ("./" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ from jaxrl_align.runtime import cli
 from jaxrl_align.runtime.folder import CONFIG_FILE, MADE_BY_FILE
 from jaxrl_align.typed import brief, naming, read_object
 
+_INNER = "run"
+"""The folder in the --out of a training command where its run lies."""
+
 
 @dataclass(frozen=True)
 class List:
@@ -105,12 +108,12 @@ def run_resume(options: Resume, argv: Sequence[str], call: Callable[[Sequence[st
       ValueError: the folder holds no run, or does not say of what.
     """
     folder = Path(options.run)
-    inner = folder / "run" if not (folder / CONFIG_FILE).exists() else folder
+    inner = folder / _INNER if not (folder / CONFIG_FILE).exists() else folder
     if not (inner / CONFIG_FILE).exists():
         raise ValueError(f"{folder} holds no run ({CONFIG_FILE} is missing); pass the folder of one")
     config = read_object(inner / CONFIG_FILE)
     if isinstance(config.get("command"), str):
-        out = folder.parent if inner == folder else folder
+        out = folder if inner != folder else _above(folder)
         call([config["command"], "--config", str(inner / CONFIG_FILE), "--out", str(out), "--resume"])
         return
     chosen = choose_experiment(options.experiment or _read_maker(folder))
@@ -119,6 +122,17 @@ def run_resume(options: Resume, argv: Sequence[str], call: Callable[[Sequence[st
         settings = rebuild(module.Config, config | {"out": str(folder), "resume": True})
     with cli.meshed(settings):
         module.main(settings)
+
+
+def _above(folder: Path) -> Path:
+    """Return the --out of a training command whose `run/` is this folder, also where it is "." or a link."""
+    if folder.name == _INNER:
+        return folder.parent
+    if folder.resolve().name != _INNER:
+        raise ValueError(
+            f"the run of a training command must lie in a folder called {_INNER}; got {folder}; rename it"
+        )
+    return folder.resolve().parent
 
 
 def _read_maker(folder: Path) -> str:

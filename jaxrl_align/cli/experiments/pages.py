@@ -74,16 +74,18 @@ def picture(path: Path, caption: str) -> str:
 def curve(name: str, values: np.ndarray) -> str:
     """Return a small figure of a metric [steps] or [steps, M]: the mean with its 95% t interval.
 
-    Its caption says the smallest and the largest mean, and the last.
+    Its caption says the smallest and the largest mean of all steps, and the last; the line has at most
+    `POINTS` of them.
     """
     values = values if values.ndim == 2 else values[:, None]
-    kept = np.unique(np.linspace(0, len(values) - 1, min(POINTS, len(values))).round().astype(int))
-    mean, half = mean_interval(values[kept], axis=1)
-    half = np.where(np.isfinite(half), half, 0.0)
-    known = np.isfinite(mean)
-    if not known.any():
+    mean, half = mean_interval(values, axis=1)
+    known = np.flatnonzero(np.isfinite(mean))
+    if not len(known):
         return f"<figure><figcaption>{escape(name)}: never finite</figcaption></figure>"
-    steps, mean, half = kept[known] + 1, mean[known], half[known]
+    words = f"{name}: {mean[known[-1]]:.4g} after {known[-1] + 1} steps; "
+    words += f"from {mean[known].min():.4g} to {mean[known].max():.4g}"
+    kept = known[np.unique(np.linspace(0, len(known) - 1, min(POINTS, len(known))).round().astype(int))]
+    steps, mean, half = kept + 1, mean[kept], np.where(np.isfinite(half), half, 0.0)[kept]
     low, high = float((mean - half).min()), float((mean + half).max())
     x = WIDTH * (steps - 1) / max(len(values) - 1, 1)
     place = lambda y: HEIGHT - 4 - (HEIGHT - 8) * (y - low) / ((high - low) or 1.0)
@@ -91,7 +93,6 @@ def curve(name: str, values: np.ndarray) -> str:
     band = f"{_points(x, place(mean + half))} {_points(x[::-1], place((mean - half)[::-1]))}"
     shapes = f'<polygon points="{band}" fill="#0072B2" opacity="0.2"/>'
     shapes += f'<polyline points="{line}" fill="none" stroke="#0072B2" stroke-width="1.5"/>'
-    words = f"{name}: {mean[-1]:.4g} after {len(values)} steps; from {mean.min():.4g} to {mean.max():.4g}"
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">{shapes}</svg>'
         f"<figcaption>{escape(words)}</figcaption></figure>"

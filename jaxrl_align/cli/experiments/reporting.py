@@ -54,7 +54,8 @@ def report_page(folder: Path) -> str:
     runs = open_runs([str(folder)])
     config = _either(folder, CONFIG_FILE, read_object) or {}
     maker = (_either(folder, MADE_BY_FILE, read_object) or {}).get("experiment") or config.get("command")
-    title = f"{folder.name}: {maker}" if maker else folder.name
+    name = folder.name or folder.resolve().name
+    title = f"{name}: {maker}" if maker else name
     parts = [heading(title, 1)]
     result = _either(folder, RESULT_FILE, read_object) or {}
     for show in (_result_parts, _other_parts):

@@ -75,8 +75,12 @@ def choose_metric(runs: Sequence[KeptRun], name: str | None) -> str:
       name: as it was asked for; None takes the usual one.
 
     Raises:
-      ValueError: a run lacks it, or there is no usual one; it says the likest.
+      ValueError: no run, one that lacks it, or there is no usual one; it says the likest.
     """
+    if not runs:
+        raise ValueError(
+            f"no run has a whole row of metrics yet ({METRICS_FILE} is empty); let it take a step"
+        )
     shared = set.intersection(*(set(run.history) for run in runs))
     if name is None:
         usual = [one for one in USUAL if one in shared]

@@ -165,6 +165,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as nowhere:
             yield Path(nowhere)
         return
+    folder = folder.resolve() if folder.is_symlink() else folder  # no folder can take a link's place
     name = f".{folder.name}.tmp"
     for left in folder.parent.glob(f"{glob.escape(name)}*"):
         number = left.name.removeprefix(name)
