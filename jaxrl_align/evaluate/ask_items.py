@@ -4,7 +4,9 @@ asker = Asker(task, lm, params, tokenizer, examples, rule="calibrated")
 asked = asker.ask(items)
 """
 
+import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -294,11 +296,21 @@ def _read_answer(task: Task, item: Item, prompt: Prompt, text: str, thoughts: bo
     found = extract_answer(reader.extractor, text)
     if task.answer is not None and found is not None:
         found = extract_answer(task.answer.extractor, found)
-    prediction: int | str | None = found
+    prediction: int | float | str | None = found
+    if task.options is not None and task.options.numbers:
+        return _result(item, prompt, _as_number(found), None, [], text)
     if task.kind == "choice":
         named = {option.casefold(): i for i, option in enumerate(item.options)}
         prediction = named.get((found or "").casefold())
     return _result(item, prompt, prediction, _is_right(prediction, item.answer), [], text)
+
+
+def _as_number(text: str | None) -> float | None:
+    """Return the finite number that a text is, None if it is none."""
+    with contextlib.suppress(TypeError, ValueError):
+        if math.isfinite(number := float(text)):  # type: ignore[arg-type]
+            return number
+    return None
 
 
 def _is_right(prediction: Any, answer: Any) -> bool:
