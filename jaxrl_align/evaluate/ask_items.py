@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxrl_align.evaluate.scoring.choices import (
     make_option_scorer,
     share_prefix,
 )
-from jaxrl_align.evaluate.scoring.option_rules import Rule, adjust_scores
+from jaxrl_align.evaluate.scoring.option_rules import BASELINES, Rule, adjust_scores
 from jaxrl_align.evaluate.scoring.stop_strings import make_text_writer
 from jaxrl_align.evaluate.tasks.shots import BETWEEN, Prompt, content_free_inputs, make_prompts
 from jaxrl_align.evaluate.tasks.task_format import Task
@@ -81,7 +81,7 @@ class Asker:
     """A language model and how it is asked a task's items.
 
     Raises:
-      ValueError: for a length or batch size below 1.
+      ValueError: for a length or batch size below 1, or a rule that is none or has nothing to subtract.
     """
 
     task: Task
@@ -103,8 +103,15 @@ class Asker:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        """Check the counts."""
+        """Check the counts and the rule, before the model is asked."""
         check_counts(response_length=self._length, batch_size=self.batch_size)
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}; got {self.rule!r}")
+        if self.task.kind == "pair" and not self.task.template and self.rule in BASELINES:
+            raise ValueError(
+                f"rule {self.rule!r} subtracts the options' scores without the input, and task "
+                f"{self.task.name} has none: all would be alike; take another rule"
+            )
 
     @property
     def writes(self) -> bool:
@@ -164,7 +171,7 @@ class Asker:
         self, items: Sequence[Item], prompts: Sequence[Prompt]
     ) -> list[tuple[Choices, ...]]:
         """Return each item's options behind the contexts whose scores the rule subtracts, if it does."""
-        if self.rule not in ("mutual_information", "calibrated"):
+        if self.rule not in BASELINES:
             return [()] * len(items)
         made: dict[Any, tuple[Choices, ...]] = {}
         found: list[tuple[Choices, ...]] = []

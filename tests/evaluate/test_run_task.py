@@ -306,6 +306,20 @@ def test_pairs_are_whole_texts(write, scores):
     assert result.metrics["accuracy"].kind == "range", "two groups"
 
 
+@pytest.mark.parametrize("rule", ["mutual_information", "calibrated"])
+def test_a_rule_that_would_make_all_options_alike_is_refused(write, rule):
+    pair = 'kind = "pair"\nmetrics = ["accuracy"]\n' + HEAD.replace('template = "{text}:"', "")
+    pair += '[options]\nfields = ["good", "bad"]\n[[test]]\nformat = "jsonl"\npath = "rows.jsonl"\n'
+    with pytest.raises(ValueError, match=f"rule '{rule}' subtracts .* task my has none"):
+        run(write(pair, rows=[{"good": "a", "bad": "b"}]), rule=rule)
+
+
+def test_an_unknown_rule_is_refused_before_anything_is_asked(write, scores):
+    with pytest.raises(ValueError, match="rule must be one of raw, .*; got 'best'"):
+        run(write(), rule="best")
+    assert not scores
+
+
 def test_numbers_are_a_mean_by_probability(write, scores):
     scale = 'kind = "choice"\nmetrics = ["pearson"]\n' + HEAD
     scale += '[options]\nnumbers = [0, 5]\n[[test]]\nformat = "jsonl"\npath = "rows.jsonl"\n'
