@@ -28,7 +28,7 @@ def tiny_shakespeare() -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """Read a UTF-8 text file.
+    """Read a UTF-8 text file, without the mark that some programs put before it.
 
     Raises:
       ValueError: if there is no such file, it is not UTF-8, or it holds nothing but white space.
@@ -37,7 +37,7 @@ def read_text(path: str | Path) -> str:
     if not path.is_file():
         raise ValueError(f"the corpus must be a text file; found none at {path}; give the path of one")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the corpus must be UTF-8; {path} is not ({error.reason}); convert it") from error
     if not text.strip():

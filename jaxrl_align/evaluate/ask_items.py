@@ -4,12 +4,14 @@ asker = Asker(task, lm, params, tokenizer, examples, rule="calibrated")
 asked = asker.ask(items)
 """
 
+import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from jaxrl_align.evaluate.scoring.choices import (
     make_option_scorer,
     share_prefix,
 )
-from jaxrl_align.evaluate.scoring.option_rules import Rule, adjust_scores
+from jaxrl_align.evaluate.scoring.option_rules import BASELINES, Rule, adjust_scores
 from jaxrl_align.evaluate.scoring.stop_strings import make_text_writer
 from jaxrl_align.evaluate.tasks.shots import BETWEEN, Prompt, content_free_inputs, make_prompts
 from jaxrl_align.evaluate.tasks.task_format import Task
@@ -79,7 +81,7 @@ class Asker:
     """A language model and how it is asked a task's items.
 
     Raises:
-      ValueError: for a length or batch size below 1.
+      ValueError: for a length or batch size below 1, or a rule that is none or has nothing to subtract.
     """
 
     task: Task
@@ -101,8 +103,15 @@ class Asker:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        """Check the counts."""
+        """Check the counts and the rule, before the model is asked."""
         check_counts(response_length=self._length, batch_size=self.batch_size)
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}; got {self.rule!r}")
+        if self.task.kind == "pair" and not self.task.template and self.rule in BASELINES:
+            raise ValueError(
+                f"rule {self.rule!r} subtracts the options' scores without the input, and task "
+                f"{self.task.name} has none: all would be alike; take another rule"
+            )
 
     @property
     def writes(self) -> bool:
@@ -162,7 +171,7 @@ class Asker:
         self, items: Sequence[Item], prompts: Sequence[Prompt]
     ) -> list[tuple[Choices, ...]]:
         """Return each item's options behind the contexts whose scores the rule subtracts, if it does."""
-        if self.rule not in ("mutual_information", "calibrated"):
+        if self.rule not in BASELINES:
             return [()] * len(items)
         made: dict[Any, tuple[Choices, ...]] = {}
         found: list[tuple[Choices, ...]] = []
@@ -294,11 +303,21 @@ def _read_answer(task: Task, item: Item, prompt: Prompt, text: str, thoughts: bo
     found = extract_answer(reader.extractor, text)
     if task.answer is not None and found is not None:
         found = extract_answer(task.answer.extractor, found)
-    prediction: int | str | None = found
+    prediction: int | float | str | None = found
+    if task.options is not None and task.options.numbers:
+        return _result(item, prompt, _as_number(found), None, [], text)
     if task.kind == "choice":
         named = {option.casefold(): i for i, option in enumerate(item.options)}
         prediction = named.get((found or "").casefold())
     return _result(item, prompt, prediction, _is_right(prediction, item.answer), [], text)
+
+
+def _as_number(text: str | None) -> float | None:
+    """Return the finite number that a text is, None if it is none."""
+    with contextlib.suppress(TypeError, ValueError):
+        if math.isfinite(number := float(text)):  # type: ignore[arg-type]
+            return number
+    return None
 
 
 def _is_right(prediction: Any, answer: Any) -> bool:

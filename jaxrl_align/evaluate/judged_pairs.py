@@ -66,7 +66,8 @@ def report_pairs(
       seed: of the bootstrap.
 
     Raises:
-      ValueError: for shapes that do not fit, no pairs, a margin that is not finite, or a single group.
+      ValueError: for shapes that do not fit, no pairs, a margin that is not finite, a length below 0 or
+        not finite, or a single group.
     """
     margins, lengths = np.asarray(margins, float), np.asarray(lengths, float)
     if margins.ndim != 1 or not len(margins) or lengths.shape != (len(margins), 2):
@@ -75,6 +76,8 @@ def report_pairs(
         )
     if len(bad := np.flatnonzero(~np.isfinite(margins))):
         raise ValueError(f"margins must be finite; got {margins[bad[0]]} for pair {bad[0]}")
+    if len(bad := np.flatnonzero(~(np.isfinite(lengths) & (lengths >= 0)).all(1))):
+        raise ValueError(f"lengths must be at least 0; got {lengths[bad[0]].tolist()} for pair {bad[0]}")
     labels = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if labels is not None and (labels.shape != margins.shape or labels.max() == 0):
         raise ValueError(

@@ -122,8 +122,8 @@ class Feedback(NamedTuple):
 
 def compare_correction(row: Correction) -> Comparison:
     """Return a correction as a comparison: the annotator prefers their own text to the one they corrected."""
-    told = {"annotator": row.annotator, "source": row.source, "tools": row.tools}
-    return Comparison(row.prompt, row.correction, row.completion, **told)
+    pair = Comparison(row.prompt, row.correction, row.completion)
+    return pair._replace(annotator=row.annotator, source=row.source, tools=row.tools)
 
 
 def read_feedback(

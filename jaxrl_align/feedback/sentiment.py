@@ -72,14 +72,15 @@ def fit_sentiment(
 
     Source: Pang, Lee & Vaithyanathan 2002, EMNLP, for the presence of words and their negation.
     """
-    texts, labels = list(texts), [int(label) for label in labels]
+    texts, labels = list(texts), list(labels)
     if not smoothing > 0:
         raise ValueError(f"smoothing must be above 0; got {smoothing}; 1 is Laplace's")
     if len(texts) != len(labels) or set(labels) != {0, 1}:
         raise ValueError(
             "labels must be 0 or 1, one a text, and have both; got "
-            f"{len(texts)} texts, {len(labels)} labels, values {sorted(set(labels))[:5]}"
+            f"{len(texts)} texts, {len(labels)} labels, values {sorted(set(labels), key=str)[:5]}"
         )
+    labels = [int(label) for label in labels]
     counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     for text, label in zip(texts, labels, strict=True):
         counts[label].update(set(split_words(text)))

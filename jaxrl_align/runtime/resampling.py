@@ -117,7 +117,8 @@ def win_rate(
     x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if x.shape != y.shape or not (x == x).all() or not (y == y).all():
         raise ValueError(f"every item needs a number of both, none nan, got shapes {x.shape} and {y.shape}")
-    return share_interval(0.5 + 0.5 * np.sign(x - y), groups, draws=draws, seed=seed)
+    # Of two infinite numbers the difference is nan; they are equal.
+    return share_interval(0.5 + 0.5 * ((x > y) * 1.0 - (x < y)), groups, draws=draws, seed=seed)
 
 
 def improvement_probability(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Interval:

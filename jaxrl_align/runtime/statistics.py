@@ -26,7 +26,7 @@ class Interval(NamedTuple):
     """wilson, t or bootstrap; range, of a bootstrap over two units; none, where the ends are nan."""
 
     def __str__(self) -> str:
-        """Return "0.531 [0.502, 0.560]", to no more digits than the interval carries."""
+        """Return "0.53 [0.50, 0.56]", to no more digits than the interval carries."""
         if not math.isfinite(self.value):
             return "undefined"
         if self.kind == "none":
@@ -119,8 +119,14 @@ def ratio_interval(x: ArrayLike) -> Interval:
 
     Args:
       x: [n] positive, one for each independent member.
+
+    Raises:
+      ValueError: no member, or a ratio of 0 or below, which has no logarithm.
     """
-    logs = t_interval(np.log(np.asarray(x, np.float64)))
+    x = np.asarray(x, np.float64)
+    if (x <= 0).any():
+        raise ValueError(f"ratios must be above 0, got {x.min():g}; 0 has no geometric mean")
+    logs = t_interval(np.log(x))
     return Interval(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.kind)
 
 

@@ -48,3 +48,8 @@ def test_files_that_hold_no_text_are_refused(tmp_path, content, message):
         read_text(path)
     with pytest.raises(ValueError, match="must be a text file"):
         read_text(tmp_path)
+
+
+def test_the_mark_before_a_text_is_no_text(tmp_path):
+    (tmp_path / "marked.txt").write_text("Words.", encoding="utf-8-sig")
+    assert read_text(tmp_path / "marked.txt") == "Words."

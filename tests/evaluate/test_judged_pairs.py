@@ -83,6 +83,8 @@ def test_the_line_shows_every_measure():
         (([], np.ones((0, 2))), {}, r"margins must be \[N\] and lengths \[N, 2\], N >= 1; got \(0,\)"),
         ((MARGINS, LENGTHS.T), {}, r"got \(5,\) and \(2, 5\)"),
         (([1.0, np.nan], LENGTHS[:2]), {}, "margins must be finite; got nan for pair 1"),
+        (([1.0, 2.0], [[3, 4], [np.nan, 1]]), {}, r"lengths must be at least 0; got \[nan, 1.0\] for pair 1"),
+        (([1.0, 2.0], [[3, -4], [2, 1]]), {}, "lengths must be at least 0; got .* for pair 0"),
         ((MARGINS, LENGTHS), {"groups": [1, 1, 1, 1, 1]}, "of at least two kinds; got shape .* and 1 kinds"),
         ((MARGINS, LENGTHS), {"groups": [1, 2]}, "groups must be one a pair"),
     ],

@@ -92,3 +92,10 @@ def test_the_place_of_a_candidate():
     scores = np.array([[-3.0, -1.0, -2.0], [-1.0, -1.0, -2.0]])
     np.testing.assert_array_equal(rank_of(scores, 0), [3, 2])
     np.testing.assert_array_equal(rank_of(scores, 2), [2, 3])
+
+
+def test_scores_that_are_nan_are_refused():
+    with pytest.raises(ValueError, match="scores must be numbers; got 1 nan"):
+        share_preferred([np.nan, 0.0], [1.0, -1.0])
+    with pytest.raises(ValueError, match="scores must be numbers; got 1 nan"):
+        rank_of([np.nan, 0.0, 1.0], 0)

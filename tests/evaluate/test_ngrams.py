@@ -41,3 +41,15 @@ def test_a_history_does_not_reach_into_the_text_before():
 def test_what_cannot_be_counted_is_refused(rows, order, vocab_size, message):
     with pytest.raises(ValueError, match=message):
         count_ngrams(rows, order=order, vocab_size=vocab_size)
+
+
+@pytest.mark.parametrize("token", [3, 7, -1])
+def test_tokens_outside_the_vocabulary_are_refused(token):
+    with pytest.raises(ValueError, match="tokens must be from 0 to 2"):
+        count_ngrams([[0, token, 1]], order=2, vocab_size=3)
+    with pytest.raises(ValueError, match="tokens must be from 0 to 2"):
+        ngram_log_probs(count_ngrams([[0, 2, 1]], order=2, vocab_size=3), [[0, 1], [0, token]])
+
+
+def test_no_texts_have_no_log_probabilities():
+    assert ngram_log_probs(count_ngrams([[0, 2, 1]], order=2, vocab_size=3), []).shape == (0,)

@@ -121,3 +121,9 @@ def test_parts_are_perturbed_each_on_its_own():
     within = lambda spans: perturbations.perturb_within(shout, "say ab or c.", spans, random)
     assert within(((4, 6), (10, 11))) == "say AB! or C!."
     assert within(()) == "say ab or c." and within(None) == "SAY AB OR C.!"
+
+
+@pytest.mark.parametrize("perturb, text", [(swap_gender, "Bu bir sır."), (contract, "İt is, ıt is, IT İS.")])
+def test_letters_that_python_takes_for_an_i_make_another_word(perturb, text):
+    assert draw(perturb, text) == text
+    assert draw(contract, "ıt is; it is") == "ıt is; it's"

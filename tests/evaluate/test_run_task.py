@@ -267,6 +267,16 @@ def test_a_solution_is_written_and_the_option_read_from_it(write, monkeypatch):
     assert result.metrics["accuracy"].value == pytest.approx(np.mean([i.right for i in result.items]))
 
 
+def test_a_number_on_a_scale_is_read_from_a_solution(write):
+    scale = 'kind = "choice"\nmetrics = ["pearson"]\n' + HEAD + "[options]\nnumbers = [1, 2, 3]\n"
+    scale += '[thoughts]\nfield = "text"\n[[test]]\nformat = "jsonl"\npath = "rows.jsonl"\n'
+    task = write(scale, rows=[{"text": "a", "label": 1.5}])
+    (item,), prompt = read_items(task), Prompt("", (), Choices((), ()), 0)
+    for text, number in {"3": 3.0, "1.2.": 1.2, "a lot": None, "nan": None, "": None}.items():
+        got = ask_items._read_answer(task, item, prompt, f"So the answer is {text}", thoughts=True)
+        assert got.prediction == number and got.right is None
+
+
 @pytest.fixture
 def scores(monkeypatch):
     """Scores by the sum of an option's bytes and the context's length, and what was read for them."""
@@ -294,6 +304,20 @@ def test_pairs_are_whole_texts(write, scores):
         better = texts.index(row["good"]) == np.argmax(got.log_probs)
         assert got.right == better and got.log_probs == [-sum(option) / 1000 for option in options]
     assert result.metrics["accuracy"].kind == "range", "two groups"
+
+
+@pytest.mark.parametrize("rule", ["mutual_information", "calibrated"])
+def test_a_rule_that_would_make_all_options_alike_is_refused(write, rule):
+    pair = 'kind = "pair"\nmetrics = ["accuracy"]\n' + HEAD.replace('template = "{text}:"', "")
+    pair += '[options]\nfields = ["good", "bad"]\n[[test]]\nformat = "jsonl"\npath = "rows.jsonl"\n'
+    with pytest.raises(ValueError, match=f"rule '{rule}' subtracts .* task my has none"):
+        run(write(pair, rows=[{"good": "a", "bad": "b"}]), rule=rule)
+
+
+def test_an_unknown_rule_is_refused_before_anything_is_asked(write, scores):
+    with pytest.raises(ValueError, match="rule must be one of raw, .*; got 'best'"):
+        run(write(), rule="best")
+    assert not scores
 
 
 def test_numbers_are_a_mean_by_probability(write, scores):
@@ -350,6 +374,17 @@ def test_labels_that_are_missing_or_many(few_draws):
     assert measure("macro_f1", [None, 1], [0, 1]).value == pytest.approx(1 / 3), "a class of its own"
     assert measure("macro_f1", [0, 1], [(0, 1), (0, 1)]).value == 1.0
     assert measure("matthews", [0, 1], [(1,), (0,)]).value == -1.0
+
+
+@pytest.mark.parametrize("labels", [(-1, 1), ("-1", "1"), (0, 1), ("a", "b")])
+def test_what_was_not_answered_is_wrong_whatever_the_labels_are(few_draws, labels):
+    assert measure("macro_f1", [None, labels[1]], labels).value == pytest.approx(1 / 3)
+    assert measure("macro_f1", [None, None], labels).value == 0.0, "none is answered"
+
+
+def test_what_was_not_answered_has_no_place_on_a_scale():
+    found = measure("spearman", [None, 1.0, 2.0], [5.0, 1.0, 2.0])
+    assert np.isnan(found.value) and found.reason.startswith("1 of 3 items have no prediction")
 
 
 def test_groups_and_names():

@@ -134,6 +134,25 @@ def test_options_come_from_fields_from_a_list_or_from_a_pattern(write):
     assert found.options == ("(A)", "(B)") and found.answer == 1
 
 
+@pytest.mark.parametrize(
+    "many, label, answer",
+    [
+        (["1", "2", "3"], 1, 1),  # a place, as in MMLU
+        (["1", "2", "3"], "1", 0),  # the option itself
+        (["1", "2", "3"], [0, "3"], (0, 2)),
+        ([1, 2, 3], 1, 0),
+        (["u", "v", "u", "w"], 3, 2),  # a place among all that are listed
+        (["u", "v", "u", "w"], 2, 0),
+    ],
+)
+def test_a_whole_number_is_a_place_unless_the_options_are_numbers(write, many, label, answer):
+    task = table(CHOICE, "jsonl", "r.jsonl").replace(
+        'choices = { "0" = "bad", "1" = "good" }', 'list = "many"'
+    )
+    row = {"label": label, "text": "x", "many": many}
+    assert read_items(write(task, r_jsonl=json.dumps(row)))[0].answer == answer
+
+
 def test_numbers_are_options_and_the_label_lies_between_them(write):
     text = table(CHOICE, "csv", "r.csv").replace(
         'choices = { "0" = "bad", "1" = "good" }', "numbers = [0, 5]"
@@ -211,6 +230,8 @@ def test_worked_examples_are_taken_apart(write):
         ("last number", "3 + 4 = 7.0.", "7"),
         ("last number", "5 to -12", "-12"),
         ("last number", "none", None),
+        ("last number", "9,007,199,254,740,993", "9007199254740993"),
+        ("last number", "9007199254740992.0", "9007199254740992"),
         (Thoughts.extractor, "the answer is 3. No, the answer is (B).", "(B)"),
         (Thoughts.extractor, "Say\nThe answer is: no.\nQ: x", "no"),
         (r"\(\w\)", "(A) or (C)?", "(C)"),

@@ -81,3 +81,9 @@ def test_real_sentences():
         np.testing.assert_allclose(accuracy(*read_uci(name)), expected, atol=5e-5)
     means = [np.mean([score(remark) for remark in level]) for level in REMARKS]
     assert means[0] < means[1] < means[3] < means[4] and means[1] < 0 < means[3], means
+
+
+def test_a_label_between_the_classes_is_refused():
+    with pytest.raises(ValueError, match="labels must be 0 or 1, one a text"):
+        fit_sentiment(["a", "b", "c"], [0, 0.5, 1])
+    assert fit_sentiment(["a", "b"], [0.0, 1.0])("b") > 0, "whole numbers of any type"

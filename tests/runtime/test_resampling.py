@@ -135,3 +135,7 @@ def test_runs_are_drawn_within_their_task():
 def test_what_cannot_be_drawn_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_infinite_numbers_are_compared_as_others():
+    assert win_rate([-np.inf, 0.0, np.inf, 1.0], [-np.inf, -np.inf, np.inf, np.inf]).value == 0.5

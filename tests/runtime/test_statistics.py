@@ -195,3 +195,9 @@ def test_an_interval_prints_the_digits_that_it_carries():
     assert str(Interval(2e-6, 1e-6, 3e-6, "t")) == "0.0000020 [0.0000010, 0.0000030]"
     assert str(Interval(0.53123, math.nan, math.nan, "none")) == "0.531 (no interval)"
     assert str(Interval(math.nan, math.nan, math.nan, "none")) == "undefined"
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0])
+def test_a_ratio_that_has_no_logarithm_is_refused(ratio):
+    with pytest.raises(ValueError, match=f"ratios must be above 0, got {ratio:g}"):
+        ratio_interval([1.0, ratio])

@@ -9,6 +9,8 @@ from jaxrl_align.evaluate.measures.task_metrics import GROUPED, ITEM_SCORES, MET
 from jaxrl_align.runtime.resampling import bootstrap, bootstrap_mean, share_interval
 from jaxrl_align.runtime.statistics import Interval
 
+CORRELATIONS = ("pearson", "spearman")
+"""Metrics of numbers on a scale."""
 SHARES = ("accuracy", "exact_match", "normalised_exact_match")
 """Metrics that are 0 or 1 of an item: of independent items they have Wilson's interval."""
 
@@ -46,7 +48,8 @@ def measure(
 
     Args:
       name: of `METRICS`.
-      predictions: [N] places of options, numbers or texts; None where there is none, which is wrong.
+      predictions: [N] places of options, numbers or texts; None where there is none, which is wrong, and
+        leaves a correlation undefined.
       answers: [N] of the same kind; a tuple names several right ones.
       options: [N] the texts that places stand for, which metrics of texts compare.
       groups: [N] what an item shares with others: intervals are then bootstrapped over groups.
@@ -64,9 +67,14 @@ def measure(
             raise ValueError(f"{name} needs the items' groups; name them in the task file, `group`")
         right, kinds = right_answers(predictions, answers), np.asarray(groups)
         return Measured(*share_interval(np.array([right[kinds == kind].all() for kind in np.unique(kinds)])))
+    single = [_nearest(*pair) for pair in zip(predictions, answers, strict=True)]
+    labels, missing = list(predictions), [i for i, given in enumerate(predictions) if given is None]
+    if missing and name in CORRELATIONS:
+        reason = f"{len(missing)} of {len(labels)} items have no prediction, which has no place on a scale"
+        return Measured(np.nan, np.nan, np.nan, "none", reason)
     # What was not answered is a class of its own, which is never right.
-    labels = [-1 if prediction is None else prediction for prediction in predictions]
-    single = [_nearest(*pair) for pair in zip(labels, answers, strict=True)]
+    for i in missing:
+        labels[i] = _unlike([*single, *(given for given in predictions if given is not None)])
     found = METRICS[name](labels, single)
     if found.reason:
         return Measured(found.value, np.nan, np.nan, "none", found.reason)
@@ -94,6 +102,13 @@ def _nearest(prediction: Any, answer: Any) -> Any:
     if not isinstance(answer, tuple):
         return answer
     return prediction if prediction in answer else answer[0]
+
+
+def _unlike(labels: Sequence[Any]) -> Any:
+    """Return a label that is none of these: a longer text, or a number below 0 and them."""
+    if any(isinstance(label, str) for label in labels):
+        return "-" + max(map(str, labels), key=len)
+    return min(0, *labels) - 1
 
 
 def _as_texts(prediction: Any, answer: Any, options: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -5,7 +5,7 @@ HELM's (Liang et al. 2022, arXiv:2211.09110, appendix D); the word lists are our
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -224,11 +224,13 @@ FAIRNESS: Mapping[str, Perturbation] = {
 }
 
 
-def _replace(text: str, words: Iterable[str], choose: Callable[[re.Match], str]) -> str:
+def _replace(text: str, words: Collection[str], choose: Callable[[re.Match], str]) -> str:
     """Replace whole words, the longest match first; a capital stays one."""
     found = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     pattern = rf"(?<![\w'])(?:{found})(?![\w'])"
-    return re.sub(pattern, lambda m: _like(m[0], choose(m)), text, flags=re.IGNORECASE)
+    # Python takes a dotless i and a long s for capitals of i and s; with them it is another word.
+    change = lambda m: _like(m[0], choose(m)) if m[0].lower() in words else m[0]
+    return re.sub(pattern, change, text, flags=re.IGNORECASE)
 
 
 def _like(old: str, new: str) -> str:

@@ -107,10 +107,14 @@ def share_preferred(good: ArrayLike, bad: ArrayLike) -> np.ndarray:
 
     Returns:
       [...] in [0, 1].
+
+    Raises:
+      ValueError: for shapes that differ, no text, or a score that is nan.
     """
     good, bad = np.asarray(good), np.asarray(bad)
     if good.shape != bad.shape or not good.size:
         raise ValueError(f"every good text needs a bad one; got shapes {good.shape} and {bad.shape}")
+    _refuse_nan(good, bad)
     return ((good > bad) + 0.5 * (good == bad)).mean(-1)
 
 
@@ -123,6 +127,15 @@ def rank_of(scores: ArrayLike, index: int) -> np.ndarray:
 
     Returns:
       [...] int, 1 to C.
+
+    Raises:
+      ValueError: for a score that is nan.
     """
     scores = np.asarray(scores)
+    _refuse_nan(scores)
     return (scores >= scores[..., index, None]).sum(-1)
+
+
+def _refuse_nan(*scores: np.ndarray) -> None:
+    if count := sum(int(np.isnan(x).sum()) for x in scores):
+        raise ValueError(f"scores must be numbers; got {count} nan; has the model diverged?")

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrl_align.checks import check_tokens
+
 
 class NGrams(NamedTuple):
     """Counts of all n-grams of up to `order` tokens; an n-gram is a number with a token per digit."""
@@ -26,7 +28,7 @@ def count_ngrams(rows: Sequence[Sequence[int]], *, order: int, vocab_size: int) 
       vocab_size: V; `(V + 1)^order` must fit into 63 bits.
 
     Raises:
-      ValueError: if it does not, or there is nothing to count.
+      ValueError: if it does not, there is nothing to count, or for a token outside the vocabulary.
     """
     if order < 1 or (vocab_size + 1) ** order >= 2**63:
         raise ValueError(
@@ -48,6 +50,9 @@ def ngram_log_probs(model: NGrams, rows: Sequence[Sequence[int]]) -> np.ndarray:
     Args:
       model: from `count_ngrams`.
       rows: token ids, each text behind the token that starts it.
+
+    Raises:
+      ValueError: for a token outside the vocabulary.
     """
     codes = _codes(rows, model.order, model.vocab_size)
     prob = np.full(codes.shape[1], 1 / model.vocab_size)
@@ -61,13 +66,15 @@ def ngram_log_probs(model: NGrams, rows: Sequence[Sequence[int]]) -> np.ndarray:
         count = np.where(hit < 0, 0, counts[hit])
         kind = np.where(seen < 0, 0, kinds[seen])
         prob = np.where(seen < 0, prob, (count + kind * prob) / np.maximum(total[seen] + kind, 1))
-    lengths = np.array([max(len(row) - 1, 0) for row in rows])
+    lengths = np.array([max(len(row) - 1, 0) for row in rows], np.int64)
     owner = np.repeat(np.arange(len(rows)), lengths)
     return np.bincount(owner, np.log(prob), minlength=len(rows))
 
 
 def _codes(rows: Sequence[Sequence[int]], order: int, vocab_size: int) -> np.ndarray:
     """Return the n-grams [order, tokens] that end at each token but the first of each row."""
+    for row in rows:
+        check_tokens("tokens", np.asarray(row, np.int64), vocab_size)
     # A token that no text holds stands before each row, so that no history reaches into another text.
     gap = [vocab_size] * (order - 1)
     stream = np.array([token for row in rows for token in (*gap, *row)], np.int64)

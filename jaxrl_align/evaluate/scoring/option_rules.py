@@ -8,6 +8,8 @@ import numpy as np
 from jaxrl_align.evaluate.scoring.choices import OptionScores
 
 Rule = Literal["raw", "characters", "bytes", "mutual_information", "calibrated"]
+BASELINES = ("mutual_information", "calibrated")
+"""Rules that subtract the options' scores in another context."""
 
 
 def adjust_scores(
@@ -38,7 +40,7 @@ def adjust_scores(
         raise ValueError(
             f"options must be those that were scored, {len(scores.log_prob)}; got {len(options)}"
         )
-    against = rule in ("mutual_information", "calibrated")
+    against = rule in BASELINES
     if against != (baseline is not None):
         raise ValueError(f"rule {rule!r} takes {'a' if against else 'no'} baseline; score it beforehand")
     if baseline is not None:

@@ -51,7 +51,8 @@ class Options:
 
     label: str = "label"
     """The field with the right one: a key of `choices`, the option itself, its place from 0, or a list of
-    options that are all right. A pair has none: the first option is the right one."""
+    options that are all right. A whole number in JSON is a place, unless the row's options are numbers. A
+    pair has none: the first option is the right one."""
     choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """From each label to the text of its option."""
     numbers: tuple[int, ...] = ()

@@ -83,7 +83,10 @@ def extract_answer(extractor: str, text: str) -> str | None:
 def _plain_number(text: str) -> str:
     """Return a number without commas, and without decimals that are 0."""
     value = float(text.replace(",", ""))
-    return str(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
+    if not math.isfinite(value) or value != int(value):
+        return repr(value)
+    # Beyond 2^53 a float is not the number that was written.
+    return str(int(value) if "." in text else int(text.replace(",", "")))
 
 
 def _make_item(task: Task, row: Row, number: int) -> Item:
@@ -120,10 +123,7 @@ def _options_of(options: Options, fields: Mapping[str, Any]) -> tuple[str, ...]:
         within = _as_text(look_up(fields, options.within))
         texts = [match[0] for match in re.finditer(options.pattern, within, re.M)]
     else:
-        listed = (
-            look_up(fields, options.list) if options.list else [look_up(fields, f) for f in options.fields]
-        )
-        texts = [_as_text(text) for text in (listed if isinstance(listed, list) else [listed])]
+        texts = [_as_text(text) for text in _listed(options, fields)]
     # A name that a passage mentions twice is one option.
     found = tuple(dict.fromkeys(texts)) if options.list else tuple(texts)
     if len(found) < 2 or not all(text.strip() for text in found) or len(set(found)) < len(found):
@@ -134,6 +134,12 @@ def _options_of(options: Options, fields: Mapping[str, Any]) -> tuple[str, ...]:
     return found
 
 
+def _listed(options: Options, fields: Mapping[str, Any]) -> list[Any]:
+    """Return what a row lists as its options; nothing where they are not the row's."""
+    listed = look_up(fields, options.list) if options.list else [look_up(fields, f) for f in options.fields]
+    return listed if isinstance(listed, list) else [listed]
+
+
 def _right_option(options: Options, texts: Sequence[str], fields: Mapping[str, Any]) -> Any:
     label = look_up(fields, options.label)
     if options.numbers:
@@ -141,22 +147,27 @@ def _right_option(options: Options, texts: Sequence[str], fields: Mapping[str, A
             if math.isfinite(number := float(label)):
                 return number
         raise ValueError(f"the label {options.label!r} must be a number; got {label!r:.60}")
-    known = {key: i for i, key in enumerate(options.choices)} or {
-        **{str(i): i for i in range(len(texts))},
-        **{text: i for i, text in enumerate(texts)},
-    }
-    labels = [_as_text(one) for one in (label if isinstance(label, list) else [label])]
-    for one in labels:
-        if one not in known:
+    keys = {key: i for i, key in enumerate(options.choices)}
+    listed = _listed(options, fields) or texts
+    places = {str(i): texts.index(_as_text(text)) for i, text in enumerate(listed)} if not keys else {}
+    named = {text: i for i, text in enumerate(texts)}
+    # A whole number is a place, unless options are numbers themselves.
+    numbers = any(isinstance(text, int | float) for text in listed)
+    known = []
+    for one in label if isinstance(label, list) else [label]:
+        first, then = (places, named) if type(one) is int and not numbers else (named, places)
+        text = _as_text(one)
+        place = keys.get(text) if keys else first.get(text, then.get(text))
+        if place is None:
             wanted = list(options.choices or texts)
             raise ValueError(
-                f"the label {options.label!r} must be one of {wanted}; got {one!r}; correct the row, "
+                f"the label {options.label!r} must be one of {wanted}; got {text!r}; correct the row, "
                 "or name it in `left_out`"
             )
-    if not labels:
+        known.append(place)
+    if not known:
         raise ValueError(f"the label {options.label!r} must name a right option; got an empty list")
-    places = tuple(dict.fromkeys(known[one] for one in labels))
-    return places if isinstance(label, list) else places[0]
+    return tuple(dict.fromkeys(known)) if isinstance(label, list) else known[0]
 
 
 def _derive(derived: Derived, fields: Mapping[str, Any]) -> Any:
