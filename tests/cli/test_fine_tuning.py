@@ -271,3 +271,7 @@ def test_the_plan_comes_before_the_run(road, tmp_path, capsys, monkeypatch):
     ):
         assert line in said, said
     assert not (tmp_path / "out").exists()  # no step was taken: nothing is in the corrected command's way
+    with pytest.raises(SystemExit):
+        road(SETTINGS.replace("--batch-size 2", "--batch-size 1"), tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "; --remat: " in said and "; : " not in said  # one row is not halved
