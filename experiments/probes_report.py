@@ -189,6 +189,7 @@ def report_published(config: Any, folder: runtime.RunFolder, claim: runtime.Clai
         checks=judge_published(length, right, share_first(answers.places[MODEL])),
         tables=tabulate(answers),
         figures=["blimp.png"],
+        seeds=1,
     )
 
 

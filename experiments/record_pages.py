@@ -90,7 +90,8 @@ def page_text(name: str, result: Mapping[str, Any]) -> str:
     continued = " of the last part of a continued run" if run["continued"] else ""
     minutes = f"{run['seconds'] / 60:.1f} minutes{continued} ({run['cpu_seconds'] / 60:.1f} of CPU time)"
     lines += ["## How it was run", "", "```sh", run["command"], "```", ""]
-    lines += [f"{run['seeds']} seeds; {minutes} on {run['machine']}; commit `{run['commit'][:12]}`.", ""]
+    seeds = f"{run['seeds']} seed{'s' * (run['seeds'] != 1)}"
+    lines += [f"{seeds}; {minutes} on {run['machine']}; commit `{run['commit'][:12]}`.", ""]
     return "\n".join([*lines, f"Versions: {versions}.", ""])
 
 

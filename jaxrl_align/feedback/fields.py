@@ -115,7 +115,10 @@ def parse_tools(fields: Mapping[str, Any]) -> list[Any] | None:
     if not tools:  # an empty text, list or object: none
         return None
     if not isinstance(tools, list):
-        raise ValueError(f"tools must be a list of JSON schemas, or its JSON text; got {str(tools)[:40]!r}")
+        raise ValueError(
+            f"tools must be a list of JSON schemas, or its JSON text; got {str(tools)[:40]!r}; rename a "
+            "field that means something else"
+        )
     return tools
 
 

@@ -82,7 +82,7 @@ def test_a_model_of_ones_own_is_asked(data):
     right, _, _, places, _ = result["tables"].values()
     assert list(right)[:2] == ["the model", "fewer tokens"] and list(places) == ["the model"]
     assert len(right["the model"]["each seed"]) == 1 and len(result["checks"]) == 3
-    assert "--model" in result["run"]["command"]
+    assert "--model" in result["run"]["command"] and result["run"]["seeds"] == 1
 
 
 def test_a_share_of_the_documents_is_read(tmp_path):

@@ -108,8 +108,8 @@ def test_a_page_says_all_that_its_result_does():
     assert "| north | 1.5 [1.2, 1.8] | 3 |" in lines and "| south | &nbsp; | 2 |" in lines
     assert "python experiments/ice.py --seeds 3" in lines and "Versions: python 3.12, jax 1." in lines
     assert "3 seeds; 1.5 minutes (2.5 of CPU time) on Linux, 2 cores; commit `0123456789ab`." in lines
-    continued = RESULT | {"run": RESULT["run"] | {"continued": True}}
-    assert "minutes of the last part of a continued run" in pages.page_text("ice", continued)
+    continued = pages.page_text("ice", RESULT | {"run": RESULT["run"] | {"continued": True, "seeds": 1}})
+    assert "1 seed; 1.5 minutes of the last part of a continued run" in continued
 
 
 def test_tiles_stand_between_their_marks_and_verdicts_in_their_rows():
