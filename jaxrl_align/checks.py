@@ -42,6 +42,11 @@ OURS = {
 }
 """Likewise in the package's own hyperparameters; in a user's these names may mean something else. A beta of 0
 leaves ORPO the imitation; the labels that are smoothed are those of preferences."""
+ABOVE_0 = {
+    "temperature": "1 leaves the policy as it is",
+    "kl_target": "at 0 no update is small enough; 0.01 is usual of PPO, 6 of RLHF",
+}
+"""Likewise what must be above 0, and what to take."""
 BELOW = ("label_smoothing",)
 """Of these in `OURS` the most is excluded: at 0.5 a label says nothing, above it the opposite."""
 
@@ -80,7 +85,7 @@ def check_tokens(name: str, tokens: Any, vocab_size: int) -> None:
 def check_hparams(hparams: Any) -> None:
     """Raise ValueError for hparams that are no NamedTuple of numbers, or a number that cannot be.
 
-    That is a nan, one out of `RANGES` or, in the package's own, `OURS`, a temperature of 0. What hparams are
+    That is a nan, one out of `RANGES` or, in the package's own, `OURS`, a 0 in `ABOVE_0`. What hparams are
     composed of is checked likewise.
 
     Hyperparameters that are traced have no values yet; `train_members` checks them before it compiles.
@@ -120,11 +125,12 @@ def _check_ranges(hparams: Any, prefix: str) -> None:
             most = f"below {high:g}" if below else f"{high:g}"
             wanted = "at least 0" if high == np.inf else f"from {low:g} to {most}"
             raise ValueError(f"{prefix}{name} must be {wanted}; got {value}; correct the hyperparameters")
-    temperature = getattr(hparams, "temperature", 1.0)
-    if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
-        raise ValueError(
-            f"{prefix}temperature must be above 0; got {temperature}; 1 leaves the policy as it is"
-        )
+    for name, remedy in ABOVE_0.items():
+        value = getattr(hparams, name, None)
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        if not np.all(np.asarray(value) > 0):
+            raise ValueError(f"{prefix}{name} must be above 0; got {value}; {remedy}")
     for name in getattr(hparams, "_fields", ()):
         if hasattr(inner := getattr(hparams, name), "_fields"):
             _check_ranges(inner, f"{prefix}{name}.")

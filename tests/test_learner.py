@@ -391,6 +391,7 @@ def test_names_that_a_user_gives_another_meaning_have_no_range():
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [
+        (RLHFHParams(kl_target=0.0), "kl_target must be above 0; got 0.0; at 0 no update"),
         (RoundsHParams(policy=RLHFHParams(temperature=0.0)), r"policy\.temperature must be above 0; got 0"),
         (RoundsHParams(policy=RLHFHParams(kl_coef=-1.0)), r"policy\.kl_coef must be at least 0; got -1"),
         (RoundsHParams(reward=RewardHParams(np.nan)), r"reward\.learning_rate must be a number; got nan"),

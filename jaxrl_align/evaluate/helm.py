@@ -19,9 +19,9 @@ from jaxrl_align.evaluate.measures.calibration import (
     fit_platt,
     selective_accuracy,
 )
-from jaxrl_align.evaluate.measures.item_metrics import CORRELATIONS, SHARES, Measured, measure, score_items
+from jaxrl_align.evaluate.measures.item_metrics import SHARES, Measured, measure, score_items
 from jaxrl_align.evaluate.measures.perturbations import FAIRNESS, ROBUSTNESS, Perturbation
-from jaxrl_align.evaluate.measures.task_metrics import ITEM_SCORES, right_answers
+from jaxrl_align.evaluate.measures.task_metrics import CORRELATIONS, ITEM_SCORES, right_answers
 from jaxrl_align.evaluate.tasks.task_items import Item
 from jaxrl_align.runtime.resampling import bootstrap, bootstrap_mean, share_interval
 from jaxrl_align.runtime.statistics import DRAWS, Interval

@@ -219,10 +219,11 @@ def make_state_action_net(num_actions: int, hidden: Sequence[int] = (120, 84)) -
 def make_table(num_states: int, num_actions: int) -> QNet:
     """Build the table as a network: `params` is Q itself, [S, A], 0 at first; the observation is the state.
 
-    With it every learner of this library is a tabular one.
+    With it every learner of this library is a tabular one. A state past the table reads nan.
     """
     return QNet(
         init=lambda key, obs: jnp.zeros((num_states, num_actions)),
-        apply=lambda params, obs, key=None: params[obs],
+        # Clamped, as a plain index is, all states past the table would share its last row.
+        apply=lambda params, obs, key=None: params.at[obs].get(mode="fill", fill_value=jnp.nan),
         q_values=lambda out: out,
     )

@@ -25,6 +25,7 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):
     for pieces, message in (
         ([[3], [10]], "from 0 to 9; got 10 to 10"),
         ([[-1]], "got -1"),
+        ([[3], [1.5]], "whole numbers; got float64"),
         ([[]], "no tokens"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -264,6 +264,8 @@ def test_extractors(extractor, text, answer):
         ('["accuracy"]', '"accuracy"', "my.toml:5: metrics must be a list; got 'accuracy'"),
         ('["accuracy"]', "[1]", "my.toml:5: metrics must be a text; got 1"),
         ('["accuracy"]', '["acuracy"]', "my.toml:5: 'acuracy' is no metric; did you mean accuracy?"),
+        ('["accuracy"]', '["accuracy", "brier"]', "my.toml:5: brier is of probabilities"),
+        ('["accuracy"]', '["group_exact_match"]', "my.toml:5: group_exact_match needs the key 'group'"),
         ('["accuracy"]', "[]", "my.toml: a task must have rows, [[test]], and metrics"),
         (
             '"1" = "good"',
@@ -308,6 +310,14 @@ def test_a_fault_of_the_task_file_names_its_line(write, old, new, message):
 def test_a_pattern_that_is_none_names_its_line(write):
     text = GENERATE.replace('"last number"', '"answer (is"')
     assert "my.toml:9: answer.extractor must be a regular expression" in fault(write, text, rows_jsonl="")
+
+
+def test_a_correlation_is_of_numbers(write):
+    text = GENERATE.replace('["exact_match"]', '["pearson"]')
+    assert text != GENERATE
+    assert write(text).metrics == ("pearson",)
+    said = fault(write, text.replace('"last number"', '"first line"'))
+    assert "pearson is of numbers; give [answer] the extractor 'first number' or 'last number'" in said
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def test_the_table_is_its_own_parameters():
     params = table.init(jax.random.key(0), 0)
     np.testing.assert_array_equal(params, np.zeros((3, 2)))
     np.testing.assert_array_equal(table.apply(params.at[1].set(jnp.array([4.0, 5.0])), 1), [4.0, 5.0])
+    assert np.isnan(table.apply(params, 3)).all()  # of a world with more states
 
 
 @pytest.mark.parametrize(

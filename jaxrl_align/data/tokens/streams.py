@@ -35,7 +35,7 @@ def write_tokens(path: str | Path, pieces: Iterable[Sequence[int]], *, vocab_siz
       The number of tokens.
 
     Raises:
-      ValueError: an id is out of range, or there are no tokens.
+      ValueError: an id is out of range or no whole number, or there are no tokens.
     """
     path, count = Path(path), 0
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<i4")
@@ -43,7 +43,9 @@ def write_tokens(path: str | Path, pieces: Iterable[Sequence[int]], *, vocab_siz
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})
         for piece in pieces:
-            tokens = np.asarray(piece, np.int64)
+            tokens = np.asarray(piece)
+            if tokens.size and tokens.dtype.kind not in "iu":
+                raise ValueError(f"tokens must be whole numbers; got {tokens.dtype}; encode the text first")
             if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
                 raise ValueError(
                     f"tokens must be from 0 to {vocab_size - 1}; got {tokens.min()} to {tokens.max()}"

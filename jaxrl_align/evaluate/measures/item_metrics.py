@@ -5,12 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_align.evaluate.measures.task_metrics import GROUPED, ITEM_SCORES, METRICS, right_answers
+from jaxrl_align.evaluate.measures.task_metrics import (
+    CORRELATIONS,
+    GROUPED,
+    ITEM_SCORES,
+    METRICS,
+    right_answers,
+)
 from jaxrl_align.runtime.resampling import bootstrap, bootstrap_mean, share_interval
 from jaxrl_align.runtime.statistics import Interval
 
-CORRELATIONS = ("pearson", "spearman")
-"""Metrics of numbers on a scale."""
 SHARES = ("accuracy", "exact_match", "normalised_exact_match")
 """Metrics that are 0 or 1 of an item: of independent items they have Wilson's interval."""
 

@@ -214,7 +214,11 @@ _OF_ALL: dict[str, Callable[..., MetricValue]] = {
 METRICS: Mapping[str, Callable[..., MetricValue]] = _OF_ALL | {n: _mean_of(s) for n, s in ITEM_SCORES.items()}
 """Functions of (predictions, answers) by name; those in `GROUPED` take the items' groups as well."""
 
+CORRELATIONS = ("pearson", "spearman")
+"""Those of numbers on a scale."""
 GROUPED = frozenset({"group_exact_match"})
+OF_PROBABILITIES = frozenset({"brier", "perplexity", "bits_per_byte"})
+"""Those that read probabilities, which a task's predictions are not."""
 
 
 def benchmark_score(results: Mapping[str, Mapping[str, float]]) -> MetricValue:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxrl_align.data.files import TOO_DEEP, decode_text, is_deep
-from jaxrl_align.evaluate.measures.task_metrics import METRICS
+from jaxrl_align.evaluate.measures.task_metrics import CORRELATIONS, GROUPED, METRICS, OF_PROBABILITIES
 from jaxrl_align.evaluate.tasks.task_patterns import check_pattern
 from jaxrl_align.evaluate.tasks.task_rows import FORMATS, RowFile
 
@@ -245,11 +245,7 @@ def _checked(task: Task, source: _Source) -> Task:
         raise ValueError(f"{source.path}: the key 'template' is missing")
     if not task.test or not task.metrics:
         raise ValueError(f"{source.path}: a task must have rows, [[test]], and metrics; got none of one")
-    for name in task.metrics:
-        if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
-            raise ValueError(f"{source.at('metrics')}: {name!r:.80} is no metric; {remedy}")
+    _check_metrics(task, source)
     if task.options is not None:
         given = [n for n in ("choices", "numbers", "fields", "list", "pattern") if getattr(task.options, n)]
         if len(given) != 1:
@@ -274,6 +270,25 @@ def _checked(task: Task, source: _Source) -> Task:
             )
     _check_patterns(task, source)
     return task
+
+
+def _check_metrics(task: Task, source: _Source) -> None:
+    """Raise ValueError for a metric that there is not, or that what this task predicts does not have."""
+    written = task.kind == "generate" and task.answer.extractor not in NUMBERS
+    for name in task.metrics:
+        fault = ""
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
+            fault = f"{name!r:.80} is no metric; {remedy}"
+        elif name in OF_PROBABILITIES:
+            fault = f"{name} is of probabilities, and a task predicts options or texts; accuracy is of both"
+        elif name in GROUPED and not task.group:
+            fault = f"{name} needs the key 'group', a template that is equal for items which share a source"
+        elif name in CORRELATIONS and written:
+            fault = f"{name} is of numbers; give [answer] the extractor {' or '.join(map(repr, NUMBERS))}"
+        if fault:
+            raise ValueError(f"{source.at('metrics')}: {fault}")
 
 
 def _check_patterns(task: Task, source: _Source) -> None:
