@@ -274,7 +274,7 @@ def _checked(task: Task, source: _Source) -> Task:
 
 def _check_metrics(task: Task, source: _Source) -> None:
     """Raise ValueError for a metric that there is not, or that what this task predicts does not have."""
-    written = task.kind == "generate" and task.answer.extractor not in NUMBERS
+    numbers = task.kind != "generate" or (task.answer is not None and task.answer.extractor in NUMBERS)
     for name in task.metrics:
         fault = ""
         if name not in METRICS:
@@ -285,7 +285,7 @@ def _check_metrics(task: Task, source: _Source) -> None:
             fault = f"{name} is of probabilities, and a task predicts options or texts; accuracy is of both"
         elif name in GROUPED and not task.group:
             fault = f"{name} needs the key 'group', a template that is equal for items which share a source"
-        elif name in CORRELATIONS and written:
+        elif name in CORRELATIONS and not numbers:
             fault = f"{name} is of numbers; give [answer] the extractor {' or '.join(map(repr, NUMBERS))}"
         if fault:
             raise ValueError(f"{source.at('metrics')}: {fault}")
