@@ -46,13 +46,13 @@ CLAIM = runtime.Claim(
     "A model that only predicts text learns grammar: it finds the right one of two sentences likelier, more "
     "often than lengths or counts of three tokens do, and more so the longer it read and the wider it is.",
     rows=("C14",),
-    minutes=90,
+    minutes=140,
 )
 PUBLISHED = runtime.Claim(
     "A published model, which has read far more text, finds the right one of two sentences likelier, far "
     "more often than their lengths tell, and the expected words of the lecture's seven gaps the likeliest.",
     rows=("C14",),
-    minutes=5,
+    minutes=10,
 )
 Score = Callable[[list[list[int]]], np.ndarray]
 """Texts as token ids -> log-probabilities [members, texts]."""
