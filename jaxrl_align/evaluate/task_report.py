@@ -3,7 +3,6 @@
 print(report_task(load_task("sst2"), lm, params, tokenizer, limit=300))
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from jaxrl_align.evaluate.run_task import draw_items
 from jaxrl_align.evaluate.tasks.task_format import Task
 from jaxrl_align.evaluate.tasks.task_items import Item
 from jaxrl_align.nets.transformer import LanguageModel
+from jaxrl_align.runtime.evidence import describe_cores
 from jaxrl_align.runtime.statistics import DRAWS
 from jaxrl_align.types import Params
 
@@ -129,5 +129,4 @@ def _possible(
 
 def _device() -> str:
     device = jax.devices()[0]
-    cores = f" with {os.cpu_count()} cores" if device.platform == "cpu" else ""
-    return device.device_kind + cores
+    return device.device_kind + (f" with {describe_cores()}" if device.platform == "cpu" else "")

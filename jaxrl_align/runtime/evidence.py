@@ -14,7 +14,6 @@ import dataclasses
 import importlib.metadata
 import inspect
 import math
-import os
 import platform
 import shlex
 import time
@@ -26,6 +25,7 @@ import jax
 
 from jaxrl_align.atomic import writes
 from jaxrl_align.runtime.folder import UNCOMPARED, RunFolder, to_json
+from jaxrl_align.runtime.mesh import count_cores
 from jaxrl_align.runtime.statistics import Interval
 
 RESULT_FILE = "result.json"
@@ -127,9 +127,15 @@ def describe_machine() -> dict[str, Any]:
     """Return the machine that this process runs on, its first device, and the versions of what computes."""
     device = jax.devices()[0].device_kind
     return {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {device}",
+        "machine": f"{platform.system()} {platform.machine()}, {describe_cores()}, {device}",
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED},
     }
+
+
+def describe_cores() -> str:
+    """Return how many cores this process may use, "2 cores"."""
+    count = count_cores()
+    return "1 core" if count == 1 else f"{count} cores"
 
 
 def command_of(config: Any) -> str:

@@ -33,11 +33,19 @@ def use_cpu_devices(count: int | None = None) -> None:
     if count is None and "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     if count is None:
-        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = count_cores()
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has started: the devices are what they are
         return
+
+
+def count_cores() -> int:
+    """Return the CPU cores that this process may use: those it is pinned to, where the system can tell.
+
+    XLA divides its sums by them, so a command that is given other cores than before may round differently.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_mesh(text: str, *, members: int = 1) -> Mesh:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_align.runtime import Claim, Interval, MembersConfig, open_run, write_result
+from jaxrl_align.runtime import Claim, Interval, MembersConfig, mesh, open_run, write_result
 from jaxrl_align.runtime.cli import parse
-from jaxrl_align.runtime.evidence import command_of, result_text, verdict_of
+from jaxrl_align.runtime.evidence import command_of, describe_machine, result_text, verdict_of
 from jaxrl_align.runtime.source import source_commit
 
 CLAIM = Claim("Ice floats.", ("A1", "B2"), 3)
@@ -36,6 +36,16 @@ class Config(MembersConfig):
     text: str = "a"
     hparams: Rates = Rates()
     few: list[float] = dataclasses.field(default_factory=list)
+
+
+@pytest.mark.parametrize(("cores", "text"), [({0, 1, 5}, "3 cores"), ({7}, "1 core")])
+def test_a_machine_has_the_cores_that_the_process_may_use(cores, text, monkeypatch):
+    """A run that is pinned to one core of many is one of one core: its sums are rounded so."""
+    monkeypatch.setattr(mesh.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(mesh.os, "sched_getaffinity", lambda pid: cores if pid == 0 else {0}, raising=False)
+    assert f", {text}, " in describe_machine()["machine"]
+    monkeypatch.delattr(mesh.os, "sched_getaffinity")
+    assert ", 64 cores, " in describe_machine()["machine"]
 
 
 def written(tmp_path, **changed):
@@ -73,7 +83,7 @@ def test_a_result_is_what_was_found_and_how(tmp_path, capsys):
     assert (
         run["seeds"] == 3 and run["command"].endswith("test_evidence.py --seeds 3") and not run["continued"]
     )
-    assert 0 <= run["seconds"] < 60 and run["versions"]["jax"] and "cores" in run["machine"]
+    assert 0 <= run["seconds"] < 60 and run["versions"]["jax"]
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "verdict: it holds in part" in lines and "no it sinks" in lines and "note: n" in lines
     assert "depth [m] count loss gone kind all" in lines
