@@ -84,7 +84,7 @@ LEVEL = 0.05
 def tabulate_times(times: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return what the programs took, by their number of runs."""
     return {
-        f"{row['runs']} runs": {
+        f"{row['runs']} run{'s' * (row['runs'] != 1)}": {
             "compiling": row["compile_seconds"],
             "running": row["seconds"],
             SECONDS: (row["compile_seconds"] + row["seconds"]) / row["runs"],
@@ -99,7 +99,7 @@ def tabulate_alone(config: Config, found: dict[int, np.ndarray]) -> dict[str, di
     *sizes, members = sorted(found)
     for count in sizes:
         among = found[members][:count]
-        rows[f"the first {count}"] = {
+        rows["the first run" if count == 1 else f"the first {count} runs"] = {
             "return otherwise": int((found[count] != among).sum()),
             "by at most": float(np.abs(found[count] - among).max()),
             "mean return alone": float(found[count].mean()),
@@ -124,13 +124,15 @@ def judge(times: dict[str, dict[str, Any]], alone: dict[str, dict[str, Any]]) ->
     """Return which parts of the claim the tables of times and of runs alone show."""
     (few, slow), *_, (many, fast) = times.items()
     checks = {
-        f"a run of {many} takes a tenth of a run of {few}, or less": fast[SECONDS] <= 0.1 * slow[SECONDS]
+        f"in a program of {many} a run takes a tenth of its time in one of {few}, or less": (
+            fast[SECONDS] <= 0.1 * slow[SECONDS]
+        )
     }
     for name, row in alone.items():
-        checks[f"{name} runs return the same number in both programs"] = not row["return otherwise"]
+        checks[f"{name}: no return differs between the two programs"] = not row["return otherwise"]
     name, row = list(alone.items())[-1]
     near = LEVEL * abs(row["mean return alone"])
-    text = f"{name} return the same on average: less than {LEVEL:.0%} apart"
+    text = f"{name}: the two programs' means are less than {LEVEL:.0%} apart"
     return checks | {text: -near < row[APART].low <= row[APART].high < near}
 
 
@@ -176,7 +178,7 @@ def main(config: Config) -> None:
         folder,
         config,
         CLAIM,
-        headline={f"return of {most} runs among all {members} less alone, paired": row[APART]},
+        headline={f"return of {most} among all {members} less alone, paired": row[APART]},
         checks=judge(took, alone),
         tables={
             "what the programs took [s]": took,

@@ -27,7 +27,7 @@ def test_the_grid_runs_and_is_ordered_as_it_is_reported(tmp_path, capsys):
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     returns = np.array(json.loads((tmp_path / "runs_8.json").read_text(encoding="utf-8"))["returns"])
     took, alone, table = result["tables"].values()
-    assert list(took) == ["4 runs", "8 runs"] and list(alone) == ["the first 4"]
+    assert list(took) == ["4 runs", "8 runs"] and list(alone) == ["the first 4 runs"]
     keys, hparams = sweep.make_grid(config)
     member = 6  # the second seed, the second rate, the first clip
     assert keys.shape == (8,) and keys[4] == keys[7] != keys[0]
@@ -49,13 +49,15 @@ def test_the_grid_runs_and_is_ordered_as_it_is_reported(tmp_path, capsys):
 
 def test_runs_alone_are_held_against_the_same_runs_among_all():
     found = {1: np.array([10.0]), 2: np.array([10.0, 30.0]), 3: np.array([10.0, 38.0, 99.0])}
-    one, two = sweep.tabulate_alone(sweep.Config(), found).values()
+    alone = sweep.tabulate_alone(sweep.Config(), found)
+    one, two = alone.values()
+    assert list(alone) == ["the first run", "the first 2 runs"]
     assert one["return otherwise"] == one["by at most"] == 0
     assert [two[of] for of in ("return otherwise", "by at most", "mean return alone")] == [1, 8, 20]
     assert two[sweep.APART].value == 4
-    times = [{"runs": 4, "compile_seconds": 3.0, "seconds": 5.0}]
+    times = [{"runs": n, "compile_seconds": 3.0, "seconds": 5.0} for n in (1, 4)]
     row = {"compiling": 3.0, "running": 5.0, sweep.SECONDS: 2.0}
-    assert sweep.tabulate_times(times) == {"4 runs": row}
+    assert sweep.tabulate_times(times) == {"1 run": row | {sweep.SECONDS: 8.0}, "4 runs": row}
 
 
 def test_the_grid_is_told_by_rate_and_clip():
@@ -69,9 +71,12 @@ def test_the_grid_is_told_by_rate_and_clip():
 
 def test_the_verdict_is_that_of_times_and_returns():
     def judged(slow=8.0, otherwise=0, apart=3.0):
-        alone = {"the first 1": {"return otherwise": 0}, "the first 4": {"return otherwise": otherwise}}
+        alone = {
+            "the first run": {"return otherwise": 0},
+            "the first 4 runs": {"return otherwise": otherwise},
+        }
         interval = Interval(apart, apart - 1, apart + 1, "t")
-        alone["the first 4"] |= {"mean return alone": 100.0, sweep.APART: interval}
+        alone["the first 4 runs"] |= {"mean return alone": 100.0, sweep.APART: interval}
         times = {f"{n} runs": {sweep.SECONDS: s} for n, s in ((1, slow), (4, 2.0), (8, 0.8))}
         return list(sweep.judge(times, alone).values())
 
