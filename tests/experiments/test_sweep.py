@@ -56,8 +56,9 @@ def test_runs_alone_are_held_against_the_same_runs_among_all():
     assert [two[of] for of in ("return otherwise", "by at most", "mean return alone")] == [1, 8, 20]
     assert two[sweep.APART].value == 4
     times = [{"runs": n, "compile_seconds": 3.0, "seconds": 5.0} for n in (1, 4)]
-    row = {"compiling": 3.0, "running": 5.0, sweep.SECONDS: 2.0}
-    assert sweep.tabulate_times(times) == {"1 run": row | {sweep.SECONDS: 8.0}, "4 runs": row}
+    one, four = sweep.tabulate_times(times).items()
+    assert one == ("1 run", {"compiling": 3, "running": 5, sweep.COMPILED: 5, sweep.SECONDS: 8})
+    assert four == ("4 runs", {"compiling": 3, "running": 5, sweep.COMPILED: 1.25, sweep.SECONDS: 2})
 
 
 def test_the_grid_is_told_by_rate_and_clip():
@@ -70,19 +71,27 @@ def test_the_grid_is_told_by_rate_and_clip():
 
 
 def test_the_verdict_is_that_of_times_and_returns():
-    def judged(slow=8.0, otherwise=0, apart=3.0):
+    def judged(slow=(6.0, 8.0), otherwise=0, apart=3.0):
         alone = {
             "the first run": {"return otherwise": 0},
             "the first 4 runs": {"return otherwise": otherwise},
         }
         interval = Interval(apart, apart - 1, apart + 1, "t")
         alone["the first 4 runs"] |= {"mean return alone": 100.0, sweep.APART: interval}
-        times = {f"{n} runs": {sweep.SECONDS: s} for n, s in ((1, slow), (4, 2.0), (8, 0.8))}
+        seconds = {"1 run": slow, "4 runs": (7.0, 9.0), "8 runs": (5.0, 7.0)}
+        times = {
+            runs: dict(zip((sweep.COMPILED, sweep.SECONDS), s, strict=True)) for runs, s in seconds.items()
+        }
         return list(sweep.judge(times, alone).values())
 
-    assert judged() == [True] * 4 and judged(slow=7.9) == [False, True, True, True]
-    assert judged(otherwise=1) == [True, True, False, True]
-    assert judged(apart=4.5) == judged(apart=-4.5) == [True, True, True, False]
+    assert judged() == [True] * 5
+    assert judged(slow=(6.0, 7.0)) == [False, *[True] * 4] and judged(slow=(5.0, 8.0)) == [
+        True,
+        False,
+        *[True] * 3,
+    ]
+    assert judged(otherwise=1) == [True, True, True, False, True]
+    assert judged(apart=4.5) == judged(apart=-4.5) == [*[True] * 4, False]
 
 
 def test_refuses_before_a_folder_is_made(tmp_path):
