@@ -112,8 +112,9 @@ def index_text(results: Results) -> str:
     lines = [
         "# Results",
         "",
-        "What the experiments found, each with its claim, its numbers and its command. The digits are",
-        "those of the machine and the cores that a page names ([why](../runs.md)); elsewhere compare intervals.",
+        "What the experiments found, each with its claim, its numbers and its command.",
+        "The digits are those of the machine and the cores that a page names ([why](../runs.md));",
+        "elsewhere compare intervals.",
         "",
     ]
     lines += ["| result | claim | it | number |", "|---|---|---|---|"]
