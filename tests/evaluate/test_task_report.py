@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ from jaxrl_align.evaluate import (
 from jaxrl_align.evaluate.measures import item_metrics
 from jaxrl_align.evaluate.measures.calibration import expected_calibration_error
 from jaxrl_align.nets.transformer import TransformerConfig, make_transformer
+from jaxrl_align.runtime.evidence import describe_cores
 from jaxrl_align.runtime.statistics import wilson_interval
 
 TOKENIZER = byte_tokenizer()
@@ -148,6 +150,9 @@ def test_seconds_and_tokens_are_of_one_asking(make, asked):
     assert values(found.efficiency)["seconds an item"] == pytest.approx(0.5 / 5)
     assert values(found.efficiency)["tokens a second"] == pytest.approx(read / 0.5)
     assert found.efficiency["tokens a second"].note.endswith("5 items, 3 at a time")
+    cores = " with 3 cores" if jax.default_backend() == "cpu" else ""
+    where = f"{jax.devices()[0].device_kind}{cores}, 5 items, "
+    assert found.efficiency["seconds an item"].note.startswith(where)
 
 
 def test_what_all_items_begin_with_is_read_once(make, asked):
