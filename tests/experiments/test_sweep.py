@@ -79,19 +79,14 @@ def test_the_verdict_is_that_of_times_and_returns():
         interval = Interval(apart, apart - 1, apart + 1, "t")
         alone["the first 4 runs"] |= {"mean return alone": 100.0, sweep.APART: interval}
         seconds = {"1 run": slow, "4 runs": (7.0, 9.0), "8 runs": (5.0, 7.0)}
-        times = {
-            runs: dict(zip((sweep.COMPILED, sweep.SECONDS), s, strict=True)) for runs, s in seconds.items()
-        }
+        times = {runs: {sweep.COMPILED: low, sweep.SECONDS: high} for runs, (low, high) in seconds.items()}
         return list(sweep.judge(times, alone).values())
 
     assert judged() == [True] * 5
-    assert judged(slow=(6.0, 7.0)) == [False, *[True] * 4] and judged(slow=(5.0, 8.0)) == [
-        True,
-        False,
-        *[True] * 3,
-    ]
+    assert judged(slow=(6.0, 7.0)) == [False, True, True, True, True]
+    assert judged(slow=(5.0, 8.0)) == [True, False, True, True, True]
     assert judged(otherwise=1) == [True, True, True, False, True]
-    assert judged(apart=4.5) == judged(apart=-4.5) == [*[True] * 4, False]
+    assert judged(apart=4.5) == judged(apart=-4.5) == [True, True, True, True, False]
 
 
 def test_refuses_before_a_folder_is_made(tmp_path):
